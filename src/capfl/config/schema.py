@@ -1,0 +1,129 @@
+"""What a run is: nested frozen sections, checked once, at the edge. docs/config.md is made from this."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    path: str = Field("smollm2", description="`smollm2`, `tiny`, a Hub name or a folder")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the base model lives")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the base")
+    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="bitsandbytes base, CUDA only")
+
+
+class LoraConfig(Section):
+    rank: Positive = Field(8, description="rank r of every adapter")
+    alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="lora_alpha; updates are scaled by alpha / r")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the input of A")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="names of adapted linear layers")
+    layers: Annotated[str, Field(pattern=r"^(all|top:[1-9]\d*|\d+(,\d+)*)$")] = Field(
+        "all", description="`all`, `top:N` (the last N layers) or a list such as `4,5,6`"
+    )
+
+
+class DataConfig(Section):
+    sets: tuple[str, ...] = Field(("helpdesk",), min_length=1, description="data sets by name, or paths of JSONL files")
+    dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl in the Hub's row schema; without it, the Hub")
+    split: str = Field("train", description="split that the clients share out between them")
+    limit: Positive | None = Field(None, description="items taken from each data set, at random")
+    scoring: Literal["letter", "text"] = Field("letter", description="`letter`: next-token logits; `text`: likelihood")
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; a longer prompt loses its beginning")
+    sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="helpdesk: number of sites")
+    items: Annotated[int, Field(ge=12)] = Field(400, description="helpdesk: requests for each site")
+    conflict: Share = Field(0.5, description="helpdesk: 0, one code book for all; 1, no two sites agree on any code")
+
+
+class PartitionConfig(Section):
+    kind: Annotated[str, Field(pattern=r"^(iid|dirichlet|by_task|shards|conflict|by:\w+)$")] = Field(
+        "by:site", description="`iid`, `dirichlet`, `by:FIELD`, `by_task`, `shards` or `conflict`"
+    )
+    clients: Positive | None = Field(None, description="number of clients; by default one a group, or 10")
+    field: str = Field("label", description="what `dirichlet` and `shards` skew: any field of the items")
+    alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="dirichlet: concentration; smaller is more skewed")
+    shards: Positive = Field(2, description="shards: number for each client")
+    clusters: Annotated[int, Field(ge=2)] = Field(2, description="conflict: groups of clients with one code book each")
+    conflict: Share = Field(1.0, description="conflict: share of labels that no two clusters agree on")
+    size_sigma: NonNegative = Field(0.0, description="sigma of log-normal client sizes; 0 is equal sizes")
+    max_items: Positive | None = Field(None, description="most items that a client keeps")
+    min_items: Annotated[int, Field(ge=3)] = Field(10, description="fewest items that a client may have")
+    validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of a client's items")
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of a client's items")
+
+    @model_validator(mode="after")
+    def _leaves_training_items(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} + test {self.test} leave nothing to train on")
+        return self
+
+
+class TrainConfig(Section):
+    epochs: Positive = Field(1, description="passes over a client's items in a round, unless steps is set")
+    steps: Positive | None = Field(None, description="optimiser steps in a round, instead of epochs")
+    batch_size: Positive = Field(8, description="items in a step")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2e-3, description="AdamW")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear warm-up over a client's first steps")
+    weight_decay: NonNegative = Field(0.0, description="AdamW")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient clipping")
+
+
+class MethodConfig(Section):
+    name: str = Field("fedit", description="see `capfl methods`")
+    alpha_f: NonNegative = Field(0.0, description="proximal term alpha_f / 2 ||theta - theta_g||^2 (FedProx)")
+
+
+class CodecConfig(Section):
+    values: Literal["fp32", "bf16"] = Field("bf16", description="precision of each value that is sent")
+
+
+class FederationConfig(Section):
+    rounds: Positive = Field(10, description="communication rounds")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of clients in each round")
+    on_failure: Literal["stop", "skip", "retry"] = Field(
+        "stop", description="a client that fails: `stop` the run, `skip` it, or `retry` and then skip it"
+    )
+    retries: Positive = Field(1, description="how often `retry` asks again")
+
+
+class EvaluationConfig(Section):
+    every: Annotated[int, Field(ge=0)] = Field(1, description="rounds between validations of the global model; 0: none")
+    max_items: Positive | None = Field(None, description="most items of a split that are scored for each client")
+    batch_size: Positive = Field(32, description="sequences scored at once")
+    personal: bool = Field(True, description="evaluate a personal model for each client at the end")
+    references: tuple[Literal["local", "centralised"], ...] = Field(
+        ("local",), description="reference methods run beside this one, with the same data and steps"
+    )
+
+
+class RuntimeConfig(Section):
+    engine: Literal["serial", "debug"] = Field("serial", description="`debug` raises with the client's traceback")
+    cache: Literal["memory", "disk", "off"] = Field("disk", description="hidden states below the lowest adapted layer")
+    cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
+    threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+
+
+class Config(Section):
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="every random stream of the run is derived from it")
+    out: str | None = Field(None, description="run folder, new or empty; by default runs/TIME-METHOD")
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    data: DataConfig = DataConfig()
+    partition: PartitionConfig = PartitionConfig()
+    federation: FederationConfig = FederationConfig()
+    train: TrainConfig = TrainConfig()
+    method: MethodConfig = MethodConfig()
+    codec: CodecConfig = CodecConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()

@@ -1,0 +1,147 @@
+"""The words that every room shares: plain values, no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+ClientId = str
+
+Adapter = dict[str, torch.Tensor]
+"""LoRA factors by name: ``"<module>.A"`` of shape (r, d_in) and ``"<module>.B"`` of shape (d_out, r).
+
+A part of an adapter (only the A factors, say) is an Adapter with fewer names.
+"""
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example, whatever file it came from.
+
+    Either a choice (``choices`` has at least two options and ``answer`` indexes the right one) or a
+    completion (``choices`` is empty and ``completion`` is the text to produce). ``messages`` replaces
+    ``question`` for chat data; the last message is then the completion.
+    """
+
+    question: str
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    completion: str = ""
+    listed: bool = True  # are the options shown in the prompt (multiple choice) or learnt (labels)?
+    fields: Mapping[str, str] = field(default_factory=dict)  # what partitions may divide by
+    messages: tuple[tuple[str, str], ...] = ()  # (role, content) of a chat, without the last answer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An item rendered by the one template: what the model reads and what it may answer."""
+
+    text: str
+    answers: tuple[str, ...]  # candidate answers, each appended to text; one for a completion
+    right: int  # index of the right answer
+    messages: tuple[tuple[str, str], ...] = ()  # chat data: the tokenizer's chat template renders it
+    ends: bool = True  # is end-of-sequence a target after the answer?
+
+
+Scoring = Literal["letter", "text"]
+
+
+# -- messages: what crosses between server and client ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Server to client, at the start of a round."""
+
+    round: int
+    client: ClientId
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class Update:
+    """Client to server, at the end of its local training."""
+
+    round: int
+    client: ClientId
+    adapter: Adapter  # changes, not values: trained minus received
+    n_train: int  # items the client holds for training: its weight in the mean
+    steps: int  # optimiser steps taken this round
+    loss: float  # mean training loss over those steps, nats a token
+
+
+# -- states: what is remembered between rounds -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that the server remembers. ``round`` is the number of rounds completed."""
+
+    round: int
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """All that one client remembers, on its own disk."""
+
+    client: ClientId
+    steps: int = 0  # optimiser steps taken so far: position in the data and in the warm-up
+    adapter: Adapter = field(default_factory=dict)  # the client's own factors, if its method has any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client's reply did not come."""
+
+    client: ClientId
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One message in the byte ledger, as long as it really is."""
+
+    round: int
+    client: ClientId
+    direction: Literal["up", "down"]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did. A line of rounds.jsonl."""
+
+    round: int
+    clients: tuple[ClientId, ...]  # whose updates were used
+    losses: dict[ClientId, float]  # mean training loss of each, nats a token
+    steps: dict[ClientId, int]  # optimiser steps of each
+    failures: tuple[Failure, ...]
+    ledger: tuple[Entry, ...]
+    seconds: float
+    validation_accuracy: float | None = None  # of the global model, over all clients' validation items
+    validation_loss: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean of the clients' training losses."""
+        return sum(self.losses.values()) / len(self.losses)
+
+    @property
+    def bytes_up(self) -> int:
+        return sum(e.bytes for e in self.ledger if e.direction == "up")
+
+    @property
+    def bytes_down(self) -> int:
+        return sum(e.bytes for e in self.ledger if e.direction == "down")
+
+
+Exchange = Callable[[int, Mapping[ClientId, bytes]], dict[ClientId, bytes | Failure]]
+"""An engine: delivers one round's requests and brings the replies. It moves bytes and nothing else."""
