@@ -1,0 +1,34 @@
+"""Batches of items of about equal length, so that little is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from capfl.errors import ConfigError
+from capfl.rng import stream
+from capfl.types import ClientId
+
+MEGA = 16  # batches that are sorted by length together: enough to save padding, few enough to stay random
+
+
+def batches(lengths: Sequence[int], batch_size: int, seed: int, client: ClientId, epoch: int) -> list[np.ndarray]:
+    """One epoch: every index of ``lengths`` once, in batches of ``batch_size`` (one may be smaller).
+
+    Raises
+    ------
+    ConfigError
+        ``batch_size`` is not positive.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"train.batch_size is {batch_size}; it must be at least 1")
+    generator = stream(seed, "batches", client, epoch)
+    size = np.asarray(lengths)
+    order = generator.permutation(len(size))
+    made: list[np.ndarray] = []
+    for start in range(0, len(order), MEGA * batch_size):
+        mega = order[start : start + MEGA * batch_size]
+        mega = mega[np.argsort(size[mega], kind="stable")]
+        made += [mega[first : first + batch_size] for first in range(0, len(mega), batch_size)]
+    return [made[k] for k in generator.permutation(len(made))]

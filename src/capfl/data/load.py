@@ -1,0 +1,72 @@
+"""All items of a run, from the data sets that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from capfl.config.schema import DataConfig
+from capfl.data import helpdesk, jsonl, sources
+from capfl.errors import ConfigError
+from capfl.rng import stream
+from capfl.types import Item
+
+HELPDESK = "helpdesk"
+
+
+def load_items(config: DataConfig, seed: int) -> list[Item]:
+    """Items of all ``config.sets``, one set after the other, at most ``config.limit`` of each at random.
+
+    Raises
+    ------
+    ConfigError
+        A set is unknown or named twice, or two files share a name (and so a task).
+    DataError
+        A set cannot be read.
+    """
+    _check(config.sets)
+    items: list[Item] = []
+    for name in config.sets:
+        items += _limited(_load(name, config, seed), config.limit, seed, name)
+    return items
+
+
+def _check(sets: Sequence[str]) -> None:
+    """All mistakes in the names at once, before anything is read."""
+    known = [HELPDESK, *sources.DATASETS]
+    wrong = []
+    for name in sets:
+        if name not in known and not _is_path(name):
+            near = get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            wrong.append(
+                f"data.sets: no data set is called {name!r}{hint}; "
+                f"choose from {', '.join(known)}, or give the path of a .jsonl file"
+            )
+    tasks = [Path(name).stem if _is_path(name) else name for name in sets]
+    for task in sorted({task for task in tasks if tasks.count(task) > 1}):
+        named = [name for name, its in zip(sets, tasks, strict=True) if its == task]
+        wrong.append(f"data.sets: {', '.join(named)} are one task, {task!r}; name it once or rename a file")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
+
+
+def _load(name: str, config: DataConfig, seed: int) -> list[Item]:
+    if name == HELPDESK:
+        return helpdesk.generate(config.sites, config.items, config.conflict, seed)
+    if _is_path(name):
+        return jsonl.read_file(name)
+    return sources.load(name, config.split, config.dir)
+
+
+def _limited(items: list[Item], limit: int | None, seed: int, name: str) -> list[Item]:
+    if limit is None or len(items) <= limit:
+        return items
+    # Keyed by the task, not the path, so that the same file elsewhere gives the same items.
+    kept = stream(seed, "limit", items[0].fields.get("task", name)).choice(len(items), limit, replace=False)
+    return [items[k] for k in sorted(kept.tolist())]
