@@ -1,0 +1,178 @@
+"""A run on disk. Every file appears whole or not at all, and a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from capfl.errors import CheckpointError
+from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRecord, ServerState
+
+
+def server_to_bytes(state: ServerState) -> bytes:
+    return _pack(state.adapter, {"round": state.round})
+
+
+def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
+    """The state that ``server_to_bytes`` wrote.
+
+    Raises:
+        CheckpointError: it is damaged, or made for another adapter.
+    """
+    tensors, scalars = _unpack(blob, template)
+    return ServerState(scalars["round"], tensors)
+
+
+def client_to_bytes(state: ClientState) -> bytes:
+    return _pack(state.adapter, {"client": state.client, "steps": state.steps})
+
+
+def client_from_bytes(blob: bytes, template: Adapter) -> ClientState:
+    """The state that ``client_to_bytes`` wrote. Raises as ``server_from_bytes``."""
+    tensors, scalars = _unpack(blob, template)
+    return ClientState(scalars["client"], scalars["steps"], tensors)
+
+
+def _pack(tensors: Adapter, scalars: dict[str, Any]) -> bytes:
+    # one key, because safetensors writes several in random order, and equal states must be equal bytes
+    return save(tensors, metadata={"state": json.dumps(scalars)})
+
+
+def _unpack(blob: bytes, template: Adapter) -> tuple[Adapter, dict[str, Any]]:
+    try:
+        tensors = load(blob)
+        length = int.from_bytes(blob[:8], "little")
+        scalars: dict[str, Any] = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"saved state is damaged: {error}") from error
+    for name, t in tensors.items():
+        if name not in template or template[name].shape != t.shape:
+            raise CheckpointError(f"saved state has a tensor {name!r} of shape {tuple(t.shape)} that does not fit")
+    return {name: tensors[name] for name in template if name in tensors}, scalars
+
+
+class ClientStore:
+    """Client states by round: ``CLIENT.ROUND``. A round that is run again starts from the state before it."""
+
+    def __init__(self, folder: Path, template: Adapter, init: Callable[[ClientId], ClientState]) -> None:
+        self.folder = folder
+        self._template = template
+        self._init = init
+
+    def load(self, client: ClientId, before: int) -> ClientState:
+        """The newest state from a round before this one, or the initial state."""
+        earlier = [n for n in self._rounds(client) if n < before]
+        if not earlier:
+            return self._init(client)
+        return client_from_bytes(self._path(client, max(earlier)).read_bytes(), self._template)
+
+    def save(self, state: ClientState, round: int) -> None:
+        """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need."""
+        write_atomically(self._path(state.client, round), client_to_bytes(state))
+        for n in sorted(n for n in self._rounds(state.client) if n < round)[:-1]:
+            self._path(state.client, n).unlink()
+
+    def _path(self, client: ClientId, round: int) -> Path:
+        return self.folder / f"{client}.{round:06d}"
+
+    def _rounds(self, client: ClientId) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        names = (p.name.rpartition(".") for p in self.folder.glob(f"{client}.*"))
+        return [int(number) for name, _, number in names if name == client and number.isdigit()]
+
+
+class RunFolder:
+    """The files of one run. ``state/server`` is the commit point: what it does not know did not happen."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write_json(self, name: str, value: object) -> None:
+        write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {self.path / name}: {error}; is {self.path} a run folder?") from error
+
+    def clients(self, template: Adapter, init: Callable[[ClientId], ClientState]) -> ClientStore:
+        return ClientStore(self.path / "state" / "clients", template, init)
+
+    def commit(self, state: ServerState, record: RoundRecord) -> None:
+        """Append the record, then replace the server's state."""
+        line = json.dumps(dataclasses.asdict(record)) + "\n"
+        with _naming(self.path / "rounds.jsonl"), open(self.path / "rounds.jsonl", "a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        write_atomically(self.path / "state" / "server", server_to_bytes(state))
+
+    def server(self, template: Adapter) -> ServerState | None:
+        """The state after the last committed round, or None before the first."""
+        path = self.path / "state" / "server"
+        return server_from_bytes(path.read_bytes(), template) if path.is_file() else None
+
+    def rounds(self) -> list[RoundRecord]:
+        """All complete records; a line that was cut off by a crash is not one."""
+        path = self.path / "rounds.jsonl"
+        records: list[RoundRecord] = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                records.append(_record(json.loads(line)))
+            except ValueError:
+                break
+        return records
+
+    def forget_after(self, round: int) -> None:
+        """Drop the records of rounds that were never committed."""
+        kept = [record for record in self.rounds() if record.round <= round]
+        text = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in kept)
+        write_atomically(self.path / "rounds.jsonl", text.encode())
+
+
+def _record(row: dict[str, Any]) -> RoundRecord:
+    row["clients"] = tuple(row["clients"])
+    row["failures"] = tuple(Failure(**failure) for failure in row["failures"])
+    row["ledger"] = tuple(Entry(**entry) for entry in row["ledger"])
+    return RoundRecord(**row)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old content or the new, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or the place cannot be written; names the file and the remedy.
+    """
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(work, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(work, path)
+        finally:
+            work.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror or error}; {remedy}, then go on with: capfl run --resume RUN_FOLDER"
+        ) from error

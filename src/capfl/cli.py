@@ -1,0 +1,127 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from capfl.config import load_config
+from capfl.config.keys import all_keys
+from capfl.config.load import load_command
+from capfl.errors import CapflError, ConfigError
+
+app = typer.Typer(
+    help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_show_locals=False,
+)  # fmt: skip
+
+_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
+
+
+@app.command(context_settings=_FLAGS)
+def run(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")] = None,
+    sets: _Sets = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run; takes no other option")] = None,
+) -> None:
+    """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
+    with _errors():
+        arguments = list(context.args)
+        if config is not None and str(config).startswith("--"):  # a flag in the place of the file
+            arguments, config = [str(config), *arguments], None
+        if resume is not None and (config or sets or arguments):
+            raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
+        settings = None if resume else load_command(config, sets or [], arguments)
+        _run(settings, resume)
+
+
+@app.command(context_settings=_FLAGS)
+def demo(context: typer.Context, sets: _Sets = None) -> None:
+    """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
+    with _errors():
+        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None)
+
+
+@app.command(name="eval", context_settings=_FLAGS)
+def evaluate(
+    context: typer.Context,
+    adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
+    only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score items with this field")] = None,
+    sets: _Sets = None,
+) -> None:
+    """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
+    from capfl.scoring import score_adapter
+
+    with _errors():
+        result = score_adapter(adapter, load_command(None, sets or [], list(context.args)), only or [])
+        Console().print_json(data=result)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    from capfl.config.schema import MethodConfig
+    from capfl.methods import METHODS, build
+
+    table = Table("method", "citation", "personal model", box=None)
+    for name in METHODS:
+        method = build(MethodConfig(name=name))
+        own = "its own" if method.personal else "none" if method.pooled else "global adapter after local steps"
+        table.add_row(name, method.citation, own)
+    Console().print(table)
+
+
+@app.command()
+def keys() -> None:
+    """List every key of a config with its default."""
+    table = Table("key", "default", "meaning", box=None)
+    for path, key in all_keys().items():
+        default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+        table.add_row(path, default, key.info.description)
+    Console().print(table)
+
+
+def _run(config: object, resumed: Path | None) -> None:
+    from capfl.config import Config
+    from capfl.engines import ENGINES
+    from capfl.experiment import resume, run
+    from capfl.report.progress import reporting
+    from capfl.report.tables import summary_table
+
+    console = Console()
+    with reporting(console) as reporter:
+        if resumed is not None:
+            engine = ENGINES[load_config(resumed / "config.toml").runtime.engine]
+            summary, path = resume(resumed, engine, reporter)
+        else:
+            assert isinstance(config, Config)
+            summary, path = run(config, ENGINES[config.runtime.engine], reporter)
+    console.print(summary_table(summary))
+    console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""
+    try:
+        yield
+    except CapflError as error:
+        Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        sys.stderr.write("interrupted; go on with: capfl run --resume RUN_FOLDER\n")
+        raise typer.Exit(130) from error
+
+
+if __name__ == "__main__":
+    app()

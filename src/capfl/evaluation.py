@@ -1,0 +1,103 @@
+"""The end of a run: every model on every client's own test items, and the adapters on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from capfl import adapter as algebra
+from capfl.checkpoint import ClientStore
+from capfl.federation import Federation
+from capfl.methods import Method
+from capfl.model.export import save_adapter
+from capfl.report.summary import ClientRow, Summary
+from capfl.roles import Agreement, server
+from capfl.types import Adapter, ClientId, Entry, RoundRecord, ServerState
+from capfl.wire import decode_broadcast
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A method after its last round."""
+
+    state: ServerState
+    store: ClientStore
+    agreement: Agreement
+    records: Sequence[RoundRecord]
+
+
+def evaluate(method: Method, finished: Mapping[str, Finished], federation: Federation, path: Path) -> Summary:
+    """Score base, global, personal and reference models, save their adapters, and sum up.
+
+    Every model has taken the same number of optimiser steps on a client's items: where the method's personal
+    model is the global adapter after one more round of local steps, the local-only one takes them as well.
+    """
+    main = finished[method.name]
+    config = federation.config
+    peft_config = federation.model.peft_config()
+    last = main.state.round + 1
+    final = server.open_round(main.state, federation.participants(method), main.agreement)
+    delivery = [Entry(last, client, "down", len(blob)) for client, blob in final.items()]
+    ledger = [entry for record in main.records for entry in record.ledger] + delivery
+    if method.has_global:
+        save_adapter(main.state.adapter, peft_config, path / "adapters" / "global")
+
+    def after_local_steps(of: Finished, client: ClientId, start: Adapter) -> Adapter:
+        memory = of.store.load(client, before=last)
+        return federation.site(client, of.agreement.method).train(start, last, memory.steps)[0]
+
+    def personal(client: ClientId) -> Adapter | None:
+        if method.pooled or not config.evaluation.personal:
+            return None
+        memory = main.store.load(client, before=last)
+        if method.personal:
+            return method.personal(memory)
+        received = decode_broadcast(final[client], main.agreement.codec, main.agreement.initial).adapter
+        return after_local_steps(main, client, method.install(received, memory))
+
+    def local_only(client: ClientId) -> Adapter | None:
+        if "local" not in finished:
+            return None
+        alone = finished["local"].store.load(client, before=last).adapter
+        more = config.evaluation.personal and not method.pooled and method.personal is None
+        return after_local_steps(finished["local"], client, alone) if more else alone
+
+    def row(client: ClientId) -> ClientRow:
+        def accuracy(adapter: Adapter | None) -> float | None:
+            return None if adapter is None else federation.score(client, "test", adapter).accuracy
+
+        own = personal(client)
+        if own is not None:
+            save_adapter(own, peft_config, path / "adapters" / "clients" / client)
+        central = finished["centralised"].state.adapter if "centralised" in finished else None
+        base = federation.score(client, "test", main.agreement.initial)  # B = 0: the base model itself
+        return ClientRow(
+            id=client,
+            n_train=len(federation.splits[client].train),
+            n_test=len(federation.splits[client].test),
+            base=base.accuracy,
+            global_=accuracy(main.state.adapter if method.has_global else None),
+            personal=accuracy(own),
+            local_only=accuracy(local_only(client)),
+            centralised=accuracy(central),
+            rank=fmean(algebra.ranks(own or main.state.adapter).values()),
+            chance=federation.chance(client),
+            majority=federation.majority(client),
+            bytes_up=sum(e.bytes for e in ledger if e.client == client and e.direction == "up"),
+            bytes_down=sum(e.bytes for e in ledger if e.client == client and e.direction == "down"),
+        )
+
+    rows = tuple(row(client) for client in federation.clients)
+    cache = federation.cache
+    return Summary(
+        method=method.name,
+        metric="accuracy" if rows[0].chance is not None else "token_accuracy",
+        rounds=main.state.round,
+        rows=rows,
+        ledger=tuple(ledger),
+        failures=sum(len(record.failures) for record in main.records),
+        cache={"computed": cache.computed, "reused": cache.reused, "bytes": cache.used_bytes},
+        seconds=0.0,
+    )

@@ -1,0 +1,138 @@
+"""The clients of a run: their data prepared for the model, behind the functions that roles and evaluation call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from capfl.config.schema import Config
+from capfl.data import Split, batches, render
+from capfl.errors import DataError
+from capfl.methods import Method
+from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.lora import AdaptedModel
+from capfl.model.score import Scorable, Score, score
+from capfl.model.tokens import Example, encode
+from capfl.model.train import local_steps
+from capfl.rng import torch_stream
+from capfl.roles.client import Site
+from capfl.types import Adapter, ClientId, Item
+
+POOLED = "all"  # the one client of a centralised reference
+
+SplitName = Literal["train", "validation", "test"]
+
+
+class Federation:
+    """All clients of a run, with one model between them. Items are tokenised when they are first needed."""
+
+    def __init__(
+        self,
+        config: Config,
+        items: Sequence[Item],
+        splits: dict[ClientId, Split],
+        model: AdaptedModel,
+        cache: HiddenCache,
+        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+    ) -> None:
+        self.config, self.items, self.splits, self.model, self.cache = config, items, splits, model, cache
+        self.clients = sorted(splits)
+        self._trained = trained
+        self._rows: dict[ClientId, Rows] = {}
+        self._scorable: dict[tuple[ClientId, SplitName], Scorable] = {}
+
+    def participants(self, method: Method) -> list[ClientId]:
+        """Who takes part in the rounds of a method."""
+        return [POOLED] if method.pooled else self.clients
+
+    def site(self, client: ClientId, method: Method) -> Site:
+        """What ``roles.client.handle`` needs of a client."""
+        config = self.config
+
+        def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
+            data = self._train_rows(client)
+            plan = self._plan(data, client, first_step, self.steps(client))
+            with torch_stream(config.seed, "dropout", client, first_step):
+                result = local_steps(
+                    self.model, self.cache, data, plan, start, config.train,
+                    first_step=first_step,
+                    trainable=lambda name: method.trainable(round, name),
+                    penalty=method.penalty,
+                )  # fmt: skip
+            self.cache.end_visit()
+            self._trained(client, sum(result.losses) / len(result.losses))
+            return result.adapter, result.losses
+
+        return Site(client, len(self._indices(client, "train")), train)
+
+    def steps(self, client: ClientId) -> int:
+        """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
+        config = self.config
+        per_epoch = math.ceil(len(self._indices(client, "train")) / config.train.batch_size)
+        if client != POOLED:
+            return config.train.steps or config.train.epochs * per_epoch
+        if config.train.steps:
+            return config.train.steps * max(1, int(config.federation.fraction * len(self.clients) + 0.5))
+        return max(1, round(config.train.epochs * per_epoch * config.federation.fraction))
+
+    def score(self, client: ClientId, split: SplitName, adapter: Adapter) -> Score:
+        """Score an adapter on one split of one client."""
+        key = (client, split)
+        if key not in self._scorable:
+            indices = self._indices(client, split)[: self.config.evaluation.max_items]
+            self._scorable[key] = Scorable(f"{client}/{split}/score", [self._encode(i) for i in indices])
+        result = score(self.model, self.cache, self._scorable[key], adapter, self.config.evaluation.batch_size)
+        self.cache.end_visit()
+        return result
+
+    def validate(self, adapter: Adapter) -> Score:
+        """Score an adapter on the validation items of all clients together."""
+        scores = [self.score(client, "validation", adapter) for client in self.clients]
+        return Score(sum(s.correct for s in scores), sum(s.total for s in scores), sum(s.nll for s in scores))
+
+    def chance(self, client: ClientId) -> float | None:
+        """Accuracy of blind guessing on the test items, or None for completions."""
+        items = [self.items[i] for i in self._indices(client, "test")]
+        return float(np.mean([1 / len(item.choices) for item in items])) if all(i.choices for i in items) else None
+
+    def majority(self, client: ClientId) -> float | None:
+        """Share, among the test items, of the answer that is most frequent among the training items."""
+        if self.chance(client) is None:
+            return None
+        answers = [self.items[i].answer for i in self._indices(client, "train")]
+        most = max(sorted(set(answers)), key=answers.count)
+        return float(np.mean([self.items[i].answer == most for i in self._indices(client, "test")]))
+
+    def _indices(self, client: ClientId, split: SplitName) -> list[int]:
+        if client == POOLED:
+            return [i for member in self.clients for i in getattr(self.splits[member], split)]
+        found: list[int] = getattr(self.splits[client], split)
+        return found
+
+    def _train_rows(self, client: ClientId) -> Rows:
+        if client not in self._rows:
+            rows = [self._encode(i).train for i in self._indices(client, "train")]
+            self._rows[client] = Rows(f"{client}/train", rows)
+        return self._rows[client]
+
+    def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:
+        """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on."""
+        per_epoch = math.ceil(len(data) / self.config.train.batch_size)
+        plan: list[list[int]] = []
+        while len(plan) < count:
+            epoch, at = divmod(first_step + len(plan), per_epoch)
+            order = batches(data.lengths, self.config.train.batch_size, self.config.seed, client, epoch)
+            plan += [list(map(int, batch)) for batch in order[at : at + count - len(plan)]]
+        return plan
+
+    def _encode(self, index: int) -> Example:
+        config = self.config.data
+        prompt = render(self.items[index], config.scoring)
+        try:
+            return encode(prompt, config.scoring, self.model.base.tokenizer, config.max_length)
+        except DataError as error:
+            shown = (self.items[index].question or prompt.answers[prompt.right])[:60]
+            raise DataError(f"item {index} ({shown!r}): {error}") from error

@@ -1,0 +1,32 @@
+"""The record that a method is: pure functions, made by a factory that closes over the hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from capfl.types import Adapter, ClientId, ClientState, ServerState, Update
+
+
+@dataclass(frozen=True)
+class Method:
+    """One federated method. Tensors in, tensors out; no method sees a module, a message or a file.
+
+    The functions stand in the order in which a round calls them.
+    """
+
+    name: str
+    citation: str
+    init_server: Callable[[Adapter], ServerState]
+    init_client: Callable[[ClientId, Adapter], ClientState]
+    broadcast: Callable[[ServerState, ClientId], Adapter]  # what the server sends
+    install: Callable[[Adapter, ClientState], Adapter]  # received + memory -> where local training starts
+    trainable: Callable[[int, str], bool]  # (round, factor name) -> is it trained?
+    penalty: Callable[[Adapter, Adapter], Tensor] | None  # (now, start) -> term added to the loss
+    collect: Callable[[Adapter, Adapter, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
+    aggregate: Callable[[ServerState, Sequence[Update]], ServerState]
+    has_global: bool = True  # does the server's adapter mean anything?
+    personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps
+    pooled: bool = False  # trained on the union of all clients' data, as a reference

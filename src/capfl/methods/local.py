@@ -1,0 +1,30 @@
+"""Local only: every client trains alone and nothing but headers crosses. What joining must beat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from capfl.methods.base import Method
+from capfl.types import Adapter, ClientState, ServerState
+
+
+def local() -> Method:
+    """Each client keeps its own adapter from round to round."""
+
+    def keep(start: Adapter, trained: Adapter, memory: ClientState) -> tuple[Adapter, ClientState]:
+        return {}, replace(memory, adapter=trained)
+
+    return Method(
+        name="local",
+        citation="reference",
+        init_server=lambda init: ServerState(0, init),
+        init_client=lambda client, init: ClientState(client, adapter=init),
+        broadcast=lambda server, client: {},
+        install=lambda received, memory: memory.adapter,
+        trainable=lambda round, name: True,
+        penalty=None,
+        collect=keep,
+        aggregate=lambda server, updates: server,
+        has_global=False,
+        personal=lambda memory: memory.adapter,
+    )

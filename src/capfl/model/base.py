@@ -1,0 +1,94 @@
+"""Load a frozen base model and its tokenizer. Once per process; all simulated clients share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from capfl.config.schema import ModelConfig
+from capfl.errors import ConfigError, ModelError
+from capfl.model import smollm2, tiny
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Base:
+    name: str  # as the user wrote it
+    module: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+
+
+def load_base(config: ModelConfig) -> Base:
+    """Load, freeze and place the base model of a run.
+
+    Raises:
+        ConfigError: the device or the quantisation is not available here.
+        ModelError: the model or its tokenizer cannot be loaded.
+    """
+    device = pick_device(config.device)
+    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    if config.quantization != "none":
+        options |= {"quantization_config": _quantisation(config, device), "device_map": {"": device}}
+    if config.path == "tiny":
+        if config.quantization != "none":
+            raise ConfigError("model.quantization: the tiny test model has no quantised form")
+        module: nn.Module = tiny.model().to(DTYPES[config.dtype])
+        tokenizer = tiny.tokenizer()
+    else:
+        module, tokenizer = _from_pretrained(_folder_or_hub_name(config.path), config.path, options)
+    module.requires_grad_(False)
+    module.eval()
+    if config.quantization == "none":
+        module.to(device)
+    return Base(config.path, module, tokenizer, device)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that a config names, or the best one there is for ``auto``."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[wanted]:
+        found = ", ".join(name for name, ok in there.items() if ok)
+        raise ConfigError(f"model.device: {wanted} is not available on this machine (found: {found})")
+    return torch.device(wanted)
+
+
+def _folder_or_hub_name(path: str) -> str:
+    if path == "smollm2":
+        return str(smollm2.folder())
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    folder = Path(path).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ModelError(f"model.path: there is no folder {path}; give a folder, a Hub name, smollm2 or tiny")
+    return str(folder) if folder.is_dir() else path
+
+
+def _from_pretrained(source: str, name: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        module = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.path: cannot load {name!r} as a causal language model: {first}\n"
+            "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
+        ) from error
+    return module, tokenizer
+
+
+def _quantisation(config: ModelConfig, device: torch.device) -> object:
+    if device.type != "cuda":
+        raise ConfigError(f"model.quantization: {config.quantization} needs CUDA, this run is on {device.type}")
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype])

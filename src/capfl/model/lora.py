@@ -1,0 +1,229 @@
+"""One adapter injected into the frozen base, written and read in place. The only user of PEFT's injection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import peft
+import torch
+from torch import Tensor, nn
+
+from capfl.config.schema import LoraConfig
+from capfl.errors import ConfigError, ModelError
+from capfl.model.base import Base
+from capfl.rng import stream
+from capfl.types import Adapter
+
+_NAME = "capfl"
+
+
+class AdaptedModel:
+    """A frozen base with one LoRA adapter whose values are swapped from client to client.
+
+    The forward pass is cut in two. ``lower`` runs the layers below the lowest adapted one: its output never
+    changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only.
+    Rows are padded on the right and no mask is passed: under causal attention no position sees what follows
+    it, so padding cannot change a result.
+    """
+
+    def __init__(self, base: Base, config: LoraConfig) -> None:
+        self.base = base
+        self.config = config
+        self.layers = _decoder_layers(base.module)
+        chosen = _chosen_layers(config.layers, len(self.layers))
+        self.targets = _target_names(base.module, self.layers, chosen, config.targets)
+        self.lowest = min(chosen)
+        peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
+        self.parameters = dict(self._find_parameters())
+        self.hidden_dtype = next(p.dtype for p in self.layers[0].parameters() if p.is_floating_point())
+
+    def peft_config(self) -> peft.LoraConfig:
+        """The adapter in PEFT's words; also what is saved beside its weights."""
+        return peft.LoraConfig(
+            r=self.config.rank,
+            lora_alpha=cast(int, self.config.alpha),
+            lora_dropout=self.config.dropout,
+            target_modules=list(self.targets),
+            base_model_name_or_path=self.base.name,
+            task_type="CAUSAL_LM",
+            inference_mode=True,
+        )
+
+    # -- the adapter's values --------------------------------------------------------------------
+
+    def initial_adapter(self, seed: int) -> Adapter:
+        """A from Kaiming-uniform with PEFT's bound 1/sqrt(d_in), B = 0: the base model itself."""
+        adapter: Adapter = {}
+        for name, p in self.parameters.items():
+            if name.endswith(".A"):
+                bound = 1.0 / np.sqrt(p.shape[1])
+                values = stream(seed, "init", name).uniform(-bound, bound, tuple(p.shape))
+                adapter[name] = torch.from_numpy(values.astype(np.float32))
+            else:
+                adapter[name] = torch.zeros(tuple(p.shape))
+        return adapter
+
+    def write(self, adapter: Adapter) -> None:
+        """Copy values into the live factors.
+
+        Raises:
+            ModelError: a tensor is missing, unknown or of another shape; nothing has been written then.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        found = {name: tuple(t.shape) for name, t in adapter.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ModelError(
+                    f"adapter tensor {name!r}: shape {found.get(name, 'missing')}, the model expects "
+                    f"{expected.get(name, 'no such tensor')}; check rank, targets and layers"
+                )
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(adapter[name])
+
+    def _find_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        modules = dict(self.base.module.named_modules())
+        for target in self.targets:
+            for factor in ("A", "B"):
+                weight = getattr(modules[target], f"lora_{factor}")[_NAME].weight
+                weight.data = weight.data.to(torch.float32)  # a half-precision base still trains in float32
+                weight.requires_grad_(True)
+                yield f"{target}.{factor}", weight
+
+    def train(self, on: bool) -> None:
+        """Switch the adapter's dropout; the base has none that is ever on."""
+        for target in self.targets:
+            self.base.module.get_submodule(target).get_submodule("lora_dropout").train(on)
+
+    # -- the forward pass in two parts --------------------------------------------------------------
+
+    @torch.no_grad()
+    def lower(self, ids: Tensor) -> Tensor:
+        """Hidden states (batch, tokens, hidden) that enter the lowest adapted layer, from ids (batch, tokens)."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        handle = self.layers[self.lowest].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.base.module(input_ids=ids, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise ModelError("the base model ran through without using its own decoder layers")
+
+    def logits(self, ids: Tensor, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits (n, vocabulary) at flat positions (n,) of ids (batch, tokens).
+
+        Args:
+            hidden: what ``lower`` gave for these ids; without it the whole base runs.
+        """
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0].flatten(0, 1)[positions].unsqueeze(0), *args[1:])
+
+        head = cast(Any, self.base.module).get_output_embeddings()
+        handle = head.register_forward_pre_hook(keep)
+        try:
+            with self._starting_from(hidden):
+                return cast(Tensor, self.base.module(input_ids=ids, use_cache=False).logits[0])
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _starting_from(self, hidden: Tensor | None) -> Iterator[None]:
+        """Stand-ins for the lower layers: all pass their input on, the last one hands out ``hidden``."""
+        if hidden is None or self.lowest == 0:
+            yield
+            return
+        real = list(self.layers[: self.lowest])
+        for i, layer in enumerate(real):
+            self.layers[i] = _Skipped(layer, hidden if i == self.lowest - 1 else None)
+        try:
+            yield
+        finally:
+            for i, layer in enumerate(real):
+                self.layers[i] = layer
+
+    @torch.no_grad()
+    def check_split(self) -> None:
+        """Compare the two-part pass with the model's own on a short probe.
+
+        Raises:
+            ModelError: they differ, so this architecture cannot be cut below its lowest adapted layer.
+        """
+        if self.lowest == 0:
+            return
+        ids = torch.arange(1, 9, device=self.base.device).reshape(1, 8)
+        positions = torch.tensor([3, 7], device=self.base.device)
+        whole = self.base.module(input_ids=ids, use_cache=False).logits[0, positions]
+        split = self.logits(ids, positions, self.lower(ids))
+        if not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max())):
+            raise ModelError(
+                f"lora.layers: {self.base.name} cannot be cut below layer {self.lowest} "
+                f"(logits differ by {float((whole - split).abs().max()):.3g}); use lora.layers = all"
+            )
+
+
+class _Reached(Exception):
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+class _Skipped(nn.Module):
+    """Stands in for a decoder layer; has the attributes of the one it stands for."""
+
+    def __init__(self, layer: nn.Module, hidden: Tensor | None) -> None:
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)  # not registered: it is neither moved nor saved
+        self._hidden = hidden
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return hidden_states if self._hidden is None else self._hidden
+
+
+def _decoder_layers(module: nn.Module) -> nn.ModuleList:
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    depth = getattr(getattr(module, "config", None), "num_hidden_layers", None)
+    fitting = [m for m in lists if len(m) == depth]
+    if not fitting:
+        raise ModelError("this model keeps its decoder layers in no ModuleList; capfl cannot place adapters in it")
+    return fitting[0]
+
+
+def _chosen_layers(spec: str, depth: int) -> list[int]:
+    if spec == "all":
+        return list(range(depth))
+    if spec.startswith("top:"):
+        count = int(spec.removeprefix("top:"))
+        if count > depth:
+            raise ConfigError(f"lora.layers: {spec} of a model that has {depth} layers")
+        return list(range(depth - count, depth))
+    chosen = sorted({int(i) for i in spec.split(",")})
+    if chosen[-1] >= depth:
+        raise ConfigError(f"lora.layers: there is no layer {chosen[-1]}; the model has layers 0 to {depth - 1}")
+    return chosen
+
+
+def _target_names(module: nn.Module, layers: nn.ModuleList, chosen: list[int], targets: tuple[str, ...]) -> list[str]:
+    prefix = next(name for name, m in module.named_modules() if m is layers)
+    found = []
+    for i in chosen:
+        linear = [name for name, m in layers[i].named_modules() if isinstance(m, nn.Linear)]
+        for target in targets:
+            fitting = [name for name in linear if name == target or name.endswith("." + target)]
+            if not fitting:
+                choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise ConfigError(f"lora.targets: layer {i} has no linear layer {target!r}; choose from {choices}")
+            found += [f"{prefix}.{i}.{name}" for name in fitting]
+    return found

@@ -1,0 +1,75 @@
+"""Local training: some steps of AdamW on the factors of one client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from capfl import adapter as algebra
+from capfl.config.schema import TrainConfig
+from capfl.errors import TrainingError
+from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.lora import AdaptedModel
+from capfl.types import Adapter
+
+
+@dataclass(frozen=True)
+class Trained:
+    adapter: Adapter
+    losses: tuple[float, ...]  # task loss of every step, nats a token, without the penalty
+
+
+def local_steps(
+    model: AdaptedModel,
+    cache: HiddenCache,
+    data: Rows,
+    plan: Sequence[Sequence[int]],
+    start: Adapter,
+    config: TrainConfig,
+    *,
+    first_step: int = 0,
+    trainable: Callable[[str], bool] = lambda name: True,
+    penalty: Callable[[Adapter, Adapter], Tensor] | None = None,
+) -> Trained:
+    """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed.
+
+    The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``.
+
+    Raises:
+        TrainingError: a loss is not finite; says at which step.
+    """
+    model.write(start)
+    names = [name for name in model.parameters if trainable(name)]
+    live = {name: model.parameters[name] for name in names}
+    for name, p in model.parameters.items():
+        p.requires_grad_(name in live)
+    fixed = {name: start[name].to(model.base.device) for name in names} if penalty else {}
+    optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    losses = []
+    model.train(True)
+    try:
+        for n, indices in enumerate(plan):
+            step = first_step + n
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            batch = data.batch(model, cache, indices)
+            logits = model.logits(batch.ids, batch.positions, batch.hidden)
+            loss = F.cross_entropy(logits.float(), batch.targets)
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise TrainingError(
+                    f"the loss is {losses[-1]} at step {step}; lower train.learning_rate, or use float32 or bfloat16"
+                )
+            whole = loss + penalty(dict(live), fixed) if penalty else loss
+            optimiser.zero_grad(set_to_none=True)
+            whole.backward()
+            torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)
+            optimiser.step()
+    finally:
+        model.train(False)
+    return Trained(algebra.copy(dict(model.parameters)), tuple(losses))

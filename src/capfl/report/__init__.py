@@ -1,0 +1,1 @@
+"""What a run has to say: its summary, its tables, its progress."""

@@ -1,0 +1,103 @@
+"""The summary of a run: one row a client, and what the rows say together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from capfl.types import ClientId, Entry
+
+MODELS = ("base", "global", "personal", "local_only", "centralised")
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """Accuracies on the client's own test items; None where a model does not exist or was not asked for."""
+
+    id: ClientId
+    n_train: int
+    n_test: int
+    base: float
+    global_: float | None
+    personal: float | None
+    local_only: float | None
+    centralised: float | None
+    rank: float  # mean over the adapted modules
+    chance: float | None
+    majority: float | None
+    bytes_up: int
+    bytes_down: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {key.rstrip("_"): value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    method: str
+    metric: str  # what the accuracies are: of items, or of answer tokens
+    rounds: int
+    rows: tuple[ClientRow, ...]
+    ledger: tuple[Entry, ...]
+    failures: int
+    cache: dict[str, int]  # blocks computed, blocks reused, bytes kept
+    seconds: float
+
+    def accuracies(self, model: str) -> list[float] | None:
+        """One accuracy a client, or None if the model was not evaluated."""
+        values = [row.to_json()[model] for row in self.rows]
+        return None if any(value is None for value in values) else values
+
+    def statistics(self, model: str) -> dict[str, float] | None:
+        """Client-uniform and item-weighted mean, worst client, and spread (standard deviation over clients)."""
+        values = self.accuracies(model)
+        if values is None:
+            return None
+        weights = [row.n_test for row in self.rows]
+        return {
+            "mean": statistics.fmean(values),
+            "weighted_mean": statistics.fmean(values, weights),
+            "worst": min(values),
+            "spread": statistics.pstdev(values),
+        }
+
+    @property
+    def chance(self) -> float | None:
+        return _mean([row.chance for row in self.rows])
+
+    @property
+    def majority(self) -> float | None:
+        return _mean([row.majority for row in self.rows])
+
+    def total_bytes(self, direction: str) -> int:
+        return sum(e.bytes for e in self.ledger if e.direction == direction)
+
+    def to_json(self) -> dict[str, Any]:
+        up, down = self.total_bytes("up"), self.total_bytes("down")
+        messages = {d: [e.bytes for e in self.ledger if e.direction == d] for d in ("up", "down")}
+        return {
+            "method": self.method,
+            "metric": self.metric,
+            "rounds": self.rounds,
+            "chance": self.chance,
+            "majority": self.majority,
+            "models": {model: self.statistics(model) for model in MODELS},
+            "clients": [row.to_json() for row in self.rows],
+            "bytes": {
+                "up": up,
+                "down": down,
+                "total": up + down,
+                "up_per_message": statistics.fmean(messages["up"]) if messages["up"] else 0.0,
+                "down_per_message": statistics.fmean(messages["down"]) if messages["down"] else 0.0,
+            },
+            "failures": self.failures,
+            "cache": self.cache,
+            "seconds": self.seconds,
+        }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) and known else None

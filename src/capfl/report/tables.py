@@ -1,0 +1,63 @@
+"""Tables for people: a summary in the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from capfl.report.summary import MODELS, ClientRow, Summary
+
+
+def summary_table(summary: Summary) -> Table:
+    """One line a client, then mean, worst and spread. Accuracies in per cent of the client's test items."""
+    shown = [model for model in MODELS if summary.accuracies(model) is not None]
+    table = Table(title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left")
+    table.add_column("client")
+    for name in ("train", "test", *[model.replace("_", " ") for model in shown], "rank", "up", "down"):
+        table.add_column(name, justify="right")
+    for row in summary.rows[:40]:
+        table.add_row(row.id, str(row.n_train), str(row.n_test), *_cells(row, shown),
+                      f"{row.rank:g}", size(row.bytes_up), size(row.bytes_down))  # fmt: skip
+    if len(summary.rows) > 40:
+        table.add_row("...", *[""] * (len(shown) + 5))
+    table.add_section()
+    statistics = {model: summary.statistics(model) for model in shown}
+    for name, key in (("mean", "mean"), ("worst", "worst"), ("spread", "spread")):
+        cells = [percent(found[key]) for found in statistics.values() if found]
+        n_train, n_test = sum(r.n_train for r in summary.rows), sum(r.n_test for r in summary.rows)
+        sizes = ["", ""] if key != "mean" else [size(summary.total_bytes("up")), size(summary.total_bytes("down"))]
+        counts = ["", ""] if key != "mean" else [str(n_train), str(n_test)]
+        table.add_row(name, *counts, *cells, "", *sizes, style="bold" if key == "mean" else "")
+    return table
+
+
+def _cells(row: ClientRow, shown: list[str]) -> list[str]:
+    values = row.to_json()
+    return [percent(values[model]) for model in shown]
+
+
+def _title(summary: Summary) -> str:
+    metric = "accuracy" if summary.metric == "accuracy" else "share of answer tokens predicted"
+    return f"{summary.method}, {summary.rounds} rounds: {metric} on each client's own test items, %"
+
+
+def _caption(summary: Summary) -> str:
+    parts = []
+    if summary.chance is not None and summary.majority is not None:
+        parts.append(f"chance {percent(summary.chance)}, most frequent answer {percent(summary.majority)}")
+    parts.append("bytes: whole run, up from and down to each client, headers and final delivery included")
+    if summary.failures:
+        parts.append(f"{summary.failures} failed replies, see rounds.jsonl")
+    return "; ".join(parts)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def size(n_bytes: float) -> str:
+    """Decimal units: 1 kB is 1000 bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000 or unit == "GB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    raise AssertionError

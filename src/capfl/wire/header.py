@@ -1,0 +1,96 @@
+"""The header of every message: who, which round, under which schema, and a checksum.
+
+Layout, little-endian: ``<4s B B B B I 8s I I d H`` then the client id in UTF-8, then the body, then CRC-32.
+
+====== ==== =====================================================================
+offset size field
+====== ==== =====================================================================
+0      4    magic ``CPFL``
+4      1    version of the format
+5      1    kind: 1 broadcast, 2 update
+6      1    values: 1 fp32, 2 bf16
+7      1    reserved, 0
+8      4    round
+12     8    schema: hash of names and shapes that both sides agreed on
+20     4    n_train (update) or 0
+24     4    steps (update) or 0
+28     8    loss (update) or 0
+36     2    length of the client id
+38     n    client id
+====== ==== =====================================================================
+
+The last four bytes of the message are the CRC-32 of all bytes before them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from dataclasses import dataclass
+
+from capfl.errors import WireError
+from capfl.types import Adapter
+
+MAGIC = b"CPFL"
+VERSION = 1
+_FIXED = struct.Struct("<4sBBBBI8sIIdH")
+_CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Header:
+    kind: int
+    values: int
+    round: int
+    schema: bytes
+    client: str
+    n_train: int = 0
+    steps: int = 0
+    loss: float = 0.0
+
+
+def schema_hash(template: Adapter) -> bytes:
+    """Eight bytes that differ between adapters of different names, shapes or ranks."""
+    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in template.items())
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def seal(header: Header, body: bytes) -> bytes:
+    """Header, body and checksum as one message."""
+    client = header.client.encode()
+    fixed = _FIXED.pack(
+        MAGIC, VERSION, header.kind, header.values, 0, header.round, header.schema,
+        header.n_train, header.steps, header.loss, len(client),
+    )  # fmt: skip
+    blob = fixed + client + body
+    return blob + _CRC.pack(zlib.crc32(blob))
+
+
+def unseal(blob: bytes, kind: int, schema: bytes) -> tuple[Header, memoryview]:
+    """Check a message and return its header and body.
+
+    Raises:
+        WireError: too short, not ours, of another version, kind or schema, or damaged on the way.
+    """
+    if len(blob) < _FIXED.size + _CRC.size:
+        raise WireError(f"message of {len(blob)} bytes is shorter than a header")
+    magic, version, found, values, reserved, round, hashed, n_train, steps, loss, length = _FIXED.unpack_from(blob)
+    if magic != MAGIC:
+        raise WireError(f"not a capfl message: it starts with {magic!r}")
+    if version != VERSION or reserved != 0:
+        raise WireError(f"message of format {version}, this capfl reads {VERSION}; use one version everywhere")
+    if _CRC.unpack_from(blob, len(blob) - _CRC.size)[0] != zlib.crc32(memoryview(blob)[: -_CRC.size]):
+        raise WireError("checksum does not match: the message was damaged or cut off")
+    if found != kind:
+        raise WireError(f"message of kind {found} where kind {kind} was expected")
+    if hashed != schema:
+        raise WireError("message is for another adapter: base model, targets, layers or ranks differ between the sites")
+    end = _FIXED.size + length
+    if end > len(blob) - _CRC.size:
+        raise WireError(f"client id of {length} bytes does not fit into the message")
+    try:
+        client = bytes(blob[_FIXED.size : end]).decode()
+    except UnicodeDecodeError as error:
+        raise WireError("client id is not UTF-8") from error
+    return Header(found, values, round, hashed, client, n_train, steps, loss), memoryview(blob)[end : -_CRC.size]

@@ -1,0 +1,105 @@
+"""A whole run, from config to folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from capfl.checkpoint import ClientStore
+from capfl.engines import serial
+from capfl.errors import ConfigError
+from capfl.experiment import run
+from capfl.roles import Agreement
+from capfl.types import Exchange
+from support import tiny_config, tiny_run
+
+
+def bits(out: Path) -> dict[str, bytes]:
+    """Everything a run computed: server state, client states, adapters. Not times, not versions."""
+    kept = [p for p in sorted(out.rglob("*")) if p.is_file() and p.suffix not in (".json", ".jsonl", ".toml")]
+    return {str(p.relative_to(out)): p.read_bytes() for p in kept}
+
+
+def test_the_folder_holds_what_the_readme_promises(runs: Path) -> None:
+    summary = tiny_run(runs, evaluation__references=["local", "centralised"])
+    names = {str(p.relative_to(runs)) for p in runs.rglob("*")}
+    assert {"config.toml", "run.json", "partition.json", "rounds.jsonl", "summary.json", "adapters/global"} <= names
+    saved = json.loads((runs / "summary.json").read_text())
+    assert saved == json.loads(json.dumps(summary.to_json()))
+    assert [row["id"] for row in saved["clients"]] == ["bank", "hospital"] or len(saved["clients"]) == 2
+    assert set(saved["clients"][0]) >= {
+        "id", "n_train", "n_test", "base", "global", "personal", "local_only", "centralised", "rank",
+        "bytes_up", "bytes_down",
+    }  # fmt: skip
+    for row in saved["clients"]:
+        assert (runs / "adapters" / "clients" / row["id"] / "adapter_model.safetensors").is_file()
+
+
+def test_one_seed_gives_identical_bits_and_another_seed_does_not(runs: Path) -> None:
+    tiny_run(runs / "a")
+    tiny_run(runs / "b")
+    tiny_run(runs / "c", seed=1)
+    assert bits(runs / "a") == bits(runs / "b")
+    assert (runs / "a/state/server").read_bytes() != (runs / "c/state/server").read_bytes()
+
+
+def test_the_order_in_which_clients_are_visited_does_not_matter(runs: Path) -> None:
+    def backwards(site, store: ClientStore, agreement: Agreement) -> Exchange:  # type: ignore[no-untyped-def]
+        forwards = serial(site, store, agreement)
+        return lambda round, requests: forwards(round, dict(reversed(requests.items())))
+
+    tiny_run(runs / "a", data__sites=4)
+    run(tiny_config(runs / "b", data__sites=4), backwards)
+    assert bits(runs / "a") == bits(runs / "b")
+
+
+def test_training_changes_the_global_adapter_and_the_ledger_counts_every_message(runs: Path) -> None:
+    summary = tiny_run(runs)
+    trained = load_file(runs / "adapters/global/adapter_model.safetensors")
+    assert all(bool(t.any()) for name, t in trained.items() if "lora_B" in name)
+    per_message = [e.bytes for e in summary.ledger]
+    n_values = sum(t.numel() for t in trained.values())
+    assert min(per_message) > 4 * n_values
+    assert max(per_message) < 4 * n_values + 64
+    # two clients, two rounds, both ways, and the final delivery
+    assert len(per_message) == 2 * 2 * 2 + 2
+
+
+def test_a_folder_in_use_is_refused(runs: Path) -> None:
+    tiny_run(runs)
+    with pytest.raises(ConfigError, match="--resume"):
+        tiny_run(runs)
+
+
+def test_records_survive_json(runs: Path) -> None:
+    from capfl.checkpoint import RunFolder
+
+    tiny_run(runs)
+    records = RunFolder(runs).rounds()
+    assert [r.round for r in records] == [1, 2]
+    assert records[0].validation_accuracy is not None
+    lines = (runs / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == json.loads(json.dumps(dataclasses.asdict(records[0])))
+
+
+def test_the_client_does_not_touch_the_servers_tensors(runs: Path) -> None:
+    seen = []
+
+    def watching(site, store: ClientStore, agreement: Agreement) -> Exchange:  # type: ignore[no-untyped-def]
+        forwards = serial(site, store, agreement)
+        before = {name: t.clone() for name, t in agreement.initial.items()}
+
+        def exchange(round, requests):  # type: ignore[no-untyped-def]
+            replies = forwards(round, requests)
+            seen.append(all(torch.equal(before[name], t) for name, t in agreement.initial.items()))
+            return replies
+
+        return exchange
+
+    run(tiny_config(runs), watching)
+    assert seen == [True, True]
