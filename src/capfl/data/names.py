@@ -16,15 +16,15 @@ def numbered(n_clients: int) -> list[ClientId]:
     return [f"{k:0{width}d}" for k in range(n_clients)]
 
 
-def group_names(values: Sequence[str], each: int) -> list[list[ClientId]]:
-    """``each`` ids for every value: the value itself, made safe, and ``-1``, ``-2``, ... if there are several.
+def group_names(values: Sequence[str], counts: Sequence[int]) -> list[list[ClientId]]:
+    """As many ids for every value as ``counts`` says: the value, made safe, with ``-1``, ``-2``, ... if several.
 
     Values that become equal when made safe (or differ in case only) get ``.2``, ``.3``, ... behind them.
     """
     taken: set[str] = set()
     names: list[list[ClientId]] = []
-    width = len(str(each))
-    for value in values:
+    width = len(str(max(counts)))
+    for value, each in zip(values, counts, strict=True):
         stem = safe = re.sub(r"[^A-Za-z0-9_.-]", "_", value).lstrip(".-")[:LONGEST] or "_"
         again = 1
         while True:

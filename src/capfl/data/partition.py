@@ -153,15 +153,15 @@ def _groups(
 ) -> dict[ClientId, np.ndarray]:
     names, value = np.unique(field_values(items, field), return_inverse=True)
     n_clients = config.clients or len(names)
-    if n_clients % len(names):
+    if n_clients < len(names):
         raise ConfigError(
-            f"partition.clients is {n_clients}, but {field} has {len(names)} values; "
-            f"give a multiple of {len(names)}, or leave it out for one client a value"
+            f"partition.clients is {n_clients}, but {field} has {len(names)} values, and by:{field} keeps them apart; "
+            f"give at least {len(names)}, or leave it out for one client a value"
         )
     _enough(len(items), n_clients)
-    each = n_clients // len(names)
+    each = [n_clients // len(names) + (v < n_clients % len(names)) for v in range(len(names))]
     parts: dict[ClientId, np.ndarray] = {}
     for v, ids in enumerate(group_names(names.tolist(), each)):
         pool = generator.permutation(np.flatnonzero(value == v))
-        parts.update(zip(ids, cut(pool, sizes(each, len(pool), config.size_sigma, generator)), strict=True))
+        parts.update(zip(ids, cut(pool, sizes(each[v], len(pool), config.size_sigma, generator)), strict=True))
     return parts

@@ -125,10 +125,15 @@ def test_by_field_splits_groups_evenly():
     assert sorted(parts["L2-1"] + parts["L2-2"]) == list(range(2, 32, 4))
 
 
-@pytest.mark.parametrize("clients", [2, 6])
-def test_by_field_needs_a_multiple(clients):
-    with pytest.raises(ConfigError, match=f"clients is {clients}, but label has 4 values; give a multiple of 4"):
-        partition(make(40, labels=4), config("by:label", clients=clients), 0)
+def test_by_field_gives_the_first_groups_the_clients_that_are_left_over():
+    parts = partition(make(80, labels=4), config("by:label", clients=6, min_items=5), 0)
+    assert list(parts) == ["L0-1", "L0-2", "L1-1", "L1-2", "L2", "L3"]
+    assert [len(part) for part in parts.values()] == [10, 10, 10, 10, 20, 20]
+
+
+def test_by_field_needs_a_client_for_each_group():
+    with pytest.raises(ConfigError, match="clients is 2, but label has 4 values.*give at least 4"):
+        partition(make(40, labels=4), config("by:label", clients=2), 0)
 
 
 def test_by_task_is_by_field_task():
@@ -190,16 +195,16 @@ def test_some_items_without_the_field():
 
 def test_ids_are_safe_and_unique():
     assert numbered(101)[:2] == ["000", "001"]
-    assert group_names(["a b", "a_b", "A_B", "../x", "", "é"], 1) == [
+    assert group_names(["a b", "a_b", "A_B", "../x", "", "é"], [1] * 6) == [
         ["a_b"], ["a_b.2"], ["A_B.3"], ["_x"], ["_"], ["_.2"],
     ]  # fmt: skip
-    assert group_names(["x", "x-1"], 2) == [["x-1", "x-2"], ["x-1-1", "x-1-2"]]
-    assert group_names(["x"], 10)[0][0] == "x-01"
+    assert group_names(["x", "x-1"], [2, 2]) == [["x-1", "x-2"], ["x-1-1", "x-1-2"]]
+    assert group_names(["x"], [10])[0][0] == "x-01"
 
 
 @given(st.lists(st.text(max_size=60), unique=True, max_size=20), st.integers(1, 12))
 def test_ids_of_any_values(values, each):
-    ids = [name for names in group_names(values, each) for name in names]
+    ids = [name for names in group_names(values, [each] * len(values)) for name in names]
     assert len({name.casefold() for name in ids}) == len(values) * each
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) for name in ids)
 
