@@ -23,7 +23,7 @@ def group_names(values: Sequence[str], counts: Sequence[int]) -> list[list[Clien
     """
     taken: set[str] = set()
     names: list[list[ClientId]] = []
-    width = len(str(max(counts)))
+    width = len(str(max(counts, default=1)))
     for value, each in zip(values, counts, strict=True):
         stem = safe = re.sub(r"[^A-Za-z0-9_.-]", "_", value).lstrip(".-")[:LONGEST] or "_"
         again = 1
