@@ -51,7 +51,7 @@ def test_one_seed_gives_identical_bits_and_another_seed_does_not(runs: Path) -> 
 def test_the_order_in_which_clients_are_visited_does_not_matter(runs: Path) -> None:
     def backwards(site, store: ClientStore, agreement: Agreement) -> Exchange:  # type: ignore[no-untyped-def]
         forwards = serial(site, store, agreement)
-        return lambda round, requests: forwards(round, dict(reversed(requests.items())))
+        return lambda round, clients, request: iter(sorted(forwards(round, clients[::-1], request)))
 
     tiny_run(runs / "a", data__sites=4)
     run(tiny_config(runs / "b", data__sites=4), backwards)
@@ -94,10 +94,9 @@ def test_the_client_does_not_touch_the_servers_tensors(runs: Path) -> None:
         forwards = serial(site, store, agreement)
         before = {name: t.clone() for name, t in agreement.initial.items()}
 
-        def exchange(round, requests):  # type: ignore[no-untyped-def]
-            replies = forwards(round, requests)
+        def exchange(round, clients, request):  # type: ignore[no-untyped-def]
+            yield from forwards(round, clients, request)
             seen.append(all(torch.equal(before[name], t) for name, t in agreement.initial.items()))
-            return replies
 
         return exchange
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -31,21 +31,27 @@ def copy(a: Adapter) -> Adapter:
     return {name: t.detach().to("cpu", torch.float32, copy=True) for name, t in a.items()}
 
 
-def weighted_mean(parts: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """sum_k w_k a_k / sum_k w_k, summed in the order given. A name that a part lacks counts as zero.
+def weighted_mean(parts: Iterable[tuple[Adapter, float]]) -> Adapter:
+    """sum_k w_k a_k / sum_k w_k over (a_k, w_k), one at a time, so that they need not be in memory together.
+
+    Summed in float64 in the order given; the mean of one part is that part, bit for bit. A name that a part lacks
+    counts as zero.
 
     Raises:
-        ValueError: no parts, or weights that do not add up to a positive number.
+        ValueError: no parts, or a weight that is not positive.
     """
-    total = float(sum(weights))
-    if not parts or len(parts) != len(weights) or not total > 0:
-        raise ValueError(f"cannot average {len(parts)} adapters with weights {list(weights)}")
-    mean: Adapter = {}
-    for part, weight in zip(parts, weights, strict=True):
+    sums: Adapter = {}
+    total = 0.0
+    for part, weight in parts:
+        if not weight > 0:
+            raise ValueError(f"cannot average adapters with weight {weight}")
+        total += weight
         for name, t in part.items():
-            scaled = t * (weight / total)
-            mean[name] = mean[name] + scaled if name in mean else scaled
-    return mean
+            scaled = t.double() * weight
+            sums[name] = sums[name].add_(scaled) if name in sums else scaled
+    if not total:
+        raise ValueError("cannot average no adapters")
+    return {name: (t / total).float() for name, t in sums.items()}
 
 
 def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -38,9 +38,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
     config = federation.config
     peft_config = federation.model.peft_config()
     last = main.state.round + 1
-    final = server.open_round(main.state, federation.participants(method), main.agreement)
-    delivery = [Entry(last, client, "down", len(blob)) for client, blob in final.items()]
-    ledger = [entry for record in main.records for entry in record.ledger] + delivery
+    ledger = [entry for record in main.records for entry in record.ledger]
     if method.has_global:
         save_adapter(main.state.adapter, peft_config, path / "adapters" / "global")
 
@@ -48,13 +46,17 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         memory = of.store.load(client, before=last)
         return federation.site(client, of.agreement.method).train(start, last, memory.steps)[0]
 
-    def personal(client: ClientId) -> Adapter | None:
+    def deliver(client: ClientId) -> Adapter:
+        blob = server.request(main.state, client, main.agreement)
+        ledger.append(Entry(last, client, "down", len(blob)))
+        return decode_broadcast(blob, main.agreement.codec, main.agreement.initial).adapter
+
+    def personal(client: ClientId, received: Adapter) -> Adapter | None:
         if method.pooled or not config.evaluation.personal:
             return None
         memory = main.store.load(client, before=last)
         if method.personal:
             return method.personal(memory)
-        received = decode_broadcast(final[client], main.agreement.codec, main.agreement.initial).adapter
         return after_local_steps(main, client, method.install(received, memory))
 
     def local_only(client: ClientId) -> Adapter | None:
@@ -68,9 +70,10 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         def accuracy(adapter: Adapter | None) -> float | None:
             return None if adapter is None else federation.score(client, "test", adapter).accuracy
 
-        own = personal(client)
+        own = personal(client, {} if method.pooled else deliver(client))
         if own is not None:
             save_adapter(own, peft_config, path / "adapters" / "clients" / client)
+        own_messages = [e for e in ledger if e.client == client]
         central = finished["centralised"].state.adapter if "centralised" in finished else None
         base = federation.score(client, "test", main.agreement.initial)  # B = 0: the base model itself
         return ClientRow(
@@ -85,11 +88,13 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             rank=fmean(algebra.ranks(own or main.state.adapter).values()),
             chance=federation.chance(client),
             majority=federation.majority(client),
-            bytes_up=sum(e.bytes for e in ledger if e.client == client and e.direction == "up"),
-            bytes_down=sum(e.bytes for e in ledger if e.client == client and e.direction == "down"),
+            bytes_up=sum(e.bytes for e in own_messages if e.direction == "up"),
+            bytes_down=sum(e.bytes for e in own_messages if e.direction == "down"),
         )
 
     rows = tuple(row(client) for client in federation.clients)
+    for client in federation.participants(method) if method.pooled else ():
+        deliver(client)
     cache = federation.cache
     return Summary(
         method=method.name,

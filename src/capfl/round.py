@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError
@@ -27,48 +28,57 @@ def run_round(
     """
     began = time.monotonic()
     round = state.round + 1
+    ledger: list[Entry] = []
+    failures: list[Failure] = []
+    used: list[Update] = []
 
     # server: who takes part, and what each of them is told
     chosen = sample(clients, config.fraction, seed, round)
-    requests = server.open_round(state, chosen, agreement)
 
-    # clients: every request goes out, every reply or failure comes back
-    ledger: list[Entry] = []
-    failures: list[Failure] = []
-    updates: list[Update] = []
-    attempts = 1 + (config.retries if config.on_failure == "retry" else 0)
-    waiting = requests
-    for _ in range(attempts):
-        ledger += [Entry(round, client, "down", len(blob)) for client, blob in waiting.items()]
-        replies = exchange(round, waiting)
-        failed = []
-        for client in sorted(waiting):
-            reply = replies.get(client, Failure(client, "reply", "no reply came"))
-            if isinstance(reply, bytes):
-                ledger.append(Entry(round, client, "up", len(reply)))
-                try:
-                    updates.append(server.read_update(reply, client, round, agreement))
-                    continue
-                except WireError as error:
-                    reply = Failure(client, "decode", str(error))
-            failed.append(reply)
-        if failed and config.on_failure == "stop":
-            raise ClientError(failed[0].stage, round, failed[0].client, failed[0].reason)
-        failures += failed
-        waiting = {failure.client: requests[failure.client] for failure in failed}
-        if not waiting:
-            break
-    if not updates:
-        raise ClientError(failures[-1].stage, round, failures[-1].client, f"no client answered; {failures[-1].reason}")
+    def request(client: ClientId) -> bytes:
+        blob = server.request(state, client, agreement)
+        ledger.append(Entry(round, client, "down", len(blob)))
+        return blob
+
+    def read(client: ClientId, reply: bytes | Failure) -> Update | Failure:
+        if isinstance(reply, Failure):
+            return reply
+        ledger.append(Entry(round, client, "up", len(reply)))
+        try:
+            return server.read_update(reply, client, round, agreement)
+        except WireError as error:
+            return Failure(client, "decode", str(error))
+
+    # clients: every reply or failure comes back, in the order of ids; the policy says what a failure means
+    def updates() -> Iterator[Update]:
+        retries = config.retries if config.on_failure == "retry" else 0
+        for client, (sender, reply) in zip(chosen, exchange(round, chosen, request), strict=True):
+            if sender != client:
+                raise RuntimeError(f"the engine handed on a reply of {sender!r} where that of {client!r} was due")
+            answer = read(client, reply)
+            for _ in range(retries):
+                if isinstance(answer, Update):
+                    break
+                failures.append(answer)
+                answer = read(*next(iter(exchange(round, [client], request))))
+            if isinstance(answer, Update):
+                used.append(replace(answer, adapter={}))
+                yield answer
+            elif config.on_failure == "stop":
+                raise ClientError(answer.stage, round, client, answer.reason)
+            else:
+                failures.append(answer)
+        if not used:
+            last = failures[-1]
+            raise ClientError(last.stage, round, last.client, f"no client answered; {last.reason}")
 
     # server: the new global state, and what there is to know about the round
-    new_state = server.close_round(state, updates, agreement)
-    updates.sort(key=lambda update: update.client)
+    new_state = server.close_round(state, updates(), agreement)
     return new_state, RoundRecord(
         round=round,
-        clients=tuple(u.client for u in updates),
-        losses={u.client: u.loss for u in updates},
-        steps={u.client: u.steps for u in updates},
+        clients=tuple(u.client for u in used),
+        losses={u.client: u.loss for u in used},
+        steps={u.client: u.steps for u in used},
         failures=tuple(failures),
         ledger=tuple(ledger),
         seconds=time.monotonic() - began,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -143,5 +143,9 @@ class RoundRecord:
         return sum(e.bytes for e in self.ledger if e.direction == "down")
 
 
-Exchange = Callable[[int, Mapping[ClientId, bytes]], dict[ClientId, bytes | Failure]]
-"""An engine: delivers one round's requests and brings the replies. It moves bytes and nothing else."""
+Request = Callable[[ClientId], bytes]
+
+Exchange = Callable[[int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
+"""An engine: ``exchange(round, clients, request)`` delivers ``request(client)`` to every client and yields the
+replies in the order of ``clients``. It moves bytes and nothing else. Requests are encoded when they are sent and
+replies handed on one by one, so that memory does not grow with the number of clients."""

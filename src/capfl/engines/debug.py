@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 
 from capfl.checkpoint import ClientStore
 from capfl.errors import ClientError
 from capfl.roles import Agreement
 from capfl.roles.client import Site, handle
-from capfl.types import ClientId, Exchange, Failure
+from capfl.types import ClientId, Exchange, Failure, Request
 
 
 def debug(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agreement) -> Exchange:
     """As ``serial``, but raises ClientError from the client's error, whatever the failure policy says."""
 
-    def exchange(round: int, requests: Mapping[ClientId, bytes]) -> dict[ClientId, bytes | Failure]:
-        replies: dict[ClientId, bytes | Failure] = {}
-        for client, request in requests.items():
+    def exchange(
+        round: int, clients: Sequence[ClientId], request: Request
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        for client in clients:
             try:
-                reply, memory = handle(request, store.load(client, before=round), site(client), agreement)
+                reply, memory = handle(request(client), store.load(client, before=round), site(client), agreement)
             except Exception as error:
                 raise ClientError(type(error).__name__, round, client, str(error)) from error
             store.save(memory, round)
-            replies[client] = reply
-        return replies
+            yield client, reply
 
     return exchange

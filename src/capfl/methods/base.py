@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class Method:
     trainable: Callable[[int, str], bool]  # (round, factor name) -> is it trained?
     penalty: Callable[[Adapter, Adapter], Tensor] | None  # (now, start) -> term added to the loss
     collect: Callable[[Adapter, Adapter, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
-    aggregate: Callable[[ServerState, Sequence[Update]], ServerState]
+    aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
     has_global: bool = True  # does the server's adapter mean anything?
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps
     pooled: bool = False  # trained on the union of all clients' data, as a reference

@@ -12,7 +12,7 @@ A and B are averaged each on its own, so the product is not the mean of the prod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import Tensor
@@ -42,7 +42,7 @@ def fedit(alpha_f: float = 0.0) -> Method:
     )
 
 
-def add_mean_change(server: ServerState, updates: Sequence[Update]) -> ServerState:
+def add_mean_change(server: ServerState, updates: Iterable[Update]) -> ServerState:
     """theta_g + sum_k p_k delta_k with p_k proportional to the clients' numbers of training items."""
-    change = algebra.weighted_mean([u.adapter for u in updates], [u.n_train for u in updates])
+    change = algebra.weighted_mean((update.adapter, update.n_train) for update in updates)
     return replace(server, adapter=algebra.add(server.adapter, change))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from capfl.methods.base import Method
-from capfl.types import Adapter, ClientState, ServerState
+from capfl.types import Adapter, ClientState, ServerState, Update
 
 
 def local() -> Method:
@@ -13,6 +14,11 @@ def local() -> Method:
 
     def keep(start: Adapter, trained: Adapter, memory: ClientState) -> tuple[Adapter, ClientState]:
         return {}, replace(memory, adapter=trained)
+
+    def heed_nothing(server: ServerState, updates: Iterable[Update]) -> ServerState:
+        for _ in updates:  # they come as they are asked for
+            pass
+        return server
 
     return Method(
         name="local",
@@ -24,7 +30,7 @@ def local() -> Method:
         trainable=lambda round, name: True,
         penalty=None,
         collect=keep,
-        aggregate=lambda server, updates: server,
+        aggregate=heed_nothing,
         has_global=False,
         personal=lambda memory: memory.adapter,
     )

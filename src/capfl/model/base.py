@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from capfl.config.schema import ModelConfig
 from capfl.errors import ConfigError, ModelError
@@ -32,6 +33,7 @@ def load_base(config: ModelConfig) -> Base:
         ConfigError: the device or the quantisation is not available here.
         ModelError: the model or its tokenizer cannot be loaded.
     """
+    transformers_logging.disable_progress_bar()  # the run has a progress display of its own
     device = pick_device(config.device)
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.quantization != "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 from capfl.errors import WireError
@@ -11,13 +11,10 @@ from capfl.types import Broadcast, ClientId, ServerState, Update
 from capfl.wire import decode_update, encode_broadcast
 
 
-def open_round(state: ServerState, clients: Sequence[ClientId], agreement: Agreement) -> dict[ClientId, bytes]:
-    """The request for each client, encoded."""
-    requests = {}
-    for client in clients:
-        message = Broadcast(state.round + 1, client, agreement.method.broadcast(state, client))
-        requests[client] = encode_broadcast(message, agreement.codec, agreement.initial)
-    return requests
+def request(state: ServerState, client: ClientId, agreement: Agreement) -> bytes:
+    """What one client is sent at the start of the next round."""
+    message = Broadcast(state.round + 1, client, agreement.method.broadcast(state, client))
+    return encode_broadcast(message, agreement.codec, agreement.initial)
 
 
 def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> Update:
@@ -34,7 +31,6 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
     return update
 
 
-def close_round(state: ServerState, updates: Sequence[Update], agreement: Agreement) -> ServerState:
-    """Aggregate, in the order of client ids, whatever order the replies came in."""
-    ordered = sorted(updates, key=lambda update: update.client)
-    return replace(agreement.method.aggregate(state, ordered), round=state.round + 1)
+def close_round(state: ServerState, updates: Iterable[Update], agreement: Agreement) -> ServerState:
+    """Aggregate. Updates come in the order of client ids, and one by one."""
+    return replace(agreement.method.aggregate(state, updates), round=state.round + 1)
