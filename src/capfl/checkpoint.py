@@ -28,8 +28,8 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     Raises:
         CheckpointError: it is damaged, or made for another adapter.
     """
-    tensors, scalars = _unpack(blob, template)
-    return ServerState(scalars["round"], tensors)
+    tensors, (round,) = _unpack(blob, template, round=int)
+    return ServerState(round, tensors)
 
 
 def client_to_bytes(state: ClientState) -> bytes:
@@ -38,8 +38,8 @@ def client_to_bytes(state: ClientState) -> bytes:
 
 def client_from_bytes(blob: bytes, template: Adapter) -> ClientState:
     """The state that ``client_to_bytes`` wrote. Raises as ``server_from_bytes``."""
-    tensors, scalars = _unpack(blob, template)
-    return ClientState(scalars["client"], scalars["steps"], tensors)
+    tensors, (client, steps) = _unpack(blob, template, client=str, steps=int)
+    return ClientState(client, steps, tensors)
 
 
 def _pack(tensors: Adapter, scalars: dict[str, Any]) -> bytes:
@@ -47,17 +47,21 @@ def _pack(tensors: Adapter, scalars: dict[str, Any]) -> bytes:
     return save(tensors, metadata={"state": json.dumps(scalars)})
 
 
-def _unpack(blob: bytes, template: Adapter) -> tuple[Adapter, dict[str, Any]]:
+def _unpack(blob: bytes, template: Adapter, **kinds: type) -> tuple[Adapter, list[Any]]:
+    """Tensors, and the scalars of the given names and types."""
     try:
         tensors = load(blob)
         length = int.from_bytes(blob[:8], "little")
-        scalars: dict[str, Any] = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
-    except (SafetensorError, ValueError, KeyError) as error:
+        scalars = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
+        values = [scalars[name] for name in kinds]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"saved state is damaged: {error}") from error
+    if not all(isinstance(value, kind) for value, kind in zip(values, kinds.values(), strict=True)):
+        raise CheckpointError(f"saved state is damaged: {', '.join(kinds)} are {values}")
     for name, t in tensors.items():
-        if name not in template or template[name].shape != t.shape:
+        if name not in template or template[name].shape != t.shape or template[name].dtype != t.dtype:
             raise CheckpointError(f"saved state has a tensor {name!r} of shape {tuple(t.shape)} that does not fit")
-    return {name: tensors[name] for name in template if name in tensors}, scalars
+    return {name: tensors[name] for name in template if name in tensors}, values
 
 
 class ClientStore:

@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from capfl.config import load_config
 from capfl.config.keys import all_keys
 from capfl.config.load import load_command
 from capfl.errors import CapflError, ConfigError
@@ -93,20 +92,20 @@ def keys() -> None:
 def _run(config: object, resumed: Path | None) -> None:
     from capfl.config import Config
     from capfl.engines import ENGINES
-    from capfl.experiment import resume, run
+    from capfl.experiment import config_of, resume, run
     from capfl.report.progress import reporting
     from capfl.report.tables import summary_table
 
     console = Console()
     with reporting(console) as reporter:
         if resumed is not None:
-            engine = ENGINES[load_config(resumed / "config.toml").runtime.engine]
+            engine = ENGINES[config_of(resumed).runtime.engine]
             summary, path = resume(resumed, engine, reporter)
         else:
             assert isinstance(config, Config)
             summary, path = run(config, ENGINES[config.runtime.engine], reporter)
     console.print(summary_table(summary))
-    console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False)
+    console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         return ClientRow(
             id=client,
             n_train=len(federation.splits[client].train),
-            n_test=len(federation.splits[client].test),
+            n_test=len(federation.splits[client].test[: config.evaluation.max_items]),
             base=base.accuracy,
             global_=accuracy(main.state.adapter if method.has_global else None),
             personal=accuracy(own),

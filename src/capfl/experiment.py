@@ -59,9 +59,18 @@ def resume(path: Path, engine: Engine, reporter: Reporter | None = None) -> tupl
     Raises:
         CheckpointError: the folder is not a run, or its data have changed since.
     """
+    return _run(config_of(path), RunFolder(path), engine, reporter or Silent(), fresh=False)
+
+
+def config_of(path: Path) -> Config:
+    """The config that the run in a folder was started with.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+    """
     if not (path / "config.toml").is_file():
         raise CheckpointError(f"{path} has no config.toml: not a run folder, or stopped before it began; start it anew")
-    return _run(load_config(path / "config.toml"), RunFolder(path), engine, reporter or Silent(), fresh=False)
+    return load_config(path / "config.toml")
 
 
 def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, fresh: bool) -> tuple[Summary, Path]:
@@ -77,7 +86,7 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
     _record_inputs(config, folder, items, splits, reporter, fresh)
 
     # model: one frozen base for all of them
-    reporter.note(f"{len(items)} items at {len(splits)} clients; loading {config.model.path}")
+    reporter.note(f"{folder.path}: {len(items)} items at {len(splits)} clients; loading {config.model.path}")
     model = AdaptedModel(load_base(config.model), config.lora)
     model.check_split()
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder.path) as cache:

@@ -46,7 +46,9 @@ def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str
         name, found, value = word.partition("=")
         flag = name.removeprefix("--").replace("-", "_")
         if not word.startswith("--"):
-            mistakes.append(f"{word}: not a flag; flags start with -- and take one value each")
+            mistakes.append(
+                f"{word}: not a flag; the config file comes first, flags start with -- and take one value each"
+            )
         elif flag not in table:
             mistakes.append(f"{name}: no such flag{_suggest(flag, list(table), '--')}")
             if not found and waiting and not waiting[0].startswith("--"):

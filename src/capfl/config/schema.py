@@ -1,4 +1,4 @@
-"""What a run is: nested frozen sections, checked once, at the edge. docs/config.md is made from this."""
+"""What a run is: nested frozen sections, checked once, at the edge. `capfl keys` lists them."""
 
 from __future__ import annotations
 

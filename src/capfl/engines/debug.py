@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from capfl.checkpoint import ClientStore
-from capfl.errors import ClientError
+from capfl.errors import CheckpointError, ClientError
 from capfl.roles import Agreement
 from capfl.roles.client import Site, handle
 from capfl.types import ClientId, Exchange, Failure, Request
@@ -20,6 +20,8 @@ def debug(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agree
         for client in clients:
             try:
                 reply, memory = handle(request(client), store.load(client, before=round), site(client), agreement)
+            except CheckpointError:  # the run's own disk, not the client's doing
+                raise
             except Exception as error:
                 raise ClientError(type(error).__name__, round, client, str(error)) from error
             store.save(memory, round)

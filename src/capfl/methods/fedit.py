@@ -7,7 +7,7 @@ Client k starts from the global factors :math:`\theta_g = (A_g, B_g)` and minimi
 :math:`F_k(\theta) + \frac{\alpha_f}{2}\lVert\theta - \theta_g\rVert^2`. The server adds the mean change,
 :math:`\theta_g \leftarrow \theta_g + \sum_k p_k (\theta_k - \theta_g)` with :math:`p_k = n_k / \sum_j n_j`.
 
-A and B are averaged each on its own, so the product is not the mean of the products (docs/methods.md).
+A and B are averaged each on its own, so the product of the means is not the mean of the products.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ class AdaptedModel:
         self.lowest = min(chosen)
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
+        self.train(False)  # PEFT injects modules with their dropout on
         self.hidden_dtype = next(p.dtype for p in self.layers[0].parameters() if p.is_floating_point())
 
     def peft_config(self) -> peft.LoraConfig:

@@ -41,7 +41,7 @@ def local_steps(
     The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``.
 
     Raises:
-        TrainingError: a loss is not finite; says at which step.
+        TrainingError: a loss or the trained adapter is not finite; says at which step.
     """
     model.write(start)
     names = [name for name in model.parameters if trainable(name)]
@@ -72,4 +72,8 @@ def local_steps(
             optimiser.step()
     finally:
         model.train(False)
-    return Trained(algebra.copy(dict(model.parameters)), tuple(losses))
+    trained = algebra.copy(dict(model.parameters))
+    if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
+        step = first_step + len(plan) - 1
+        raise TrainingError(f"the adapter is not finite after step {step}; lower train.learning_rate")
+    return Trained(trained, tuple(losses))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +52,11 @@ class Summary:
         return None if any(value is None for value in values) else values
 
     def statistics(self, model: str) -> dict[str, float] | None:
-        """Client-uniform and item-weighted mean, worst client, and spread (standard deviation over clients)."""
+        """Client-uniform and item-weighted mean, worst client, spread (standard deviation over clients), and ci95.
+
+        ``ci95`` is half the width of the 95 % interval of ``mean`` that comes from the choice of test items alone
+        (normal approximation, stratified by client). What another seed would change is not in it.
+        """
         values = self.accuracies(model)
         if values is None:
             return None
@@ -61,6 +66,7 @@ class Summary:
             "weighted_mean": statistics.fmean(values, weights),
             "worst": min(values),
             "spread": statistics.pstdev(values),
+            "ci95": 1.96 * math.sqrt(sum(v * (1 - v) / n for v, n in zip(values, weights, strict=True))) / len(values),
         }
 
     @property

@@ -8,7 +8,7 @@ from capfl.report.summary import MODELS, ClientRow, Summary
 
 
 def summary_table(summary: Summary) -> Table:
-    """One line a client, then mean, worst and spread. Accuracies in per cent of the client's test items."""
+    """One line a client, then mean with its interval, worst and spread. Accuracies in per cent."""
     shown = [model for model in MODELS if summary.accuracies(model) is not None]
     table = Table(title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left")
     table.add_column("client")
@@ -21,7 +21,7 @@ def summary_table(summary: Summary) -> Table:
         table.add_row("...", *[""] * (len(shown) + 5))
     table.add_section()
     statistics = {model: summary.statistics(model) for model in shown}
-    for name, key in (("mean", "mean"), ("worst", "worst"), ("spread", "spread")):
+    for name, key in (("mean", "mean"), ("± 95 %", "ci95"), ("worst", "worst"), ("spread", "spread")):
         cells = [percent(found[key]) for found in statistics.values() if found]
         n_train, n_test = sum(r.n_train for r in summary.rows), sum(r.n_test for r in summary.rows)
         sizes = ["", ""] if key != "mean" else [size(summary.total_bytes("up")), size(summary.total_bytes("down"))]
@@ -44,6 +44,7 @@ def _caption(summary: Summary) -> str:
     parts = []
     if summary.chance is not None and summary.majority is not None:
         parts.append(f"chance {percent(summary.chance)}, most frequent answer {percent(summary.majority)}")
+    parts.append("± from the choice of test items, not of the seed")
     parts.append("bytes: whole run, up from and down to each client, headers and final delivery included")
     if summary.failures:
         parts.append(f"{summary.failures} failed replies, see rounds.jsonl")
