@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TINY
 
 from capfl.config import load_config
 from capfl.data.clinc import INTENTS
 from capfl.engines import serial
 from capfl.experiment import run
+from support import TINY
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), ROOT / "src" / "capfl" / "demo.toml"]

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny_config, tiny_run
 
 from capfl.checkpoint import RunFolder
 from capfl.config import to_toml
 from capfl.engines import serial
 from capfl.errors import CheckpointError
 from capfl.experiment import resume
+from support import tiny_config, tiny_run
 
 SETTINGS = {"federation__rounds": 3, "federation__fraction": 0.5, "evaluation__references": ["local"]}
 
@@ -49,24 +50,27 @@ class Killed(BaseException):
     """Not an Exception: nothing catches it."""
 
 
+def killer(n: int) -> Callable[[str, str], None]:
+    """An os.replace that ends the process at its n-th call: before it if n is even, after it if n is odd."""
+    real, calls = os.replace, 0
+
+    def replace(source: str, target: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= n or n % 2:
+            real(source, target)
+        if calls > n:
+            raise Killed
+
+    return replace
+
+
 def test_killed_at_any_write(runs: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends at its n-th write to disk, for every n; half of the time just before it, half just after."""
-    real = os.replace
     n, finished = 0, False
     while not finished:
-        calls = 0
-
-        def replace(source: str, target: str) -> None:
-            nonlocal calls
-            calls += 1
-            if calls <= n or n % 2:
-                real(source, target)
-            if calls > n:
-                raise Killed
-
         out = runs / str(n)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", replace)
+            patch.setattr(os, "replace", killer(n))
             try:
                 tiny_run(out, **SETTINGS)
                 finished = True

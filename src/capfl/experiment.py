@@ -128,7 +128,8 @@ def run_method(
     reporter.start(method.name, config.federation.rounds, state.round, n_visits)
     while state.round < config.federation.rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
-        if method.has_global and config.evaluation.every and state.round % config.evaluation.every == 0:
+        due = config.evaluation.every and state.round % config.evaluation.every == 0
+        if method.has_global and due and config.partition.validation:
             validated = federation.validate(state.adapter)
             record = replace(record, validation_accuracy=validated.accuracy, validation_loss=validated.loss)
         folder.commit(state, record)

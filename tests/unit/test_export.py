@@ -7,7 +7,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from support import tiny_run
 
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ModelError
@@ -15,6 +14,7 @@ from capfl.model import tiny
 from capfl.model.base import load_base
 from capfl.model.export import load_adapter, save_adapter
 from capfl.model.lora import AdaptedModel
+from support import tiny_run
 
 
 @pytest.mark.parametrize("alpha", [4.0, 64.0])

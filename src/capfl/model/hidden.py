@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capfl.errors import CheckpointError
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Ids, Row
 
@@ -78,9 +79,15 @@ class HiddenCache:
             self._kept[key] = block
         else:
             self._places[key] = (self.used_bytes, tuple(block.shape), block.dtype)
-            self._file.seek(self.used_bytes)
-            self._file.write(block.view(torch.uint8).numpy().data)
-            self._file.flush()
+            try:
+                self._file.seek(self.used_bytes)
+                self._file.write(block.view(torch.uint8).numpy().data)
+                self._file.flush()
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot keep hidden states on disk: {error.strerror}; free some space, or use "
+                    "runtime.cache = memory or off, then go on with: capfl run --resume RUN_FOLDER"
+                ) from error
         self.used_bytes += n_bytes
 
     def _read(self, key: Key) -> Tensor:

@@ -132,7 +132,7 @@ def test_by_field_gives_the_first_groups_the_clients_that_are_left_over():
 
 
 def test_by_field_needs_a_client_for_each_group():
-    with pytest.raises(ConfigError, match="clients is 2, but label has 4 values.*give at least 4"):
+    with pytest.raises(ConfigError, match=r"clients is 2, but label has 4 values.*give at least 4"):
         partition(make(40, labels=4), config("by:label", clients=2), 0)
 
 
