@@ -10,11 +10,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "capfl"  # equal data, equal file
-
 import matplotlib.pyplot as plt
 
 from capfl.checkpoint import RunFolder
@@ -24,6 +19,8 @@ COLOURS = {"base": "#b0b0b0", "local only": "#d98c5f", "global": "#5b8db8", "per
 
 def draw(folder: RunFolder, out: Path, title: str) -> None:
     """Left: a group of bars a client. Right: validation accuracy of the global model after every round."""
+    plt.switch_backend("svg")
+    plt.rcParams["svg.hashsalt"] = "capfl"  # equal data, equal file
     summary = folder.read_json("summary.json")
     records = [r for r in folder.rounds() if r.validation_accuracy is not None]
     bars = {name: [row[name.replace(" ", "_")] for row in summary["clients"]] for name in COLOURS}
