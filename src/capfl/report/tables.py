@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from capfl.report.summary import MODELS, ClientRow, Summary
+
+MOST_ROWS = 40  # clients in the table; summary.json has all
 
 
 def summary_table(summary: Summary) -> Table:
     """One line a client, then mean with its interval, worst and spread. Accuracies in per cent."""
     shown = [model for model in MODELS if summary.accuracies(model) is not None]
-    table = Table(title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left")
-    table.add_column("client")
-    for name in ("train", "test", *[model.replace("_", " ") for model in shown], "rank", "up", "down"):
-        table.add_column(name, justify="right")
-    for row in summary.rows[:40]:
-        table.add_row(row.id, str(row.n_train), str(row.n_test), *_cells(row, shown),
-                      f"{row.rank:g}", size(row.bytes_up), size(row.bytes_down))  # fmt: skip
-    if len(summary.rows) > 40:
-        table.add_row("...", *[""] * (len(shown) + 5))
+    unequal = len({row.rank for row in summary.rows}) > 1
+
+    def rank(row: ClientRow) -> list[str]:
+        return [f"{row.rank:g}"] if unequal else []
+
+    table = Table(
+        title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left",
+        box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False,
+    )  # fmt: skip
+    table.add_column("client", no_wrap=True)
+    for name in ("train", "test", *[model.removesuffix("_only") for model in shown], "up", "down"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if unequal:
+        table.add_column("rank", justify="right", no_wrap=True)
+    for row in summary.rows[:MOST_ROWS]:
+        cells = [row.id, str(row.n_train), str(row.n_test), *_cells(row, shown)]
+        table.add_row(*cells, size(row.bytes_up), size(row.bytes_down), *rank(row))
+    if len(summary.rows) > MOST_ROWS:
+        table.add_row(f"and {len(summary.rows) - MOST_ROWS} more")
     table.add_section()
     statistics = {model: summary.statistics(model) for model in shown}
     for name, key in (("mean", "mean"), ("± 95 %", "ci95"), ("worst", "worst"), ("spread", "spread")):
@@ -26,7 +39,7 @@ def summary_table(summary: Summary) -> Table:
         n_train, n_test = sum(r.n_train for r in summary.rows), sum(r.n_test for r in summary.rows)
         sizes = ["", ""] if key != "mean" else [size(summary.total_bytes("up")), size(summary.total_bytes("down"))]
         counts = ["", ""] if key != "mean" else [str(n_train), str(n_test)]
-        table.add_row(name, *counts, *cells, "", *sizes, style="bold" if key == "mean" else "")
+        table.add_row(name, *counts, *cells, *sizes, style="bold" if key == "mean" else "")
     return table
 
 
