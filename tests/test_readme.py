@@ -1,0 +1,37 @@
+"""What the README tells people to do works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from capfl.config.keys import all_keys, flags
+from support import TINY
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "load_config" in block)
+    smaller = {key: TINY[key] for key in ("model.path", "lora.layers", "train.batch_size", "runtime.threads")}
+    assert '"out": "runs/api"' in code
+    monkeypatch.chdir(ROOT)
+    exec(code.replace('"out": "runs/api"', f'"out": {str(runs)!r}, **{smaller!r}'), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["north", "south"]
+
+
+def test_every_flag_and_file_it_names_exists() -> None:
+    texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
+    pattern = r"`([^`\n]*--[^`\n]*)`|^(.*capfl .*)$"
+    commands = "\n".join(part for text in texts for found in re.findall(pattern, text, re.M) for part in found)
+    known = set(flags()) | {"resume", "set", "only"}
+    named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_.-]+)", commands)}
+    others = {"no_deps", "strict"}  # of pip and mypy
+    assert named - known - others == set()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    assert len(named & known) > 10
+    assert {"partition.kind", "data.scoring"} <= all_keys().keys()

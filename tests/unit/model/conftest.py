@@ -1,0 +1,44 @@
+"""The tiny model, adapted in any way, and prompts ready for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from capfl.config.schema import LoraConfig, ModelConfig
+from capfl.model import tiny
+from capfl.model.base import load_base
+from capfl.model.lora import AdaptedModel
+from capfl.types import Adapter
+
+Adapt = Callable[..., AdaptedModel]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tokenizer()
+
+
+@pytest.fixture
+def adapt() -> Adapt:
+    """A new adapted tiny model. Settings are those of the section lora."""
+
+    def _adapt(dtype: str = "float32", **settings: object) -> AdaptedModel:
+        config = LoraConfig.model_validate({"rank": 2, "alpha": 8.0, "layers": "top:2"} | settings)
+        return AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu", dtype=dtype)), config)
+
+    return _adapt
+
+
+@pytest.fixture
+def wander() -> Callable[[AdaptedModel], Adapter]:
+    """An adapter as training could have left it: no factor is zero."""
+
+    def _wander(model: AdaptedModel, seed: int = 0) -> Adapter:
+        generator = torch.Generator().manual_seed(seed)
+        return {name: 0.3 * torch.randn(p.shape, generator=generator) for name, p in model.parameters.items()}
+
+    return _wander

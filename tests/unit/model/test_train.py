@@ -1,0 +1,217 @@
+"""Local training: AdamW on the factors, and nothing else that anybody could notice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from capfl import adapter as algebra
+from capfl.config.schema import TrainConfig
+from capfl.errors import TrainingError
+from capfl.model import tiny
+from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.tokens import Row
+from capfl.model.train import local_steps
+from capfl.rng import torch_stream
+from capfl.types import Adapter
+
+LR = 0.01
+
+
+def _rows() -> list[Row]:
+    generator = np.random.default_rng(0)
+    made = []
+    for n in (6, 9, 5, 12):
+        tokens = generator.integers(1, 250, n + 1).astype(np.int32)
+        made.append(Row(tokens[:-1], tokens[-2:]))
+    return made
+
+
+ROWS = _rows()
+PLAN = [[0, 1], [2, 3], [1, 2]]
+
+
+def train(model, start: Adapter, plan=PLAN, config: TrainConfig | None = None, **more):  # type: ignore[no-untyped-def]
+    config = config or TrainConfig(learning_rate=LR)
+    return local_steps(model, HiddenCache("memory", 1 << 20), Rows("c", ROWS), plan, start, config, **more)
+
+
+def moved(start: Adapter, trained: Adapter) -> dict[str, float]:
+    return {name: float((trained[name] - t).abs().max()) for name, t in start.items()}
+
+
+def test_the_start_is_not_changed_and_the_result_is_a_copy(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    before = algebra.copy(start)
+    trained = train(model, start).adapter
+    assert all(torch.equal(start[name], t) for name, t in before.items())
+    assert all(change > 0 for change in moved(start, trained).values())
+    kept = algebra.copy(trained)
+    train(model, trained)
+    assert all(torch.equal(trained[name], t) for name, t in kept.items())
+    assert not any(t.requires_grad for t in trained.values())
+
+
+def test_equal_arguments_give_equal_bits_whatever_was_trained_before(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    first = train(model, start)
+    train(model, wander(model, 1), config=TrainConfig(learning_rate=0.1))
+    again = train(model, start)
+    assert first.losses == again.losses
+    assert all(torch.equal(first.adapter[name], t) for name, t in again.adapter.items())
+
+
+def test_against_a_plain_loop_over_the_plain_model(adapt, wander):
+    """Everything again by the book: merged weights, whole sequences one by one, torch's AdamW and clipping."""
+    model = adapt()
+    start = wander(model)
+    config = TrainConfig(learning_rate=LR, weight_decay=0.1, max_grad_norm=0.5, warmup_steps=5)
+    got = train(model, start, config=config, first_step=1)
+
+    plain = tiny.model()
+    plain.requires_grad_(False)
+    live = {name: torch.nn.Parameter(t.clone()) for name, t in start.items()}
+    weights = {module: plain.get_submodule(module).weight.clone() for module in algebra.ranks(start)}
+    optimiser = torch.optim.AdamW(live.values(), weight_decay=0.1)
+    losses = []
+    for n, indices in enumerate(PLAN):
+        merged = {
+            f"{module}.weight": weights[module] + 4.0 * live[f"{module}.B"] @ live[f"{module}.A"] for module in weights
+        }
+        logits, targets = [], []
+        for i in indices:
+            ids = torch.from_numpy(ROWS[i].ids.astype(np.int64))[None]
+            logits.append(torch.func.functional_call(plain, merged, (ids,)).logits[0, -len(ROWS[i].targets) :])
+            targets += ROWS[i].targets.tolist()
+        loss = F.cross_entropy(torch.cat(logits), torch.tensor(targets))
+        losses.append(float(loss.detach()))
+        optimiser.param_groups[0]["lr"] = LR * (n + 2) / 5
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(live.values(), 0.5)
+        optimiser.step()
+
+    assert got.losses == pytest.approx(losses, rel=1e-5)
+    for name, t in live.items():
+        torch.testing.assert_close(got.adapter[name], t.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(adapt, wander):
+    model = adapt()
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 8; lower train.learning_rate"):
+        train(model, wander(model), config=TrainConfig(learning_rate=1e30), first_step=7)
+    with torch.no_grad():
+        model.base.module.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="at step 0;"):
+        train(model, wander(model))
+
+
+def test_an_adapter_that_only_the_last_step_ruined_is_noticed(adapt):
+    """Its losses are all finite, and a method that sends nothing would keep it."""
+    model = adapt()
+    with pytest.raises(TrainingError, match=r"the adapter is not finite after step 1; lower train.learning_rate"):
+        train(model, model.initial_adapter(0), PLAN[:2], TrainConfig(learning_rate=1e30))
+
+
+def test_after_an_error_dropout_is_off_again(adapt, wander):
+    model = adapt(dropout=0.5)
+    with pytest.raises(TrainingError):
+        train(model, wander(model), config=TrainConfig(learning_rate=1e30))
+    assert not any(m.training for m in model.base.module.modules() if isinstance(m, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize(("first", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)])
+def test_the_warm_up_goes_on_from_the_first_step(adapt, wander, first, factor):
+    model = adapt()
+    start = wander(model)
+    warm = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR, warmup_steps=10), first_step=first)
+    constant = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR * factor))
+    assert all(torch.equal(warm.adapter[name], t) for name, t in constant.adapter.items())
+
+
+def test_without_warm_up_the_first_step_does_not_matter(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    early, late = train(model, start), train(model, start, first_step=100)
+    assert all(torch.equal(early.adapter[name], t) for name, t in late.adapter.items())
+
+
+@pytest.mark.parametrize("factor", [".A", ".B"])
+def test_a_factor_that_is_not_trainable_keeps_its_bits(adapt, wander, factor):
+    model = adapt()
+    start = wander(model)
+    config = TrainConfig(learning_rate=LR, weight_decay=0.5)
+    trained = train(model, start, config=config, trainable=lambda name: name.endswith(factor)).adapter
+    for name, change in moved(start, trained).items():
+        assert (change > 0) == name.endswith(factor)
+    everything = train(model, start).adapter  # and the next method may train it again
+    assert all(change > 0 for change in moved(start, everything).values())
+
+
+def test_clipping_bounds_the_gradient(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    free = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR, max_grad_norm=1e6)).adapter
+    # AdamW's first step is lr * g / (|g| + 1e-8): about lr for any gradient, unless it is tiny
+    assert max(moved(start, free).values()) == pytest.approx(LR, rel=1e-2)
+    clipped = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR, max_grad_norm=1e-9)).adapter
+    assert max(moved(start, clipped).values()) < 0.1 * LR
+
+
+def test_weight_decay_alone_shrinks_by_lr_times_decay(adapt):
+    """With A = 0 and B = 0 no gradient reaches either; with B = 0 alone, none reaches A."""
+    model = adapt()
+    start = model.initial_adapter(0)
+    config = TrainConfig(learning_rate=LR, weight_decay=0.5)
+    trained = train(model, start, PLAN[:1], config).adapter
+    for name, t in start.items():
+        if name.endswith(".A"):
+            torch.testing.assert_close(trained[name], t * (1 - LR * 0.5))
+
+
+def test_a_penalty_is_added_to_the_gradient_but_not_to_the_reported_loss(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    seen = []
+
+    def penalty(now: Adapter, fixed: Adapter) -> torch.Tensor:
+        seen.append(all(torch.equal(fixed[name], start[name]) for name in now))
+        return 1e3 * algebra.squared_distance(now, fixed)
+
+    config = TrainConfig(learning_rate=LR, max_grad_norm=1e6)
+    free, held = train(model, start, config=config), train(model, start, config=config, penalty=penalty)
+    assert free.losses[0] == held.losses[0]
+    assert seen == [True] * 3  # always the distance from the start
+    distance = [float(algebra.squared_distance(t.adapter, start)) for t in (free, held)]
+    assert distance[1] < 0.6 * distance[0]
+
+
+def test_dropout_is_a_function_of_its_stream(adapt, wander):
+    model = adapt(dropout=0.5)
+    start = wander(model)
+
+    def under(*keys: object) -> Adapter:
+        with torch_stream(0, "dropout", *keys):  # type: ignore[arg-type]
+            return train(model, start).adapter
+
+    first, again, other = under("a", 0), under("a", 0), under("b", 0)
+    assert all(torch.equal(first[name], t) for name, t in again.items())
+    assert not all(torch.equal(first[name], t) for name, t in other.items())
+
+
+def test_no_dropout_reads_no_random_numbers(adapt, wander):
+    model = adapt()
+    state = torch.get_rng_state()
+    train(model, wander(model))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_lowers_the_loss(adapt):
+    model = adapt()
+    losses = train(model, model.initial_adapter(0), [[0, 1, 2, 3]] * 12, TrainConfig(learning_rate=0.05)).losses
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 1
