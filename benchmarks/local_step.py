@@ -146,6 +146,8 @@ def compare(args: argparse.Namespace, layers: str, rows: list[Row]) -> dict[str,
             for indices in data.by_length(32):
                 data.batch(model, cache, indices)
         fill = time.perf_counter() - began
+        local_steps(model, cache, data, plan[:2], start, config)  # warm up both, untimed
+        with_trainer(args, layers, rows, start, plan[:2], ordered=True)
         for _ in range(args.repeats):
             began = time.perf_counter()
             trained = local_steps(model, cache, data, plan, start, config)

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from capfl import adapter as algebra
 from capfl.checkpoint import ClientStore
+from capfl.errors import ClientError, TrainingError
 from capfl.federation import Federation
 from capfl.methods import Method
 from capfl.model.export import save_adapter
@@ -44,7 +45,10 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
 
     def after_local_steps(of: Finished, client: ClientId, start: Adapter) -> Adapter:
         memory = of.store.load(client, before=last)
-        return federation.site(client, of.agreement.method).train(start, last, memory.steps)[0]
+        try:
+            return federation.site(client, of.agreement.method).train(start, last, memory.steps)[0]
+        except TrainingError as error:
+            raise ClientError("personal model", last, client, str(error)) from error
 
     def deliver(client: ClientId) -> Adapter:
         blob = server.request(main.state, client, main.agreement)

@@ -88,7 +88,6 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
     # model: one frozen base for all of them
     reporter.note(f"{folder.path}: {len(items)} items at {len(splits)} clients; loading {config.model.path}")
     model = AdaptedModel(load_base(config.model), config.lora)
-    model.check_split()
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder.path) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.client)
 

@@ -50,17 +50,19 @@ def run_round(
             return Failure(client, "decode", str(error))
 
     # clients: every reply or failure comes back, in the order of ids; the policy says what a failure means
-    def updates() -> Iterator[Update]:
-        retries = config.retries if config.on_failure == "retry" else 0
-        for client, (sender, reply) in zip(chosen, exchange(round, chosen, request), strict=True):
+    def ask(group: Sequence[ClientId]) -> Iterator[tuple[ClientId, Update | Failure]]:
+        for client, (sender, reply) in zip(group, exchange(round, group, request), strict=True):
             if sender != client:
                 raise RuntimeError(f"the engine handed on a reply of {sender!r} where that of {client!r} was due")
-            answer = read(client, reply)
-            for _ in range(retries):
+            yield client, read(client, reply)
+
+    def updates() -> Iterator[Update]:
+        for client, answer in ask(chosen):
+            for _ in range(config.retries if config.on_failure == "retry" else 0):
                 if isinstance(answer, Update):
                     break
                 failures.append(answer)
-                answer = read(*next(iter(exchange(round, [client], request))))
+                ((_, answer),) = ask([client])
             if isinstance(answer, Update):
                 used.append(replace(answer, adapter={}))
                 yield answer

@@ -77,13 +77,18 @@ def _folder_or_hub_name(path: str) -> str:
 def _from_pretrained(source: str, name: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        module = AutoModelForCausalLM.from_pretrained(source, **options)
+        module, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"model.path: cannot load {name!r} as a causal language model: {first}\n"
             "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
         ) from error
+    if report["missing_keys"]:  # transformers fills them with random numbers and a warning
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"model.path: {name!r} lacks {len(missing)} of its weights, {missing[0]} for one; restore them"
+        )
     return module, tokenizer
 
 

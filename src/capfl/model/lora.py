@@ -39,7 +39,8 @@ class AdaptedModel:
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         self.train(False)  # PEFT injects modules with their dropout on
-        self.hidden_dtype = next(p.dtype for p in self.layers[0].parameters() if p.is_floating_point())
+        self._in_tuple = False  # do the layers return their hidden states in a tuple?
+        self.check_split()
 
     def peft_config(self) -> peft.LoraConfig:
         """The adapter in PEFT's words; also what is saved beside its weights."""
@@ -143,7 +144,7 @@ class AdaptedModel:
             return
         real = list(self.layers[: self.lowest])
         for i, layer in enumerate(real):
-            self.layers[i] = _Skipped(layer, hidden if i == self.lowest - 1 else None)
+            self.layers[i] = _Skipped(layer, hidden if i == self.lowest - 1 else None, self._in_tuple)
         try:
             yield
         finally:
@@ -159,9 +160,15 @@ class AdaptedModel:
         """
         if self.lowest == 0:
             return
+
+        def watch(module: nn.Module, args: object, output: object) -> None:
+            self._in_tuple = isinstance(output, tuple)
+
         ids = torch.arange(1, 9, device=self.base.device).reshape(1, 8)
         positions = torch.tensor([3, 7], device=self.base.device)
+        handle = self.layers[0].register_forward_hook(watch)
         whole = self.base.module(input_ids=ids, use_cache=False).logits[0, positions]
+        handle.remove()
         split = self.logits(ids, positions, self.lower(ids))
         if not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max())):
             raise ModelError(
@@ -178,10 +185,11 @@ class _Reached(Exception):
 class _Skipped(nn.Module):
     """Stands in for a decoder layer; has the attributes of the one it stands for."""
 
-    def __init__(self, layer: nn.Module, hidden: Tensor | None) -> None:
+    def __init__(self, layer: nn.Module, hidden: Tensor | None, in_tuple: bool) -> None:
         super().__init__()
         object.__setattr__(self, "_layer", layer)  # not registered: it is neither moved nor saved
         self._hidden = hidden
+        self._in_tuple = in_tuple
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -189,8 +197,9 @@ class _Skipped(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_layer"), name)
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states if self._hidden is None else self._hidden
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
+        out = hidden_states if self._hidden is None else self._hidden
+        return (out,) if self._in_tuple else out
 
 
 def _decoder_layers(module: nn.Module) -> nn.ModuleList:

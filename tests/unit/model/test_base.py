@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from capfl.config.schema import ModelConfig
 from capfl.errors import ConfigError, ModelError
@@ -89,3 +90,11 @@ def test_a_device_that_is_not_there():
 def test_quantisation_needs_cuda(quantization):
     with pytest.raises(ConfigError, match=f"model.quantization: {quantization} needs CUDA, this run is on cpu"):
         load_base(ModelConfig(path="tiny", device="cpu", quantization=quantization))
+
+
+def test_weights_that_are_missing_are_not_made_up(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of its weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_base(ModelConfig(path=str(folder), device="cpu"))
