@@ -5,47 +5,46 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
-from capfl.report.summary import MODELS, ClientRow, Summary
+from capfl.report.summary import MODELS, Summary
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
 
 
 def summary_table(summary: Summary) -> Table:
-    """One line a client, then mean with its interval, worst and spread. Accuracies in per cent."""
-    shown = [model for model in MODELS if summary.accuracies(model) is not None]
-    unequal = len({row.rank for row in summary.rows}) > 1
+    """One line a client, then mean with its interval, worst and spread. Accuracies in per cent.
 
-    def rank(row: ClientRow) -> list[str]:
-        return [f"{row.rank:g}"] if unequal else []
-
+    Chance and rank have columns of their own where they differ between clients.
+    """
+    models = [model for model in MODELS if summary.accuracies(model) is not None]
+    by_client = {
+        "chance": len({row.chance for row in summary.rows}) > 1,
+        "rank": len({r.rank for r in summary.rows}) > 1,
+    }
     table = Table(
         title=_title(summary), title_justify="left", caption=_caption(summary), caption_justify="left",
         box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False,
     )  # fmt: skip
+    optional = [name for name, shown in by_client.items() if shown]
+    names = ["train", "test", *optional, *[model.removesuffix("_only") for model in models], "up", "down"]
     table.add_column("client", no_wrap=True)
-    for name in ("train", "test", *[model.removesuffix("_only") for model in shown], "up", "down"):
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    if unequal:
-        table.add_column("rank", justify="right", no_wrap=True)
     for row in summary.rows[:MOST_ROWS]:
-        cells = [row.id, str(row.n_train), str(row.n_test), *_cells(row, shown)]
-        table.add_row(*cells, size(row.bytes_up), size(row.bytes_down), *rank(row))
+        extra = {"chance": percent(row.chance) if row.chance is not None else "", "rank": f"{row.rank:g}"}
+        accuracies = [percent(row.to_json()[model]) for model in models]
+        sizes = [size(row.bytes_up), size(row.bytes_down)]
+        table.add_row(row.id, str(row.n_train), str(row.n_test), *[extra[n] for n in optional], *accuracies, *sizes)
     if len(summary.rows) > MOST_ROWS:
         table.add_row(f"and {len(summary.rows) - MOST_ROWS} more")
     table.add_section()
-    statistics = {model: summary.statistics(model) for model in shown}
-    for name, key in (("mean", "mean"), ("± 95 %", "ci95"), ("worst", "worst"), ("spread", "spread")):
-        cells = [percent(found[key]) for found in statistics.values() if found]
-        n_train, n_test = sum(r.n_train for r in summary.rows), sum(r.n_test for r in summary.rows)
-        sizes = ["", ""] if key != "mean" else [size(summary.total_bytes("up")), size(summary.total_bytes("down"))]
-        counts = ["", ""] if key != "mean" else [str(n_train), str(n_test)]
-        table.add_row(name, *counts, *cells, *sizes, style="bold" if key == "mean" else "")
+    counts = [str(sum(row.n_train for row in summary.rows)), str(sum(row.n_test for row in summary.rows))]
+    totals = [size(summary.total_bytes("up")), size(summary.total_bytes("down"))]
+    found = [statistics for model in models if (statistics := summary.statistics(model))]
+    gap = [""] * len(optional)
+    table.add_row("mean", *counts, *gap, *[percent(f["mean"]) for f in found], *totals, style="bold")
+    for name, key in (("± 95 %", "ci95"), ("worst", "worst"), ("spread", "spread")):
+        table.add_row(name, "", "", *gap, *[percent(f[key]) for f in found])
     return table
-
-
-def _cells(row: ClientRow, shown: list[str]) -> list[str]:
-    values = row.to_json()
-    return [percent(values[model]) for model in shown]
 
 
 def _title(summary: Summary) -> str:
