@@ -10,6 +10,7 @@ import numpy as np
 import peft
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from capfl.config.schema import LoraConfig
 from capfl.errors import ConfigError, ModelError
@@ -36,6 +37,7 @@ class AdaptedModel:
         chosen = _chosen_layers(config.layers, len(self.layers))
         self.targets = _target_names(base.module, self.layers, chosen, config.targets)
         self.lowest = min(chosen)
+        self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         self.train(False)  # PEFT injects modules with their dropout on
@@ -49,6 +51,7 @@ class AdaptedModel:
             lora_alpha=cast(int, self.config.alpha),
             lora_dropout=self.config.dropout,
             target_modules=list(self.targets),
+            fan_in_fan_out=self._transposed,
             base_model_name_or_path=self.base.name,
             task_type="CAUSAL_LM",
             inference_mode=True,
@@ -229,7 +232,7 @@ def _target_names(module: nn.Module, layers: nn.ModuleList, chosen: list[int], t
     prefix = next(name for name, m in module.named_modules() if m is layers)
     found = []
     for i in chosen:
-        linear = [name for name, m in layers[i].named_modules() if isinstance(m, nn.Linear)]
+        linear = [name for name, m in layers[i].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
         for target in targets:
             fitting = [name for name in linear if name == target or name.endswith("." + target)]
             if not fitting:

@@ -18,7 +18,7 @@ SMALL = {
 }  # fmt: skip
 
 # mistral: sliding window; qwen2: biases; gemma2: scaled embeddings, capped logits, layers of two kinds;
-# gpt_neo: learnt positions added to the embeddings
+# gpt_neo: learnt positions added to the embeddings, layers that return tuples; gpt2: transposed weights
 KINDS = {
     "mistral": SMALL | {"sliding_window": 4},
     "qwen2": SMALL,
@@ -27,6 +27,8 @@ KINDS = {
         "vocab_size": tiny.VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "window_size": 4,
         "max_position_embeddings": 128, "attention_types": [[["global", "local"], 2]], "initializer_range": 0.2,
     },
+    "gpt2": {"vocab_size": tiny.VOCAB, "n_layer": 4, "n_embd": 32, "n_head": 4, "initializer_range": 0.2,
+             "bos_token_id": 0, "eos_token_id": 0},
 }  # fmt: skip
 
 
@@ -39,7 +41,9 @@ def test_two_parts_give_what_the_whole_gives(kind: str) -> None:
     base = Base(kind, module, tiny.tokenizer(), torch.device("cpu"))
     ids = torch.randint(1, 250, (3, 12))
     whole = module(input_ids=ids, use_cache=False).logits
-    model = AdaptedModel(base, LoraConfig(layers="2,3"))
+    model = AdaptedModel(
+        base, LoraConfig(layers="2,3", targets=("c_attn",) if kind == "gpt2" else ("q_proj", "v_proj"))
+    )
     positions = torch.tensor([0, 7, 11, 23, 35])
     model.write(model.initial_adapter(0))
     split = model.logits(ids, positions, model.lower(ids))
