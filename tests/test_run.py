@@ -66,6 +66,10 @@ def test_training_changes_the_global_adapter_and_the_ledger_counts_every_message
     n_values = sum(t.numel() for t in trained.values())
     assert min(per_message) > 4 * n_values
     assert max(per_message) < 4 * n_values + 64
+    rounds = summary.to_json()["bytes"]["by_round"]
+    assert [r["round"] for r in rounds] == [1, 2, 3]
+    assert [r["up"] > 0 for r in rounds] == [True, True, False]
+    assert sum(r["up"] + r["down"] for r in rounds) == sum(per_message)
     # two clients, two rounds, both ways, and the final delivery
     assert len(per_message) == 2 * 2 * 2 + 2
 

@@ -83,11 +83,13 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
     parts = partition(items, config.partition, config.seed)
     items = relabel(items, parts, config.partition, config.seed)
     splits = {client: split(own, config.partition, config.seed, client) for client, own in parts.items()}
-    _record_inputs(config, folder, items, splits, reporter, fresh)
 
     # model: one frozen base for all of them
     reporter.note(f"{folder.path}: {len(items)} items at {len(splits)} clients; loading {config.model.path}")
     model = AdaptedModel(load_base(config.model), config.lora)
+
+    # from here on the run exists: what was wrong with its data or model has been said before
+    _record_inputs(config, folder, items, splits, reporter, fresh)
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder.path) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.client)
 

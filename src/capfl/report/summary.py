@@ -82,6 +82,9 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         up, down = self.total_bytes("up"), self.total_bytes("down")
+        by_round: dict[int, dict[str, int]] = {}
+        for e in self.ledger:  # the last round is the final delivery
+            by_round.setdefault(e.round, {"round": e.round, "up": 0, "down": 0})[e.direction] += e.bytes
         messages = {d: [e.bytes for e in self.ledger if e.direction == d] for d in ("up", "down")}
         return {
             "method": self.method,
@@ -97,6 +100,7 @@ class Summary:
                 "total": up + down,
                 "up_per_message": statistics.fmean(messages["up"]) if messages["up"] else 0.0,
                 "down_per_message": statistics.fmean(messages["down"]) if messages["down"] else 0.0,
+                "by_round": list(by_round.values()),
             },
             "failures": self.failures,
             "cache": self.cache,
