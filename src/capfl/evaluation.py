@@ -15,7 +15,7 @@ from capfl.methods import Method
 from capfl.model.export import save_adapter
 from capfl.report.summary import ClientRow, Summary
 from capfl.roles import Agreement, server
-from capfl.types import Adapter, ClientId, Entry, RoundRecord, ServerState
+from capfl.types import Adapter, ClientId, ClientState, Entry, RoundRecord, ServerState
 from capfl.wire import decode_broadcast
 
 
@@ -43,12 +43,11 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
     if method.has_global:
         save_adapter(main.state.adapter, peft_config, path / "adapters" / "global")
 
-    def after_local_steps(of: Finished, client: ClientId, start: Adapter) -> Adapter:
-        memory = of.store.load(client, before=last)
+    def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
         try:
-            return federation.site(client, of.agreement.method).train(start, last, memory.steps)[0]
+            return federation.site(memory.client, of.agreement.method).train(start, last, memory.steps)[0]
         except TrainingError as error:
-            raise ClientError("personal model", last, client, str(error)) from error
+            raise ClientError("personal model", last, memory.client, str(error)) from error
 
     def deliver(client: ClientId) -> Adapter:
         blob = server.request(main.state, client, main.agreement)
@@ -61,14 +60,14 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         memory = main.store.load(client, before=last)
         if method.personal:
             return method.personal(memory)
-        return after_local_steps(main, client, method.install(received, memory))
+        return after_local_steps(main, memory, method.install(received, memory))
 
     def local_only(client: ClientId) -> Adapter | None:
         if "local" not in finished:
             return None
-        alone = finished["local"].store.load(client, before=last).adapter
+        alone = finished["local"].store.load(client, before=last)
         more = config.evaluation.personal and not method.pooled and method.personal is None
-        return after_local_steps(finished["local"], client, alone) if more else alone
+        return after_local_steps(finished["local"], alone, alone.adapter) if more else alone.adapter
 
     def row(client: ClientId) -> ClientRow:
         def accuracy(adapter: Adapter | None) -> float | None:

@@ -29,7 +29,7 @@ from capfl.report.progress import Reporter, Silent
 from capfl.report.summary import Summary
 from capfl.roles import Agreement
 from capfl.roles.client import Site
-from capfl.round import run_round
+from capfl.round import run_round, sample_size
 from capfl.types import Adapter, ClientId, Exchange, Item
 from capfl.wire import codec
 
@@ -125,7 +125,7 @@ def run_method(
     folder.forget_after(state.round)
     participants = federation.participants(method)
     exchange = engine(lambda client: federation.site(client, method), store, agreement)
-    n_visits = max(1, int(config.federation.fraction * len(participants) + 0.5))
+    n_visits = sample_size(len(participants), config.federation.fraction)
     reporter.start(method.name, config.federation.rounds, state.round, n_visits)
     while state.round < config.federation.rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)

@@ -19,6 +19,7 @@ from capfl.model.tokens import Example, encode
 from capfl.model.train import local_steps
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
+from capfl.round import sample_size
 from capfl.types import Adapter, ClientId, Item
 
 POOLED = "all"  # the one client of a centralised reference
@@ -75,7 +76,7 @@ class Federation:
         if client != POOLED:
             return config.train.steps or config.train.epochs * per_epoch
         if config.train.steps:
-            return config.train.steps * max(1, int(config.federation.fraction * len(self.clients) + 0.5))
+            return config.train.steps * sample_size(len(self.clients), config.federation.fraction)
         return max(1, round(config.train.epochs * per_epoch * config.federation.fraction))
 
     def score(self, client: ClientId, split: SplitName, adapter: Adapter) -> Score:

@@ -88,7 +88,11 @@ def run_round(
 
 
 def sample(clients: Sequence[ClientId], fraction: float, seed: int, round: int) -> list[ClientId]:
-    """round(fraction * n) clients, at least one, drawn without replacement and sorted by id."""
-    count = max(1, int(fraction * len(clients) + 0.5))
-    drawn = stream(seed, "sample", round).permutation(len(clients))[:count]
+    """``sample_size`` clients, drawn without replacement and sorted by id."""
+    drawn = stream(seed, "sample", round).permutation(len(clients))[: sample_size(len(clients), fraction)]
     return sorted(sorted(clients)[i] for i in drawn)
+
+
+def sample_size(n_clients: int, fraction: float) -> int:
+    """How many clients take part in a round: round(fraction * n), at least one."""
+    return max(1, int(fraction * n_clients + 0.5))

@@ -52,7 +52,7 @@ def score(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adap
     highest mean log-probability. Completions: the share of answer tokens that are the likeliest next token.
     """
     model.write(adapter)
-    sums = [0.0] * len(data.rows)  # of log-probabilities, or for letters and completions the negative log-likelihood
+    sums = [0.0] * len(data.rows)  # log-probability of each row's answer
     right = [0] * len(data.rows)
     n_tokens = [len(row.targets) for row in data.rows.rows]
     for indices in data.rows.by_length(batch_size):
