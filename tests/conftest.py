@@ -10,7 +10,10 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("capfl", deadline=None)  # a test is not wrong because the machine is busy
+settings.load_profile("capfl")
 torch.set_num_threads(1)
 
 

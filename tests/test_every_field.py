@@ -57,6 +57,10 @@ CONFLICT: dict[str, Value] = {"partition.kind": "conflict", "partition.clients":
 BOOLQ: dict[str, Value] = {"data.sets": ["boolq"], "data.dir": at("one"), "data.max_length": 48, **IID}
 EPOCHS: dict[str, Value] = {"train.steps": None}
 SOME: dict[str, Value] = {"data.sites": 4, "federation.rounds": 1}
+SPARSE: dict[str, Value] = {"codec.density": 0.1, "codec.mask": "top"}
+ABSENT: dict[str, Value] = {  # of four clients one takes part in the second round and the fourth, not in the third
+    **SPARSE, "data.sites": 4, "federation.fraction": 0.5, "federation.rounds": 4,
+}  # fmt: skip
 
 CHANGES = {
     "seed": Change(1, "state"),
@@ -100,11 +104,23 @@ CHANGES = {
     "train.batch_size": Change(3, "state"),
     "train.learning_rate": Change(1e-3, "state"),
     "train.warmup_steps": Change(3, "state"),
+    "train.schedule": Change("linear", "state"),
     "train.weight_decay": Change(0.1, "state"),
     "train.max_grad_norm": Change(1e-3, "state"),
     "method.name": Change("local", "bytes"),
     "method.alpha_f": Change(1.0, "state"),
     "codec.values": Change("bf16", "bytes"),
+    "codec.density": Change(0.5, "bytes"),
+    "codec.down_values": Change("4bit", "bytes"),
+    "codec.down_density": Change(0.5, "bytes"),
+    "codec.mask": Change("top", "bytes", {"codec.density": 0.1}),
+    "codec.scope": Change("global", "state", SPARSE),
+    "codec.compensation": Change("off", "state", SPARSE),
+    "codec.step_ahead": Change(1.0, "state", SPARSE),
+    "codec.residual_decay": Change(0.5, "state", SPARSE),
+    "codec.residual_rounds": Change(1, "state", ABSENT),
+    "codec.warmup_rounds": Change(2, "bytes", SPARSE),
+    "codec.warmup_density": Change(0.5, "bytes", {**SPARSE, "codec.warmup_rounds": 2}),
     "evaluation.every": Change(2, "rounds"),
     "evaluation.max_items": Change(1, "rounds"),
     "evaluation.batch_size": Change(2, "widest"),

@@ -6,11 +6,12 @@ import dataclasses
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -19,7 +20,9 @@ from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRec
 
 
 def server_to_bytes(state: ServerState) -> bytes:
-    return _pack(state.adapter, {"round": state.round})
+    log = {str(n): torch.frombuffer(bytearray(body), dtype=torch.uint8) for n, body in enumerate(state.log)}
+    scalars = {"round": state.round, "versions": dict(sorted(state.versions.items()))}
+    return _pack({"adapter": state.adapter, "known": state.known, "log": log}, scalars)
 
 
 def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
@@ -28,27 +31,36 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     Raises:
         CheckpointError: it is damaged, or made for another adapter.
     """
-    tensors, (round,) = _unpack(blob, template, round=int)
-    return ServerState(round, tensors)
+    groups, (round, versions) = _unpack(blob, round=int, versions=dict)
+    log = groups.pop("log", {})
+    fitting = _fitting(groups, template)
+    if set(log) != {str(n) for n in range(len(log))}:
+        raise CheckpointError(f"saved state is damaged: its log has {', '.join(sorted(log))}")
+    bodies = [log[str(n)].numpy().tobytes() for n in range(len(log))]
+    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions)
 
 
 def client_to_bytes(state: ClientState) -> bytes:
-    return _pack(state.adapter, {"client": state.client, "steps": state.steps})
+    tensors = {"adapter": state.adapter, "known": state.known, "residual": state.residual}
+    return _pack(tensors, {"client": state.client, "steps": state.steps, "version": state.version})
 
 
 def client_from_bytes(blob: bytes, template: Adapter) -> ClientState:
     """The state that ``client_to_bytes`` wrote. Raises as ``server_from_bytes``."""
-    tensors, (client, steps) = _unpack(blob, template, client=str, steps=int)
-    return ClientState(client, steps, tensors)
+    groups, (client, steps, version) = _unpack(blob, client=str, steps=int, version=int)
+    fitting = _fitting(groups, template)
+    return ClientState(client, steps, fitting("adapter"), version, fitting("known"), fitting("residual"))
 
 
-def _pack(tensors: Adapter, scalars: dict[str, Any]) -> bytes:
+def _pack(groups: Mapping[str, Adapter], scalars: dict[str, Any]) -> bytes:
+    # clones, because a tensor may stand in two groups and safetensors writes no memory twice
+    tensors = {f"{group}/{name}": t.clone() for group, named in groups.items() for name, t in named.items()}
     # one key, because safetensors writes several in random order, and equal states must be equal bytes
     return save(tensors, metadata={"state": json.dumps(scalars)})
 
 
-def _unpack(blob: bytes, template: Adapter, **kinds: type) -> tuple[Adapter, list[Any]]:
-    """Tensors, and the scalars of the given names and types."""
+def _unpack(blob: bytes, **kinds: type) -> tuple[dict[str, Adapter], list[Any]]:
+    """Tensors by group, and the scalars of the given names and types."""
     try:
         tensors = load(blob)
         length = int.from_bytes(blob[:8], "little")
@@ -58,10 +70,20 @@ def _unpack(blob: bytes, template: Adapter, **kinds: type) -> tuple[Adapter, lis
         raise CheckpointError(f"saved state is damaged: {error}") from error
     if not all(isinstance(value, kind) for value, kind in zip(values, kinds.values(), strict=True)):
         raise CheckpointError(f"saved state is damaged: {', '.join(kinds)} are {values}")
-    for name, t in tensors.items():
-        if name not in template or template[name].shape != t.shape or template[name].dtype != t.dtype:
-            raise CheckpointError(f"saved state has a tensor {name!r} of shape {tuple(t.shape)} that does not fit")
-    return {name: tensors[name] for name in template if name in tensors}, values
+    groups: dict[str, Adapter] = {}
+    for key, t in tensors.items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = t
+    return groups, values
+
+
+def _fitting(groups: dict[str, Adapter], template: Adapter) -> Callable[[str], Adapter]:
+    """Gives each group in the template's order, after all of them have been checked against it."""
+    for named in groups.values():
+        for name, t in named.items():
+            if name not in template or template[name].shape != t.shape or template[name].dtype != t.dtype:
+                raise CheckpointError(f"saved state has a tensor {name!r} of shape {tuple(t.shape)} that does not fit")
+    return lambda group: {name: groups[group][name] for name in template if name in groups.get(group, {})}
 
 
 class ClientStore:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
+from capfl.config import Config
 from capfl.config.keys import all_keys
 from capfl.config.load import load_command
 from capfl.errors import CapflError, ConfigError
@@ -22,25 +24,22 @@ app = typer.Typer(
 )  # fmt: skip
 
 _FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_Config = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
 _Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
 
 
 @app.command(context_settings=_FLAGS)
 def run(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")] = None,
+    config: _Config = None,
     sets: _Sets = None,
     resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run; takes no other option")] = None,
 ) -> None:
     """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
     with _errors():
-        arguments = list(context.args)
-        if config is not None and str(config).startswith("--"):  # a flag in the place of the file
-            arguments, config = [str(config), *arguments], None
-        if resume is not None and (config or sets or arguments):
+        if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        settings = None if resume else load_command(config, sets or [], arguments)
-        _run(settings, resume)
+        _run(None if resume else _load(context, config, sets), resume)
 
 
 @app.command(context_settings=_FLAGS)
@@ -63,6 +62,36 @@ def evaluate(
     with _errors():
         result = score_adapter(adapter, load_command(None, sets or [], list(context.args)), only or [])
         Console().print_json(data=result)
+
+
+@app.command(context_settings=_FLAGS)
+def plan(
+    context: typer.Context,
+    config: _Config = None,
+    sets: _Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    calibrate: Annotated[bool, typer.Option(help="load the model and time a few steps, if it is here")] = True,
+) -> None:
+    """Say what a run will cost before it runs: bytes each way, memory, time. Takes what `capfl run` takes."""
+    from capfl.plan import make_plan
+    from capfl.report.plan import plan_tables
+
+    with _errors():
+        made = make_plan(_load(context, config, sets), calibrate)
+        _show(made.to_json(), plan_tables(made), as_json)
+
+
+@app.command(name="bytes")
+def count_bytes(
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say what left each site of a run and what came back, to the byte, and what it was made of."""
+    from capfl.report.ledger import ledger_tables, read_ledger
+
+    with _errors():
+        ledger = read_ledger(run)
+        _show(ledger.to_json(), ledger_tables(ledger), as_json)
 
 
 @app.command()
@@ -89,8 +118,22 @@ def keys() -> None:
     Console().print(table)
 
 
-def _run(config: object, resumed: Path | None) -> None:
-    from capfl.config import Config
+def _load(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:
+    """The config of a file, `--set` and flags."""
+    arguments = list(context.args)
+    if config is not None and str(config).startswith("--"):  # a flag in the place of the file
+        arguments, config = [str(config), *arguments], None
+    return load_command(config, sets or [], arguments)
+
+
+def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, indent=1))
+    else:
+        Console().print(tables)
+
+
+def _run(config: Config | None, resumed: Path | None) -> None:
     from capfl.engines import ENGINES
     from capfl.experiment import config_of, resume, run
     from capfl.report.progress import reporting
@@ -102,7 +145,7 @@ def _run(config: object, resumed: Path | None) -> None:
             engine = ENGINES[config_of(resumed).runtime.engine]
             summary, path = resume(resumed, engine, reporter)
         else:
-            assert isinstance(config, Config)
+            assert config is not None
             summary, path = run(config, ENGINES[config.runtime.engine], reporter)
     console.print(summary_table(summary))
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from capfl.methods import Method
 from capfl.model.export import save_adapter
 from capfl.report.summary import ClientRow, Summary
 from capfl.roles import Agreement, server
+from capfl.roles.client import hear, starting_point
 from capfl.types import Adapter, ClientId, ClientState, Entry, RoundRecord, ServerState
 from capfl.wire import decode_broadcast
 
@@ -41,7 +42,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
     last = main.state.round + 1
     ledger = [entry for record in main.records for entry in record.ledger]
     if method.has_global:
-        save_adapter(main.state.adapter, peft_config, path / "adapters" / "global")
+        save_adapter(main.state.known, peft_config, path / "adapters" / "global")
 
     def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
         try:
@@ -49,18 +50,19 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         except TrainingError as error:
             raise ClientError("personal model", last, memory.client, str(error)) from error
 
-    def deliver(client: ClientId) -> Adapter:
-        blob = server.request(main.state, client, main.agreement)
-        ledger.append(Entry(last, client, "down", len(blob)))
-        return decode_broadcast(blob, main.agreement.codec, main.agreement.initial).adapter
+    def deliver(client: ClientId) -> ClientState:
+        agreed = main.agreement
+        message = server.request(main.state, client, agreed)
+        ledger.append(Entry(last, client, "down", len(message.blob), message.parts))
+        told = decode_broadcast(message.blob, agreed.down, agreed.schema)
+        return hear(told, main.store.load(client, before=last), agreed)
 
-    def personal(client: ClientId, received: Adapter) -> Adapter | None:
+    def personal(memory: ClientState) -> Adapter | None:
         if method.pooled or not config.evaluation.personal:
             return None
-        memory = main.store.load(client, before=last)
         if method.personal:
             return method.personal(memory)
-        return after_local_steps(main, memory, method.install(received, memory))
+        return after_local_steps(main, memory, starting_point(memory, main.agreement))
 
     def local_only(client: ClientId) -> Adapter | None:
         if "local" not in finished:
@@ -73,7 +75,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         def accuracy(adapter: Adapter | None) -> float | None:
             return None if adapter is None else federation.score(client, "test", adapter).accuracy
 
-        own = personal(client, {} if method.pooled else deliver(client))
+        own = personal(main.store.load(client, before=last) if method.pooled else deliver(client))
         if own is not None:
             save_adapter(own, peft_config, path / "adapters" / "clients" / client)
         own_messages = [e for e in ledger if e.client == client]
@@ -84,11 +86,11 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             n_train=len(federation.splits[client].train),
             n_test=len(federation.splits[client].test[: config.evaluation.max_items]),
             base=base.accuracy,
-            global_=accuracy(main.state.adapter if method.has_global else None),
+            global_=accuracy(main.state.known if method.has_global else None),
             personal=accuracy(own),
             local_only=accuracy(local_only(client)),
             centralised=accuracy(central),
-            rank=fmean(algebra.ranks(own or main.state.adapter).values()),
+            rank=fmean(algebra.ranks(own or main.agreement.initial).values()),
             chance=federation.chance(client),
             majority=federation.majority(client),
             bytes_up=sum(e.bytes for e in own_messages if e.direction == "up"),

@@ -27,11 +27,10 @@ from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.report.progress import Reporter, Silent
 from capfl.report.summary import Summary
-from capfl.roles import Agreement
+from capfl.roles import Agreement, server
 from capfl.roles.client import Site
 from capfl.round import run_round, sample_size
 from capfl.types import Adapter, ClientId, Exchange, Item
-from capfl.wire import codec
 
 Engine = Callable[[Callable[[ClientId], Site], ClientStore, Agreement], Exchange]
 
@@ -119,9 +118,9 @@ def run_method(
 ) -> Finished:
     """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk."""
     config = federation.config
-    agreement = Agreement(method, codec(config.codec.values), initial)
+    agreement = Agreement(method, config.codec, initial, federation.model.base.revision, config.seed)
     store = folder.clients(initial, lambda client: method.init_client(client, initial))
-    state = folder.server(initial) or method.init_server(initial)
+    state = folder.server(initial) or server.start(agreement)
     folder.forget_after(state.round)
     participants = federation.participants(method)
     exchange = engine(lambda client: federation.site(client, method), store, agreement)
@@ -131,7 +130,7 @@ def run_method(
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
         due = config.evaluation.every and state.round % config.evaluation.every == 0
         if method.has_global and due and config.partition.validation:
-            validated = federation.validate(state.adapter)
+            validated = federation.validate(state.known)
             record = replace(record, validation_accuracy=validated.accuracy, validation_loss=validated.loss)
         folder.commit(state, record)
         reporter.round(record)

@@ -16,7 +16,7 @@ from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, Score, score
 from capfl.model.tokens import Example, encode
-from capfl.model.train import local_steps
+from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
 from capfl.round import sample_size
@@ -60,6 +60,7 @@ class Federation:
                 result = local_steps(
                     self.model, self.cache, data, plan, start, config.train,
                     first_step=first_step,
+                    rate=scheduled(config.train.schedule, round, config.federation.rounds),
                     trainable=lambda name: method.trainable(round, name),
                     penalty=method.penalty,
                 )  # fmt: skip

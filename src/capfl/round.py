@@ -36,18 +36,20 @@ def run_round(
     chosen = sample(clients, config.fraction, seed, round)
 
     def request(client: ClientId) -> bytes:
-        blob = server.request(state, client, agreement)
-        ledger.append(Entry(round, client, "down", len(blob)))
-        return blob
+        message = server.request(state, client, agreement, again=any(f.client == client for f in failures))
+        ledger.append(Entry(round, client, "down", len(message.blob), message.parts))
+        return message.blob
 
     def read(client: ClientId, reply: bytes | Failure) -> Update | Failure:
         if isinstance(reply, Failure):
             return reply
-        ledger.append(Entry(round, client, "up", len(reply)))
         try:
-            return server.read_update(reply, client, round, agreement)
+            update, parts = server.read_update(reply, client, round, agreement)
         except WireError as error:
+            ledger.append(Entry(round, client, "up", len(reply), {"unreadable": len(reply)}))
             return Failure(client, "decode", str(error))
+        ledger.append(Entry(round, client, "up", len(reply), parts))
+        return update
 
     # clients: every reply or failure comes back, in the order of ids; the policy says what a failure means
     def ask(group: Sequence[ClientId]) -> Iterator[tuple[ClientId, Update | Failure]]:
@@ -75,7 +77,7 @@ def run_round(
             raise ClientError(last.stage, round, last.client, f"no client answered; {last.reason}")
 
     # server: the new global state, and what there is to know about the round
-    new_state = server.close_round(state, updates(), agreement)
+    new_state = server.close_round(state, chosen, updates(), agreement)
     return new_state, RoundRecord(
         round=round,
         clients=tuple(u.client for u in used),

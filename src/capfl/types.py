@@ -57,11 +57,12 @@ Scoring = Literal["letter", "text"]
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Server to client, at the start of a round."""
+    """Server to client, at the start of a round: what leads the client to the newest global adapter."""
 
     round: int
     client: ClientId
-    adapter: Adapter
+    state: bytes | None  # the whole adapter, encoded, or
+    differences: tuple[bytes, ...]  # from one version to the next, encoded, oldest first
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class ServerState:
 
     round: int
     adapter: Adapter
+    known: Adapter = field(default_factory=dict)  # the newest version: what clients know of it, once told
+    log: tuple[bytes, ...] = ()  # the last messages that led from one version to the next, the newest last
+    versions: Mapping[ClientId, int] = field(default_factory=dict)  # what each client that took part knows
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,9 @@ class ClientState:
     client: ClientId
     steps: int = 0  # optimiser steps taken so far: position in the data and in the warm-up
     adapter: Adapter = field(default_factory=dict)  # the client's own factors, if its method has any
+    version: int = 0  # of the global adapter, that the client knows
+    known: Adapter = field(default_factory=dict)  # that version; empty where it need not be kept
+    residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class Entry:
     client: ClientId
     direction: Literal["up", "down"]
     bytes: int
+    parts: Mapping[str, int]  # header, positions, scales, values, catch-up, unreadable: they sum to ``bytes``
 
 
 @dataclass(frozen=True)

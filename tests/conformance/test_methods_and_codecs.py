@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from adapters import CODECS, same, total
+from capfl import adapter as algebra
 from capfl import checkpoint
-from capfl.config.schema import MethodConfig
+from capfl.config.schema import FederationConfig, MethodConfig
 from capfl.engines import debug, serial
+from capfl.errors import WireError
 from capfl.experiment import run
 from capfl.methods import METHODS, build
 from capfl.roles import Agreement, client, server
 from capfl.round import run_round
-from capfl.types import Adapter, ClientState, Failure
-from capfl.wire import CODECS
+from capfl.types import Adapter, ClientId, ClientState, Failure, Request, RoundRecord, ServerState
+from capfl.wire import decode_broadcast, up_codec
 from support import tiny_config
 
-pytestmark = [pytest.mark.parametrize("codec", CODECS), pytest.mark.parametrize("method", METHODS)]
-
 CLIENTS = ["a", "b", "c"]
+SOME = FederationConfig(fraction=0.6)  # two of the three in each round
+UP = {name: up_codec(config, 3) for name, config in CODECS.items()}
+UNBIASED = [name for name, codec in UP.items() if codec.unbiased]
+FEEDBACK = [name for name, codec in UP.items() if codec.compensation == "feedback"]
+LOSSLESS_IN_THE_END = [name for name in FEEDBACK if CODECS[name].residual_decay == 1]
+PRECISION = {"fp32": 1e-6, "bf16": 2e-4, "8bit": 2e-4, "4bit": 4e-3, "ternary-dense": 0.03}
+
+
+def of(method: str, codec: str) -> Agreement:
+    return Agreement(build(MethodConfig(name=method)), CODECS[codec], initial(), "base", seed=3)
 
 
 def initial() -> Adapter:
@@ -28,98 +40,253 @@ def initial() -> Adapter:
     return {
         f"{module}.{factor}": torch.randn(shape, generator=generator)
         for module in ("q", "v")
-        for factor, shape in (("A", (2, 5)), ("B", (4, 2)))
+        for factor, shape in (("A", (2, 25)), ("B", (20, 2)))
     }
 
 
+def steps(name: ClientId, round: int) -> Adapter:
+    """How a client's adapter moves in a round."""
+    generator = torch.Generator().manual_seed(100 * round + ord(name))
+    return {key: 0.01 * torch.randn(t.shape, generator=generator) for key, t in initial().items()}
+
+
+def bits(adapter: Adapter) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in adapter.values())
+
+
 class Fake:
-    """A federation without a model: each client moves its adapter by a fixed step of its own."""
+    """A federation without a model. Every client is checked to know what the server says that it knows."""
 
     def __init__(self, method: str, codec: str) -> None:
-        self.agreement = Agreement(build(MethodConfig(name=method)), CODECS[codec], initial())
-        self.memory: dict[str, ClientState] = {}
+        self.agreement = of(method, codec)
+        self.state = server.start(self.agreement)
+        self.memory: dict[ClientId, ClientState] = {}
         self.sizes: list[tuple[str, int]] = []
+        self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
+        self.arrived: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
+        self.sent: list[tuple[Adapter, Adapter]] = []  # what each message was to say, and what it said
         self.backwards = False
 
-    def site(self, name: str) -> client.Site:
+    def site(self, name: ClientId) -> client.Site:
         def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
-            step = (ord(name) - 96) * 0.01 * (1 + first_step)
-            for t in start.values():
-                assert not t.requires_grad
-            return {key: t + step for key, t in start.items()}, (1.0, 0.5)
+            assert first_step == 2 * len(self.changes[name])
+            assert not any(t.requires_grad for t in start.values())
+            trained = algebra.add(start, steps(name, round))
+            self.changes[name].append(algebra.subtract(trained, start))
+            return trained, (1.0, 0.5)
 
         return client.Site(name, 10 * (ord(name) - 96), train)
 
-    def exchange(self, round, clients, request):  # type: ignore[no-untyped-def]
+    def remembered(self, name: ClientId) -> ClientState:
+        """As it comes back from the client's disk."""
+        memory = self.memory.get(name) or self.agreement.method.init_client(name, self.agreement.initial)
+        return checkpoint.client_from_bytes(checkpoint.client_to_bytes(memory), self.agreement.initial)
+
+    def told(self, name: ClientId, blob: bytes) -> ClientState:
+        message = decode_broadcast(blob, self.agreement.down, self.agreement.schema)
+        return client.hear(message, self.remembered(name), self.agreement)
+
+    def exchange(
+        self, round: int, clients: Sequence[ClientId], request: Request
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         replies: dict[str, bytes | Failure] = {}
         for name in reversed(clients) if self.backwards else clients:
             blob = request(name)
-            before = self.memory.get(name) or self.agreement.method.init_client(name, self.agreement.initial)
-            memory = checkpoint.client_from_bytes(checkpoint.client_to_bytes(before), self.agreement.initial)
-            reply, self.memory[name] = client.handle(blob, memory, self.site(name), self.agreement)
-            self.sizes += [("down", len(blob)), ("up", len(reply))]
+            self.sizes.append(("down", len(blob)))
+            try:
+                pending = self.told(name, blob)
+                assert bits(pending.known) == bits(self.state.known)
+                reply, self.memory[name] = client.handle(blob, self.remembered(name), self.site(name), self.agreement)
+            except WireError as error:
+                replies[name] = Failure(name, "WireError", str(error))
+                continue
             replies[name] = reply
+            self.sizes.append(("up", len(reply)))
+            arrived = server.read_update(reply, name, round, self.agreement)[0].adapter
+            self.arrived[name].append(arrived)
+            whole = algebra.add(self.changes[name][-1], pending.residual)
+            self.sent.append(({key: whole[key] for key in arrived}, arrived))
         yield from sorted(replies.items())
 
-    def play(self, rounds: int = 3):  # type: ignore[no-untyped-def]
-        config = tiny_config("unused").federation
-        state = self.agreement.method.init_server(self.agreement.initial)
+    def play(self, rounds: int = 3, config: FederationConfig | None = None) -> list[RoundRecord]:
         records = []
         for _ in range(rounds):
-            blob = checkpoint.server_to_bytes(state)
-            state = checkpoint.server_from_bytes(blob, self.agreement.initial)
-            new, record = run_round(state, CLIENTS, self.agreement, self.exchange, config, seed=0)
-            assert checkpoint.server_to_bytes(state) == blob, "the server's state was changed in place"
-            state = new
+            blob = checkpoint.server_to_bytes(self.state)
+            self.state = checkpoint.server_from_bytes(blob, self.agreement.initial)
+            new, record = run_round(
+                self.state, CLIENTS, self.agreement, self.exchange, config or FederationConfig(), seed=0
+            )
+            heard = [(self.arrived[name][-1], 10.0 * (ord(name) - 96)) for name in record.clients]
+            assert checkpoint.server_to_bytes(self.state) == blob, "the server's state was changed in place"
+            if self.agreement.method.has_global:
+                target = algebra.add(self.state.adapter, algebra.weighted_mean(heard))
+                self.sent.append(tuple(algebra.subtract(t, self.state.known) for t in (target, new.known)))
+            self.state = new
             records.append(record)
-        return state, records
+        return records
 
 
+every_codec = pytest.mark.parametrize("codec", CODECS)
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@every_codec
+@every_method
 def test_states_survive_bytes_and_the_order_of_visits_does_not_matter(method: str, codec: str) -> None:
     forwards, backwards = Fake(method, codec), Fake(method, codec)
     backwards.backwards = True
-    state, _ = forwards.play()
-    other, _ = backwards.play()
-    assert state.round == 3
-    assert checkpoint.server_to_bytes(state) == checkpoint.server_to_bytes(other)
+    forwards.play()
+    backwards.play()
+    assert forwards.state.round == 3
+    assert checkpoint.server_to_bytes(forwards.state) == checkpoint.server_to_bytes(backwards.state)
     for name in CLIENTS:
         assert checkpoint.client_to_bytes(forwards.memory[name]) == checkpoint.client_to_bytes(backwards.memory[name])
         assert forwards.memory[name].steps == 6
 
 
+@every_codec
+@every_method
 def test_the_ledger_is_the_sum_of_the_messages(method: str, codec: str) -> None:
     fake = Fake(method, codec)
-    _, records = fake.play()
+    records = fake.play(5, SOME)
     for direction in ("down", "up"):
         counted = sum(e.bytes for r in records for e in r.ledger if e.direction == direction)
         assert counted == sum(n for d, n in fake.sizes if d == direction) > 0
+    for record in records:
+        for entry in record.ledger:
+            assert sum(entry.parts.values()) == entry.bytes
+            assert all(n >= 0 for n in entry.parts.values())
 
 
-def test_received_and_trained_values_stay_within_the_codecs_precision(method: str, codec: str) -> None:
+@every_codec
+@every_method
+def test_what_arrived_and_what_is_left_sum_to_what_changed(method: str, codec: str) -> None:
+    """For every client, however often it took part. A residual that is given up or shrunk is lost, and said to be."""
     fake = Fake(method, codec)
-    state, _ = fake.play(rounds=1)
+    fake.play(7, SOME)
+    for name in CLIENTS:
+        assert 1 <= len(fake.changes[name]) < 7
+        residual = fake.memory[name].residual
+        if not fake.agreement.method.has_global:
+            assert fake.arrived[name] == [{}] * len(fake.changes[name])
+        elif codec in LOSSLESS_IN_THE_END:
+            got, expected = total([*fake.arrived[name], residual], initial()), total(fake.changes[name], initial())
+            for key, t in expected.items():
+                torch.testing.assert_close(got[key], t, atol=1e-7, rtol=0)
+            assert bool(residual) != fake.agreement.up.exact
+        elif codec not in FEEDBACK:
+            assert residual == {}
+
+
+@every_codec
+@every_method
+def test_a_message_has_the_right_scale(method: str, codec: str) -> None:
+    """The residual would repair a wrong one in later rounds; it must not have to.
+
+    No multiple of a message would be nearer to what it was to say. Unless it is to be right on average: then it has,
+    along what it was to say, the length of that.
+    """
+    fake = Fake(method, codec)
+    fake.play(8 if codec in UNBIASED else 3)
+
+    def dot(a: Adapter, b: Adapter) -> float:
+        return sum(float((a[key].double() * t.double()).sum()) for key, t in b.items())
+
     if not fake.agreement.method.has_global:
-        assert all(torch.equal(t, fake.agreement.initial[key]) for key, t in state.adapter.items())
+        assert all(said == {} for _, said in fake.sent)
+    elif codec in UNBIASED:
+        along = sum(dot(whole, said) for whole, said in fake.sent)
+        assert abs(along / sum(dot(whole, whole) for whole, _ in fake.sent) - 1) < 0.1
+    else:
+        assert all(abs(dot(whole, said) / dot(said, said) - 1) < 0.1 for whole, said in fake.sent)
+
+
+@every_codec
+@every_method
+def test_whoever_misses_rounds_ends_up_knowing_the_same(method: str, codec: str) -> None:
+    fake = Fake(method, codec)
+    for _ in range(5):
+        fake.play(1, FederationConfig(fraction=0.3))  # one of the three; the exchange checks what it knows
+        for name in [*CLIENTS, "new"]:
+            message = server.request(fake.state, name, fake.agreement)
+            assert bits(fake.told(name, message.blob).known) == bits(fake.state.known)
+
+
+@every_codec
+@every_method
+def test_a_client_that_lost_its_disk_is_asked_again_and_goes_on(method: str, codec: str) -> None:
+    fake = Fake(method, codec)
+    policy = FederationConfig(on_failure="retry")
+    fake.play(3, policy)
+    fake.memory["b"] = fake.agreement.method.init_client("b", fake.agreement.initial)
+    fake.changes["b"].clear()
+    (record,) = fake.play(1, policy)
+    assert record.clients == ("a", "b", "c")
+    assert [failure.client for failure in record.failures] == ([] if fake.agreement.down.exact else ["b"])
+    assert fake.play(1, policy)[0].failures == ()
+
+
+@pytest.mark.parametrize("codec", PRECISION)
+@every_method
+def test_the_mean_change_stays_within_the_codecs_precision(method: str, codec: str) -> None:
+    """What the server aggregates, and what clients know of it: each has been through the codec."""
+    fake = Fake(method, codec)
+    fake.play(1)
+    if not fake.agreement.method.has_global:
+        assert same(fake.state.adapter, fake.agreement.initial)
+        assert fake.state.known == {}
         return
-    # weights 10, 20, 30 and steps 0.01, 0.02, 0.03
-    mean = (10 * 0.01 + 20 * 0.02 + 30 * 0.03) / 60
-    tolerance = {"fp32": 1e-6, "bf16": 2e-4}[codec]
-    for key, t in state.adapter.items():
-        torch.testing.assert_close(t - fake.agreement.initial[key], torch.full_like(t, mean), atol=tolerance, rtol=0)
+    parts = [(steps(name, 1), 10.0 * (ord(name) - 96)) for name in CLIENTS]
+    expected = algebra.add(initial(), algebra.weighted_mean(parts))
+    for key, t in expected.items():
+        torch.testing.assert_close(fake.state.adapter[key], t, atol=PRECISION[codec], rtol=0)
+        torch.testing.assert_close(fake.state.known[key], t, atol=2 * PRECISION[codec], rtol=0)
 
 
+@every_codec
+@every_method
 def test_a_whole_run_is_the_same_on_every_engine(method: str, codec: str, runs: Path) -> None:
+    changes = {f"codec__{key}": value for key, value in CODECS[codec].model_dump(exclude_unset=True).items()}
     states = []
     for name, engine in (("serial", serial), ("debug", debug)):
         out = runs / name
-        summary, _ = run(tiny_config(out, method__name=method, codec__values=codec, data__items=24), engine)
+        summary, _ = run(tiny_config(out, method__name=method, data__items=24, **changes), engine)
         states.append({p.name: p.read_bytes() for p in sorted((out / "state").rglob("*")) if p.is_file()})
         personal = [row.personal for row in summary.rows]
         assert all(value is None for value in personal) == build(MethodConfig(name=method)).pooled
     assert states[0] == states[1]
 
 
+@every_codec
+@every_method
 def test_a_round_does_not_depend_on_a_lost_message_being_encoded_twice(method: str, codec: str) -> None:
     fake = Fake(method, codec)
-    state = fake.agreement.method.init_server(fake.agreement.initial)
-    assert server.request(state, "a", fake.agreement) == server.request(state, "a", fake.agreement)
+    fake.play(2, SOME)
+    for again in (False, True):
+        asked = [server.request(fake.state, "a", fake.agreement, again) for _ in range(2)]
+        assert asked[0] == asked[1]
+
+
+# -- nothing is added to federated averaging where nothing is compressed ---------------------------------------
+
+
+def averaged(clients: Sequence[ClientId], rounds: int) -> Adapter:
+    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
+    theta = initial()
+    weights = {name: 10.0 * (ord(name) - 96) for name in clients}
+    for round in range(1, rounds + 1):
+        changes = {name: algebra.subtract(algebra.add(theta, steps(name, round)), theta) for name in clients}
+        for key in theta:
+            weighted = sum(changes[name][key].double() * weights[name] for name in clients)
+            theta[key] = theta[key] + (weighted / sum(weights.values())).float()
+    return theta
+
+
+@pytest.mark.parametrize("clients", [["a"], CLIENTS])
+def test_dense_fp32_is_federated_averaging_bit_for_bit(clients: list[ClientId]) -> None:
+    fake = Fake("fedit", "fp32")
+    state: ServerState = fake.state
+    for _ in range(4):
+        fake.state = state
+        state, _ = run_round(state, clients, fake.agreement, fake.exchange, FederationConfig(), seed=0)
+    assert bits(state.adapter) == bits(state.known) == bits(averaged(clients, 4))

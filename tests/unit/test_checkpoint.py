@@ -38,34 +38,54 @@ def equal(a: Adapter, b: Adapter) -> bool:
 
 
 FULL = adapter(1.0, -2.0, 0.1, 3e-9)
-SERVER = server_to_bytes(ServerState(3, FULL))
-CLIENT = client_to_bytes(ClientState("a", 5, FULL))
+HALF = {"m.B": FULL["m.B"]}
+SERVER = server_to_bytes(ServerState(3, FULL, FULL, (b"one", b"\x00two"), {"b": 2, "a": 1}))
+CLIENT = client_to_bytes(ClientState("a", 5, FULL, 3, FULL, HALF))
 
 
 # -- states as bytes -------------------------------------------------------------------------------------
 
 
-@given(st.lists(floats, min_size=4, max_size=4), st.integers(0, 10**9))
-def test_a_server_state_comes_back(values, round):
-    state = server_from_bytes(server_to_bytes(ServerState(round, adapter(*values))), TEMPLATE)
-    assert state.round == round
-    assert equal(state.adapter, adapter(*values))
+parts = st.sets(st.sampled_from("AB"))
+numbers = st.lists(floats, min_size=4, max_size=4)
 
 
-@given(st.lists(floats, min_size=4, max_size=4), st.integers(0, 10**9), st.text(), st.sets(st.sampled_from("AB")))
-def test_a_client_state_comes_back_with_the_factors_that_it_has(values, steps, client, kept):
-    own = {name: t for name, t in adapter(*values).items() if name[-1] in kept}
-    state = client_from_bytes(client_to_bytes(ClientState(client, steps, own)), TEMPLATE)
-    assert (state.client, state.steps) == (client, steps)
-    assert equal(state.adapter, own)
+def part_of(values: list[float], kept: set[str]) -> Adapter:
+    return {name: t for name, t in adapter(*values).items() if name[-1] in kept}
+
+
+@given(
+    numbers,
+    numbers,
+    st.integers(0, 10**9),
+    st.lists(st.binary(min_size=1, max_size=9), max_size=12),
+    st.dictionaries(st.text(max_size=4), st.integers(0, 10**9), max_size=4),
+)
+def test_a_server_state_comes_back(values, known, round, log, versions):
+    state = ServerState(round, adapter(*values), adapter(*known), tuple(log), versions)
+    back = server_from_bytes(server_to_bytes(state), TEMPLATE)
+    assert (back.round, back.log, back.versions) == (round, tuple(log), versions)
+    assert equal(back.adapter, state.adapter)
+    assert equal(back.known, state.known)
+
+
+@given(numbers, st.integers(0, 10**9), st.text(), st.integers(0, 10**9), parts, parts, parts)
+def test_a_client_state_comes_back_with_the_factors_that_it_has(values, steps, client, version, own, known, residual):
+    tensors = [part_of(values, kept) for kept in (own, known, residual)]
+    state = client_from_bytes(
+        client_to_bytes(ClientState(client, steps, tensors[0], version, tensors[1], tensors[2])), TEMPLATE
+    )
+    assert (state.client, state.steps, state.version) == (client, steps, version)
+    assert all(map(equal, (state.adapter, state.known, state.residual), tensors))
 
 
 def test_equal_states_are_equal_bytes():
     for _ in range(20):
         again = {name: t.clone() for name, t in FULL.items()}
-        assert server_to_bytes(ServerState(3, again)) == SERVER
-        assert client_to_bytes(ClientState("a", 5, again)) == CLIENT
-    assert server_to_bytes(ServerState(4, FULL)) != SERVER
+        half = {name: t.clone() for name, t in HALF.items()}
+        assert server_to_bytes(ServerState(3, again, again, (b"one", b"\x00two"), {"a": 1, "b": 2})) == SERVER
+        assert client_to_bytes(ClientState("a", 5, again, 3, again, half)) == CLIENT
+    assert server_to_bytes(ServerState(4, FULL)) != server_to_bytes(ServerState(3, FULL))
 
 
 def test_names_come_back_in_the_templates_order():
@@ -89,7 +109,10 @@ def test_a_changed_byte_is_refused_or_gives_a_state_that_fits(at, flip):
         return
     assert isinstance(state.client, str)
     assert isinstance(state.steps, int)
-    assert all(t.shape == TEMPLATE[n].shape and t.dtype == torch.float32 for n, t in state.adapter.items())
+    assert isinstance(state.version, int)
+    groups = (state.adapter, state.known, state.residual)
+    tensors = [(n, t) for group in groups for n, t in group.items()]
+    assert all(t.shape == TEMPLATE[n].shape and t.dtype == torch.float32 for n, t in tensors)
 
 
 @given(st.binary(max_size=64))
@@ -248,7 +271,8 @@ def test_the_file_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 def record(round: int) -> RoundRecord:
     return RoundRecord(
         round, ("a", "b"), {"a": 0.1, "b": 1e-17}, {"a": 3, "b": 4}, (Failure("c", "decode", "über"),),
-        (Entry(round, "a", "down", 7), Entry(round, "a", "up", 9)), 0.25, 0.5, None,
+        (Entry(round, "a", "down", 7, {"header": 7}), Entry(round, "a", "up", 9, {"header": 4, "values": 5})),
+        0.25, 0.5, None,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_defaults_are_a_valid_config():
     config = load_config()
     assert config == Config()
     assert Config.model_validate(config.model_dump()) == config
-    assert (config.method.name, config.codec.values, config.model.path) == ("fedit", "bf16", "smollm2")
+    assert (config.method.name, config.codec.values, config.model.path) == ("fedit", "ternary", "smollm2")
 
 
 def test_every_key_has_a_default_and_a_description():

@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from capfl.checkpoint import ClientStore
+from capfl.config.schema import CodecConfig
 from capfl.engines import ENGINES, debug, serial
 from capfl.errors import CheckpointError, ClientError, TrainingError
 from capfl.methods.local import local
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site
-from capfl.types import Adapter, ClientState, Failure, ServerState
-from capfl.wire import codec, decode_update
+from capfl.types import Adapter, ClientState, Failure
+from capfl.wire import decode_update
 
 START = {"m.A": torch.tensor([[1.0]]), "m.B": torch.tensor([[2.0]])}
-AGREED = Agreement(local(), codec("fp32"), START)  # a method whose clients remember something
-STATE = ServerState(0, START)
+AGREED = Agreement(local(), CodecConfig(values="fp32"), START)  # a method whose clients remember something
+STATE = server.start(AGREED)
 
 
 def site(client: str) -> Site:
@@ -38,7 +39,7 @@ def store(tmp_path: Path) -> ClientStore:
 
 
 def asked(client: str) -> bytes:
-    return server.request(STATE, client, AGREED)
+    return server.request(STATE, client, AGREED).blob
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
@@ -46,7 +47,7 @@ def test_every_client_answers_in_order_and_its_state_is_saved(engine, store):
     replies = list(engine(site, store, AGREED)(1, ["a", "c"], asked))
     assert [client for client, _ in replies] == ["a", "c"]
     for client, reply in replies:
-        got = decode_update(reply, AGREED.codec, START)
+        got, _ = decode_update(reply, AGREED.up, AGREED.schema, START)
         assert (got.client, got.round, got.n_train, got.steps, got.loss) == (client, 1, 7, 2, 2.0)
         memory = store.load(client, before=2)
         assert memory.steps == 2

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfl.config.schema import FederationConfig, MethodConfig
+from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build
 from capfl.methods.fedit import fedit
@@ -16,9 +16,10 @@ from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round
 from capfl.types import Adapter, Broadcast, ClientState, ServerState, Update
-from capfl.wire import codec, decode_update, encode_broadcast
+from capfl.wire import decode_update, encode_broadcast
 
 START = {"m.A": torch.tensor([[1.0, 2.0, 3.0]]), "m.B": torch.tensor([[0.5]])}
+FP32 = CodecConfig(values="fp32")
 floats = st.floats(-100, 100, width=32)
 
 
@@ -98,17 +99,30 @@ def test_updates_may_come_one_by_one():
 
 
 def test_closing_a_round_counts_it():
-    agreement = Agreement(fedit(), codec("fp32"), START)
-    state = server.close_round(ServerState(4, START), [update("a", adapter([0.0] * 3, 0.0))], agreement)
+    agreement = Agreement(fedit(), FP32, START)
+    state = ServerState(4, START, known=START, versions={"a": 1, "b": 3})
+    state = server.close_round(state, ["a"], [update("a", adapter([1.0] * 3, 2.0))], agreement)
     assert state.round == 5
-    assert equal(state.adapter, START)
+    assert equal(state.adapter, adapter([2.0, 3.0, 4.0], 2.5))
+    assert equal(state.known, state.adapter)  # by an exact codec, clients will know the adapter itself
+    assert state.versions == {"a": 4, "b": 3}
+
+
+def test_a_lossy_downlink_leaves_clients_with_less_than_the_server_has():
+    """The server's adapter is what it is on the way to; ``known`` is where clients are."""
+    agreement = Agreement(fedit(), CodecConfig(values="fp32", density=0.5, mask="top", scope="global"), START)
+    state = server.close_round(server.start(agreement), ["a"], [update("a", adapter([1.0, 4.0, 3.0], 1.0))], agreement)
+    assert equal(state.adapter, adapter([2.0, 6.0, 6.0], 1.5))
+    assert equal(state.known, adapter([1.0, 6.0, 6.0], 0.5))  # two of the four elements
+    state = server.close_round(state, ["a"], [update("a", adapter([0.0, 0.0, 0.0], 0.0))], agreement)
+    assert equal(state.known, state.adapter)  # what the first message lost, the second carries
 
 
 @given(st.permutations(["a", "b", "c", "d"]), st.integers(0, 99))
 def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
     generator = torch.Generator().manual_seed(seed)
     trained = {c: {name: torch.randn(t.shape, generator=generator) for name, t in START.items()} for c in "abcd"}
-    agreement = Agreement(fedit(), codec("fp32"), START)
+    agreement = Agreement(fedit(), FP32, START)
 
     def engine(round, clients, request):
         for client in clients:
@@ -116,7 +130,7 @@ def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
             yield client, handle(request(client), ClientState(client), site, agreement)[0]
 
     states = [
-        run_round(ServerState(0, START), clients, agreement, engine, FederationConfig(), 0)[0]
+        run_round(server.start(agreement), clients, agreement, engine, FederationConfig(), 0)[0]
         for clients in (["a", "b", "c", "d"], order)
     ]
     assert equal(states[0].adapter, states[1].adapter)
@@ -124,7 +138,7 @@ def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
 
 def test_what_a_client_sends_is_its_change():
     method = fedit()
-    assert method.broadcast(ServerState(0, START), "a") is START
+    assert method.broadcast(ServerState(0, START)) is START
     assert method.install(START, ClientState("a")) is START
     change, memory = method.collect(START, adapter([2.0, 2.0, 2.0], 0.0), ClientState("a", steps=3))
     assert equal(change, adapter([1.0, 0.0, -1.0], -0.5))
@@ -155,7 +169,7 @@ def test_the_proximal_term_is_about_what_is_trained():
 
 def test_local_keeps_its_own_adapter_and_sends_no_tensor():
     method = local()
-    agreement = Agreement(method, codec("fp32"), START)
+    agreement = Agreement(method, FP32, START)
     memory = method.init_client("a", START)
     assert equal(memory.adapter, START)
     assert method.personal(memory) is memory.adapter
@@ -165,15 +179,16 @@ def test_local_keeps_its_own_adapter_and_sends_no_tensor():
         starts.append((start, first_step))
         return {name: t + 1 for name, t in start.items()}, (2.0, 4.0)
 
-    state = method.init_server(START)
-    for _ in range(2):
+    state = server.start(agreement)
+    names = 5 + 1  # the list of tensors, which is empty
+    for n_news in (0, 1):
         request = server.request(state, "a", agreement)
-        assert len(request) == 38 + 1 + 1 + 4  # header, id, list of tensors, checksum: no value
-        reply, memory = handle(request, memory, Site("a", 5, train), agreement)
-        assert len(reply) == len(request)
-        got = decode_update(reply, agreement.codec, START)
+        assert len(request.blob) == 38 + 1 + n_news * (5 + names) + 4  # header, id, checksum: no value
+        reply, memory = handle(request.blob, memory, Site("a", 5, train), agreement)
+        assert len(reply) == 38 + 1 + names + 4
+        got, _ = decode_update(reply, agreement.up, agreement.schema, START)
         assert (got.adapter, got.n_train, got.steps, got.loss) == ({}, 5, 2, 3.0)
-        state = server.close_round(state, iter([got]), agreement)
+        state = server.close_round(state, ["a"], iter([got]), agreement)
     assert equal(memory.adapter, {name: t + 2 for name, t in START.items()})
     assert memory.steps == 4
     assert [first for _, first in starts] == [0, 2]
@@ -232,16 +247,16 @@ def test_a_proximal_term_where_there_is_none_is_refused(name):
 
 
 def test_a_client_refuses_a_message_for_another(monkeypatch):
-    agreement = Agreement(fedit(), codec("fp32"), START)
-    blob = encode_broadcast(Broadcast(1, "b", START), agreement.codec, START)
+    agreement = Agreement(fedit(), FP32, START)
+    blob = encode_broadcast(Broadcast(1, "b", None, ()), agreement.down, agreement.schema).blob
     site = Site("a", 1, lambda start, round, first: pytest.fail("it trained"))
     with pytest.raises(Exception, match="client 'a' received a message for 'b'"):
         handle(blob, ClientState("a"), site, agreement)
 
 
 def test_the_clients_memory_is_replaced_and_not_changed():
-    agreement = Agreement(fedit(), codec("fp32"), START)
+    agreement = Agreement(fedit(), FP32, START)
     memory = ClientState("a", steps=5)
-    blob = server.request(ServerState(0, START), "a", agreement)
+    blob = server.request(server.start(agreement), "a", agreement).blob
     _, after = handle(blob, memory, Site("a", 1, lambda s, r, f: (s, (1.0,) * 3)), agreement)
     assert (memory.steps, after.steps) == (5, 8)

@@ -10,16 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfl.config.schema import FederationConfig
+from capfl.config.schema import CodecConfig, FederationConfig
 from capfl.errors import ClientError
 from capfl.methods.fedit import fedit
 from capfl.roles import Agreement
 from capfl.round import run_round, sample
-from capfl.types import ClientId, Entry, Failure, Request, RoundRecord, ServerState, Update
-from capfl.wire import codec, decode_broadcast, encode_update
+from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Request, RoundRecord, ServerState, Update
+from capfl.wire import Codec, decode_broadcast, encode_update, receive, schema_hash, up_codec
 
 START = {"m.A": torch.tensor([[1.0, 2.0]]), "m.B": torch.tensor([[0.0]])}
-AGREED = Agreement(fedit(), codec("fp32"), START)
+AGREED = Agreement(fedit(), CodecConfig(values="fp32"), START)
+BF16 = up_codec(CodecConfig(values="bf16"), 0)
 CLIENTS = ["a", "b", "c"]
 Reply = Callable[[int], bytes | Failure]
 
@@ -28,10 +29,19 @@ def step_of(client: ClientId) -> float:
     return {"a": 1.0, "b": 2.0, "c": 4.0}[client]
 
 
+def after(rounds: int) -> ServerState:
+    """A server whose clients know what they began with."""
+    return ServerState(rounds, START, known=START)
+
+
 def update(client: ClientId, round: int, **changes: object) -> bytes:
     change = {name: torch.full_like(t, step_of(client)) for name, t in START.items()}
-    plain = Update(round, client, change, n_train=2, steps=3, loss=step_of(client) / 2)
-    return encode_update(replace(plain, **changes), AGREED.codec, START)  # type: ignore[arg-type]
+    plain = Update(round, client, {}, n_train=2, steps=3, loss=step_of(client) / 2)
+    return encoded(replace(plain, **changes), change, AGREED.up, START)  # type: ignore[arg-type]
+
+
+def encoded(message: Update, change: Adapter, codec: Codec, template: Adapter) -> bytes:
+    return encode_update(message, codec.encode(change, template, message.round), codec, schema_hash(template, ""))
 
 
 class Answering:
@@ -54,7 +64,7 @@ class Answering:
 
 
 def once(exchange: Answering, start: ServerState | None = None, **config: object) -> tuple[ServerState, RoundRecord]:
-    return run_round(start or ServerState(0, START), CLIENTS, AGREED, exchange, FederationConfig(**config), 0)  # type: ignore[arg-type]
+    return run_round(start or after(0), CLIENTS, AGREED, exchange, FederationConfig(**config), 0)  # type: ignore[arg-type]
 
 
 def fails(client: ClientId) -> dict[ClientId, Reply]:
@@ -110,8 +120,7 @@ def test_only_the_sampled_clients_are_asked_and_named():
 
 
 def test_a_round_by_hand():
-    start = ServerState(4, START)
-    state, record = once(Answering(), start)
+    state, record = once(Answering(), after(4))
     assert state.round == record.round == 5
     torch.testing.assert_close(state.adapter["m.A"], torch.tensor([[1 + 7 / 3, 2 + 7 / 3]]))
     torch.testing.assert_close(state.adapter["m.B"], torch.tensor([[7 / 3]]))
@@ -124,31 +133,46 @@ def test_a_round_by_hand():
 
 
 def test_the_state_that_comes_in_is_not_changed():
-    start = ServerState(0, {name: t.clone() for name, t in START.items()})
+    start = ServerState(0, {name: t.clone() for name, t in START.items()}, known=dict(START), versions={"a": 0})
     once(Answering(), start)
-    assert start.round == 0
+    assert (start.round, start.log, start.versions) == (0, (), {"a": 0})
     assert all(torch.equal(start.adapter[name], t) for name, t in START.items())
+    assert all(torch.equal(start.known[name], t) for name, t in START.items())
 
 
-def test_every_client_is_told_the_round_and_the_global_adapter():
+def test_every_client_is_told_the_round_and_the_newest_version_of_the_global_adapter():
     exchange = Answering()
-    once(exchange, ServerState(6, START))
+    newest = {"m.A": torch.tensor([[7.0, 2.0]]), "m.B": torch.tensor([[9.0]])}
+    once(exchange, ServerState(6, START, known=newest, versions={"a": 5, "b": 2}))
     for client, blob in exchange.sent:
-        told = decode_broadcast(blob, AGREED.codec, START)
+        told = decode_broadcast(blob, AGREED.up, AGREED.schema)
         assert (told.round, told.client) == (7, client)
-        assert torch.equal(told.adapter["m.A"], START["m.A"])
+        memory = receive(told, ClientState(client), AGREED.down, START, AGREED.version_0)
+        assert all(torch.equal(memory.known[name], t) for name, t in newest.items())
+
+
+def test_the_server_remembers_what_the_clients_that_answered_know():
+    start = replace(after(6), versions={"a": 5, "b": 5, "d": 3})
+    state, _ = once(Answering(fails("b")), start, on_failure="skip")
+    # a and c were told version 6; what b knows is unknown, so it will be told from version 0 on; d was not asked
+    assert state.versions == {"a": 6, "c": 6, "d": 3}
+    # an exact codec leads clients to the very adapter
+    assert all(torch.equal(state.known[name], state.adapter[name]) for name in START)
+    assert state.log == ()
 
 
 def test_the_ledger_is_the_length_of_what_was_sent():
     exchange = Answering()
     _, record = once(exchange)
     expected = []
+    # 38 bytes of header, 1 of client id, 4 of checksum; with values two sections, and 1 byte for the list of tensors
+    down = {"header": 43, "positions": 0, "scales": 0, "values": 0, "catch-up": 0}  # before round 1 there is no news
+    up = {"header": 43 + 2 * 5 + 1, "positions": 0, "scales": 0, "values": 12}
     for client, blob in exchange.sent:
-        expected += [Entry(1, client, "down", len(blob)), Entry(1, client, "up", len(update(client, 1)))]
+        expected += [Entry(1, client, "down", len(blob), down), Entry(1, client, "up", len(update(client, 1)), up)]
     assert list(record.ledger) == expected
-    # 38 bytes of header, 1 of client id, 1 for the list of tensors, 3 values of 4 bytes, 4 of checksum
-    assert {entry.bytes for entry in record.ledger} == {38 + 1 + 1 + 12 + 4}
-    assert (record.bytes_up, record.bytes_down) == (3 * 56, 3 * 56)
+    assert {(entry.direction, entry.bytes) for entry in record.ledger} == {("down", 43), ("up", 66)}
+    assert (record.bytes_up, record.bytes_down) == (3 * 66, 3 * 43)
 
 
 # -- policies ----------------------------------------------------------------------------------------
@@ -175,12 +199,25 @@ def test_skip_averages_the_others_and_asks_once():
     ]  # fmt: skip
 
 
-def test_retry_sends_the_same_bytes_again_to_the_failed_client_only():
+def test_a_client_that_is_asked_again_is_told_from_the_beginning():
+    """It may have failed because it did not know what the server took it to know."""
+    lossy = replace(AGREED, codec=CodecConfig(values="ternary", density=1))
+    log = tuple(lossy.down.encode({"m.A": torch.tensor([[v, v]])}, START, 1) for v in (1.0, 2.0))
+    start = ServerState(2, START, known=START, log=log, versions={"b": 1})
+    exchange = Answering({"b": lambda round: b"", "a": lambda round: b"", "c": lambda round: b""})
+    with pytest.raises(ClientError, match="no client answered"):
+        run_round(start, CLIENTS, lossy, exchange, FederationConfig(on_failure="retry"), 0)
+    first, again = (decode_broadcast(b, lossy.down, lossy.schema) for client, b in exchange.sent if client == "b")
+    assert (first.state, first.differences) == (None, log[1:])
+    assert again.state is not None  # nothing has changed since version 0, which is shorter to say than two differences
+
+
+def test_retry_asks_the_failed_client_only():
     exchange = Answering(fails("b"), times=1)
     state, record = once(exchange, on_failure="retry")
     assert exchange.calls == [["a", "b", "c"], ["b"]]
     first, again = (blob for client, blob in exchange.sent if client == "b")
-    assert first == again
+    assert first == again  # in round 1 there is nothing that it could not know
     assert record.clients == ("a", "b", "c")
     torch.testing.assert_close(state.adapter["m.B"], torch.tensor([[7 / 3]]))
     assert record.failures == (Failure("b", "power", "gone"),)  # it did fail once
@@ -207,7 +244,8 @@ def test_retry_gives_up_and_skips(retries):
 
 def test_an_unusable_reply_has_crossed_the_wire_and_is_charged():
     _, record = once(Answering({"b": lambda round: b"x" * 17}), on_failure="retry")
-    assert [e.bytes for e in record.ledger if e.client == "b" and e.direction == "up"] == [17, 17]
+    found = [(e.bytes, e.parts) for e in record.ledger if e.client == "b" and e.direction == "up"]
+    assert found == [(17, {"unreadable": 17})] * 2
 
 
 @pytest.mark.parametrize("policy", ["skip", "retry"])
@@ -233,14 +271,14 @@ OTHER = {"m.A": torch.zeros(2, 2), "m.B": torch.zeros(1, 2)}
         (lambda round: update("b", round, n_train=0), "decode", "no training items"),
         (lambda round: update("b", round)[:-1], "decode", "checksum"),
         (
-            lambda round: encode_update(Update(round, "b", OTHER, 1, 1, 1.0), AGREED.codec, OTHER),
+            lambda round: encoded(Update(round, "b", {}, 1, 1, 1.0), OTHER, AGREED.up, OTHER),
             "decode",
             "another adapter",
         ),
         (
-            lambda round: encode_update(Update(round, "b", START, 1, 1, 1.0), codec("bf16"), START),
+            lambda round: encoded(Update(round, "b", {}, 1, 1, 1.0), START, BF16, START),
             "decode",
-            "codec tag 2, expected 1",
+            "values of kind 2, expected 1",
         ),
     ],
 )
@@ -271,14 +309,13 @@ def test_an_engine_must_hand_on_one_reply_a_client_in_order():
     for engine, error in ((silent, ValueError), (chatty, ValueError), (confused, RuntimeError)):
         for policy in ("stop", "skip", "retry"):
             with pytest.raises(error):
-                run_round(ServerState(0, START), CLIENTS, AGREED, engine, FederationConfig(on_failure=policy), 0)
+                run_round(after(0), CLIENTS, AGREED, engine, FederationConfig(on_failure=policy), 0)
 
 
 def test_the_order_of_the_clients_does_not_matter():
     config = FederationConfig()
     states = [
-        run_round(ServerState(0, START), order, AGREED, Answering(), config, 0)[0]
-        for order in (["a", "b", "c"], ["c", "a", "b"])
+        run_round(after(0), order, AGREED, Answering(), config, 0)[0] for order in (["a", "b", "c"], ["c", "a", "b"])
     ]
     assert all(torch.equal(states[0].adapter[name], states[1].adapter[name]) for name in START)
 
@@ -294,5 +331,5 @@ def test_a_request_is_encoded_when_it_is_sent_and_a_reply_used_when_it_comes():
             yield client, update(client, round)
             events.append(f"used {client}")
 
-    run_round(ServerState(0, START), CLIENTS, AGREED, engine, FederationConfig(), 0)
+    run_round(after(0), CLIENTS, AGREED, engine, FederationConfig(), 0)
     assert events == ["ask a", "used a", "ask b", "used b", "ask c", "used c"]

@@ -75,6 +75,9 @@ class TrainConfig(Section):
     batch_size: Positive = Field(8, description="items in a step")
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2e-3, description="AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear warm-up over a client's first steps")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how the learning rate falls from the first round to the last"
+    )
     weight_decay: NonNegative = Field(0.0, description="AdamW")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient clipping")
 
@@ -84,8 +87,34 @@ class MethodConfig(Section):
     alpha_f: NonNegative = Field(0.0, description="proximal term alpha_f / 2 ||theta - theta_g||^2 (FedProx)")
 
 
+ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
+Density = Annotated[float, Field(gt=0, le=1)]
+
+
 class CodecConfig(Section):
-    values: Literal["fp32", "bf16"] = Field("bf16", description="precision of each value that is sent")
+    values: ValuesName = Field("ternary", description="how each value that is sent is written")
+    density: Density | None = Field(
+        None, description="share of the values that is sent; by default 0.2 of ternary, or 1"
+    )
+    down_values: ValuesName | None = Field(None, description="values on the downlink; by default as on the uplink")
+    down_density: Density | None = Field(None, description="density on the downlink; by default as on the uplink")
+    mask: Literal["random", "top"] = Field("random", description="`random`: costs no positions; `top`: the largest")
+    scope: Literal["tensor", "global"] = Field("tensor", description="`top` of each tensor, or of all together")
+    compensation: Literal["unbiased", "feedback", "off"] | None = Field(
+        None,
+        description="`unbiased`: scale what is sent (default of random); `feedback`: carry over the rest (of top)",
+    )
+    step_ahead: Share = Field(0.0, description="share of its own residual that a client adds to where it starts from")
+    residual_decay: Share = Field(1.0, description="a client's residual is multiplied by it every round")
+    residual_rounds: Positive | None = Field(None, description="a residual that is older is given up")
+    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds in which the density falls to its value")
+    warmup_density: Density = Field(1.0, description="density in the first round of the warm-up")
+
+    @model_validator(mode="after")
+    def _can_be_unbiased(self) -> Self:
+        if self.compensation == "unbiased" and self.mask == "top":
+            raise ValueError("codec.compensation: the largest values are no fair sample; use codec.mask = random")
+        return self
 
 
 class FederationConfig(Section):

@@ -21,7 +21,7 @@ class Method:
     citation: str
     init_server: Callable[[Adapter], ServerState]
     init_client: Callable[[ClientId, Adapter], ClientState]
-    broadcast: Callable[[ServerState, ClientId], Adapter]  # what the server sends
+    broadcast: Callable[[ServerState], Adapter]  # what all clients are to know; the same tensors every round
     install: Callable[[Adapter, ClientState], Adapter]  # received + memory -> where local training starts
     trainable: Callable[[int, str], bool]  # (round, factor name) -> is it trained?
     penalty: Callable[[Adapter, Adapter], Tensor] | None  # (now, start) -> term added to the loss

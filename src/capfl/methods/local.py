@@ -25,7 +25,7 @@ def local() -> Method:
         citation="reference",
         init_server=lambda init: ServerState(0, init),
         init_client=lambda client, init: ClientState(client, adapter=init),
-        broadcast=lambda server, client: {},
+        broadcast=lambda server: {},
         install=lambda received, memory: memory.adapter,
         trainable=lambda round, name: True,
         penalty=None,

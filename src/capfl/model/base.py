@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass(frozen=True)
 class Base:
     name: str  # as the user wrote it
+    revision: str  # the same at all sites that load this model from the same kind of place
     module: nn.Module
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
@@ -50,7 +53,17 @@ def load_base(config: ModelConfig) -> Base:
     module.eval()
     if config.quantization == "none":
         module.to(device)
-    return Base(config.path, module, tokenizer, device)
+    return Base(config.path, _revision(module), module, tokenizer, device)
+
+
+def _revision(module: nn.Module) -> str:
+    """The Hub's commit where it is known, otherwise a digest of the architecture. The weights are not compared."""
+    config: Any = module.config
+    if commit := getattr(config, "_commit_hash", None):
+        return str(commit)
+    own_to_a_site = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config")
+    shape = {key: value for key, value in config.to_dict().items() if key not in own_to_a_site}
+    return hashlib.blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import peft
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from capfl.config.schema import LoraConfig
-from capfl.errors import ConfigError, ModelError
+from capfl.errors import ModelError
+from capfl.model import shapes
 from capfl.model.base import Base
-from capfl.rng import stream
 from capfl.types import Adapter
 
 _NAME = "capfl"
@@ -33,9 +32,9 @@ class AdaptedModel:
     def __init__(self, base: Base, config: LoraConfig) -> None:
         self.base = base
         self.config = config
-        self.layers = _decoder_layers(base.module)
-        chosen = _chosen_layers(config.layers, len(self.layers))
-        self.targets = _target_names(base.module, self.layers, chosen, config.targets)
+        self.layers = shapes.decoder_layers(base.module)
+        chosen = shapes.chosen_layers(config.layers, len(self.layers))
+        self.targets = shapes.target_names(base.module, self.layers, chosen, config.targets)
         self.lowest = min(chosen)
         self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
@@ -61,15 +60,7 @@ class AdaptedModel:
 
     def initial_adapter(self, seed: int) -> Adapter:
         """A from Kaiming-uniform with PEFT's bound 1/sqrt(d_in), B = 0: the base model itself."""
-        adapter: Adapter = {}
-        for name, p in self.parameters.items():
-            if name.endswith(".A"):
-                bound = 1.0 / np.sqrt(p.shape[1])
-                values = stream(seed, "init", name).uniform(-bound, bound, tuple(p.shape))
-                adapter[name] = torch.from_numpy(values.astype(np.float32))
-            else:
-                adapter[name] = torch.zeros(tuple(p.shape))
-        return adapter
+        return shapes.initial_adapter({name: tuple(p.shape) for name, p in self.parameters.items()}, seed)
 
     def write(self, adapter: Adapter) -> None:
         """Copy values into the live factors.
@@ -203,40 +194,3 @@ class _Skipped(nn.Module):
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
         out = hidden_states if self._hidden is None else self._hidden
         return (out,) if self._in_tuple else out
-
-
-def _decoder_layers(module: nn.Module) -> nn.ModuleList:
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    depth = getattr(getattr(module, "config", None), "num_hidden_layers", None)
-    fitting = [m for m in lists if len(m) == depth]
-    if not fitting:
-        raise ModelError("this model keeps its decoder layers in no ModuleList; capfl cannot place adapters in it")
-    return fitting[0]
-
-
-def _chosen_layers(spec: str, depth: int) -> list[int]:
-    if spec == "all":
-        return list(range(depth))
-    if spec.startswith("top:"):
-        count = int(spec.removeprefix("top:"))
-        if count > depth:
-            raise ConfigError(f"lora.layers: {spec} of a model that has {depth} layers")
-        return list(range(depth - count, depth))
-    chosen = sorted({int(i) for i in spec.split(",")})
-    if chosen[-1] >= depth:
-        raise ConfigError(f"lora.layers: there is no layer {chosen[-1]}; the model has layers 0 to {depth - 1}")
-    return chosen
-
-
-def _target_names(module: nn.Module, layers: nn.ModuleList, chosen: list[int], targets: tuple[str, ...]) -> list[str]:
-    prefix = next(name for name, m in module.named_modules() if m is layers)
-    found = []
-    for i in chosen:
-        linear = [name for name, m in layers[i].named_modules() if isinstance(m, (nn.Linear, Conv1D))]
-        for target in targets:
-            fitting = [name for name in linear if name == target or name.endswith("." + target)]
-            if not fitting:
-                choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-                raise ConfigError(f"lora.targets: layer {i} has no linear layer {target!r}; choose from {choices}")
-            found += [f"{prefix}.{i}.{name}" for name in fitting]
-    return found

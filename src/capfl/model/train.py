@@ -33,12 +33,16 @@ def local_steps(
     config: TrainConfig,
     *,
     first_step: int = 0,
+    rate: float = 1.0,
     trainable: Callable[[str], bool] = lambda name: True,
     penalty: Callable[[Adapter, Adapter], Tensor] | None = None,
 ) -> Trained:
     """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed.
 
     The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``.
+
+    Args:
+        rate: what the learning rate is multiplied by, see ``scheduled``.
 
     Raises:
         TrainingError: a loss or the trained adapter is not finite; says at which step.
@@ -56,7 +60,7 @@ def local_steps(
         for n, indices in enumerate(plan):
             step = first_step + n
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+                group["lr"] = rate * config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
             batch = data.batch(model, cache, indices)
             logits = model.logits(batch.ids, batch.positions, batch.hidden)
             loss = F.cross_entropy(logits.float(), batch.targets)
@@ -77,3 +81,12 @@ def local_steps(
         step = first_step + len(plan) - 1
         raise TrainingError(f"the adapter is not finite after step {step}; lower train.learning_rate")
     return Trained(trained, tuple(losses))
+
+
+def scheduled(schedule: str, round: int, rounds: int) -> float:
+    """The factor of the learning rate in a round (1, 2, ...): 1 in the first, close to 0 in the last.
+
+    What comes after the last round, such as the steps that make a personal model, goes on with its factor.
+    """
+    left = (rounds - min(round, rounds) + 1) / rounds
+    return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from capfl.types import ClientId, Entry
 
 MODELS = ("base", "global", "personal", "local_only", "centralised")
+PARTS = ("header", "positions", "scales", "values", "catch-up", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Summary:
     def total_bytes(self, direction: str) -> int:
         return sum(e.bytes for e in self.ledger if e.direction == direction)
 
+    def parts(self, direction: str) -> dict[str, int]:
+        """Bytes of all messages in one direction by part; they sum to ``total_bytes``."""
+        return total_parts([e for e in self.ledger if e.direction == direction])
+
     def to_json(self) -> dict[str, Any]:
         up, down = self.total_bytes("up"), self.total_bytes("down")
         by_round: dict[int, dict[str, int]] = {}
@@ -100,12 +106,23 @@ class Summary:
                 "total": up + down,
                 "up_per_message": statistics.fmean(messages["up"]) if messages["up"] else 0.0,
                 "down_per_message": statistics.fmean(messages["down"]) if messages["down"] else 0.0,
+                "parts_up": self.parts("up"),
+                "parts_down": self.parts("down"),
                 "by_round": list(by_round.values()),
+                "delivery": [asdict(e) for e in self.ledger if e.round > self.rounds],  # no round's record has it
             },
             "failures": self.failures,
             "cache": self.cache,
             "seconds": self.seconds,
         }
+
+
+def total_parts(entries: Sequence[Entry]) -> dict[str, int]:
+    """Bytes by part, in the order of ``PARTS``, without parts that no message has."""
+    found: Counter[str] = Counter()
+    for e in entries:
+        found.update(e.parts)
+    return {part: found[part] for part in PARTS if part in found}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

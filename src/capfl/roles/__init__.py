@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from capfl.config.schema import CodecConfig
 from capfl.methods.base import Method
 from capfl.types import Adapter
-from capfl.wire import Codec
+from capfl.wire import Codec, down_codec, schema_hash, up_codec
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,28 @@ class Agreement:
     """What server and clients agreed on before the first round.
 
     ``initial`` is the adapter that everybody can derive from the seed. It is also the template that messages are
-    decoded against.
+    decoded against. ``base`` identifies the base model.
     """
 
     method: Method
-    codec: Codec
+    codec: CodecConfig
     initial: Adapter
+    base: str = ""
+    seed: int = 0
+
+    @cached_property
+    def up(self) -> Codec:
+        return up_codec(self.codec, self.seed)
+
+    @cached_property
+    def down(self) -> Codec:
+        return down_codec(self.codec, self.seed)
+
+    @cached_property
+    def schema(self) -> bytes:
+        return schema_hash(self.initial, self.base)
+
+    @cached_property
+    def version_0(self) -> Adapter:
+        """What every client knows of the global adapter before it is told anything."""
+        return self.method.broadcast(self.method.init_server(self.initial))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.roles import Agreement
-from capfl.types import Adapter, ClientId, ClientState, Update
-from capfl.wire import decode_broadcast, encode_update
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Update
+from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
 
 LocalTraining = Callable[[Adapter, int, int], tuple[Adapter, tuple[float, ...]]]
 """(start, round, steps taken before) -> (trained adapter, loss of every step)."""
@@ -24,19 +25,52 @@ class Site:
 
 
 def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
-    """Answer one broadcast: decode, install, train, collect, encode.
+    """Answer one broadcast: decode, install, train, collect, compensate, encode.
 
     Raises:
         WireError: the request does not fit or is for someone else. ``memory`` is untouched then.
         TrainingError: a loss is not finite.
     """
-    method, codec, template = agreement.method, agreement.codec, agreement.initial
-    told = decode_broadcast(request, codec, template)
+    method, template = agreement.method, agreement.initial
+
+    # what the server says: the newest version of the global adapter
+    told = decode_broadcast(request, agreement.down, agreement.schema)
     if told.client != site.client:
         raise WireError(f"client {site.client!r} received a message for {told.client!r}")
-    start = method.install(told.adapter, memory)
+    memory = hear(told, memory, agreement)
+
+    # local training
+    start = starting_point(memory, agreement)
     trained, losses = site.train(start, told.round, memory.steps)
     change, memory = method.collect(start, trained, memory)
+
+    # what the client says: the change, and what earlier messages could not carry of theirs
+    body, residual = compensate(change, memory.residual, agreement.up, template, told.round)
     loss = sum(losses) / len(losses)
-    update = Update(told.round, site.client, change, site.n_train, len(losses), loss)
-    return encode_update(update, codec, template), replace(memory, steps=memory.steps + len(losses))
+    update = Update(told.round, site.client, {}, site.n_train, len(losses), loss)
+    memory = replace(
+        memory,
+        steps=memory.steps + len(losses),
+        known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
+        residual=residual if agreement.up.compensation == "feedback" else {},
+    )
+    return encode_update(update, body, agreement.up, agreement.schema), memory
+
+
+def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
+    """The memory of a client that has been told the newest version; its residual has aged by the rounds between."""
+    codec = agreement.codec
+    age = max(0, told.round - 1 - memory.version)  # 0: a server that lost its last rounds
+    memory = receive(told, memory, agreement.down, agreement.initial, agreement.version_0)
+    return replace(memory, residual=aged(memory.residual, age, codec.residual_decay, codec.residual_rounds))
+
+
+def starting_point(memory: ClientState, agreement: Agreement) -> Adapter:
+    """Where local training starts: from what the method makes of the global adapter, plus a share of the residual.
+
+    Xu et al., Step-Ahead Error Feedback for Distributed Training with Compressed Gradient, arXiv:2008.05823. A client
+    that does not see its own pending changes would make them again.
+    """
+    start = agreement.method.install(memory.known, memory)
+    ahead = agreement.codec.step_ahead
+    return algebra.add(start, {name: ahead * t for name, t in memory.residual.items()}) if ahead else start

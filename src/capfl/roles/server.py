@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from capfl.errors import WireError
 from capfl.roles import Agreement
-from capfl.types import Broadcast, ClientId, ServerState, Update
-from capfl.wire import decode_update, encode_broadcast
+from capfl.types import ClientId, ServerState, Update
+from capfl.wire import Message, advance, broadcast, decode_update, encode_broadcast
 
 
-def request(state: ServerState, client: ClientId, agreement: Agreement) -> bytes:
-    """What one client is sent at the start of the next round."""
-    message = Broadcast(state.round + 1, client, agreement.method.broadcast(state, client))
-    return encode_broadcast(message, agreement.codec, agreement.initial)
+def start(agreement: Agreement) -> ServerState:
+    """The state before the first round: clients know version 0."""
+    return replace(agreement.method.init_server(agreement.initial), known=agreement.version_0)
 
 
-def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> Update:
-    """Decode one reply.
+def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
+    """What one client is sent at the start of the next round.
+
+    Args:
+        again: the client has failed, so nothing is taken for granted about what it knows.
+    """
+    version = 0 if again else state.versions.get(client, 0)
+    message = broadcast(state, client, version, agreement.initial, agreement.version_0)
+    return encode_broadcast(message, agreement.down, agreement.schema)
+
+
+def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
+    """Decode one reply, and count the bytes of its parts.
 
     Raises:
         WireError: it does not fit, or belongs to another client or round.
     """
-    update = decode_update(reply, agreement.codec, agreement.initial)
+    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial)
     if update.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {update.client!r}")
     if update.round != round:
         raise WireError(f"reply of client {client!r} is for round {update.round}, this is round {round}")
-    return update
+    return update, parts
 
 
-def close_round(state: ServerState, updates: Iterable[Update], agreement: Agreement) -> ServerState:
-    """Aggregate. Updates come in the order of client ids, and one by one."""
-    return replace(agreement.method.aggregate(state, updates), round=state.round + 1)
+def close_round(
+    state: ServerState, asked: Sequence[ClientId], updates: Iterable[Update], agreement: Agreement
+) -> ServerState:
+    """Aggregate, and make the version that clients will be told. Updates come one by one, by client id."""
+    versions = {client: version for client, version in state.versions.items() if client not in asked}
+
+    def heard() -> Iterator[Update]:
+        for update in updates:
+            versions[update.client] = state.round
+            yield update
+
+    new = replace(agreement.method.aggregate(state, heard()), round=state.round + 1)
+    new = advance(new, agreement.method.broadcast(new), agreement.down, agreement.initial)
+    return replace(new, versions=versions)

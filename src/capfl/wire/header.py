@@ -8,10 +8,10 @@ offset size field
 0      4    magic ``CPFL``
 4      1    version of the format
 5      1    kind: 1 broadcast, 2 update
-6      1    values: 1 fp32, 2 bf16
+6      1    values: 1 fp32, 2 bf16, 3 ternary, 4 8bit, 5 4bit, 6 3bit, 7 2bit
 7      1    reserved, 0
 8      4    round
-12     8    schema: hash of names and shapes that both sides agreed on
+12     8    schema: hash of the base model, names and shapes that both sides agreed on
 20     4    n_train (update) or 0
 24     4    steps (update) or 0
 28     8    loss (update) or 0
@@ -50,9 +50,9 @@ class Header:
     loss: float = 0.0
 
 
-def schema_hash(template: Adapter) -> bytes:
-    """Eight bytes that differ between adapters of different names, shapes or ranks."""
-    text = "\n".join(f"{name} {tuple(t.shape)}" for name, t in template.items())
+def schema_hash(template: Adapter, base: str) -> bytes:
+    """Eight bytes that differ between adapters of different names, shapes or ranks, or for different base models."""
+    text = "\n".join([base, *(f"{name} {tuple(t.shape)}" for name, t in template.items())])
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -67,7 +67,7 @@ def seal(header: Header, body: bytes) -> bytes:
     return blob + _CRC.pack(zlib.crc32(blob))
 
 
-def unseal(blob: bytes, kind: int, schema: bytes) -> tuple[Header, memoryview]:
+def unseal(blob: bytes, kind: int, values: int, schema: bytes) -> tuple[Header, memoryview]:
     """Check a message and return its header and body.
 
     Raises:
@@ -75,7 +75,7 @@ def unseal(blob: bytes, kind: int, schema: bytes) -> tuple[Header, memoryview]:
     """
     if len(blob) < _FIXED.size + _CRC.size:
         raise WireError(f"message of {len(blob)} bytes is shorter than a header")
-    magic, version, found, values, reserved, round, hashed, n_train, steps, loss, length = _FIXED.unpack_from(blob)
+    magic, version, found, tag, reserved, round, hashed, n_train, steps, loss, length = _FIXED.unpack_from(blob)
     if magic != MAGIC:
         raise WireError(f"not a capfl message: it starts with {magic!r}")
     if version != VERSION or reserved != 0:
@@ -86,6 +86,8 @@ def unseal(blob: bytes, kind: int, schema: bytes) -> tuple[Header, memoryview]:
         raise WireError(f"message of kind {found} where kind {kind} was expected")
     if hashed != schema:
         raise WireError("message is for another adapter: base model, targets, layers or ranks differ between the sites")
+    if tag != values:
+        raise WireError(f"message has values of kind {tag}, expected {values}: the sites' codecs differ; align configs")
     end = _FIXED.size + length
     if end > len(blob) - _CRC.size:
         raise WireError(f"client id of {length} bytes does not fit into the message")
@@ -93,4 +95,4 @@ def unseal(blob: bytes, kind: int, schema: bytes) -> tuple[Header, memoryview]:
         client = bytes(blob[_FIXED.size : end]).decode()
     except UnicodeDecodeError as error:
         raise WireError("client id is not UTF-8") from error
-    return Header(found, values, round, hashed, client, n_train, steps, loss), memoryview(blob)[end : -_CRC.size]
+    return Header(found, tag, round, hashed, client, n_train, steps, loss), memoryview(blob)[end : -_CRC.size]

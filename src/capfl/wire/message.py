@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, Update
 from capfl.wire.codec import Codec
-from capfl.wire.header import Header, schema_hash, seal, unseal
+from capfl.wire.header import Header, seal, unseal
+from capfl.wire.sections import Section, parts, read, write
 
 BROADCAST, UPDATE = 1, 2
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, template: Adapter) -> bytes:
-    header = Header(BROADCAST, codec.tag, message.round, schema_hash(template), message.client)
-    return seal(header, codec.encode(message.adapter, template))
+@dataclass(frozen=True)
+class Message:
+    """Bytes, and how many of them belong to each part of the ledger."""
+
+    blob: bytes
+    parts: dict[str, int]
 
 
-def decode_broadcast(blob: bytes, codec: Codec, template: Adapter) -> Broadcast:
-    header, adapter = _decode(blob, BROADCAST, codec, template)
-    return Broadcast(header.round, header.client, adapter)
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes) -> Message:
+    header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client)
+    body = b"".join(write(Section.DIFFERENCE, d) for d in message.differences)
+    if message.state is not None:
+        body = write(Section.STATE, message.state)
+    blob = seal(header, body)
+    late = list(message.differences[:-1])  # what a client that takes part in every round would not be sent
+    punctual = list(message.differences[-1:])
+    if message.state is not None:
+        (punctual if codec.exact else late).append(message.state)
+    counted = parts(b"".join(punctual)) | {"catch-up": sum(map(len, late))}
+    return Message(blob, counted | {"header": len(blob) - sum(n for part, n in counted.items() if part != "header")})
 
 
-def encode_update(message: Update, codec: Codec, template: Adapter) -> bytes:
+def decode_broadcast(blob: bytes, codec: Codec, schema: bytes) -> Broadcast:
+    """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
+    header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
+    sections = list(read(body, (Section.DIFFERENCE, Section.STATE)))
+    states = [bytes(data) for tag, data in sections if tag is Section.STATE]
+    if states and len(sections) > 1:
+        raise WireError("message has a whole adapter and something else")
+    if len(sections) >= header.round:
+        raise WireError(f"message of round {header.round} has {len(sections)} differences")
+    differences = () if states else tuple(bytes(data) for _, data in sections)
+    return Broadcast(header.round, header.client, states[0] if states else None, differences)
+
+
+def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> bytes:
+    """An update whose adapter has been encoded as ``body``."""
     header = Header(
-        UPDATE, codec.tag, message.round, schema_hash(template), message.client,
-        message.n_train, message.steps, message.loss,
-    )  # fmt: skip
-    return seal(header, codec.encode(message.adapter, template))
+        UPDATE, codec.values.tag, message.round, schema, message.client, message.n_train, message.steps, message.loss
+    )
+    return seal(header, body)
 
 
-def decode_update(blob: bytes, codec: Codec, template: Adapter) -> Update:
-    header, adapter = _decode(blob, UPDATE, codec, template)
+def decode_update(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> tuple[Update, dict[str, int]]:
+    """The update, and how many bytes belong to each part."""
+    header, body = unseal(blob, UPDATE, codec.values.tag, schema)
+    if header.round < 1:
+        raise WireError(f"update of client {header.client!r} is for round 0, rounds count from 1")
     if header.n_train < 1:
         raise WireError(f"update of client {header.client!r} says that it has no training items")
     if not math.isfinite(header.loss):
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
-    return Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss)
-
-
-def _decode(blob: bytes, kind: int, codec: Codec, template: Adapter) -> tuple[Header, Adapter]:
-    header, body = unseal(blob, kind, schema_hash(template))
-    if header.values != codec.tag:
-        raise WireError(f"message has codec tag {header.values}, expected {codec.tag} ({codec.name}): align configs")
-    return header, codec.decode(body, template)
+    adapter = codec.decode(body, template, header.round)
+    counted = parts(body)
+    counted["header"] += len(blob) - len(body)
+    return Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss), counted

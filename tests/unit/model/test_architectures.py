@@ -38,7 +38,7 @@ def test_two_parts_give_what_the_whole_gives(kind: str) -> None:
     torch.manual_seed(0)
     module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind]))
     module.requires_grad_(False).eval()
-    base = Base(kind, module, tiny.tokenizer(), torch.device("cpu"))
+    base = Base(kind, "", module, tiny.tokenizer(), torch.device("cpu"))
     ids = torch.randint(1, 250, (3, 12))
     whole = module(input_ids=ids, use_cache=False).logits
     model = AdaptedModel(

@@ -1,0 +1,269 @@
+"""A million messages that are not what they should be: each is refused with WireError or decodes to what fits.
+
+    python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
+
+Valid updates and broadcasts (of one difference, of three, of the whole adapter) of every values kind, dense, the
+largest of each tensor or of all, and under a random mask, are damaged in one of these ways:
+
+``bytes``    one to eight bytes changed, removed or put in, anywhere
+``values``   one to eight bytes behind the header changed, so that every length stays right
+``numbers``  four bytes replaced by a number that a length or a count should not be
+``cut``      the end is missing
+``longer``   something stands behind the end
+``splice``   the beginning of one message and the end of another
+``random``   bytes from nowhere, behind a right header half of the time
+
+Half of them get a checksum that fits, so that what lies behind it is reached. Every message goes all the way: an
+update into an adapter, a broadcast into a client's memory. The table says which module refused how many. Exits with 1
+if anything but WireError is raised, if what is decoded does not fit, if a decode takes more than a second of processor
+time, or if a process grows by more than 64 MiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from capfl.errors import WireError
+from capfl.types import Adapter, ClientState, ServerState, Update
+from capfl.wire import (
+    Codec,
+    advance,
+    broadcast,
+    compensate,
+    decode_broadcast,
+    decode_update,
+    encode_broadcast,
+    encode_update,
+    receive,
+    schema_hash,
+)
+from capfl.wire.values import VALUES
+
+MOST_SECONDS, MOST_MIB = 1.0, 64.0
+CHUNK = 5000  # messages that a process is handed at once
+
+SHAPES = {"q.A": (2, 12), "q.B": (16, 2), "v.A": (2, 12), "v.B": (8, 2)}
+TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+SCHEMA = schema_hash(TEMPLATE, "fuzz")
+WAYS: dict[str, dict[str, float | str]] = {
+    "dense": {},
+    "top": {"density": 0.15},
+    "top of all": {"density": 0.15, "scope": "global"},
+    "random": {"density": 0.25, "mask": "random"},
+}
+CODECS = [Codec(kind, **settings) for kind in VALUES.values() for settings in WAYS.values()]  # type: ignore[arg-type]
+NUMBERS = [0, 1, 2, 255, 2**15, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
+PLACES = ("header", "message", "sections", "body", "positions", "rice", "values", "downlink")
+
+
+@dataclass
+class Found:
+    """What became of some messages."""
+
+    refused: Counter[tuple[str, str]] = field(default_factory=Counter)  # by damage and the module that noticed it
+    decoded: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0  # seconds of processor time
+    grown_mib: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, other: Found) -> None:
+        self.refused += other.refused
+        self.decoded += other.decoded
+        self.slowest = max(self.slowest, other.slowest)
+        self.grown_mib = max(self.grown_mib, other.grown_mib)
+        self.violations += other.violations
+
+
+def normal(seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+START = normal(0)
+MEMORY = ClientState("site", version=2, known=normal(1))
+
+
+@cache
+def valid(codec: int) -> list[bytes]:
+    """Messages as they should be."""
+    chosen = CODECS[codec]
+    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4)
+    state = ServerState(0, START, known=START)
+    for round in (1, 2, 3):
+        target = {name: t + normal(10 + round)[name] for name, t in START.items()}
+        state = advance(ServerState(round, target, state.known, state.log), target, chosen, TEMPLATE)
+    told = [broadcast(state, "site", version, TEMPLATE, START) for version in (2, 0)]
+    told += [broadcast(ServerState(3, START, state.known), "site", 0, TEMPLATE, START)]
+    return [
+        encode_update(Update(4, "site", {}, 12, 7, 1.25), body, chosen, SCHEMA),
+        *(encode_broadcast(message, chosen, SCHEMA).blob for message in told),
+    ]
+
+
+# -- damage ------------------------------------------------------------------------------------------------
+
+
+def bytes_(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(blob))
+        blob[at : at + rng.choice((0, 1, 1, 1, 2))] = rng.randbytes(rng.choice((0, 1, 1, 1, 2)))
+    return blob
+
+
+def values(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        blob[rng.randrange(42, len(blob))] ^= rng.choice((1, 2, 128, rng.randrange(256)))
+    return blob
+
+
+def numbers(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    at = rng.randrange(len(blob) - 4)
+    number = rng.choice(NUMBERS) if rng.random() < 0.7 else rng.randrange(2 * len(blob))
+    blob[at : at + 4] = struct.pack("<I", number)
+    return blob
+
+
+def cut(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    return blob[: rng.randrange(len(blob))]
+
+
+def longer(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    return blob + rng.randbytes(rng.choice((1, 2, 5, 100)))
+
+
+def splice(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    other = rng.choice(valid(rng.choice((codec, rng.randrange(len(CODECS))))))
+    return blob[: rng.randrange(len(blob))] + other[rng.randrange(len(other)) :]
+
+
+def random_(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
+    made = rng.randbytes(rng.randrange(300))
+    return blob[:42] + made if rng.random() < 0.5 else bytearray(made)
+
+
+DAMAGE = {
+    "bytes": bytes_,
+    "values": values,
+    "numbers": numbers,
+    "cut": cut,
+    "longer": longer,
+    "splice": splice,
+    "random": random_,
+}
+
+
+# -- decoding ----------------------------------------------------------------------------------------------
+
+
+def decode(blob: bytes, codec: Codec, update: bool) -> bool:
+    """All the way. Does what comes out fit?"""
+    if update:
+        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE)
+        found, whole = message.adapter, message.n_train > 0 and sum(parts.values()) == len(blob)
+    else:
+        memory = receive(decode_broadcast(blob, codec, SCHEMA), MEMORY, codec, TEMPLATE, START)
+        found, whole = memory.known, memory.version >= 0
+    return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())
+
+
+def noticed(error: BaseException) -> str:
+    """The module that raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return Path(trace.tb_frame.f_code.co_filename).stem if trace else "?"
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def chunk(seed: int, number: int, n_messages: int) -> Found:
+    torch.set_num_threads(1)
+    for codec in range(len(CODECS)):  # so that growth is that of decoding alone
+        for n, blob in enumerate(valid(codec)):
+            assert decode(blob, CODECS[codec], n == 0)
+    rng, found, before = random.Random(f"{seed}/{number}"), Found(), peak_mib()
+    for _ in range(n_messages):
+        codec, damage = rng.randrange(len(CODECS)), rng.choice(list(DAMAGE))
+        which = rng.randrange(4)
+        blob = bytes(DAMAGE[damage](bytearray(valid(codec)[which]), codec, rng))
+        if rng.random() < 0.5:
+            blob = blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
+        began = time.thread_time()
+        try:
+            fits = decode(blob, CODECS[codec], which == 0)
+        except WireError as error:
+            found.refused[damage, noticed(error)] += 1
+        except Exception as error:  # this is what must not happen
+            found.violations.append(f"{type(error).__name__}: {error}; codec {codec}, message {which}: {blob.hex()}")
+        else:
+            found.decoded[damage] += 1
+            if not fits:
+                found.violations.append(f"does not fit; codec {codec}, message {which}: {blob.hex()}")
+        found.slowest = max(found.slowest, time.thread_time() - began)
+    found.grown_mib = peak_mib() - before
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--messages", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    began, found = time.monotonic(), Found()
+    sizes = [min(CHUNK, options.messages - first) for first in range(0, options.messages, CHUNK)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        for part in pool.map(chunk, [options.seed] * len(sizes), range(len(sizes)), sizes):
+            found.add(part)
+    seconds = time.monotonic() - began
+
+    print(
+        "| damage | messages | decoded | refused by "
+        + " | ".join(PLACES)
+        + " |\n|---"
+        + "|---" * (2 + len(PLACES))
+        + "|"
+    )
+    for damage in DAMAGE:
+        refused = [found.refused[damage, place] for place in PLACES]
+        n_messages = found.decoded[damage] + sum(n for (d, _), n in found.refused.items() if d == damage)
+        cells = [n_messages, found.decoded[damage], *refused]
+        print(f"| {damage} | " + " | ".join(f"{n:,}" for n in cells) + " |")
+    print(f"\n{options.messages:,} messages in {seconds:.0f} s on {options.processes} processes; slowest decode "
+          f"{1000 * found.slowest:.1f} ms; largest growth of a process {found.grown_mib:.1f} MiB; "
+          f"{len(found.violations)} violations")  # fmt: skip
+    if options.json:
+        options.json.write_text(json.dumps({
+            "messages": options.messages, "seed": options.seed, "decoded": sum(found.decoded.values()),
+            "refused": sum(found.refused.values()), "violations": len(found.violations),
+            "slowest_seconds": found.slowest, "grown_mib": found.grown_mib, "seconds": seconds,
+        }, indent=1) + "\n")  # fmt: skip
+    for violation in found.violations[:10]:
+        print(violation, file=sys.stderr)
+    if found.slowest > MOST_SECONDS:
+        print(f"a decode took {found.slowest:.2f} s, at most {MOST_SECONDS} are allowed", file=sys.stderr)
+    if found.grown_mib > MOST_MIB:
+        print(f"a process grew by {found.grown_mib:.0f} MiB, at most {MOST_MIB} are allowed", file=sys.stderr)
+    sys.exit(bool(found.violations) or found.slowest > MOST_SECONDS or found.grown_mib > MOST_MIB)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a run will cost, before it runs: bytes, memory, time. What `capfl plan` does."""
+
+from __future__ import annotations
+
+import torch
+
+from capfl import adapter as algebra
+from capfl.config import Config
+from capfl.errors import CapflError
+from capfl.federation import POOLED
+from capfl.methods import build
+from capfl.model.shapes import adapter_shapes, initial_adapter, skeleton
+from capfl.plan.bytes import dense_fp32_round_trip, measure, totals
+from capfl.plan.clients import Clients, find_clients
+from capfl.plan.memory import estimate, process_bytes
+from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
+from capfl.report.plan import Plan
+from capfl.roles import Agreement
+from capfl.round import sample_size
+
+
+def make_plan(config: Config, calibration: bool = True) -> Plan:
+    """Measure what messages take, estimate memory, and time a few steps if model and data are here.
+
+    Args:
+        calibration: without it nothing is loaded but shapes and data, and no time is given.
+
+    Raises:
+        ConfigError: a name, a target or a partition that does not exist.
+        ModelError: the shapes of the model cannot be known.
+        DataError: the data are here, but cannot be shared out as the config asks.
+    """
+    torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+    process = process_bytes()
+    method = build(config.method)
+    module = skeleton(config.model)
+    shapes = adapter_shapes(module, config.lora)
+    clients = find_clients(config)
+
+    # bytes
+    who = [POOLED] if method.pooled else clients.ids
+    agreement = Agreement(method, config.codec, initial_adapter(shapes, config.seed), config.model.path, config.seed)
+    n_visits = sample_size(len(who), config.federation.fraction)
+    traffic = measure(agreement, who, some_miss=n_visits < len(who))
+    run = totals(traffic, who, config.federation, config.seed)
+
+    # time
+    seconds: dict[str, float] | None = None
+    measured: Calibration | None = None
+    reason = _why_not(config, clients) if calibration else "--no-calibrate was given"
+    if not reason:
+        try:
+            measured, federation = calibrate(config, method, clients)
+            seconds = extrapolate(federation, method, measured, traffic.seconds)
+        except CapflError as error:
+            reason = str(error)
+
+    # memory
+    length = measured.length if measured else config.data.max_length
+    letters = config.data.scoring == "letter" and all(item.choices for item in clients.items)
+    memory = estimate(
+        config, module, shapes,
+        length=length,
+        answers=measured.answers if measured else 1 if letters else length,
+        rows=None if clients.missing else len(clients.items),
+        lossy=not (agreement.up.exact and agreement.down.exact),
+        log=traffic.log,
+        process=process,
+    )  # fmt: skip
+    return Plan(
+        model=config.model.path,
+        method=method.name,
+        parameters=algebra.size(agreement.initial),
+        clients=len(clients.ids),
+        clients_from=clients.source,
+        visits=n_visits,
+        rounds=config.federation.rounds,
+        up=traffic.up[-1],
+        down=traffic.down[-1],
+        first_up=traffic.up[0],
+        first_down=traffic.down[0],
+        catch_up=run.catch_up / run.messages,
+        dense_fp32_round_trip=dense_fp32_round_trip(agreement.initial, traffic.client),
+        entropy_bound=traffic.entropy_bound,
+        total_up=run.up,
+        total_down=run.down,
+        delivery=run.delivery,
+        memory=memory,
+        length=length,
+        seconds=seconds,
+        no_seconds=reason,
+    )
+
+
+def _why_not(config: Config, clients: Clients) -> str:
+    """Why time cannot be told, or nothing."""
+    if not weights_are_here(config.model.path):
+        return f"{config.model.path} is not on this machine, and a plan fetches no weights; give a folder with them"
+    return f"the data are not here: {clients.missing}" if clients.missing else ""

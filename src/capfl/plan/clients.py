@@ -1,0 +1,41 @@
+"""Who would take part in a run, from its data or, without them, from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from capfl.config import Config
+from capfl.data import Split, load_items, partition, relabel, split
+from capfl.data.names import numbered
+from capfl.data.partition import DEFAULT_CLIENTS
+from capfl.errors import DataError
+from capfl.types import ClientId, Item
+
+
+@dataclass(frozen=True)
+class Clients:
+    ids: Sequence[ClientId]  # sorted
+    source: str  # where their number comes from, in words
+    items: Sequence[Item] = ()
+    splits: Mapping[ClientId, Split] = field(default_factory=dict)
+    missing: str = ""  # why the data could not be loaded; empty if they were
+
+
+def find_clients(config: Config) -> Clients:
+    """The clients of a run.
+
+    Raises:
+        ConfigError: a data set or a partition that does not exist.
+        DataError: the data are here, but cannot be shared out as the config asks.
+    """
+    try:
+        items = load_items(config.data, config.seed)
+    except DataError as error:
+        number = config.partition.clients
+        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
+        return Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
+    parts = partition(items, config.partition, config.seed)
+    items = relabel(items, parts, config.partition, config.seed)
+    splits = {client: split(own, config.partition, config.seed, client) for client, own in parts.items()}
+    return Clients(sorted(splits), "the data", items, splits)

@@ -1,0 +1,134 @@
+"""What left each site of a run and what came back, from the run's folder: every message, to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from capfl.checkpoint import RunFolder
+from capfl.errors import CheckpointError
+from capfl.report.summary import total_parts
+from capfl.report.tables import MOST_ROWS, size
+from capfl.types import ClientId, Entry
+
+DIRECTIONS = ("up", "down")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The messages of a run. ``delivery`` are those of the final model, after the last round."""
+
+    rounds: int
+    entries: Sequence[Entry]
+    delivery: Sequence[Entry]
+    finished: bool  # has the final model been delivered?
+
+    @property
+    def clients(self) -> list[ClientId]:
+        return sorted({e.client for e in (*self.entries, *self.delivery)})
+
+    def messages(self, direction: str, client: ClientId | None = None) -> list[Entry]:
+        """All of one direction, of one client or of all."""
+        everything = (*self.entries, *self.delivery)
+        return [e for e in everything if e.direction == direction and client in (None, e.client)]
+
+    def parts(self, direction: str, client: ClientId | None = None) -> dict[str, int]:
+        """Bytes of one direction by part; they sum to the bytes of the messages."""
+        return total_parts(self.messages(direction, client))
+
+    def per_round(self, direction: str, client: ClientId | None = None) -> float:
+        """Mean bytes of the rounds that the client took part in (all clients: of all rounds), without the delivery."""
+        own = [e for e in self.entries if client in (None, e.client)]
+        n_rounds = len({e.round for e in own})
+        return sum(e.bytes for e in own if e.direction == direction) / n_rounds if n_rounds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rounds": self.rounds,
+            "finished": self.finished,
+            **self._row(None),
+            "bytes": sum(e.bytes for e in (*self.entries, *self.delivery)),
+            "final_delivery": sum(e.bytes for e in self.delivery),
+            "clients": [{"client": client, **self._row(client)} for client in self.clients],
+        }
+
+    def _row(self, client: ClientId | None) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for direction in DIRECTIONS:
+            messages = self.messages(direction, client)
+            row[f"messages_{direction}"] = len(messages)
+            row[f"bytes_{direction}"] = sum(e.bytes for e in messages)
+            row[f"mean_{direction}_per_round"] = round(self.per_round(direction, client), 1)
+            row[f"parts_{direction}"] = self.parts(direction, client)
+        return row
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The ledger of the run in a folder, finished or not.
+
+    Raises:
+        CheckpointError: the folder is no run or has no rounds yet, or its files do not agree.
+    """
+    folder = RunFolder(path)
+    if not (path / "config.toml").is_file():
+        raise CheckpointError(f"{path} has no config.toml: not a run folder; give the folder that `capfl run` names")
+    try:
+        records = folder.rounds()
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path / 'rounds.jsonl'} was written by another version of capfl ({error}); read it with that one"
+        ) from error
+    if not records:
+        raise CheckpointError(f"{path} has no rounds yet; go on with: capfl run --resume {path}")
+    entries = [e for record in records for e in record.ledger]
+    if not (path / "summary.json").is_file():
+        return Ledger(len(records), entries, (), finished=False)
+    said = folder.read_json("summary.json")["bytes"]
+    if "delivery" not in said:
+        raise CheckpointError(
+            f"{path / 'summary.json'} does not list the final delivery; write it anew with: capfl run --resume {path}"
+        )
+    ledger = Ledger(len(records), entries, [Entry(**row) for row in said["delivery"]], finished=True)
+    counted = {d: sum(e.bytes for e in ledger.messages(d)) for d in DIRECTIONS}
+    if any(said[d] != counted[d] for d in DIRECTIONS):
+        raise CheckpointError(
+            f"{path}: summary.json says {said['up']} bytes up and {said['down']} down, the messages sum to "
+            f"{counted['up']} and {counted['down']}; write it anew with: capfl run --resume {path}"
+        )
+    return ledger
+
+
+def ledger_tables(ledger: Ledger) -> Group:
+    """A line a client and direction: number of messages, bytes, bytes of a round, and parts."""
+    whole = "final delivery included" if ledger.finished else "not finished: without the final delivery"
+    title = Text(f"{ledger.rounds} rounds, {whole}; a round: the mean of those that a client took part in")
+    up = _table(ledger, "up", "left the site")
+    return Group(title, Text(), up, Text(), _table(ledger, "down", "came back"))
+
+
+def _table(ledger: Ledger, direction: str, title: str) -> Table:
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
+    table.add_column(title, no_wrap=True)
+    parts = [part for part, n in ledger.parts(direction).items() if n]
+    for name in ("count", "bytes", "a round", *parts):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, client: ClientId | None, style: str = "") -> None:
+        messages, own = ledger.messages(direction, client), ledger.parts(direction, client)
+        sizes = [size(ledger.per_round(direction, client)), *(size(own.get(part, 0)) for part in parts)]
+        table.add_row(name, str(len(messages)), size(sum(e.bytes for e in messages)), *sizes, style=style)
+
+    for client in ledger.clients[:MOST_ROWS]:
+        add(client, client)
+    if len(ledger.clients) > MOST_ROWS:
+        table.add_row(f"and {len(ledger.clients) - MOST_ROWS} more")
+    table.add_section()
+    add("all", None, style="bold")
+    return table

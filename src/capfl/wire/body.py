@@ -1,0 +1,79 @@
+"""Selected elements of an adapter as sections, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from capfl import adapter as algebra
+from capfl.errors import WireError
+from capfl.types import Adapter
+from capfl.wire import positions
+from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.sections import Section, read, write
+from capfl.wire.values import Values
+
+
+def pack(
+    flat: Floats, kept: Ints, told: bool, values: Values, layout: Layout, template: Adapter, unbiased: bool = False
+) -> bytes:
+    """Sections for the elements ``kept`` (n,) of ``flat`` (size,).
+
+    Args:
+        told: does the receiver need the positions, or does it know them?
+        unbiased: scale the values so that they are right on average, rather than closest.
+    """
+    names = {name for name, _ in layout.shapes}
+    body = write(Section.NAMES, np.packbits(np.array([name in names for name in template], np.bool_)).tobytes())
+    if not len(kept):
+        return body
+    scales, coded = values.encode(flat[kept], kept, layout, unbiased)
+    if told:
+        body += write(Section.POSITIONS, positions.encode(kept, layout))
+    if scales:
+        body += write(Section.SCALES, scales)
+    return body + write(Section.VALUES, coded)
+
+
+def unpack(
+    body: memoryview, values: Values, template: Adapter, known: Callable[[Layout], Ints]
+) -> tuple[Layout, Ints, Floats]:
+    """The layout, the positions (n,) and the values (n,) of what ``pack`` wrote.
+
+    Args:
+        known: the positions of a message that does not tell them.
+
+    Raises:
+        WireError: the sections are not a body for this template.
+    """
+    largest = 64 + 5 * algebra.size(template) + 8 * sum(sum(t.shape) for t in template.values())
+    if len(body) > largest:  # before anything is allocated
+        raise WireError(f"body of {len(body)} bytes, an adapter of this shape takes {largest} at most")
+    found: dict[Section, memoryview] = {}
+    for tag, data in read(body, (Section.NAMES, Section.POSITIONS, Section.SCALES, Section.VALUES)):
+        if found and tag <= max(found):
+            raise WireError(f"section {tag.name} comes twice or in the wrong place")
+        found[tag] = data
+    layout = _layout(found.get(Section.NAMES), template)
+    if Section.VALUES not in found:
+        if len(found) > 1:
+            raise WireError("body has positions or scales without values")
+        return layout, np.zeros(0, np.int64), np.zeros(0, np.float32)
+    told = found.get(Section.POSITIONS)
+    kept = known(layout) if told is None else positions.decode(told, layout)
+    decoded = values.decode(found.get(Section.SCALES, memoryview(b"")), found[Section.VALUES], kept, layout)
+    if not np.isfinite(decoded).all():
+        bad = int(kept[~np.isfinite(decoded)][0])
+        name = layout.shapes[int(np.searchsorted(layout.starts, bad, side="right")) - 1][0]
+        raise WireError(f"{name!r} has values that are not finite")
+    return layout, kept, decoded
+
+
+def _layout(data: memoryview | None, template: Adapter) -> Layout:
+    if data is None or len(data) != (len(template) + 7) // 8:
+        raise WireError(f"the list of tensors does not fit an adapter of {len(template)}")
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    if bits[len(template) :].any():
+        raise WireError("the list of tensors names more than the adapter has")
+    return Layout.of({name: t for (name, t), bit in zip(template.items(), bits, strict=False) if bit}, template)

@@ -1,0 +1,32 @@
+"""The codecs that a config describes."""
+
+from __future__ import annotations
+
+from capfl.config.schema import CodecConfig
+from capfl.wire.codec import Codec
+from capfl.wire.values import VALUES
+
+FIFTH = 0.2  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
+
+
+def up_codec(config: CodecConfig, seed: int) -> Codec:
+    """From client to server. ``seed`` draws random masks."""
+    return _codec(config, config.values, config.density, seed)
+
+
+def down_codec(config: CodecConfig, seed: int) -> Codec:
+    """From server to client."""
+    return _codec(config, config.down_values or config.values, config.down_density or config.density, seed)
+
+
+def _codec(config: CodecConfig, values: str, density: float | None, seed: int) -> Codec:
+    return Codec(
+        values=VALUES[values],
+        density=density or (FIFTH if values == "ternary" else 1.0),
+        mask=config.mask,
+        scope=config.scope,
+        compensation=config.compensation or ("unbiased" if config.mask == "random" else "feedback"),
+        warmup_rounds=config.warmup_rounds,
+        warmup_density=config.warmup_density,
+        seed=seed,
+    )

@@ -1,0 +1,88 @@
+"""The downlink: every client knows a version of the global adapter and is sent what leads from it to the newest.
+
+Version r is what clients know after round r; version 0 follows from the seed. The server keeps the newest version
+and the messages that led from each to the next; it is their sum that clients know, so the next difference carries
+what the ones before it lost. A client that missed rounds is sent the differences it missed, or the whole adapter
+where that is shorter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from capfl import adapter as algebra
+from capfl.errors import WireError
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, ServerState
+from capfl.wire.body import pack, unpack
+from capfl.wire.codec import Codec
+from capfl.wire.layout import Layout
+from capfl.wire.values import VALUES
+
+PLAIN = VALUES["fp32"]  # a whole adapter must arrive exactly: later differences build on it
+
+
+def advance(state: ServerState, target: Adapter, codec: Codec, template: Adapter) -> ServerState:
+    """The version of the round that ``state`` has completed, as near to ``target`` as one message leads."""
+    if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
+        return replace(state, known=target, log=())
+    difference = algebra.subtract(target, state.known)
+    body = codec.encode(difference, template, state.round)
+    known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
+    log = (*state.log, body)
+    while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):  # the whole adapter is shorter
+        log = log[1:]
+    if codec.unbiased:  # nothing is carried over: what clients know is the global adapter
+        state = replace(state, adapter=state.adapter | known)
+    return replace(state, known=known, log=log)
+
+
+def broadcast(state: ServerState, client: ClientId, version: int, template: Adapter, version_0: Adapter) -> Broadcast:
+    """What leads a client that knows ``version`` to the newest, in the fewest bytes."""
+    n_missed = state.round - version
+    differences = state.log[len(state.log) - n_missed :] if n_missed <= len(state.log) else None
+    if differences is not None and n_missed < 2:
+        return Broadcast(state.round + 1, client, None, differences)
+    whole = _whole(state.known, template, version_0)
+    if differences is not None and sum(map(len, differences)) <= len(whole):
+        return Broadcast(state.round + 1, client, None, differences)
+    return Broadcast(state.round + 1, client, whole, ())
+
+
+def receive(told: Broadcast, memory: ClientState, codec: Codec, template: Adapter, version_0: Adapter) -> ClientState:
+    """The memory of a client that has been told; ``known`` is then the newest version.
+
+    Raises:
+        WireError: a difference leads from a version that the client does not have, or a body is damaged.
+    """
+    newest = told.round - 1
+    if told.state is not None:
+        return replace(memory, known=_apply_whole(told.state, template, version_0), version=newest)
+    known, first = memory.known or version_0, newest - len(told.differences)
+    if first == 0:  # everybody has version 0, whatever else they remember
+        known, memory = version_0, replace(memory, version=0)
+    if not first <= memory.version <= newest:
+        raise WireError(
+            f"client {memory.client!r} knows version {memory.version} of the global adapter and was sent what leads "
+            f"from {first} to {newest}; the server will send the whole adapter when it asks again"
+        )
+    for version, body in enumerate(told.differences, first + 1):
+        if version > memory.version:
+            known = algebra.add(known, codec.decode(memoryview(body), template, version))
+    return replace(memory, known=known, version=newest)
+
+
+def _whole(known: Adapter, template: Adapter, version_0: Adapter) -> bytes:
+    """The elements that are no longer what everybody starts with."""
+    layout = Layout.of(known, template)
+    flat = layout.flatten(known)
+    kept = np.flatnonzero(flat != layout.flatten(version_0))
+    return pack(flat, kept, len(kept) < layout.size, PLAIN, layout, template)
+
+
+def _apply_whole(body: bytes, template: Adapter, version_0: Adapter) -> Adapter:
+    layout, kept, values = unpack(memoryview(body), PLAIN, template, lambda layout: np.arange(layout.size))
+    flat = layout.flatten(version_0)
+    flat[kept] = values
+    return layout.unflatten(flat)

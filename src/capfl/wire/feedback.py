@@ -1,0 +1,34 @@
+"""Error compensation: what a message does not carry is carried over to the next one.
+
+Seide et al., 1-Bit Stochastic Gradient Descent, Interspeech 2014; Karimireddy et al., Error Feedback Fixes SignSGD,
+arXiv:1901.09847. With e the residual, a change d goes out as C(d + e), and e becomes d + e - C(d + e), so that over
+any number of rounds what was sent and what is left sum to what changed, quantisation included.
+"""
+
+from __future__ import annotations
+
+from capfl import adapter as algebra
+from capfl.types import Adapter
+from capfl.wire.codec import Codec
+
+
+def compensate(
+    change: Adapter, residual: Adapter, codec: Codec, template: Adapter, round: int
+) -> tuple[bytes, Adapter]:
+    """The body that carries a change, and the new residual. Tensors that did not change keep their residual.
+
+    Raises:
+        WireError: a value is not finite.
+    """
+    whole = {name: t + residual[name] if name in residual else t for name, t in change.items()}
+    body = codec.encode(whole, template, round)
+    left = algebra.subtract(whole, codec.decode(memoryview(body), template, round))
+    kept = residual | left
+    return body, {name: t for name, t in kept.items() if bool(t.any())}
+
+
+def aged(residual: Adapter, age: int, decay: float, longest: int | None) -> Adapter:
+    """The residual of a client that last took part ``age`` rounds ago: shrunk each round, or given up if too old."""
+    if longest is not None and age > longest:
+        return {}
+    return {name: t * decay**age for name, t in residual.items()} if decay < 1 else residual

@@ -1,0 +1,51 @@
+"""A body is a list of sections: a tag, a length, and bytes. The ledger counts them by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+
+from capfl.errors import WireError
+
+
+class Section(IntEnum):
+    NAMES = 1  # which tensors are in the message, a bit each
+    POSITIONS = 2  # which of their elements
+    SCALES = 3
+    VALUES = 4
+    DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
+    STATE = 17  # sections again: the global adapter itself
+
+
+PARTS = {Section.NAMES: "header", Section.POSITIONS: "positions", Section.SCALES: "scales", Section.VALUES: "values"}
+
+
+def write(tag: Section, data: bytes) -> bytes:
+    """One section: tag, length as four bytes in little-endian order, data."""
+    return bytes([tag]) + len(data).to_bytes(4, "little") + data
+
+
+def read(body: memoryview, allowed: tuple[Section, ...]) -> Iterator[tuple[Section, memoryview]]:
+    """The sections of a body, in order.
+
+    Raises:
+        WireError: a tag that is not allowed here, or a length that goes beyond the end.
+    """
+    at = 0
+    while at < len(body):
+        if body[at] not in [int(tag) for tag in allowed]:
+            raise WireError(f"section {body[at]} where one of {', '.join(tag.name for tag in allowed)} was expected")
+        end = at + 5 + int.from_bytes(body[at + 1 : at + 5], "little")
+        if at + 5 > len(body) or end > len(body):
+            raise WireError(f"section {Section(body[at]).name} is cut off")
+        yield Section(body[at]), body[at + 5 : end]
+        at = end
+
+
+def parts(body: bytes | memoryview) -> dict[str, int]:
+    """How many bytes of a body of tensors belong to each part. Tags and lengths of sections count as header."""
+    counted = dict.fromkeys(("header", *PARTS.values()), 0)
+    for tag, data in read(memoryview(body), tuple(PARTS)):
+        counted["header"] += 5
+        counted[PARTS[tag]] += len(data)
+    return counted

@@ -1,0 +1,218 @@
+"""Values as bytes: plain, or as a sign, a level, and one scale for each rank.
+
+A level j of L stands for the magnitude lo + (j + 1/2)(hi - lo)/L, with lo of the tensor and hi of the rank. Ternary
+has one level, and its scale is the mean magnitude of what is kept of a rank: Sattler et al., Robust and
+Communication-Efficient Federated Learning from Non-IID Data, arXiv:1903.02891, for a rank in place of a tensor. The
+mean magnitude is closest; where a message has to be right on average, the scale is ||x||^2 / ||x||_1, with which what
+arrives has the length of what was sent along it: Vargaftik et al., DRIVE, arXiv:2105.08339.
+Scales are floats cut to three bits of mantissa, so that neighbours differ by small whole numbers, which are
+Rice-coded; a power of two times a number below 16 also keeps sums of few values exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from capfl.errors import WireError
+from capfl.wire import rice
+from capfl.wire.layout import Floats, Ints, Layout
+
+_CUT = 20  # bits dropped from a float32 to leave sign, exponent and three bits of mantissa
+_LARGEST = 0x7F7  # code of the largest finite scale
+DOWN, NEAREST, UP = 0, 1 << (_CUT - 1), (1 << _CUT) - 1  # added before the cut
+_FIXED = 0xFF  # levels of fixed width, in the place of a Rice parameter
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Values:
+    """How values are written. ``tag`` marks it on the wire.
+
+    ``encode(values, kept, layout, unbiased)`` gives (scales, values) as bytes; ``decode`` inverts it.
+    """
+
+    name: str
+    tag: int
+    encode: Callable[[Floats, Ints, Layout, bool], tuple[bytes, bytes]]
+    decode: Callable[[memoryview, memoryview, Ints, Layout], Floats]
+    exact: bool = False
+
+
+def _plain(name: str, tag: int, dtype: torch.dtype) -> Values:
+    """Every value in one dtype, little-endian."""
+
+    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
+        return b"", torch.from_numpy(values).to(dtype).view(torch.uint8).numpy().tobytes()
+
+    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+        if len(scales) or len(data) != dtype.itemsize * len(kept):
+            raise WireError(f"{len(data)} bytes of values, {len(kept)} in {name} take {dtype.itemsize * len(kept)}")
+        if not len(kept):
+            return np.zeros(0, np.float32)
+        found: Floats = torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32).numpy()
+        return found
+
+    return Values(name, tag, encode, decode, exact=dtype == torch.float32)
+
+
+def _ternary() -> Values:
+    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
+        if not len(kept):
+            return b"", b""
+        ranks = Groups.of(kept, layout.rank_starts)
+        magnitude = np.abs(values).astype(np.float64)
+        scales = np.add.reduceat(magnitude, ranks.first) / ranks.counts
+        if unbiased:
+            energy = np.add.reduceat(magnitude**2, ranks.first) / ranks.counts
+            scales = np.divide(energy, scales, out=scales, where=scales > 0)
+        negative = (values < 0) | ((values == 0) & (kept % 2 == 1))  # zeros push to both sides alike
+        return _pack_scales(_code(scales, NEAREST)), np.packbits(negative).tobytes()
+
+    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+        ranks = Groups.of(kept, layout.rank_starts)
+        return _signed(np.repeat(_scale(_unpack_scales(scales, len(ranks.first))), ranks.counts), data)
+
+    return Values("ternary", 3, encode, decode)
+
+
+def _levels(name: str, tag: int, bits: int) -> Values:
+    """A sign and bits - 1 bits of magnitude; a Rice code where that is shorter."""
+    n_levels = 2 ** (bits - 1)
+
+    def grid(codes: Ints, ranks: Groups, tensors: Groups) -> tuple[Doubles, Doubles]:
+        """(lowest magnitude, width of a level) of every value, from the tensors' lo and the ranks' hi."""
+        scale = _scale(codes)
+        low = np.repeat(scale[: len(tensors.first)], tensors.counts)
+        return low, np.maximum(0.0, np.repeat(scale[len(tensors.first) :], ranks.counts) - low) / n_levels
+
+    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
+        if not len(kept):
+            return b"", b""
+        magnitude = np.abs(values)
+        ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
+        lo, hi = np.minimum.reduceat(magnitude, tensors.first), np.maximum.reduceat(magnitude, ranks.first)
+        codes = np.concatenate([_code(lo, DOWN), _code(hi, UP)])
+        low, width = grid(codes, ranks, tensors)
+        place = np.floor((magnitude - low) / np.where(width > 0, width, np.inf))
+        level = np.clip(place, 0, n_levels - 1).astype(np.int64)
+        return _pack_scales(codes), np.packbits(values < 0).tobytes() + _pack_levels(level, bits - 1)
+
+    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+        ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
+        low, width = grid(_unpack_scales(scales, len(tensors.first) + len(ranks.first)), ranks, tensors)
+        n_signs = (len(kept) + 7) // 8
+        level = unpack_levels(data[n_signs:], len(kept), bits - 1)
+        return _signed(low + (level + 0.5) * width, data[:n_signs])
+
+    return Values(name, tag, encode, decode)
+
+
+VALUES = {
+    v.name: v
+    for v in (
+        _plain("fp32", 1, torch.float32), _plain("bf16", 2, torch.bfloat16), _ternary(),
+        _levels("8bit", 4, 8), _levels("4bit", 5, 4), _levels("3bit", 6, 3), _levels("2bit", 7, 2),
+    )
+}  # fmt: skip
+
+
+# -- groups of values that share a scale -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The ranks (or tensors) that have values in the message: where each begins among them, and how many it has."""
+
+    first: Ints
+    counts: Ints
+
+    @staticmethod
+    def of(kept: Ints, starts: Ints) -> Groups:
+        first = np.searchsorted(kept, starts)
+        counts = np.diff(first, append=len(kept))
+        return Groups(first[counts > 0], counts[counts > 0])
+
+
+# -- scales ---------------------------------------------------------------------------------------
+
+
+def _code(scale: npt.NDArray[np.floating[Any]], rounding: int) -> Ints:
+    """Scales >= 0 as whole numbers that grow with them: sign, exponent and three bits of mantissa of a float32."""
+    pattern = scale.astype(np.float32).view(np.int32).astype(np.int64)
+    codes: Ints = np.minimum((pattern + rounding) >> _CUT, _LARGEST)
+    return codes
+
+
+def _scale(codes: Ints) -> Doubles:
+    """What the codes stand for."""
+    return (codes << _CUT).astype(np.int32).view(np.float32).astype(np.float64)
+
+
+def _pack_scales(codes: Ints) -> bytes:
+    """The first code in two bytes, then the differences from one to the next."""
+    if not len(codes):
+        return b""
+    steps = rice.zigzag(np.diff(codes))
+    k = rice.best_k(int(steps.sum()), len(steps))
+    return int(codes[0]).to_bytes(2, "little") + bytes([k]) + rice.encode(steps, np.full(len(steps), k))
+
+
+def _unpack_scales(data: memoryview, count: int) -> Ints:
+    if not count:
+        if len(data):
+            raise WireError(f"{len(data)} bytes of scales where there is nothing to scale")
+        return np.zeros(0, np.int64)
+    if len(data) < 3 or data[2] > rice.MAX_K:
+        raise WireError("scales are cut off")
+    steps = rice.unzigzag(rice.decode(data[3:], np.full(count - 1, data[2])))
+    codes: Ints = np.cumsum(np.append(int.from_bytes(data[:2], "little"), steps))
+    if (codes < 0).any() or (codes > _LARGEST).any():
+        raise WireError("a scale is not a finite positive number")
+    return codes
+
+
+# -- signs and levels -----------------------------------------------------------------------------
+
+
+def _signed(magnitude: Doubles, signs: memoryview) -> Floats:
+    if len(signs) != (len(magnitude) + 7) // 8:
+        raise WireError(f"{len(signs)} bytes of signs for {len(magnitude)} values")
+    bits = np.unpackbits(np.frombuffer(signs, np.uint8))
+    if bits[len(magnitude) :].any():
+        raise WireError("spare bits of the signs are not zero")
+    return np.where(bits[: len(magnitude)], -magnitude, magnitude).astype(np.float32)
+
+
+def _pack_levels(levels: Ints, width: int) -> bytes:
+    """One byte that says how, then the levels in whichever code is shorter."""
+    k = rice.best_k(int(levels.sum()), len(levels))
+    coded = rice.encode(levels, np.full(len(levels), k))
+    fixed = rice.pack(levels, width)
+    return bytes([k]) + coded if len(coded) < len(fixed) else bytes([_FIXED]) + fixed
+
+
+def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
+    if not count:
+        if len(data):
+            raise WireError(f"{len(data)} bytes of levels for no values")
+        return np.zeros(0, np.int64)
+    if not len(data):
+        raise WireError("levels are cut off")
+    how, data = data[0], data[1:]
+    if how == _FIXED:
+        if len(data) != (count * width + 7) // 8:
+            raise WireError(f"{len(data)} bytes of levels, {count} take {(count * width + 7) // 8}")
+        return rice.unpack(data, count, width)
+    if how > rice.MAX_K:
+        raise WireError(f"levels have Rice parameter {how}")
+    levels = rice.decode(data, np.full(count, how))
+    if (levels >= 2**width).any():
+        raise WireError(f"a level is not below {2**width}")
+    return levels

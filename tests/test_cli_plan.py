@@ -1,0 +1,138 @@
+"""`capfl plan` and `capfl bytes` on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from capfl.cli import app
+from support import TINY, tiny_run
+
+TINY_FLAGS = [f"--{key}={','.join(value) if isinstance(value, list) else value}" for key, value in TINY.items()]
+
+
+def command(*words: object) -> Result:
+    threads = torch.get_num_threads()
+    try:
+        return CliRunner().invoke(app, [str(word) for word in words])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def refused(*words: object) -> str:
+    result = command(*words)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+    return result.stderr
+
+
+# -- plan ------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_tables() -> None:
+    result = command("plan", *TINY_FLAGS, "--codec", "ternary", "--density", "0.2", "--mask", "top")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("fedit on tiny: 1,792 adapter parameters, 2 of 2 clients (from the data)")
+    for start in ("header", "positions", "scales", "values", "in all", "dense fp32", "peak memory", "time"):
+        assert sum(line.startswith(start) for line in lines) == 1, start
+    assert max(map(len, lines)) <= 80
+
+
+def test_plan_prints_one_json_object(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[federation]\nrounds = 7\n")
+    flags = [flag for flag in TINY_FLAGS if "rounds" not in flag]
+    words = (file, *flags, "--set", "codec.values=8bit", "--density", "0.1")
+    for more in ([], ["--no-calibrate"]):
+        result = command("plan", *words, "--json", *more)
+        assert result.exit_code == 0, result.output
+        said = json.loads(result.stdout)
+        assert said["rounds"] == 7
+        assert said["bytes_round_trip"] == said["bytes_up"] + said["bytes_down"]
+        assert (said["seconds"] is None) == bool(more)
+        assert said["memory"]["total"] > 0
+
+
+def test_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("plan", *TINY_FLAGS, "--out", tmp_path / "run").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "elements", "most"),
+    [
+        ("meta-llama/Llama-3.2-3B", 2_293_760, 200_000),
+        pytest.param("mistralai/Mistral-7B-v0.1", 3_407_872, 300_000, marks=pytest.mark.slow),
+    ],
+)
+def test_large_models_are_planned_by_name_alone(model: str, elements: int, most: int, tmp_path: Path) -> None:
+    words = [
+        "plan",
+        "--model",
+        model,
+        "--codec",
+        "ternary",
+        "--density",
+        "0.05",
+        "--mask",
+        "top",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "capfl.cli", *words], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CAPFL_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["parameters"] == elements
+    assert said["bytes_round_trip"] <= most
+    assert said["bytes_round_trip"] <= 1.03 * said["entropy_bound"]
+    assert said["dense_fp32_round_trip"] == pytest.approx(8 * elements, rel=1e-4)
+    assert said["seconds"] is None
+    assert "is not on this machine" in said["seconds_reason"]
+
+
+def test_mistakes_in_a_plan(tmp_path: Path) -> None:
+    assert "--ronds: no such flag; did you mean --rounds?" in refused("plan", "--ronds", "5")
+    assert "there is no such config file" in refused("plan", tmp_path / "gone.toml")
+    assert "unknown method 'fedavgg'" in refused("plan", *TINY_FLAGS, "--method", "fedavgg")
+    assert "cannot read the shapes of 'nobody/nothing'" in refused("plan", *TINY_FLAGS, "--model", "nobody/nothing")
+
+
+# -- bytes -----------------------------------------------------------------------------------------------
+
+
+def test_bytes_agree_with_the_summary(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", codec__values="4bit", codec__density=0.3)
+    said = json.loads(command("bytes", tmp_path / "run", "--json").stdout)
+    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (said["bytes_up"], said["bytes_down"]) == (saved["bytes"]["up"], saved["bytes"]["down"])
+    by_client = {row["id"]: (row["bytes_up"], row["bytes_down"]) for row in saved["clients"]}
+    assert {row["client"]: (row["bytes_up"], row["bytes_down"]) for row in said["clients"]} == by_client
+    result = command("bytes", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    for client in (*by_client, "all"):
+        assert sum(line[:1] == [client] for line in lines) == 2, client
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_bytes_of_what_is_no_run(tmp_path: Path) -> None:
+    said = refused("bytes", tmp_path)
+    assert said.startswith("error: CheckpointError")
+    assert "not a run folder" in said
+    (tmp_path / "config.toml").write_text("")
+    assert "has no rounds yet" in refused("bytes", tmp_path)

@@ -1,0 +1,294 @@
+"""A plan against the run that it foretells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from capfl.config import Config, load_config
+from capfl.config.schema import CodecConfig, LoraConfig, ModelConfig
+from capfl.errors import ConfigError, DataError, ModelError
+from capfl.methods.fedit import fedit
+from capfl.model import tiny
+from capfl.model.base import load_base
+from capfl.model.lora import AdaptedModel
+from capfl.model.shapes import adapter_shapes, initial_adapter, skeleton
+from capfl.plan import make_plan
+from capfl.plan.bytes import SETTLING, measure
+from capfl.plan.memory import estimate
+from capfl.report.plan import Plan, duration, plan_tables
+from capfl.roles import Agreement
+from support import TINY, tiny_config, tiny_run
+
+# five steps, because after two Adam has moved all elements of A by the same amount, which cancels between clients
+ALIKE: dict[str, object] = {"train__steps": 5, "evaluation__every": 0, "evaluation__personal": False}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def plan(**changes: object) -> Plan:
+    return make_plan(tiny_config("unused", **changes), calibration=False)
+
+
+def offline(path: str, **changes: object) -> Plan:
+    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    return make_plan(load_config(None, {"model.path": path, "runtime.threads": 1} | settings), calibration=False)
+
+
+# -- bytes -----------------------------------------------------------------------------------------------
+
+
+def test_dense_float32_costs_what_the_run_says_to_the_byte(tmp_path: Path) -> None:
+    made = plan(**ALIKE, federation__rounds=3)
+    summary = tiny_run(tmp_path / "run", **ALIKE, federation__rounds=3)
+    of_longest = [e for e in summary.ledger if e.client == "hospital"]
+    assert [e.bytes for e in of_longest if e.direction == "up"] == [made.bytes_up] * 3
+    first, *rest = [e.bytes for e in of_longest if e.direction == "down"]
+    assert first == sum(made.first_down.values()) < 100
+    assert rest == [made.bytes_down] * 3  # the last one is the final delivery
+    assert (made.total_up, made.total_down) == (summary.total_bytes("up"), summary.total_bytes("down"))
+    assert made.delivery == sum(e.bytes for e in summary.ledger if e.round == 4)
+    # nothing is sent but float32: both comparisons are with the thing itself
+    assert made.dense_fp32_round_trip == made.bytes_round_trip
+    assert made.entropy_bound == 2 * 4 * made.parameters
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"federation__fraction": 0.5, "data__sites": 4, "federation__rounds": SETTLING + 5},
+        {"method__name": "centralised"},
+        {"method__name": "local", "codec__values": "ternary", "codec__density": 0.1},
+    ],
+)
+def test_totals_follow_who_is_drawn_and_what_the_method_sends(tmp_path: Path, changes: dict[str, object]) -> None:
+    made, summary = plan(**ALIKE, **changes), tiny_run(tmp_path / "run", **ALIKE, **changes)
+    assert (made.total_up, made.total_down) == (summary.total_bytes("up"), summary.total_bytes("down"))
+
+
+def test_clients_that_miss_rounds_are_charged_for_catching_up(tmp_path: Path) -> None:
+    some = {"codec__values": "bf16", "data__sites": 4, "federation__rounds": SETTLING + 5}
+    made = plan(**ALIKE, **some, federation__fraction=0.5)
+    summary = tiny_run(tmp_path / "run", **ALIKE, **some, federation__fraction=0.5)
+    assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.002)
+    assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=0.005)
+    messages = [e for e in summary.ledger if e.direction == "down" and e.round <= summary.rounds]
+    caught_up = sum(e.parts["catch-up"] for e in messages) / len(messages)
+    assert 0 < made.catch_up < caught_up  # what is sent later in one piece is not sent twice
+    assert plan(**ALIKE, **some).catch_up == 0
+
+
+def test_a_sparse_run_costs_about_what_is_foretold(tmp_path: Path) -> None:
+    sparse = {
+        "codec__values": "4bit",
+        "codec__density": 0.2,
+        "codec__mask": "top",
+        "lora__layers": "all",
+        "federation__rounds": 6,
+    }
+    made, summary = plan(**ALIKE, **sparse), tiny_run(tmp_path / "run", **ALIKE, **sparse)
+    assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.05)
+    assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=0.05)
+
+
+def test_local_sends_nothing_but_headers() -> None:
+    made = plan(method__name="local")
+    assert {part for part, n in {**made.up, **made.down}.items() if n} == {"header"}
+    assert made.bytes_up < 100
+    assert made.entropy_bound == 0
+    assert made.dense_fp32_round_trip > 2 * 4 * made.parameters
+
+
+def test_a_warm_up_makes_the_first_rounds_longer() -> None:
+    sparse = {"codec__values": "ternary", "codec__density": 0.05, "codec__mask": "top"}
+    without, made = plan(**sparse), plan(**sparse, codec__warmup_rounds=2, federation__rounds=20)
+    assert sum(made.first_up.values()) > 1.5 * sum(without.first_up.values())
+    assert made.bytes_up == pytest.approx(without.bytes_up, rel=0.05)
+    steady = plan(**sparse, federation__rounds=20).total_up
+    assert steady < made.total_up < steady + 2 * 2 * sum(made.first_up.values())
+
+
+def test_partial_training_sends_what_changed() -> None:
+    """A method that trains B only: A is all zeros in its update, and zeros are not sent."""
+    from dataclasses import replace
+
+    initial = initial_adapter(adapter_shapes(skeleton(ModelConfig(path="tiny")), LoraConfig()), 0)
+    half = replace(fedit(), trainable=lambda round, name: name.endswith(".B"))
+    traffic = measure(Agreement(half, CodecConfig(values="fp32"), initial), ["a", "b"], some_miss=False)
+    assert traffic.up[-1]["values"] == 4 * sum(t.numel() for name, t in initial.items() if name.endswith(".B"))
+
+
+@pytest.mark.parametrize(
+    ("path", "elements", "values", "density", "above"),
+    [
+        ("meta-llama/Llama-3.2-3B", 2_293_760, "8bit", 0.15, 1.03),
+        ("smollm2", 460_800, "8bit", 0.15, 1.03),
+        ("smollm2", 460_800, "ternary", 0.05, 1.05),
+    ],
+)
+def test_models_without_weights_or_network(path: str, elements: int, values: str, density: float, above: float) -> None:
+    made = offline(path, codec__values=values, codec__density=density, codec__mask="top")
+    assert made.parameters == elements
+    assert made.entropy_bound < made.bytes_round_trip < above * made.entropy_bound
+    assert made.dense_fp32_round_trip == pytest.approx(8 * elements, rel=1e-3)
+    assert sum(made.up.values()) == made.bytes_up
+
+
+# -- clients ---------------------------------------------------------------------------------------------
+
+
+def test_where_the_number_of_clients_comes_from(tmp_path: Path) -> None:
+    assert (plan(data__sites=3).clients, plan(data__sites=3).clients_from) == (3, "the data")
+    gone = {"data__sets": ["boolq"], "data__dir": str(tmp_path), "partition__kind": "iid"}
+    told = plan(**gone, partition__clients=7, federation__fraction=0.5)
+    assert (told.clients, told.visits, told.clients_from) == (7, 4, "partition.clients")
+    assumed = plan(**gone)
+    assert (assumed.clients, assumed.clients_from) == (10, "the default of 10, as the data are not here")
+    calibrated = make_plan(tiny_config("unused", **gone))
+    assert calibrated.seconds is None
+    assert calibrated.no_seconds.startswith("the data are not here: ")
+    assert "boolq/train.jsonl: no such file" in calibrated.no_seconds
+
+
+def test_mistakes_are_those_of_a_run() -> None:
+    with pytest.raises(ConfigError, match="no data set is called 'helpdsk'"):
+        plan(data__sets=["helpdsk"])
+    with pytest.raises(ConfigError, match="no linear layer 'query'"):
+        plan(lora__targets=["query"])
+    with pytest.raises(DataError, match="61 clients cannot share 60 items"):
+        plan(partition__kind="iid", partition__clients=61)
+    with pytest.raises(ModelError, match="cannot read the shapes of 'no/model'"):
+        plan(model__path="no/model")
+
+
+# -- time ------------------------------------------------------------------------------------------------
+
+
+def test_time_is_measured_where_model_and_data_are_here() -> None:
+    settings = {"evaluation__references": ["local"], "train__steps": None, "train__epochs": 2}
+    made = make_plan(tiny_config("unused", **settings))
+    assert made.seconds is not None
+    assert set(made.seconds) == {"loading", "training", "hidden states", "scoring", "messages"}
+    assert all(0 < n < 60 for n in made.seconds.values())
+    assert made.no_seconds == ""
+    assert made.length < TINY.get("data.max_length", 256)  # the rows that there are
+    longer = make_plan(tiny_config("unused", **settings, federation__rounds=200))
+    assert longer.seconds is not None
+    assert longer.seconds["training"] > 10 * made.seconds["training"]
+
+
+def test_why_there_is_no_time() -> None:
+    assert plan().seconds is None
+    assert plan().no_seconds == "--no-calibrate was given"
+    config = load_config(None, TINY | {"model.path": "meta-llama/Llama-3.2-3B", "lora.layers": "0"})
+    made = make_plan(config)
+    assert made.seconds is None
+    assert made.no_seconds.startswith("meta-llama/Llama-3.2-3B is not on this machine")
+
+
+def test_a_folder_without_weights_is_planned_without_time(tmp_path: Path) -> None:
+    tiny.model(layers=2).config.save_pretrained(tmp_path)
+    made = make_plan(tiny_config("unused", model__path=str(tmp_path)))
+    assert made.parameters > 0
+    assert made.seconds is None
+    assert "cannot load" in made.no_seconds
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+
+def memory(config: Config, **changes: object) -> dict[str, int]:
+    module = skeleton(config.model)
+    shapes = adapter_shapes(module, config.lora)
+    known: dict[str, object] = {"length": 64, "answers": 1, "rows": 10, "lossy": True, "log": 5, "process": 7}
+    return estimate(config, module, shapes, **(known | changes))  # type: ignore[arg-type]
+
+
+def test_memory_adds_up() -> None:
+    config = tiny_config("unused", lora__layers="all")
+    found = memory(config)
+    p = 4 * 896  # four layers; A 8 x 32 twice, B 32 x 8 and 16 x 8
+    assert found["base"] == 4 * sum(t.numel() for t in tiny.model().parameters())
+    assert (found["training"], found["client"], found["server"]) == (16 * p, 16 * p, 24 * p + 5)
+    assert (found["hidden"], found["process"]) == (0, 7)
+    assert found["total"] == sum(n for name, n in found.items() if name != "total")
+    assert memory(config, lossy=False)["client"] == 8 * p
+    half = memory(tiny_config("unused", lora__layers="all", model__dtype="bfloat16"))
+    assert 2 * half["base"] == found["base"]
+
+
+def test_the_cache_counts_where_it_is_in_memory() -> None:
+    rows = 10 * 64 * 32 * 4
+    assert memory(tiny_config("unused", runtime__cache="memory"))["hidden"] == rows
+    assert memory(tiny_config("unused", runtime__cache="memory"), rows=None)["hidden"] == 4 * 2**30
+    assert memory(tiny_config("unused", runtime__cache="disk"))["hidden"] == 0
+    assert memory(tiny_config("unused", runtime__cache="memory", lora__layers="all"))["hidden"] == 0
+
+
+@pytest.mark.parametrize("layers", ["all", "top:2"])
+def test_activations_are_about_what_torch_keeps(layers: str) -> None:
+    model = AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu")), LoraConfig(layers=layers))
+    model.write({name: torch.full(p.shape, 0.01) for name, p in model.parameters.items()})
+    weights = {p.untyped_storage().data_ptr() for p in model.base.module.parameters()}
+    ids = torch.arange(4 * 64).reshape(4, 64) % 250
+    hidden, seen, alive = model.lower(ids) if layers != "all" else None, {}, []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        alive.append(t)
+        if t.untyped_storage().data_ptr() not in weights:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        torch.nn.functional.cross_entropy(model.logits(ids, torch.arange(4) * 64 + 63, hidden), torch.zeros(4).long())
+    config = tiny_config("unused", lora__layers=layers, train__batch_size=4, evaluation__batch_size=1)
+    assert memory(config, length=64)["activations"] >= 0.9 * sum(seen.values())
+    if layers == "all":  # with two layers, scoring takes more
+        assert memory(config, length=64)["activations"] < 1.1 * sum(seen.values())
+
+
+# -- what is said ----------------------------------------------------------------------------------------
+
+
+def test_json_has_the_agreed_keys_and_sums() -> None:
+    said = plan(codec__values="4bit", codec__density=0.1).to_json()
+    agreed = "bytes_up bytes_down bytes_round_trip dense_fp32_round_trip entropy_bound"
+    more = "parameters clients rounds totals memory seconds parts"
+    assert set(agreed.split()) | set(more.split()) <= said.keys()
+    assert said["bytes_up"] == sum(said["parts"]["up"].values())
+    assert said["bytes_down"] == sum(said["parts"]["down"].values())
+    assert said["bytes_round_trip"] == said["bytes_up"] + said["bytes_down"]
+    assert said["totals"]["bytes"] == said["totals"]["bytes_up"] + said["totals"]["bytes_down"]
+    assert said["seconds"] is None
+    assert said["seconds_reason"] == "--no-calibrate was given"
+
+
+def test_the_table_says_all_of_it() -> None:
+    from rich.console import Console
+
+    made = plan(codec__values="bf16", codec__density=0.1, federation__fraction=0.5, data__sites=4, federation__rounds=8)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(plan_tables(made))
+    text = capture.get()
+    for word in ("header", "positions", "values", "first round", "catch-up", "entropy", "dense fp32", "peak memory"):
+        assert word in text, word
+    assert f"{made.bytes_up:,}" in text
+    assert "2 of 4 clients (from the data) in each of 8 rounds" in text
+    assert "--no-calibrate was given" in text
+    assert "scales" not in text  # bf16 has none
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (59, "59 s"), (61, "1 min 1 s"), (3600 * 5 + 61, "5 h 1 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,204 @@
+"""docs/wire.md is enough to read a message: a reader written from it alone, in plain Python, agrees with ours."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters import CODECS, SMALL, filled
+from capfl.errors import WireError
+from capfl.types import Adapter, Update
+from capfl.wire import Codec, decode_update, encode_update, schema_hash, up_codec
+from capfl.wire.values import VALUES
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "wire.md"
+LEVELS = {4: 8, 5: 4, 6: 3, 7: 2}  # bits of a value by kind
+
+
+def bits_of(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
+
+
+def fold(number: int) -> int:
+    return -(number + 1) // 2 if number % 2 else number // 2
+
+
+def parameter(n: int, s: int) -> int:
+    if n == 0 or s == 0:
+        return 0
+    g, m = (1 + math.sqrt(5)) / 2, s / n
+    return min(31, max(0, 1 + math.floor(math.log2(math.log(g - 1) / math.log(m / (m + 1))))))
+
+
+def rice(data: bytes, ks: list[int]) -> list[int]:
+    """Numbers under these parameters, from bytes that hold nothing else."""
+    runs = {k: (k * ks.count(k) + 7) // 8 for k in sorted(set(ks)) if k}
+    unary = bits_of(data[: len(data) - sum(runs.values())])
+    quotients = [len(zeros) for zeros in re.findall("(0*)1", unary)]
+    assert len(quotients) == len(ks)
+    low, at = [0] * len(ks), len(data) - sum(runs.values())
+    for k, length in runs.items():
+        run, at = bits_of(data[at : at + length]), at + length
+        for n, i in enumerate(i for i, own in enumerate(ks) if own == k):
+            low[i] = int(run[n * k : (n + 1) * k], 2)
+    return [(q << k) + rest for q, k, rest in zip(quotients, ks, low, strict=True)]
+
+
+def sections_of(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    while data:
+        length = struct.unpack_from("<I", data, 1)[0]
+        found[data[0]], data = data[5 : 5 + length], data[5 + length :]
+    return found
+
+
+def positions_of(data: bytes, sizes: list[int]) -> list[int]:
+    total, k, length = struct.unpack_from("<IBI", data)
+    coded = rice(data[9 : 9 + length], [k] * len(sizes))
+    counts = [fold(c) + size * total // sum(sizes) for c, size in zip(coded, sizes, strict=True)]
+    listed = [min(count, size - count) for count, size in zip(counts, sizes, strict=True)]
+    ks = [parameter(n, size - n) for n, size in zip(listed, sizes, strict=True)]
+    gaps = iter(rice(data[9 + length :], [k for k, n in zip(ks, listed, strict=True) for _ in range(n)]))
+    found, start = [], 0
+    for size, count, n in zip(sizes, counts, listed, strict=True):
+        place, places = -1, set()
+        for _ in range(n):
+            place += next(gaps) + 1
+            places.add(place)
+        found += [start + p for p in range(size) if (p in places) == (2 * count <= size)]
+        start += size
+    return found
+
+
+def drawn(seed: int, round_: int, density: float, there: list[str], template: Adapter) -> list[int]:
+    text = "\x1f".join([str(seed), "mask"])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    size = sum(t.numel() for t in template.values())
+    places = iter(np.random.default_rng(int.from_bytes(digest, "little")).integers(0, 2**32, size, np.uint32).tolist())
+    named = [place for name, t in template.items() for place in itertools.islice(places, t.numel()) if name in there]
+    width = min(2**32 - 1, round(density * 2**32))
+    return [p for p, place in enumerate(named) if (place - round_ * width) % 2**32 < width]
+
+
+def scales_of(data: bytes, n: int) -> list[float]:
+    codes = [struct.unpack_from("<H", data)[0]]
+    for step in rice(data[3:], [data[2]] * (n - 1)):
+        codes.append(codes[-1] + fold(step))
+    return [struct.unpack("<f", struct.pack("<I", code << 20))[0] for code in codes]
+
+
+def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
+    magic, version, kind, values, zero, round, schema, items, steps, loss, n = struct.unpack_from(
+        "<4sBBBBI8sIIdH", blob
+    )
+    assert (magic, version, kind, zero) == (b"CPFL", 1, 2, 0)
+    lines = ["base", *(f"{name} ({t.shape[0]}, {t.shape[1]})" for name, t in template.items())]
+    assert schema == hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
+    assert struct.unpack("<I", blob[-4:])[0] == zlib.crc32(blob[:-4])
+    client = blob[38 : 38 + n].decode()
+    body = sections_of(blob[38 + n : -4])
+    there = [name for name, bit in zip(template, bits_of(body[1]), strict=False) if bit == "1"]
+    sizes = [template[name].numel() for name in there]
+    vector = [0.0] * sum(sizes)
+    if 4 in body:
+        kept = list(range(sum(sizes)))
+        if 2 in body:
+            kept = positions_of(body[2], sizes)
+        elif codec.mask == "random" and codec.density_in(round) < 1:
+            kept = drawn(codec.seed, round, codec.density_in(round), there, template)
+        # for each element of the vector its tensor and its rank
+        runs = [size // rank for size, rank in zip(sizes, ranks(there, template), strict=True)]
+        owner = [(i, (i, e // run)) for i, (size, run) in enumerate(zip(sizes, runs, strict=True)) for e in range(size)]
+        found = values_of(values, body.get(3, b""), body[4], [owner[p] for p in kept])
+        for position, value in zip(kept, found, strict=True):
+            vector[position] = value
+    return {"round": round, "client": client, "items": items, "steps": steps, "loss": loss, "names": there,
+            "vector": vector}  # fmt: skip
+
+
+def ranks(names: list[str], template: Adapter) -> list[int]:
+    return [template[name].shape[int(name.endswith(".B"))] for name in names]
+
+
+def values_of(kind: int, scales: bytes, data: bytes, owners: list[tuple[int, tuple[int, int]]]) -> list[float]:
+    n = len(owners)
+    if kind == 1:
+        return list(struct.unpack(f"<{n}f", data))
+    if kind == 2:
+        return [struct.unpack("<f", b"\0\0" + data[2 * i : 2 * i + 2])[0] for i in range(n)]
+    signs = [-1.0 if bit == "1" else 1.0 for bit in bits_of(data[: (n + 7) // 8])[:n]]
+    tensors, own_ranks = list(dict.fromkeys(t for t, _ in owners)), list(dict.fromkeys(r for _, r in owners))
+    if kind == 3:
+        scale = dict(zip(own_ranks, scales_of(scales, len(own_ranks)), strict=True))
+        return [sign * scale[rank] for sign, (_, rank) in zip(signs, owners, strict=True)]
+    bits, found = LEVELS[kind], scales_of(scales, len(tensors) + len(own_ranks))
+    low = dict(zip(tensors, found[: len(tensors)], strict=True))
+    high = dict(zip(own_ranks, found[len(tensors) :], strict=True))
+    how, coded = data[(n + 7) // 8], data[(n + 7) // 8 + 1 :]
+    fixed = bits_of(coded)
+    levels = (
+        [int(fixed[i * (bits - 1) : (i + 1) * (bits - 1)], 2) for i in range(n)]
+        if how == 255
+        else rice(coded, [how] * n)
+    )
+    return [
+        float(np.float32(sign * (low[t] + (j + 0.5) * (max(0.0, high[r] - low[t]) / 2 ** (bits - 1)))))
+        for sign, j, (t, r) in zip(signs, levels, owners, strict=True)
+    ]
+
+
+def vector_of(adapter: Adapter) -> list[float]:
+    return [x for name, t in adapter.items() for x in (t.T if name.endswith(".B") else t).reshape(-1).tolist()]
+
+
+EVERY = {name: up_codec(config, 5) for name, config in CODECS.items()} | {
+    f"{name}, {density}": Codec(kind, density) for name, kind in VALUES.items() for density in (0.1, 0.6, 1.0)
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@settings(max_examples=20)
+@given(adapter=filled(st.floats(-(2.0**40), 2.0**40, width=32)), round=st.integers(1, 5), client=st.text(max_size=4))
+def test_a_reader_that_knows_the_document_alone(name, adapter, round, client):
+    codec, schema = EVERY[name], schema_hash(adapter, "base")
+    part = dict(list(adapter.items())[1:])
+    for sent in (adapter, part):
+        body = codec.encode(sent, adapter, round)
+        blob = encode_update(Update(round, client, {}, 12, 7, 1.25), body, codec, schema)
+        ours, _ = decode_update(blob, codec, schema, adapter)
+        assert read(blob, adapter, codec) == {
+            "round": round, "client": client, "items": 12, "steps": 7, "loss": 1.25,
+            "names": list(ours.adapter), "vector": vector_of(ours.adapter),
+        }  # fmt: skip
+
+
+def test_the_example_of_the_document():
+    section = DOCUMENT.read_text().split("## A message read by hand")[1].split("## What is checked")[0]
+    lines = [line[4:28] for line in section.splitlines() if line.startswith("    ")]
+    blob = bytes.fromhex("".join(lines))
+    template = {"q.A": torch.zeros(1, 4), "q.B": torch.zeros(2, 1)}
+    codec = Codec(VALUES["ternary"], 0.5)
+    got = read(blob, template, codec)
+    assert (got["client"], got["round"], got["loss"]) == ("site", 3, 1.25)
+    assert got["vector"] == [0, 0, -4, 4, 0.5, 0]
+    change = {"q.A": torch.tensor([[1.0, 2.0, -3.0, 5.0]]), "q.B": torch.tensor([[0.5], [-0.25]])}
+    body = codec.encode(change, template, 3)
+    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, codec, schema_hash(template, "base")) == blob
+
+
+def test_the_limit_of_a_body_is_the_documented_one():
+    assert "64 + 5 · elements + 8 · (sum of all rows and columns)" in DOCUMENT.read_text()
+    n = 64 + 5 * 24 + 8 * sum(sum(t.shape) for t in SMALL.values())
+    with pytest.raises(WireError, match=f"body of {n + 1} bytes, an adapter of this shape takes {n} at most"):
+        Codec(VALUES["fp32"]).decode(memoryview(bytes(n + 1)), SMALL, 1)

@@ -1,0 +1,250 @@
+"""Messages: pinned bytes, every field, and WireError for whatever is not a message."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapters import resealed, same
+from capfl.errors import WireError
+from capfl.types import Adapter, Broadcast, Update
+from capfl.wire import (
+    Codec,
+    decode_broadcast,
+    decode_update,
+    encode_broadcast,
+    encode_update,
+    schema_hash,
+)
+from capfl.wire.sections import Section, write
+from capfl.wire.values import VALUES
+
+TEMPLATE = {"q.A": torch.zeros(1, 4), "q.B": torch.zeros(2, 1)}
+CHANGE = {"q.A": torch.tensor([[1.0, 2.0, -3.0, 5.0]]), "q.B": torch.tensor([[0.5], [-0.25]])}
+SCHEMA = schema_hash(TEMPLATE, "base")
+FP32 = Codec(VALUES["fp32"])
+TERNARY = Codec(VALUES["ternary"], 0.5)
+
+
+def update(codec: Codec = FP32, adapter: Adapter = CHANGE, **fields: object) -> bytes:
+    """Round 3, client ``site``, 12 items, 7 steps, loss 1.25."""
+    plain = {"round": 3, "client": "site", "adapter": {}, "n_train": 12, "steps": 7, "loss": 1.25}
+    message = Update(**plain | fields)  # type: ignore[arg-type]
+    return encode_update(message, codec.encode(adapter, TEMPLATE, max(1, message.round)), codec, SCHEMA)
+
+
+def read(blob: bytes, codec: Codec = FP32) -> Update:
+    return decode_update(blob, codec, SCHEMA, TEMPLATE)[0]
+
+
+# -- the bytes themselves: a change of these is a change of the format: raise VERSION with it ------------------
+
+HEADER = "030000001255d4442ec7c09f0c00000007000000000000000000f43f040073697465"  # from the round on
+NAMES = "0101000000c0"
+LEVELS = "0306000000f8030594f926"  # from 1 to 5, and from 0.25 to 0.5
+
+GOLDEN_UPDATES = {
+    "fp32": (FP32, "01", NAMES + "04" "18000000" "0000803f" "00000040" "000040c0" "0000a040" "0000003f" "000080be",
+             "936661d6", ([1, 2, -3, 5], [0.5, -0.25])),
+    "bf16": (Codec(VALUES["bf16"]), "02", NAMES + "04" "0c000000" "803f" "0040" "40c0" "a040" "003f" "80be",
+             "08c86dfd", ([1, 2, -3, 5], [0.5, -0.25])),
+    "ternary, sparse": (TERNARY, "03", NAMES + "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
+                        "03" "05000000" "0804" "05" "40" "78" "04" "01000000" "80",
+                        "d5d0847f", ([0, 0, -4, 4], [0.5, 0])),
+    "8bit": (Codec(VALUES["8bit"]), "04", NAMES + LEVELS + "04" "08000000" "24" "ff" "008207ffe000",
+             "4c14dddc", ([1.015625, 2.015625, -3.015625, 4.984375], [0.4990234375, -0.2509765625])),
+    "4bit": (Codec(VALUES["4bit"]), "05", NAMES + LEVELS + "04" "05000000" "24" "ff" "0a7e00",
+             "7262275d", ([1.25, 2.25, -3.25, 4.75], [0.484375, -0.265625])),
+    "3bit": (Codec(VALUES["3bit"]), "06", NAMES + LEVELS + "04" "04000000" "24" "ff" "1bc0",
+             "089be4f2", ([1.5, 2.5, -3.5, 4.5], [0.46875, -0.28125])),
+    "2bit, random": (Codec(VALUES["2bit"], 0.5, mask="random", seed=55), "07",
+                     NAMES + "03" "06000000" "000405547e0e" "04" "03000000" "50" "ff" "60",
+                     "4677db1e", ([0, 2.25, -2.75, 0], [0.4375, -0.3125])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN_UPDATES)
+def test_golden_updates(name):
+    codec, tag, body, checksum, (a, b) = GOLDEN_UPDATES[name]
+    golden = "4350464c0102" + tag + "00" + HEADER + body + checksum
+    assert update(codec).hex() == golden
+    got = read(bytes.fromhex(golden), codec)
+    assert (got.round, got.client, got.n_train, got.steps, got.loss) == (3, "site", 12, 7, 1.25)
+    assert same(got.adapter, {"q.A": torch.tensor([a]).float(), "q.B": torch.tensor([b]).T.float()})
+
+
+GOLDEN_DIFFERENCE = (
+    "4350464c" "01" "01" "03" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
+    "0300" "c3a931" "10" "26000000" "01" "01000000" "c0" "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
+    "03" "05000000" "0804" "05" "40" "78" "04" "01000000" "80" "cd21f0c6"
+)  # fmt: skip
+GOLDEN_WHOLE = (
+    "4350464c" "01" "01" "01" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
+    "0100" "63" "11" "2b000000" "01" "01000000" "c0" "02" "0b000000" "04000000" "01" "02000000" "3040"
+    "04" "10000000" "0000803f" "00000040" "000040c0" "0000a040" "834fadf0"
+)  # fmt: skip
+
+
+def test_golden_broadcast_with_a_difference():
+    blob = bytes.fromhex(GOLDEN_DIFFERENCE)
+    told = decode_broadcast(blob, TERNARY, SCHEMA)
+    assert (told.round, told.client, told.state, told.differences) == (2, "é1", None, (blob[46:84],))
+    arrived = TERNARY.decode(memoryview(told.differences[0]), TEMPLATE, 1)
+    assert same(arrived, {"q.A": torch.tensor([[0.0, 0.0, -4.0, 4.0]]), "q.B": torch.tensor([[0.5], [0.0]])})
+    body = TERNARY.encode(CHANGE, TEMPLATE, 1)
+    message = encode_broadcast(Broadcast(2, "é1", None, (body,)), TERNARY, SCHEMA)
+    assert message.blob.hex() == GOLDEN_DIFFERENCE
+    # header 38 + 3 + 4, five sections, a byte of names
+    assert message.parts == {"header": 45 + 25 + 1, "positions": 11, "scales": 5, "values": 1, "catch-up": 0}
+
+
+def test_golden_broadcast_with_a_whole_adapter():
+    blob = bytes.fromhex(GOLDEN_WHOLE)
+    told = decode_broadcast(blob, FP32, SCHEMA)
+    assert (told.round, told.client, told.differences) == (2, "c", ())
+    assert told.state is not None
+    assert FP32.decode(memoryview(told.state), TEMPLATE, 1)["q.A"].tolist() == [[1.0, 2.0, -3.0, 5.0]]
+    assert encode_broadcast(told, FP32, SCHEMA).blob.hex() == GOLDEN_WHOLE
+
+
+# -- the header ------------------------------------------------------------------------------------------------
+
+
+def test_the_header_is_the_documented_one():
+    blob = update()
+    assert struct.unpack_from("<4sBBBBI", blob) == (b"CPFL", 1, 2, 1, 0, 3)
+    assert blob[12:20] == SCHEMA
+    assert struct.unpack_from("<IIdH", blob, 20) == (12, 7, 1.25, 4)
+    assert blob[38:42] == b"site"
+    assert struct.unpack_from("<I", blob, len(blob) - 4)[0] == zlib.crc32(blob[:-4])
+
+
+def test_a_broadcast_has_zeros_where_an_update_has_numbers():
+    assert encode_broadcast(Broadcast(1, "c", None, ()), FP32, SCHEMA).blob[20:36] == bytes(16)
+
+
+@given(st.integers(1, 2**32 - 1), st.text(max_size=9), st.integers(1, 2**32 - 1), st.integers(0, 2**32 - 1),
+       st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
+def test_any_fields_come_back(round, client, n_train, steps, loss):
+    got = read(update(round=round, client=client, n_train=n_train, steps=steps, loss=loss))
+    assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
+    told = Broadcast(round, client, FP32.encode(CHANGE, TEMPLATE, 1) if round > 1 else None, ())
+    assert decode_broadcast(encode_broadcast(told, FP32, SCHEMA).blob, FP32, SCHEMA) == told
+
+
+def test_the_parts_of_an_update_sum_to_its_length():
+    blob = update(TERNARY)
+    parts = decode_update(blob, TERNARY, SCHEMA, TEMPLATE)[1]
+    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 11, "scales": 5, "values": 1}
+    assert sum(parts.values()) == len(blob)
+
+
+def test_the_schema_tells_bases_names_shapes_and_order_apart():
+    one = {"q.A": torch.zeros(1, 3), "q.B": torch.zeros(2, 1)}
+    others = [
+        {"k.A": torch.zeros(1, 3), "q.B": torch.zeros(2, 1)},
+        {"q.A": torch.zeros(2, 3), "q.B": torch.zeros(2, 2)},
+        {"q.A": torch.zeros(3, 1), "q.B": torch.zeros(2, 1)},
+        {"q.B": torch.zeros(2, 1), "q.A": torch.zeros(1, 3)},
+        {"q.A": torch.zeros(1, 3)},
+    ]
+    assert len({schema_hash(t, "base") for t in [one, *others]} | {schema_hash(one, "other")}) == 7
+    assert schema_hash(one, "base") == schema_hash({name: t + 1 for name, t in one.items()}, "base")
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "message"),
+    [
+        (0, b"HTTP", "not a capfl message: it starts with b'HTTP'"),
+        (4, b"\x02", "format 2, this capfl reads 1"),
+        (7, b"\x01", "format"),
+        (5, b"\x03", "kind 3 where kind 2 was expected"),
+        (6, b"\x09", "values of kind 9, expected 1"),
+        (8, bytes(4), "for round 0"),
+        (12, bytes(8), "another adapter"),
+        (20, bytes(4), "no training items"),
+        (28, struct.pack("<d", float("nan")), "loss nan"),
+        (28, struct.pack("<d", float("-inf")), "loss -inf"),
+        (36, b"\xff\xff", "client id of 65535 bytes does not fit"),
+        (36, b"\x29\x00", "client id of 41 bytes does not fit"),
+        (36, b"\x03\x00", "section 101 where one of NAMES"),  # the last letter is read as a tag
+        (38, b"\xff", "client id is not UTF-8"),
+        (43, b"\xff\xff\xff\xff", "NAMES is cut off"),
+        (43, b"\x00", "list of tensors does not fit|section 192"),
+        (47, b"\xe0", "names more than the adapter has"),
+        (47, b"\x80", "24 bytes of values, 4 in fp32 take 16"),
+        (48, b"\x01", "NAMES comes twice"),
+        (48, b"\x10", "section 16 where one of"),
+        (53, struct.pack("<f", float("nan")), "'q.A' has values that are not finite"),
+        (69, struct.pack("<f", float("-inf")), "'q.B' has values that are not finite"),
+    ],
+)
+def test_a_field_that_is_wrong_although_the_checksum_is_right(at, new, message):
+    with pytest.raises(WireError, match=message):
+        read(resealed(update(), at, new))
+
+
+def test_another_codec_or_another_kind_of_message():
+    with pytest.raises(WireError, match="values of kind 1, expected 3: the sites' codecs differ"):
+        read(update(), TERNARY)
+    blob = encode_broadcast(Broadcast(2, "c", b"", ()), FP32, SCHEMA).blob
+    with pytest.raises(WireError, match="kind 1 where kind 2"):
+        read(blob)
+    with pytest.raises(WireError, match="kind 2 where kind 1"):
+        decode_broadcast(update(), FP32, SCHEMA)
+    with pytest.raises(WireError, match="another adapter: base model, targets, layers or ranks differ"):
+        decode_broadcast(blob, FP32, schema_hash(TEMPLATE, "another base"))
+
+
+@pytest.mark.parametrize(
+    ("round", "body", "message"),
+    [
+        (0, b"", "round 0 has 0 differences"),
+        (1, write(Section.DIFFERENCE, b""), "round 1 has 1 differences"),
+        (1, write(Section.STATE, b""), "round 1 has 1 differences"),
+        (3, 3 * write(Section.DIFFERENCE, b""), "round 3 has 3 differences"),
+        (9, 2 * write(Section.STATE, b""), "a whole adapter and something else"),
+        (9, write(Section.STATE, b"") + write(Section.DIFFERENCE, b""), "a whole adapter and something else"),
+        (9, write(Section.NAMES, b"\x80"), "section 1 where one of DIFFERENCE, STATE"),
+        (9, b"\x10\xff\xff\xff\xff", "DIFFERENCE is cut off"),
+    ],
+)
+def test_broadcasts_that_are_none(round, body, message):
+    blob = encode_broadcast(Broadcast(round, "c", None, ()), FP32, SCHEMA).blob
+    with pytest.raises(WireError, match=message):
+        decode_broadcast(resealed(blob[:-4] + body + bytes(4)), FP32, SCHEMA)
+
+
+MESSAGES = {
+    **{name: (bytes.fromhex("4350464c" "01" "02" + g[1] + "00" + HEADER + g[2] + g[3]), g[0])
+       for name, g in GOLDEN_UPDATES.items()},
+    "a difference": (bytes.fromhex(GOLDEN_DIFFERENCE), TERNARY), "a whole adapter": (bytes.fromhex(GOLDEN_WHOLE), FP32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_cut_off_extended_or_with_one_bit_flipped(name):
+    blob, codec = MESSAGES[name]
+
+    def refused(damaged: bytes) -> None:
+        with pytest.raises(WireError):
+            read(damaged, codec)
+        with pytest.raises(WireError):
+            decode_broadcast(damaged, codec, SCHEMA)
+
+    for length in range(len(blob)):
+        refused(blob[:length])
+    for extra in (b"\0", b"\xff" * 9, blob):
+        refused(blob + extra)
+    for bit in range(8 * len(blob)):
+        damaged = bytearray(blob)
+        damaged[bit // 8] ^= 1 << bit % 8
+        refused(bytes(damaged))
