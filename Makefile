@@ -11,7 +11,7 @@ help:
 	@echo "make test        the tests, without the slow ones"
 	@echo "make test-slow   the slow tests"
 	@echo "make check       ruff, mypy --strict, import order, tests"
-	@echo "make benchmarks  speed and memory, as ratios"
+	@echo "make benchmarks  speed, memory and codecs"
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,7 @@ format: $(VENV)/ready
 benchmarks: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/local_step.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/codec.py
 
 clean:
 	rm -rf $(VENV)
