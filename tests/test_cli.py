@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
-from capfl.cli import app
 from capfl.config import load_config
 from capfl.config.keys import all_keys
 from capfl.data import load_items, render
@@ -21,32 +18,8 @@ from capfl.model.base import load_base
 from capfl.model.export import load_adapter
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import encode
+from commands import TINY_FLAGS, command, refused
 from support import TINY, tiny_run
-
-
-def text_of(value: object) -> str:
-    return ",".join(value) if isinstance(value, list) else str(value)
-
-
-TINY_FLAGS = [f"--{key}={text_of(value)}" for key, value in TINY.items()]
-
-
-def command(*words: object) -> Result:
-    threads = torch.get_num_threads()
-    try:
-        return CliRunner().invoke(app, [str(word) for word in words])
-    finally:
-        torch.set_num_threads(threads)
-
-
-def refused(*words: object) -> str:
-    """What a command that must fail says."""
-    result = command(*words)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == "" or "error" not in result.stdout
-    return result.stderr
 
 
 def tiny(*words: object, out: Path) -> list[object]:

@@ -9,31 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from click.testing import Result
-from typer.testing import CliRunner
 
-from capfl.cli import app
-from support import TINY, tiny_run
-
-TINY_FLAGS = [f"--{key}={','.join(value) if isinstance(value, list) else value}" for key, value in TINY.items()]
-
-
-def command(*words: object) -> Result:
-    threads = torch.get_num_threads()
-    try:
-        return CliRunner().invoke(app, [str(word) for word in words])
-    finally:
-        torch.set_num_threads(threads)
-
-
-def refused(*words: object) -> str:
-    result = command(*words)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.output
-    assert isinstance(result.exception, SystemExit)
-    return result.stderr
-
+from commands import TINY_FLAGS, command, refused
+from support import tiny_run
 
 # -- plan ------------------------------------------------------------------------------------------------
 
