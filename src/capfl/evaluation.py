@@ -58,7 +58,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         return hear(told, main.store.load(client, before=last), agreed)
 
     def personal(memory: ClientState) -> Adapter | None:
-        if method.pooled or not config.evaluation.personal:
+        if not config.evaluation.personal:
             return None
         if method.personal:
             return method.personal(memory)
@@ -75,7 +75,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         def accuracy(adapter: Adapter | None) -> float | None:
             return None if adapter is None else federation.score(client, "test", adapter).accuracy
 
-        own = personal(main.store.load(client, before=last) if method.pooled else deliver(client))
+        own = None if method.pooled else personal(deliver(client))
         if own is not None:
             save_adapter(own, peft_config, path / "adapters" / "clients" / client)
         own_messages = [e for e in ledger if e.client == client]

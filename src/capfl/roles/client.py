@@ -45,14 +45,17 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     change, memory = method.collect(start, trained, memory)
 
     # what the client says: the change, and what earlier messages could not carry of theirs
-    body, residual = compensate(change, memory.residual, agreement.up, template, told.round)
+    if agreement.up.compensation == "feedback":
+        body, residual = compensate(change, memory.residual, agreement.up, template, told.round)
+    else:
+        body, residual = agreement.up.encode(change, template, told.round), {}
     loss = sum(losses) / len(losses)
     update = Update(told.round, site.client, {}, site.n_train, len(losses), loss)
     memory = replace(
         memory,
         steps=memory.steps + len(losses),
         known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
-        residual=residual if agreement.up.compensation == "feedback" else {},
+        residual=residual,
     )
     return encode_update(update, body, agreement.up, agreement.schema), memory
 

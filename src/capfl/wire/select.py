@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from capfl.rng import stream
@@ -33,6 +35,7 @@ def top_of_all(flat: Floats, density: float, layout: Layout) -> Ints:
     return _top(np.abs(flat), round(density * layout.size))
 
 
+@lru_cache(maxsize=2)  # all messages of a round have the same
 def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
     """Positions that follow from the run's seed and the round, so they need not be sent.
 
@@ -47,7 +50,9 @@ def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int)
         pieces = zip(layout.shapes, layout.sizes, strict=True)
         place = np.concatenate([place[starts[n] : starts[n] + size] for (n, _), size in pieces] or [place[:0]])
     width = min(_CIRCLE - 1, round(density * _CIRCLE))
-    return np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
+    kept: Ints = np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
+    kept.setflags(write=False)
+    return kept
 
 
 def _top(magnitude: Floats, count: int) -> Ints:
