@@ -1,9 +1,10 @@
 """Accuracy against bytes: one experiment under many codecs, and the figure of it.
 
-    python benchmarks/pareto.py run  --data-dir DIR --out FOLDER [--only NAME ...] [--seeds 0 1 2] [--processes 1]
+    python benchmarks/pareto.py run  --data-dir DIR --out FOLDER [--spec FILE] [--only NAME ...] [--seeds 0 1 2]
+                                     [--processes 1]
     python benchmarks/pareto.py show FOLDER [--svg FILE] [--json FILE]
 
-``run`` takes ``benchmarks/pareto.toml``: a base experiment and, by name, what each variant changes in it. Every
+``run`` takes a spec, by default ``benchmarks/pareto.toml``: a base experiment and, by name, what each variant changes in it. Every
 variant and seed is a run folder of its own, so what was interrupted goes on where it stopped and what is finished is
 not run again. ``show`` prints the table (mean ± sd over seeds of the global model's accuracy on the clients' test
 items, bytes for each client, both directions, and bytes to come within one point of where dense ends), the paired
@@ -38,6 +39,7 @@ def main() -> None:
     run = commands.add_parser("run")
     run.add_argument("--data-dir", required=True)
     run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--spec", type=Path, default=SPEC)
     run.add_argument("--only", nargs="*")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--processes", type=int, default=1, help="runs at once, each with its share of the cores")
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    spec = tomllib.loads(SPEC.read_text())
+    spec = tomllib.loads(options.spec.read_text())
     names = options.only or list(spec["variants"])
     tasks = [(name, seed) for seed in options.seeds for name in names]
 
@@ -70,7 +72,7 @@ def run_all(options: argparse.Namespace) -> None:
                 | spec["variants"][name]
                 | {"data.dir": options.data_dir, "seed": seed, "out": str(folder)}
             )
-            arguments = [str(SPEC.parent / spec["base"])]
+            arguments = [str(options.spec.parent / spec["base"])]
             arguments += [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
         log = options.out / f"{name}-{seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)

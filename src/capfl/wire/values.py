@@ -5,8 +5,8 @@ has one level, and its scale is the mean magnitude of what is kept of a rank: Sa
 Communication-Efficient Federated Learning from Non-IID Data, arXiv:1903.02891, for a rank in place of a tensor. The
 mean magnitude is closest; where a message has to be right on average, the scale is ||x||^2 / ||x||_1, with which what
 arrives has the length of what was sent along it: Vargaftik et al., DRIVE, arXiv:2105.08339.
-Scales are floats cut to three bits of mantissa, so that neighbours differ by small whole numbers, which are
-Rice-coded; a power of two times a number below 16 also keeps sums of few values exact.
+Scales are floats cut to two bits of mantissa (ternary) or three (levels), so that neighbours differ by small whole
+numbers, which are Rice-coded; few bits of mantissa also keep sums of few values exact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from capfl.errors import WireError
 from capfl.wire import rice
 from capfl.wire.layout import Floats, Ints, Layout
 
-_CUT = 20  # bits dropped from a float32 to leave sign, exponent and three bits of mantissa
-_LARGEST = 0x7F7  # code of the largest finite scale
-DOWN, NEAREST, UP = 0, 1 << (_CUT - 1), (1 << _CUT) - 1  # added before the cut
+DOWN, NEAREST, UP = 0.0, 0.5, 1.0  # added before the cut, in units of what is cut off
 _FIXED = 0xFF  # levels of fixed width, in the place of a Rice parameter
 
 Doubles = npt.NDArray[np.float64]
@@ -73,11 +71,11 @@ def _ternary() -> Values:
             energy = np.add.reduceat(magnitude**2, ranks.first) / ranks.counts
             scales = np.divide(energy, scales, out=scales, where=scales > 0)
         negative = (values < 0) | ((values == 0) & (kept % 2 == 1))  # zeros push to both sides alike
-        return _pack_scales(_code(scales, NEAREST)), np.packbits(negative).tobytes()
+        return _pack_scales(_TERNARY.code(scales, NEAREST)), np.packbits(negative).tobytes()
 
     def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         ranks = Groups.of(kept, layout.rank_starts)
-        return _signed(np.repeat(_scale(_unpack_scales(scales, len(ranks.first))), ranks.counts), data)
+        return _signed(np.repeat(_TERNARY.read(scales, len(ranks.first)), ranks.counts), data)
 
     return Values("ternary", 3, encode, decode)
 
@@ -86,9 +84,8 @@ def _levels(name: str, tag: int, bits: int) -> Values:
     """A sign and bits - 1 bits of magnitude; a Rice code where that is shorter."""
     n_levels = 2 ** (bits - 1)
 
-    def grid(codes: Ints, ranks: Groups, tensors: Groups) -> tuple[Doubles, Doubles]:
+    def grid(scale: Doubles, ranks: Groups, tensors: Groups) -> tuple[Doubles, Doubles]:
         """(lowest magnitude, width of a level) of every value, from the tensors' lo and the ranks' hi."""
-        scale = _scale(codes)
         low = np.repeat(scale[: len(tensors.first)], tensors.counts)
         return low, np.maximum(0.0, np.repeat(scale[len(tensors.first) :], ranks.counts) - low) / n_levels
 
@@ -98,15 +95,15 @@ def _levels(name: str, tag: int, bits: int) -> Values:
         magnitude = np.abs(values)
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
         lo, hi = np.minimum.reduceat(magnitude, tensors.first), np.maximum.reduceat(magnitude, ranks.first)
-        codes = np.concatenate([_code(lo, DOWN), _code(hi, UP)])
-        low, width = grid(codes, ranks, tensors)
+        codes = np.concatenate([_LEVELS.code(lo, DOWN), _LEVELS.code(hi, UP)])
+        low, width = grid(_LEVELS.value(codes), ranks, tensors)
         place = np.floor((magnitude - low) / np.where(width > 0, width, np.inf))
         level = np.clip(place, 0, n_levels - 1).astype(np.int64)
         return _pack_scales(codes), np.packbits(values < 0).tobytes() + _pack_levels(level, bits - 1)
 
     def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
-        low, width = grid(_unpack_scales(scales, len(tensors.first) + len(ranks.first)), ranks, tensors)
+        low, width = grid(_LEVELS.read(scales, len(tensors.first) + len(ranks.first)), ranks, tensors)
         n_signs = (len(kept) + 7) // 8
         level = unpack_levels(data[n_signs:], len(kept), bits - 1)
         return _signed(low + (level + 0.5) * width, data[:n_signs])
@@ -143,16 +140,39 @@ class Groups:
 # -- scales ---------------------------------------------------------------------------------------
 
 
-def _code(scale: npt.NDArray[np.floating[Any]], rounding: int) -> Ints:
-    """Scales >= 0 as whole numbers that grow with them: sign, exponent and three bits of mantissa of a float32."""
-    pattern = scale.astype(np.float32).view(np.int32).astype(np.int64)
-    codes: Ints = np.minimum((pattern + rounding) >> _CUT, _LARGEST)
-    return codes
+@dataclass(frozen=True)
+class Scales:
+    """Scales >= 0 as whole numbers that grow with them: sign, exponent and ``mantissa`` bits of a float32."""
+
+    mantissa: int
+
+    def code(self, scale: npt.NDArray[np.floating[Any]], rounding: float) -> Ints:
+        cut = 23 - self.mantissa
+        pattern = scale.astype(np.float32).view(np.int32).astype(np.int64)
+        codes: Ints = np.minimum((pattern + int(rounding * (2**cut - 1) + 0.5)) >> cut, self._largest)
+        return codes
+
+    def value(self, codes: Ints) -> Doubles:
+        """What the codes stand for."""
+        return (codes << (23 - self.mantissa)).astype(np.int32).view(np.float32).astype(np.float64)
+
+    def read(self, data: memoryview, count: int) -> Doubles:
+        """``count`` scales from what ``_pack_scales`` wrote.
+
+        Raises:
+            WireError: they are cut off, or one is not a finite positive number.
+        """
+        codes = _unpack_scales(data, count)
+        if (codes < 0).any() or (codes > self._largest).any():
+            raise WireError("a scale is not a finite positive number")
+        return self.value(codes)
+
+    @property
+    def _largest(self) -> int:
+        return (255 << self.mantissa) - 1
 
 
-def _scale(codes: Ints) -> Doubles:
-    """What the codes stand for."""
-    return (codes << _CUT).astype(np.int32).view(np.float32).astype(np.float64)
+_TERNARY, _LEVELS = Scales(mantissa=2), Scales(mantissa=3)  # the error of one bit drowns that of its scale
 
 
 def _pack_scales(codes: Ints) -> bytes:
@@ -173,8 +193,6 @@ def _unpack_scales(data: memoryview, count: int) -> Ints:
         raise WireError("scales are cut off")
     steps = rice.unzigzag(rice.decode(data[3:], np.full(count - 1, data[2])))
     codes: Ints = np.cumsum(np.append(int.from_bytes(data[:2], "little"), steps))
-    if (codes < 0).any() or (codes > _LARGEST).any():
-        raise WireError("a scale is not a finite positive number")
     return codes
 
 

@@ -57,10 +57,10 @@ def test_the_largest_values_arrive_and_zeros_elsewhere():
 
 
 def test_ternary_by_hand():
-    # three of A, in ranks that are rows, and two of B, in ranks that are columns: 3 and -5 are of the same one
+    # three of A, in ranks that are rows (5.5 is written as 6), and two of B, in ranks that are columns: 3 and -5 are of the same one
     adapter = {"v.A": torch.tensor([[1.0, -9.0, 2.0], [7.0, 0.5, 0.0]]), "v.B": torch.tensor([[3.0, 1.0], [-5.0, 2.0]])}
     got = arrives(adapter, Codec(VALUES["ternary"], 0.5))
-    assert got["v.A"].tolist() == [[0.0, -5.5, 5.5], [7.0, 0.0, 0.0]]
+    assert got["v.A"].tolist() == [[0.0, -6.0, 6.0], [7.0, 0.0, 0.0]]
     assert got["v.B"].tolist() == [[4.0, 0.0], [-4.0, 0.0]]
 
 
@@ -160,10 +160,10 @@ def test_a_random_mask_depends_on_seed_and_round_and_both_sides_draw_it():
 
 
 def test_unbiased_by_hand():
-    # 3, -4, 1: energy 26 / 3 over mean 8 / 3 is 3.25, and along the values 3.25 * 8 = 26, their own length
-    adapter = {"m.A": torch.tensor([[3.0, -4.0, 1.0]])}
+    # 1, -3: energy 10 / 2 over mean 4 / 2 is 2.5, and along the values 2.5 * 4 = 10, their own length
+    adapter = {"m.A": torch.tensor([[1.0, -3.0]])}
     codec = Codec(VALUES["ternary"], compensation="unbiased")
-    assert arrives(adapter, codec, adapter)["m.A"].tolist() == [[3.25, -3.25, 3.25]]
+    assert arrives(adapter, codec, adapter)["m.A"].tolist() == [[2.5, -2.5]]
     for kind in set(KINDS) - {"ternary"}:  # their rounding is as often up as down
         assert same(
             arrives(adapter, Codec(VALUES[kind], compensation="unbiased"), adapter),

@@ -91,11 +91,11 @@ def drawn(seed: int, round_: int, density: float, there: list[str], template: Ad
     return [p for p, place in enumerate(named) if (place - round_ * width) % 2**32 < width]
 
 
-def scales_of(data: bytes, n: int) -> list[float]:
+def scales_of(data: bytes, n: int, cut: int) -> list[float]:
     codes = [struct.unpack_from("<H", data)[0]]
     for step in rice(data[3:], [data[2]] * (n - 1)):
         codes.append(codes[-1] + fold(step))
-    return [struct.unpack("<f", struct.pack("<I", code << 20))[0] for code in codes]
+    return [struct.unpack("<f", struct.pack("<I", code << cut))[0] for code in codes]
 
 
 def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
@@ -140,9 +140,9 @@ def values_of(kind: int, scales: bytes, data: bytes, owners: list[tuple[int, tup
     signs = [-1.0 if bit == "1" else 1.0 for bit in bits_of(data[: (n + 7) // 8])[:n]]
     tensors, own_ranks = list(dict.fromkeys(t for t, _ in owners)), list(dict.fromkeys(r for _, r in owners))
     if kind == 3:
-        scale = dict(zip(own_ranks, scales_of(scales, len(own_ranks)), strict=True))
+        scale = dict(zip(own_ranks, scales_of(scales, len(own_ranks), 21), strict=True))
         return [sign * scale[rank] for sign, (_, rank) in zip(signs, owners, strict=True)]
-    bits, found = LEVELS[kind], scales_of(scales, len(tensors) + len(own_ranks))
+    bits, found = LEVELS[kind], scales_of(scales, len(tensors) + len(own_ranks), 20)
     low = dict(zip(tensors, found[: len(tensors)], strict=True))
     high = dict(zip(own_ranks, found[len(tensors) :], strict=True))
     how, coded = data[(n + 7) // 8], data[(n + 7) // 8 + 1 :]
