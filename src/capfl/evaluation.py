@@ -15,7 +15,7 @@ from capfl.methods import Method
 from capfl.model.export import save_adapter
 from capfl.report.summary import ClientRow, Summary
 from capfl.roles import Agreement, server
-from capfl.roles.client import hear, starting_point
+from capfl.roles.client import hear, penalty, starting_point
 from capfl.types import Adapter, ClientId, ClientState, Entry, RoundRecord, ServerState
 from capfl.wire import decode_broadcast
 
@@ -46,7 +46,8 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
 
     def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
         try:
-            return federation.site(memory.client, of.agreement.method).train(start, last, memory.steps)[0]
+            site = federation.site(memory.client, of.agreement.method)
+            return site.train(start, last, memory.steps, penalty(memory, of.agreement))[0]
         except TrainingError as error:
             raise ClientError("personal model", last, memory.client, str(error)) from error
 

@@ -20,7 +20,7 @@ from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
 from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, Item
+from capfl.types import Adapter, ClientId, Item, Penalty
 
 POOLED = "all"  # the one client of a centralised reference
 
@@ -53,7 +53,9 @@ class Federation:
         """What ``roles.client.handle`` needs of a client."""
         config = self.config
 
-        def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
+        def train(
+            start: Adapter, round: int, first_step: int, penalty: Penalty | None
+        ) -> tuple[Adapter, tuple[float, ...]]:
             data = self._train_rows(client)
             plan = self._plan(data, client, first_step, self.steps(client))
             with torch_stream(config.seed, "dropout", client, first_step):
@@ -62,7 +64,7 @@ class Federation:
                     first_step=first_step,
                     rate=scheduled(config.train.schedule, round, config.federation.rounds),
                     trainable=lambda name: method.trainable(round, name),
-                    penalty=method.penalty,
+                    penalty=penalty,
                 )  # fmt: skip
             self.cache.end_visit()
             self._trained(client, sum(result.losses) / len(result.losses))

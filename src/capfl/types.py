@@ -52,6 +52,14 @@ class Prompt:
 Scoring = Literal["letter", "text"]
 
 
+@dataclass(frozen=True)
+class Penalty:
+    """A term of the local loss, ``term(trained factors, constants)``. Constants follow the model to its device."""
+
+    term: Callable[[Adapter, Mapping[str, torch.Tensor]], torch.Tensor]
+    constants: Mapping[str, torch.Tensor]
+
+
 # -- messages: what crosses between server and client ------------------------------------------------
 
 

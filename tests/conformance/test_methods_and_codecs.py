@@ -68,8 +68,8 @@ class Fake:
         self.backwards = False
 
     def site(self, name: ClientId) -> client.Site:
-        def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
-            assert first_step == 2 * len(self.changes[name])
+        def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+            assert first == 2 * len(self.changes[name])
             assert not any(t.requires_grad for t in start.values())
             trained = algebra.add(start, steps(name, round))
             self.changes[name].append(algebra.subtract(trained, start))

@@ -23,7 +23,7 @@ STATE = server.start(AGREED)
 
 
 def site(client: str) -> Site:
-    def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
+    def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
         if client == "b":
             raise TrainingError("the loss is nan")
         if client == "quiet":

@@ -15,7 +15,7 @@ from capfl.methods.local import local
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round
-from capfl.types import Adapter, Broadcast, ClientState, ServerState, Update
+from capfl.types import Adapter, Broadcast, ClientState, Penalty, ServerState, Update
 from capfl.wire import decode_update, encode_broadcast
 
 START = {"m.A": torch.tensor([[1.0, 2.0, 3.0]]), "m.B": torch.tensor([[0.5]])}
@@ -126,7 +126,7 @@ def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
 
     def engine(round, clients, request):
         for client in clients:
-            site = Site(client, ord(client), lambda start, round, first, c=client: (trained[c], (1.0,)))
+            site = Site(client, ord(client), lambda start, round, first, penalty, c=client: (trained[c], (1.0,)))
             yield client, handle(request(client), ClientState(client), site, agreement)[0]
 
     states = [
@@ -148,20 +148,39 @@ def test_what_a_client_sends_is_its_change():
 
 
 def test_the_proximal_term_by_hand():
-    penalty = fedit(0.5).penalty
+    held = fedit(0.5).penalty(START, ClientState("a"))
     now = {name: t.clone().requires_grad_() for name, t in adapter([2.0, 2.0, 0.0], 1.5).items()}
-    value = penalty(now, START)
+    value = held.term(now, held.constants)
     assert float(value.detach()) == 0.25 * (1 + 0 + 9 + 1)  # alpha_f / 2 times the squared distance
     value.backward()
     assert now["m.A"].grad.tolist() == [[0.5, 0.0, -1.5]]  # alpha_f times the difference
     assert now["m.B"].grad.tolist() == [[0.5]]
-    assert float(penalty(START, START)) == 0.0
+    assert float(held.term(START, held.constants)) == 0.0
     assert fedit(0.0).penalty is None
 
 
 def test_the_proximal_term_is_about_what_is_trained():
     """Names of the first argument only: factors that are frozen do not count."""
-    assert float(fedit(2.0).penalty({"m.B": torch.tensor([[3.5]])}, START)) == 9.0
+    held = fedit(2.0).penalty(START, ClientState("a"))
+    assert float(held.term({"m.B": torch.tensor([[3.5]])}, held.constants)) == 9.0
+
+
+def test_the_proximal_term_holds_on_to_the_global_adapter_wherever_training_starts():
+    """A client that steps ahead starts from the global adapter plus its residual."""
+    codec = CodecConfig(values="fp32", density=0.5, mask="top", step_ahead=1.0)
+    agreement = Agreement(fedit(1.0), codec, START)
+    memory = ClientState("a", residual={"m.B": torch.tensor([[10.0]])})
+    seen = []
+
+    def train(start: Adapter, round: int, first: int, penalty: Penalty) -> tuple[Adapter, tuple[float, ...]]:
+        seen.append((start, float(penalty.term(start, penalty.constants))))
+        return start, (1.0,)
+
+    request = server.request(server.start(agreement), "a", agreement)
+    handle(request.blob, memory, Site("a", 1, train), agreement)
+    ((start, value),) = seen
+    assert equal(start, START | {"m.B": START["m.B"] + 10})
+    assert value == 50.0
 
 
 # -- local and centralised ------------------------------------------------------------------------------
@@ -175,8 +194,8 @@ def test_local_keeps_its_own_adapter_and_sends_no_tensor():
     assert method.personal(memory) is memory.adapter
     starts = []
 
-    def train(start: Adapter, round: int, first_step: int) -> tuple[Adapter, tuple[float, ...]]:
-        starts.append((start, first_step))
+    def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+        starts.append((start, first))
         return {name: t + 1 for name, t in start.items()}, (2.0, 4.0)
 
     state = server.start(agreement)
@@ -249,7 +268,7 @@ def test_a_proximal_term_where_there_is_none_is_refused(name):
 def test_a_client_refuses_a_message_for_another(monkeypatch):
     agreement = Agreement(fedit(), FP32, START)
     blob = encode_broadcast(Broadcast(1, "b", None, ()), agreement.down, agreement.schema).blob
-    site = Site("a", 1, lambda start, round, first: pytest.fail("it trained"))
+    site = Site("a", 1, lambda start, round, first, penalty: pytest.fail("it trained"))
     with pytest.raises(Exception, match="client 'a' received a message for 'b'"):
         handle(blob, ClientState("a"), site, agreement)
 
@@ -258,5 +277,5 @@ def test_the_clients_memory_is_replaced_and_not_changed():
     agreement = Agreement(fedit(), FP32, START)
     memory = ClientState("a", steps=5)
     blob = server.request(server.start(agreement), "a", agreement).blob
-    _, after = handle(blob, memory, Site("a", 1, lambda s, r, f: (s, (1.0,) * 3)), agreement)
+    _, after = handle(blob, memory, Site("a", 1, lambda s, r, f, p: (s, (1.0,) * 3)), agreement)
     assert (memory.steps, after.steps) == (5, 8)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from capfl.types import Adapter, ClientId, ClientState, ServerState, Update
+from capfl.types import Adapter, ClientId, ClientState, Penalty, ServerState, Update
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Method:
     broadcast: Callable[[ServerState], Adapter]  # what all clients are to know; the same tensors every round
     install: Callable[[Adapter, ClientState], Adapter]  # received + memory -> where local training starts
     trainable: Callable[[int, str], bool]  # (round, factor name) -> is it trained?
-    penalty: Callable[[Adapter, Adapter], Tensor] | None  # (now, start) -> term added to the loss
+    penalty: Callable[[Adapter, ClientState], Penalty] | None  # (received, memory) -> term added to the loss
     collect: Callable[[Adapter, Adapter, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
     aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
     has_global: bool = True  # does the server's adapter mean anything?

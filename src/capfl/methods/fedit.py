@@ -15,18 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from torch import Tensor
-
 from capfl import adapter as algebra
 from capfl.methods.base import Method
-from capfl.types import Adapter, ClientState, ServerState, Update
+from capfl.types import Adapter, ClientState, Penalty, ServerState, Update
 
 
 def fedit(alpha_f: float = 0.0) -> Method:
     """FedIT (``alpha_f = 0``) or FedProx on the LoRA factors (``alpha_f > 0``)."""
 
-    def penalty(now: Adapter, start: Adapter) -> Tensor:
-        return alpha_f / 2 * algebra.squared_distance(now, start)
+    def proximal(received: Adapter, memory: ClientState) -> Penalty:
+        return Penalty(lambda now, received: alpha_f / 2 * algebra.squared_distance(now, received), received)
 
     return Method(
         name="fedit",
@@ -36,7 +34,7 @@ def fedit(alpha_f: float = 0.0) -> Method:
         broadcast=lambda server: server.adapter,
         install=lambda received, memory: received,
         trainable=lambda round, name: True,
-        penalty=penalty if alpha_f else None,
+        penalty=proximal if alpha_f else None,
         collect=lambda start, trained, memory: (algebra.subtract(trained, start), memory),
         aggregate=add_mean_change,
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from capfl import adapter as algebra
@@ -15,7 +14,7 @@ from capfl.config.schema import TrainConfig
 from capfl.errors import TrainingError
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
-from capfl.types import Adapter
+from capfl.types import Adapter, Penalty
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def local_steps(
     first_step: int = 0,
     rate: float = 1.0,
     trainable: Callable[[str], bool] = lambda name: True,
-    penalty: Callable[[Adapter, Adapter], Tensor] | None = None,
+    penalty: Penalty | None = None,
 ) -> Trained:
     """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed.
 
@@ -52,7 +51,7 @@ def local_steps(
     live = {name: model.parameters[name] for name in names}
     for name, p in model.parameters.items():
         p.requires_grad_(name in live)
-    fixed = {name: start[name].to(model.base.device) for name in names} if penalty else {}
+    constants = {name: t.to(model.base.device) for name, t in penalty.constants.items()} if penalty else {}
     optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     losses = []
     model.train(True)
@@ -69,7 +68,7 @@ def local_steps(
                 raise TrainingError(
                     f"the loss is {losses[-1]} at step {step}; lower train.learning_rate, or use float32 or bfloat16"
                 )
-            whole = loss + penalty(dict(live), fixed) if penalty else loss
+            whole = loss + penalty.term(dict(live), constants) if penalty else loss
             optimiser.zero_grad(set_to_none=True)
             whole.backward()
             torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)

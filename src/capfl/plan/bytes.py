@@ -21,7 +21,7 @@ from capfl.rng import derive
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round, sample
-from capfl.types import Adapter, ClientId, Request, ServerState
+from capfl.types import Adapter, ClientId, Penalty, Request, ServerState
 from capfl.wire.entropy import bits_down, bits_up
 
 SITES = 4  # simulated clients: one whose messages are measured, and others that its changes are averaged with
@@ -165,7 +165,7 @@ class _Simulation:
             yield client, replied
 
     def _train(
-        self, client: ClientId, start: Adapter, round: int, first_step: int
+        self, client: ClientId, start: Adapter, round: int, first_step: int, penalty: Penalty | None
     ) -> tuple[Adapter, tuple[float, ...]]:
         began = time.perf_counter()
         method, seed = self.agreement.method, self.agreement.seed

@@ -65,11 +65,12 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
     start = model.initial_adapter(config.seed)
 
     with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
+        penalty = method.penalty(start, method.init_client(client, start)) if method.penalty else None
 
         def train(steps: Sequence[Sequence[int]]) -> None:
             local_steps(
                 model, cache, rows, steps, start, config.train,
-                trainable=lambda name: method.trainable(1, name), penalty=method.penalty,
+                trainable=lambda name: method.trainable(1, name), penalty=penalty,
             )  # fmt: skip
 
         hidden, _ = _timed(lambda: [rows.batch(model, cache, batch) for batch in plan])

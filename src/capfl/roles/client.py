@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.roles import Agreement
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, Update
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Penalty, Update
 from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
 
-LocalTraining = Callable[[Adapter, int, int], tuple[Adapter, tuple[float, ...]]]
-"""(start, round, steps taken before) -> (trained adapter, loss of every step)."""
+LocalTraining = Callable[[Adapter, int, int, Penalty | None], tuple[Adapter, tuple[float, ...]]]
+"""(start, round, steps taken before, term added to the loss) -> (trained adapter, loss of every step)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
 
     # local training
     start = starting_point(memory, agreement)
-    trained, losses = site.train(start, told.round, memory.steps)
+    trained, losses = site.train(start, told.round, memory.steps, penalty(memory, agreement))
     change, memory = method.collect(start, trained, memory)
 
     # what the client says: the change, and what earlier messages could not carry of theirs
@@ -77,3 +77,8 @@ def starting_point(memory: ClientState, agreement: Agreement) -> Adapter:
     start = agreement.method.install(memory.known, memory)
     ahead = agreement.codec.step_ahead
     return algebra.add(start, {name: ahead * t for name, t in memory.residual.items()}) if ahead else start
+
+
+def penalty(memory: ClientState, agreement: Agreement) -> Penalty | None:
+    """What the method adds to the local loss of a client with this memory."""
+    return agreement.method.penalty(memory.known, memory) if agreement.method.penalty else None

@@ -15,7 +15,7 @@ from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.tokens import Row
 from capfl.model.train import local_steps
 from capfl.rng import torch_stream
-from capfl.types import Adapter
+from capfl.types import Adapter, Penalty
 
 LR = 0.01
 
@@ -178,12 +178,12 @@ def test_a_penalty_is_added_to_the_gradient_but_not_to_the_reported_loss(adapt, 
     start = wander(model)
     seen = []
 
-    def penalty(now: Adapter, fixed: Adapter) -> torch.Tensor:
-        seen.append(all(torch.equal(fixed[name], start[name]) for name in now))
-        return 1e3 * algebra.squared_distance(now, fixed)
+    def term(now: Adapter, constants: Adapter) -> torch.Tensor:
+        seen.append(all(torch.equal(constants[name], start[name]) for name in now))
+        return 1e3 * algebra.squared_distance(now, constants)
 
     config = TrainConfig(learning_rate=LR, max_grad_norm=1e6)
-    free, held = train(model, start, config=config), train(model, start, config=config, penalty=penalty)
+    free, held = train(model, start, config=config), train(model, start, config=config, penalty=Penalty(term, start))
     assert free.losses[0] == held.losses[0]
     assert seen == [True] * 3  # always the distance from the start
     distance = [float(algebra.squared_distance(t.adapter, start)) for t in (free, held)]
