@@ -133,7 +133,7 @@ class Rows:
     def batch(self, model: AdaptedModel, cache: HiddenCache, indices: Sequence[int]) -> Batch:
         """Inputs, positions and targets of some rows."""
         rows = [self.rows[i] for i in indices]
-        ids = _padded([row.ids for row in rows])
+        ids = padded([row.ids for row in rows])
         width = ids.shape[1]
         positions = [np.arange(len(r.ids) - len(r.targets), len(r.ids)) + b * width for b, r in enumerate(rows)]
         device = model.base.device
@@ -163,7 +163,7 @@ class Rows:
         found = cache.get(key)
         if found is None:
             members = self._order[number * BLOCK : (number + 1) * BLOCK]
-            hidden = model.lower(_padded([self.rows[i].ids for i in members]).to(model.base.device))
+            hidden = model.lower(padded([self.rows[i].ids for i in members]).to(model.base.device))
             found = torch.cat([hidden[b, : self.lengths[i]] for b, i in enumerate(members)]).to("cpu")
             cache.put(key, found)
         return found
@@ -181,7 +181,7 @@ class Batch:
         self.counts, self.hidden = counts, hidden
 
 
-def _padded(rows: Sequence[Ids]) -> Tensor:
+def padded(rows: Sequence[Ids]) -> Tensor:
     """(batch, longest) ids, padded on the right with token 0, which no position that matters ever sees."""
     ids = torch.zeros(len(rows), max(len(r) for r in rows), dtype=torch.long)
     for b, row in enumerate(rows):

@@ -57,7 +57,7 @@ def test_the_largest_values_arrive_and_zeros_elsewhere():
 
 
 def test_ternary_by_hand():
-    # three of A, in ranks that are rows, and two of B, in ranks that are columns: 3 and -5 are of one; 5.5 is written as 6
+    # three of A, in ranks that are rows, and two of B, in ranks that are columns (3 and -5 share one); 5.5 becomes 6
     adapter = {"v.A": torch.tensor([[1.0, -9.0, 2.0], [7.0, 0.5, 0.0]]), "v.B": torch.tensor([[3.0, 1.0], [-5.0, 2.0]])}
     got = arrives(adapter, Codec(VALUES["ternary"], 0.5))
     assert got["v.A"].tolist() == [[0.0, -6.0, 6.0], [7.0, 0.0, 0.0]]
