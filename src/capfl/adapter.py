@@ -67,6 +67,35 @@ def ranks(a: Adapter) -> dict[str, int]:
     return {module: t.shape[0] for module, t, _ in factors(a)}
 
 
+def pruned(a: Adapter) -> Adapter:
+    """The same update without ranks that add nothing to it: those whose column of B or row of A is all zero.
+
+    A module keeps at least its first rank, because PEFT knows no rank 0.
+    """
+    kept = dict(a)
+    for module, down, up in factors(a):
+        used = down.any(1) & up.any(0)
+        used[0] |= not used.any()
+        kept |= {f"{module}.A": down[used], f"{module}.B": up[:, used]}
+    return kept
+
+
+def padded(a: Adapter, template: Adapter) -> Adapter:
+    """The same update in the shapes of a template of higher ranks, with zeros for what ``pruned`` took out.
+
+    Raises:
+        ValueError: a tensor is larger than the template's, or not there.
+    """
+    filled = {}
+    for name, t in template.items():
+        if name not in a or any(n > m for n, m in zip(a[name].shape, t.shape, strict=True)):
+            found = tuple(a[name].shape) if name in a else "missing"
+            raise ValueError(f"adapter tensor {name!r}: shape {found} does not fit into {tuple(t.shape)}")
+        filled[name] = torch.zeros_like(t)
+        filled[name][: a[name].shape[0], : a[name].shape[1]] = a[name]
+    return filled
+
+
 def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """||a - b||^2 over the names of a; a scalar that gradients flow through."""
     return torch.stack([(t - b[name]).square().sum() for name, t in a.items()]).sum()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from capfl import adapter as algebra
 from capfl.config import Config
 from capfl.config.schema import LoraConfig
 from capfl.data import load_items, render
@@ -26,7 +27,7 @@ def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dic
         only: ``field=value`` pairs; items without them are left out.
 
     Raises:
-        ModelError: the folder holds no adapter that fits the model it names.
+        ModelError: the folder holds no adapter that fits the model it names, or one of a rank above its ``r``.
         DataError: no item is left.
     """
     adapter, saved = load_adapter(folder)
@@ -44,6 +45,10 @@ def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dic
             layers=",".join(map(str, layers)),
         ),
     )
+    try:
+        adapter = algebra.padded(adapter, model.initial_adapter(0))
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}") from error
     wanted = dict(pair.partition("=")[::2] for pair in only)
     items = [i for i in load_items(config.data, config.seed) if all(i.fields.get(k) == v for k, v in wanted.items())]
     if not items:

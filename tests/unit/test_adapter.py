@@ -136,3 +136,31 @@ def test_squared_distance_and_its_gradient():
 def test_size_counts_elements():
     assert algebra.size(ONE) == 4
     assert algebra.size({}) == 0
+
+
+# -- ranks that add nothing -------------------------------------------------------------------------------
+
+
+def test_pruned_drops_a_rank_whose_column_of_b_or_row_of_a_is_zero():
+    down = torch.tensor([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [5.0, 6.0]])
+    up = torch.tensor([[1.0, 0.0, 2.0, 3.0]])
+    got = algebra.pruned({"m.A": down, "m.B": up})
+    assert got["m.A"].tolist() == [[1, 2], [5, 6]]
+    assert got["m.B"].tolist() == [[1, 3]]
+    assert algebra.ranks(got) == {"m": 2}
+    assert torch.equal(got["m.B"] @ got["m.A"], up @ down)
+    back = algebra.padded(got, {"m.A": down, "m.B": up})
+    assert back["m.A"].tolist() == [[1, 2], [5, 6], [0, 0], [0, 0]]
+    assert back["m.B"].tolist() == [[1, 3, 0, 0]]
+
+
+def test_pruned_leaves_a_module_one_rank():
+    got = algebra.pruned({"m.A": torch.ones(3, 2), "m.B": torch.zeros(4, 3)})
+    assert (got["m.A"].shape, got["m.B"].shape) == ((1, 2), (4, 1))
+
+
+def test_padded_refuses_what_does_not_fit():
+    template = make([0.0, 0.0], [0.0])
+    for wrong in ({"m.A": torch.ones(1, 3), "m.B": torch.ones(1, 1)}, {"m.A": torch.ones(1, 2)}):
+        with pytest.raises(ValueError, match="does not fit"):
+            algebra.padded(wrong, template)

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 
+from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ModelError
 from capfl.model import tiny
@@ -46,6 +47,49 @@ def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], t) for name, t in adapter.items())
     assert (config.r, config.lora_alpha, config.base_model_name_or_path) == (8, 16, "tiny")
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_a_module_may_have_a_rank_of_its_own(tmp_path: Path) -> None:
+    """Ranks that are not used are not saved, and stock PEFT makes the same logits of what is."""
+    ours = AdaptedModel(load_base(ModelConfig(path="tiny")), LoraConfig(layers="top:2", alpha=4.0))
+    generator = torch.Generator().manual_seed(0)
+    adapter = {name: torch.randn(t.shape, generator=generator) for name, t in ours.initial_adapter(0).items()}
+    first, second, *_ = algebra.ranks(adapter)
+    adapter[f"{first}.B"][:, [0, 2, 5]] = 0
+    adapter[f"{second}.A"][:] = 0
+    save_adapter(algebra.pruned(adapter), ours.peft_config(), tmp_path)
+    back, config = load_adapter(tmp_path)
+    assert (config.rank_pattern, config.alpha_pattern) == ({first: 5, second: 1}, {first: 2.5, second: 0.5})
+    assert set(list(algebra.ranks(back).values())[2:]) == {8}
+
+    stock = peft.PeftModel.from_pretrained(tiny.model(), str(tmp_path)).eval()
+    ids = torch.arange(1, 13).reshape(2, 6)
+    with torch.no_grad():
+        expected = stock(input_ids=ids).logits
+        for same in (adapter, algebra.padded(back, adapter)):
+            ours.write(same)
+            found = ours.logits(ids, torch.arange(12), ours.lower(ids)).reshape(2, 6, -1)
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"rank_pattern": {"v_proj": 2}}]
+)
+def test_an_adapter_that_peft_scales_otherwise(tmp_path: Path, changes: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **changes)
+    stock = peft.get_peft_model(tiny.model(), config)
+    for name, p in stock.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    stock.save_pretrained(tmp_path)
+    adapter, saved = load_adapter(tmp_path)
+    model = AdaptedModel(load_base(ModelConfig(path="tiny")), LoraConfig(rank=saved.r, alpha=saved.lora_alpha))
+    model.write(algebra.padded(adapter, model.initial_adapter(0)))
+    ids = torch.arange(1, 13).reshape(2, 6)
+    with torch.no_grad():
+        found = model.logits(ids, torch.arange(12)).reshape(2, 6, -1)
+        torch.testing.assert_close(found, stock.eval()(input_ids=ids).logits)
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
