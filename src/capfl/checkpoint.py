@@ -20,9 +20,14 @@ from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRec
 
 
 def server_to_bytes(state: ServerState) -> bytes:
-    log = {str(n): torch.frombuffer(bytearray(body), dtype=torch.uint8) for n, body in enumerate(state.log)}
-    scalars = {"round": state.round, "versions": dict(sorted(state.versions.items()))}
-    return _pack({"adapter": state.adapter, "known": state.known, "log": log}, scalars)
+    log = {str(n): _bytes(body) for n, body in enumerate(state.log)}
+    groups = {name: _bytes(server_to_bytes(group)) for name, group in sorted(state.groups.items())}
+    scalars = {
+        "round": state.round,
+        "versions": dict(sorted(state.versions.items())),
+        "group_of": dict(sorted(state.group_of.items())),
+    }
+    return _pack({"adapter": state.adapter, "known": state.known, "log": log, "groups": groups}, scalars)
 
 
 def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
@@ -31,13 +36,16 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     Raises:
         CheckpointError: it is damaged, or made for another adapter.
     """
-    groups, (round, versions) = _unpack(blob, round=int, versions=dict)
-    log = groups.pop("log", {})
-    fitting = _fitting(groups, template)
+    tensors, (round, versions, group_of) = _unpack(blob, round=int, versions=dict, group_of=dict)
+    log, inner = tensors.pop("log", {}), tensors.pop("groups", {})
+    fitting = _fitting(tensors, template)
     if set(log) != {str(n) for n in range(len(log))}:
         raise CheckpointError(f"saved state is damaged: its log has {', '.join(sorted(log))}")
     bodies = [log[str(n)].numpy().tobytes() for n in range(len(log))]
-    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions)
+    if unknown := set(group_of.values()) - inner.keys():
+        raise CheckpointError(f"saved state is damaged: it has clients in a group {min(unknown)!r} that is not there")
+    groups = {name: server_from_bytes(t.numpy().tobytes(), template) for name, t in sorted(inner.items())}
+    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions, groups, group_of)
 
 
 def client_to_bytes(state: ClientState) -> bytes:
@@ -57,6 +65,10 @@ def _pack(groups: Mapping[str, Adapter], scalars: dict[str, Any]) -> bytes:
     tensors = {f"{group}/{name}": t.clone() for group, named in groups.items() for name, t in named.items()}
     # one key, because safetensors writes several in random order, and equal states must be equal bytes
     return save(tensors, metadata={"state": json.dumps(scalars)})
+
+
+def _bytes(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _unpack(blob: bytes, **kinds: type) -> tuple[dict[str, Adapter], list[Any]]:

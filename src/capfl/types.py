@@ -90,13 +90,24 @@ class Update:
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server remembers. ``round`` is the number of rounds completed."""
+    """All that the server remembers. ``round`` is the number of rounds completed.
+
+    A method may divide its clients into groups that share an adapter of their own. A group is a state like this one,
+    with an adapter, versions and a log, but without clients or groups of its own. A client of no group is told the
+    adapter of the whole.
+    """
 
     round: int
     adapter: Adapter
     known: Adapter = field(default_factory=dict)  # the newest version: what clients know of it, once told
     log: tuple[bytes, ...] = ()  # the last messages that led from one version to the next, the newest last
     versions: Mapping[ClientId, int] = field(default_factory=dict)  # what each client that took part knows
+    groups: Mapping[str, ServerState] = field(default_factory=dict)
+    group_of: Mapping[ClientId, str] = field(default_factory=dict)
+
+    def told(self, client: ClientId) -> ServerState:
+        """The state whose adapter a client is told: that of its group, or the whole."""
+        return self.groups[self.group_of[client]] if client in self.group_of else self
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     version = 0 if again else state.versions.get(client, 0)
-    message = broadcast(state, client, version, agreement.initial, agreement.version_0)
+    message = broadcast(state.told(client), client, version, agreement.initial, agreement.version_0)
     return encode_broadcast(message, agreement.down, agreement.schema)
 
 
@@ -44,7 +44,7 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
 def close_round(
     state: ServerState, asked: Sequence[ClientId], updates: Iterable[Update], agreement: Agreement
 ) -> ServerState:
-    """Aggregate, and make the version that clients will be told. Updates come one by one, by client id."""
+    """Aggregate, and make the versions that clients will be told. Updates come one by one, by client id."""
     versions = {client: version for client, version in state.versions.items() if client not in asked}
 
     def heard() -> Iterator[Update]:
@@ -52,6 +52,14 @@ def close_round(
             versions[update.client] = state.round
             yield update
 
-    new = replace(agreement.method.aggregate(state, heard()), round=state.round + 1)
-    new = advance(new, agreement.method.broadcast(new), agreement.down, agreement.initial)
-    return replace(new, versions=versions)
+    new = agreement.method.aggregate(state, heard())
+    for client in list(versions):  # a group that was split off this round has the log of what it was split off from
+        if new.told(client).log is not state.told(client).log:
+            del versions[client]
+    groups = {name: _next(group, state.round + 1, agreement) for name, group in new.groups.items()}
+    return replace(_next(new, state.round + 1, agreement), versions=versions, groups=groups)
+
+
+def _next(state: ServerState, round: int, agreement: Agreement) -> ServerState:
+    state = replace(state, round=round)
+    return advance(state, agreement.method.broadcast(state), agreement.down, agreement.initial)

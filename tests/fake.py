@@ -1,0 +1,115 @@
+"""A federation without a model, whose clients are checked to know what the server says that they know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from adapters import CODECS
+from capfl import adapter as algebra
+from capfl import checkpoint
+from capfl.config.schema import FederationConfig, MethodConfig
+from capfl.errors import WireError
+from capfl.methods import build
+from capfl.roles import Agreement, client, server
+from capfl.round import run_round
+from capfl.types import Adapter, ClientId, ClientState, Failure, Request, RoundRecord
+from capfl.wire import decode_broadcast
+
+CLIENTS = ["a", "b", "c"]
+
+
+def of(method: str, codec: str) -> Agreement:
+    return Agreement(build(MethodConfig(name=method)), CODECS[codec], initial(), "base", seed=3)
+
+
+def initial() -> Adapter:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{module}.{factor}": torch.randn(shape, generator=generator)
+        for module in ("q", "v")
+        for factor, shape in (("A", (2, 25)), ("B", (20, 2)))
+    }
+
+
+def steps(name: ClientId, round: int) -> Adapter:
+    """How a client's adapter moves in a round."""
+    generator = torch.Generator().manual_seed(100 * round + ord(name))
+    return {key: 0.01 * torch.randn(t.shape, generator=generator) for key, t in initial().items()}
+
+
+def bits(adapter: Adapter) -> bytes:
+    return b"".join(t.numpy().tobytes() for t in adapter.values())
+
+
+class Fake:
+    """A federation without a model. Every client is checked to know what the server says that it knows."""
+
+    def __init__(self, method: str, codec: str) -> None:
+        self.agreement = of(method, codec)
+        self.state = server.start(self.agreement)
+        self.memory: dict[ClientId, ClientState] = {}
+        self.sizes: list[tuple[str, int]] = []
+        self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
+        self.arrived: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
+        self.sent: list[tuple[Adapter, Adapter]] = []  # what each message was to say, and what it said
+        self.backwards = False
+
+    def site(self, name: ClientId) -> client.Site:
+        def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+            assert first == 2 * len(self.changes[name])
+            assert not any(t.requires_grad for t in start.values())
+            trained = algebra.add(start, steps(name, round))
+            self.changes[name].append(algebra.subtract(trained, start))
+            return trained, (1.0, 0.5)
+
+        return client.Site(name, 10 * (ord(name) - 96), train)
+
+    def remembered(self, name: ClientId) -> ClientState:
+        """As it comes back from the client's disk."""
+        memory = self.memory.get(name) or self.agreement.method.init_client(name, self.agreement.initial)
+        return checkpoint.client_from_bytes(checkpoint.client_to_bytes(memory), self.agreement.initial)
+
+    def told(self, name: ClientId, blob: bytes) -> ClientState:
+        message = decode_broadcast(blob, self.agreement.down, self.agreement.schema)
+        return client.hear(message, self.remembered(name), self.agreement)
+
+    def exchange(
+        self, round: int, clients: Sequence[ClientId], request: Request
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        replies: dict[str, bytes | Failure] = {}
+        for name in reversed(clients) if self.backwards else clients:
+            blob = request(name)
+            self.sizes.append(("down", len(blob)))
+            try:
+                pending = self.told(name, blob)
+                assert bits(pending.known) == bits(self.state.told(name).known)
+                reply, self.memory[name] = client.handle(blob, self.remembered(name), self.site(name), self.agreement)
+            except WireError as error:
+                replies[name] = Failure(name, "WireError", str(error))
+                continue
+            replies[name] = reply
+            self.sizes.append(("up", len(reply)))
+            arrived = server.read_update(reply, name, round, self.agreement)[0].adapter
+            self.arrived[name].append(arrived)
+            whole = algebra.add(self.changes[name][-1], pending.residual)
+            self.sent.append(({key: whole[key] for key in arrived}, arrived))
+        yield from sorted(replies.items())
+
+    def play(self, rounds: int = 3, config: FederationConfig | None = None) -> list[RoundRecord]:
+        records = []
+        for _ in range(rounds):
+            blob = checkpoint.server_to_bytes(self.state)
+            self.state = checkpoint.server_from_bytes(blob, self.agreement.initial)
+            new, record = run_round(
+                self.state, CLIENTS, self.agreement, self.exchange, config or FederationConfig(), seed=0
+            )
+            heard = [(self.arrived[name][-1], 10.0 * (ord(name) - 96)) for name in record.clients]
+            assert checkpoint.server_to_bytes(self.state) == blob, "the server's state was changed in place"
+            if self.agreement.method.has_global:
+                target = algebra.add(self.state.adapter, algebra.weighted_mean(heard))
+                self.sent.append(tuple(algebra.subtract(t, self.state.known) for t in (target, new.known)))
+            self.state = new
+            records.append(record)
+        return records
