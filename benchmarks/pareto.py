@@ -7,8 +7,8 @@
 ``run`` takes a spec, by default ``benchmarks/pareto.toml``: a base experiment and, by name, what each variant changes
 in it. Every variant and seed is a run folder of its own, so what was interrupted goes on where it stopped and what is
 finished is not run again. ``show`` prints the table (mean ± sd over seeds of the global model's accuracy on the
-clients' test items, bytes for each client, both directions, and bytes to come within one point of where dense ends), the paired
-differences against dense with their 95 % intervals, and draws accuracy against total bytes.
+clients' test items, bytes for each client, both directions, and bytes to come within one point of where dense ends),
+the paired differences against dense with their 95 % intervals, and draws accuracy against total bytes.
 """
 
 from __future__ import annotations

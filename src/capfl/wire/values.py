@@ -5,28 +5,24 @@ has one level, and its scale is the mean magnitude of what is kept of a rank: Sa
 Communication-Efficient Federated Learning from Non-IID Data, arXiv:1903.02891, for a rank in place of a tensor. The
 mean magnitude is closest; where a message has to be right on average, the scale is ||x||^2 / ||x||_1, with which what
 arrives has the length of what was sent along it: Vargaftik et al., DRIVE, arXiv:2105.08339.
-Scales are floats cut to two bits of mantissa (ternary) or three (levels), so that neighbours differ by small whole
-numbers, which are Rice-coded; few bits of mantissa also keep sums of few values exact.
+Scales have two bits of mantissa (ternary) or three (levels), which also keeps sums of few values exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from capfl.errors import WireError
 from capfl.wire import rice
 from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.scales import DOWN, NEAREST, UP, Doubles, Scales
 
-DOWN, NEAREST, UP = 0.0, 0.5, 1.0  # added before the cut, in units of what is cut off
+_TERNARY, _LEVELS = Scales(mantissa=2), Scales(mantissa=3)  # the error of one bit drowns that of its scale
 _FIXED = 0xFF  # levels of fixed width, in the place of a Rice parameter
-
-Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def _ternary() -> Values:
             energy = np.add.reduceat(magnitude**2, ranks.first) / ranks.counts
             scales = np.divide(energy, scales, out=scales, where=scales > 0)
         negative = (values < 0) | ((values == 0) & (kept % 2 == 1))  # zeros push to both sides alike
-        return _pack_scales(_TERNARY.code(scales, NEAREST)), np.packbits(negative).tobytes()
+        return _TERNARY.write(_TERNARY.code(scales, NEAREST)), np.packbits(negative).tobytes()
 
     def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         ranks = Groups.of(kept, layout.rank_starts)
@@ -99,7 +95,7 @@ def _levels(name: str, tag: int, bits: int) -> Values:
         low, width = grid(_LEVELS.value(codes), ranks, tensors)
         place = np.floor((magnitude - low) / np.where(width > 0, width, np.inf))
         level = np.clip(place, 0, n_levels - 1).astype(np.int64)
-        return _pack_scales(codes), np.packbits(values < 0).tobytes() + _pack_levels(level, bits - 1)
+        return _LEVELS.write(codes), np.packbits(values < 0).tobytes() + _pack_levels(level, bits - 1)
 
     def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
@@ -135,65 +131,6 @@ class Groups:
         first = np.searchsorted(kept, starts)
         counts = np.diff(first, append=len(kept))
         return Groups(first[counts > 0], counts[counts > 0])
-
-
-# -- scales ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Scales >= 0 as whole numbers that grow with them: sign, exponent and ``mantissa`` bits of a float32."""
-
-    mantissa: int
-
-    def code(self, scale: npt.NDArray[np.floating[Any]], rounding: float) -> Ints:
-        cut = 23 - self.mantissa
-        pattern = scale.astype(np.float32).view(np.int32).astype(np.int64)
-        codes: Ints = np.minimum((pattern + int(rounding * (2**cut - 1) + 0.5)) >> cut, self._largest)
-        return codes
-
-    def value(self, codes: Ints) -> Doubles:
-        """What the codes stand for."""
-        return (codes << (23 - self.mantissa)).astype(np.int32).view(np.float32).astype(np.float64)
-
-    def read(self, data: memoryview, count: int) -> Doubles:
-        """``count`` scales from what ``_pack_scales`` wrote.
-
-        Raises:
-            WireError: they are cut off, or one is not a finite positive number.
-        """
-        codes = _unpack_scales(data, count)
-        if (codes < 0).any() or (codes > self._largest).any():
-            raise WireError("a scale is not a finite positive number")
-        return self.value(codes)
-
-    @property
-    def _largest(self) -> int:
-        return (255 << self.mantissa) - 1
-
-
-_TERNARY, _LEVELS = Scales(mantissa=2), Scales(mantissa=3)  # the error of one bit drowns that of its scale
-
-
-def _pack_scales(codes: Ints) -> bytes:
-    """The first code in two bytes, then the differences from one to the next."""
-    if not len(codes):
-        return b""
-    steps = rice.zigzag(np.diff(codes))
-    k = rice.best_k(int(steps.sum()), len(steps))
-    return int(codes[0]).to_bytes(2, "little") + bytes([k]) + rice.encode(steps, np.full(len(steps), k))
-
-
-def _unpack_scales(data: memoryview, count: int) -> Ints:
-    if not count:
-        if len(data):
-            raise WireError(f"{len(data)} bytes of scales where there is nothing to scale")
-        return np.zeros(0, np.int64)
-    if len(data) < 3 or data[2] > rice.MAX_K:
-        raise WireError("scales are cut off")
-    steps = rice.unzigzag(rice.decode(data[3:], np.full(count - 1, data[2])))
-    codes: Ints = np.cumsum(np.append(int.from_bytes(data[:2], "little"), steps))
-    return codes
 
 
 # -- signs and levels -----------------------------------------------------------------------------

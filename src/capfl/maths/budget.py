@@ -1,0 +1,86 @@
+"""A budget of elements, shared over groups by importance, to the last element.
+
+Water-filling under caps as in Boyd & Vandenberghe, Convex Optimization, 2004, example 5.2; rounding by largest
+remainders (Hamilton's method: Balinski & Young, Fair Representation, 1982).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Doubles = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_LEAST = 1e-250  # of the largest importance: what is less counts as this, so that no share underflows to 0 / 0
+_BITS = 24  # of fraction: shares that are equal on paper are equal here, and a tie is a tie
+
+
+def allocate(importance: Doubles, sizes: Ints, budget: int, floor: float = 0.0) -> Ints:
+    """How many of its ``sizes`` elements each group gets, (n,) int64, with a density in proportion to ``importance``.
+
+    Counts sum to min(budget, size of all groups that survive) exactly. A group that is full passes the rest of its
+    share on, in proportion; what rounding leaves goes to the largest remainders, the first among equals. A group
+    less important than ``floor`` times the mean importance, or not important at all, gets nothing; but where nothing
+    is important, everything is alike, and the most important group always survives.
+
+    Args:
+        importance: (n,), finite, not negative.
+        sizes: (n,), not negative.
+        budget: elements to share out.
+        floor: in units of the mean importance over groups.
+
+    Raises:
+        ValueError: shapes that differ, an importance, size, budget or floor that is negative, or not finite.
+    """
+    importance, sizes = np.asarray(importance, np.float64), np.asarray(sizes, np.int64)
+    if importance.ndim != 1 or importance.shape != sizes.shape:
+        raise ValueError(f"importance has shape {importance.shape}, sizes {sizes.shape}, expected (n,) for both")
+    if not np.isfinite(importance).all() or (importance < 0).any():
+        raise ValueError("an importance is negative or not finite")
+    if (sizes < 0).any() or budget < 0 or not floor >= 0:
+        raise ValueError(f"a size, the budget {budget} or the floor {floor} is negative")
+    counts = np.zeros(len(sizes), np.int64)
+    if not len(sizes):
+        return counts
+    weights = _relative(importance)
+    taken = np.flatnonzero(_survives(weights, floor) & (sizes > 0))
+    counts[taken] = _rounded(_filled(weights[taken], sizes[taken], budget), min(budget, int(sizes[taken].sum())))
+    return counts
+
+
+def _relative(importance: Doubles) -> Doubles:
+    """In units of the largest; all 1 where all are 0."""
+    largest = importance.max()
+    if largest == 0:
+        return np.ones_like(importance)
+    relative: Doubles = np.where(importance > 0, np.maximum(importance / largest, _LEAST), 0.0)
+    return relative
+
+
+def _survives(weights: Doubles, floor: float) -> npt.NDArray[np.bool_]:
+    alive: npt.NDArray[np.bool_] = (weights > 0) & (weights >= floor * weights.mean())
+    alive[weights.argmax()] = True
+    return alive
+
+
+def _filled(weights: Doubles, sizes: Ints, budget: int) -> Doubles:
+    """Real shares: sizes * min(1, t * weights) with the t that makes them sum to the budget."""
+    if budget >= sizes.sum():
+        return sizes.astype(np.float64)
+    order = np.argsort(-weights)
+    sorted_sizes, mass = sizes[order], (sizes * weights)[order]
+    # t if just the first 0, 1, ... groups are full; the first of these that fills no further group is right
+    left = budget - (np.cumsum(sorted_sizes) - sorted_sizes)
+    t = left / np.cumsum(mass[::-1])[::-1]
+    shares: Doubles = sizes * np.minimum(1.0, t[np.argmax(t * weights[order] <= 1)] * weights)
+    return shares
+
+
+def _rounded(shares: Doubles, total: int) -> Ints:
+    """Whole numbers next to the shares that sum to ``total``."""
+    fixed = np.rint(np.ldexp(shares, _BITS)).astype(np.int64)
+    counts: Ints = fixed >> _BITS
+    remainders = fixed - (counts << _BITS)
+    counts[np.argsort(-remainders, kind="stable")[: total - int(counts.sum())]] += 1
+    return counts
