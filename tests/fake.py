@@ -72,7 +72,7 @@ class Fake:
         return checkpoint.client_from_bytes(checkpoint.client_to_bytes(memory), self.agreement.initial)
 
     def told(self, name: ClientId, blob: bytes) -> ClientState:
-        message = decode_broadcast(blob, self.agreement.down, self.agreement.schema)
+        message = decode_broadcast(blob, self.agreement.down, self.agreement.schema, self.agreement.method.kinds)
         return client.hear(message, self.remembered(name), self.agreement)
 
     def exchange(

@@ -27,7 +27,8 @@ def server_to_bytes(state: ServerState) -> bytes:
         "versions": dict(sorted(state.versions.items())),
         "group_of": dict(sorted(state.group_of.items())),
     }
-    return _pack({"adapter": state.adapter, "known": state.known, "log": log, "groups": groups}, scalars)
+    tensors = {"adapter": state.adapter, "known": state.known, "log": log, "groups": groups, "notes": state.notes}
+    return _pack(tensors, scalars)
 
 
 def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
@@ -37,7 +38,7 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
         CheckpointError: it is damaged, or made for another adapter.
     """
     tensors, (round, versions, group_of) = _unpack(blob, round=int, versions=dict, group_of=dict)
-    log, inner = tensors.pop("log", {}), tensors.pop("groups", {})
+    log, inner, notes = tensors.pop("log", {}), tensors.pop("groups", {}), tensors.pop("notes", {})
     fitting = _fitting(tensors, template)
     if set(log) != {str(n) for n in range(len(log))}:
         raise CheckpointError(f"saved state is damaged: its log has {', '.join(sorted(log))}")
@@ -45,19 +46,22 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     if unknown := set(group_of.values()) - inner.keys():
         raise CheckpointError(f"saved state is damaged: it has clients in a group {min(unknown)!r} that is not there")
     groups = {name: server_from_bytes(t.numpy().tobytes(), template) for name, t in sorted(inner.items())}
-    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions, groups, group_of)
+    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions, groups, group_of, notes)
 
 
 def client_to_bytes(state: ClientState) -> bytes:
-    tensors = {"adapter": state.adapter, "known": state.known, "residual": state.residual}
+    tensors = {
+        "adapter": state.adapter, "known": state.known, "residual": state.residual, "notes": state.notes
+    }  # fmt: skip
     return _pack(tensors, {"client": state.client, "steps": state.steps, "version": state.version})
 
 
 def client_from_bytes(blob: bytes, template: Adapter) -> ClientState:
     """The state that ``client_to_bytes`` wrote. Raises as ``server_from_bytes``."""
-    groups, (client, steps, version) = _unpack(blob, client=str, steps=int, version=int)
-    fitting = _fitting(groups, template)
-    return ClientState(client, steps, fitting("adapter"), version, fitting("known"), fitting("residual"))
+    tensors, (client, steps, version) = _unpack(blob, client=str, steps=int, version=int)
+    notes = tensors.pop("notes", {})
+    fitting = _fitting(tensors, template)
+    return ClientState(client, steps, fitting("adapter"), version, fitting("known"), fitting("residual"), notes)
 
 
 def _pack(groups: Mapping[str, Adapter], scalars: dict[str, Any]) -> bytes:

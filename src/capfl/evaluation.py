@@ -55,7 +55,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         agreed = main.agreement
         message = server.request(main.state, client, agreed)
         ledger.append(Entry(last, client, "down", len(message.blob), message.parts))
-        told = decode_broadcast(message.blob, agreed.down, agreed.schema)
+        told = decode_broadcast(message.blob, agreed.down, agreed.schema, agreed.method.kinds)
         return hear(told, main.store.load(client, before=last), agreed)
 
     def personal(memory: ClientState) -> Adapter | None:

@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from capfl.config.schema import Config
 from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
+from capfl.model.features import features
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, Score, score
@@ -70,7 +73,12 @@ class Federation:
             self._trained(client, sum(result.losses) / len(result.losses))
             return result.adapter, result.losses
 
-        return Site(client, len(self._indices(client, "train")), train)
+        def described() -> Tensor:
+            rows = self._train_rows(client).rows
+            found = features(self.model, self.model.initial_adapter(0), rows, method.features or "hidden")
+            return torch.from_numpy(found).float()
+
+        return Site(client, len(self._indices(client, "train")), train, described)
 
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""

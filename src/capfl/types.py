@@ -16,6 +16,13 @@ Adapter = dict[str, torch.Tensor]
 A part of an adapter (only the A factors, say) is an Adapter with fewer names.
 """
 
+Notes = dict[str, torch.Tensor]
+"""Short vectors (n,) in float32 by name, that a method sends or remembers beside an adapter."""
+
+NoteKind = Literal["bf16", "positive"]
+
+FeatureKind = Literal["hidden", "moments"]
+
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -71,6 +78,7 @@ class Broadcast:
     client: ClientId
     state: bytes | None  # the whole adapter, encoded, or
     differences: tuple[bytes, ...]  # from one version to the next, encoded, oldest first
+    notes: Notes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class Update:
     n_train: int  # items the client holds for training: its weight in the mean
     steps: int  # optimiser steps taken this round
     loss: float  # mean training loss over those steps, nats a token
+    notes: Notes = field(default_factory=dict)
 
 
 # -- states: what is remembered between rounds -------------------------------------------------------
@@ -104,6 +113,7 @@ class ServerState:
     versions: Mapping[ClientId, int] = field(default_factory=dict)  # what each client that took part knows
     groups: Mapping[str, ServerState] = field(default_factory=dict)
     group_of: Mapping[ClientId, str] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)  # whatever else the method remembers
 
     def told(self, client: ClientId) -> ServerState:
         """The state whose adapter a client is told: that of its group, or the whole."""
@@ -120,6 +130,7 @@ class ClientState:
     version: int = 0  # of the global adapter, that the client knows
     known: Adapter = field(default_factory=dict)  # that version; empty where it need not be kept
     residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
+    notes: Notes = field(default_factory=dict)  # whatever else the method remembers
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class Entry:
     client: ClientId
     direction: Literal["up", "down"]
     bytes: int
-    parts: Mapping[str, int]  # header, positions, scales, values, catch-up, unreadable: they sum to ``bytes``
+    parts: Mapping[str, int]  # header, positions, scales, values, notes, catch-up, unreadable: they sum to ``bytes``
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,15 @@ def test_the_ledger_is_the_length_of_what_was_sent():
     _, record = once(exchange)
     expected = []
     # 38 bytes of header, 1 of client id, 4 of checksum; with values two sections, and 1 byte for the list of tensors
-    down = {"header": 43, "positions": 0, "scales": 0, "values": 0, "catch-up": 0}  # before round 1 there is no news
-    up = {"header": 43 + 2 * 5 + 1, "positions": 0, "scales": 0, "values": 12}
+    down = {
+        "header": 43,
+        "positions": 0,
+        "scales": 0,
+        "values": 0,
+        "notes": 0,
+        "catch-up": 0,
+    }  # before round 1 there is no news
+    up = {"header": 43 + 2 * 5 + 1, "positions": 0, "scales": 0, "values": 12, "notes": 0}
     for client, blob in exchange.sent:
         expected += [Entry(1, client, "down", len(blob), down), Entry(1, client, "up", len(update(client, 1)), up)]
     assert list(record.ledger) == expected

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from capfl.types import Adapter, ClientId, ClientState, Penalty, ServerState, Update
+from capfl.types import (
+    Adapter,
+    ClientId,
+    ClientState,
+    FeatureKind,
+    NoteKind,
+    Notes,
+    Penalty,
+    ServerState,
+    Update,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,3 +38,8 @@ class Method:
     has_global: bool = True  # does the server's adapter mean anything?
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps
     pooled: bool = False  # trained on the union of all clients' data, as a reference
+    kinds: Mapping[str, NoteKind] = field(default_factory=dict)  # of the notes that go beside adapters, both ways
+    brief: Callable[[ServerState, ClientId], Notes] | None = None  # what a client is told beside its adapter
+    heed: Callable[[Notes, ClientState], ClientState] | None = None  # (told, memory), once a round before install
+    report: Callable[[ClientState], Notes] | None = None  # what a client says beside its change
+    features: FeatureKind | None = None  # of its prompts that a client has as its note ``features``

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,7 @@ from capfl.errors import DataError
 from capfl.model.hidden import padded
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row
-from capfl.types import Adapter
-
-FeatureKind = Literal["hidden", "moments"]
+from capfl.types import Adapter, FeatureKind
 
 Doubles = npt.NDArray[np.float64]
 

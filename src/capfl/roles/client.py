@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.roles import Agreement
@@ -22,6 +24,7 @@ class Site:
     client: ClientId
     n_train: int
     train: LocalTraining
+    features: Callable[[], Tensor] | None = None  # (d,) of its prompts, where the method asks for them
 
 
 def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
@@ -34,10 +37,12 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     method, template = agreement.method, agreement.initial
 
     # what the server says: the newest version of the global adapter
-    told = decode_broadcast(request, agreement.down, agreement.schema)
+    told = decode_broadcast(request, agreement.down, agreement.schema, method.kinds)
     if told.client != site.client:
         raise WireError(f"client {site.client!r} received a message for {told.client!r}")
     memory = hear(told, memory, agreement)
+    if site.features and method.features and "features" not in memory.notes:
+        memory = replace(memory, notes=memory.notes | {"features": site.features()})
 
     # local training
     start = starting_point(memory, agreement)
@@ -50,14 +55,15 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     else:
         body, residual = agreement.up.encode(change, template, told.round), {}
     loss = sum(losses) / len(losses)
-    update = Update(told.round, site.client, {}, site.n_train, len(losses), loss)
+    notes = method.report(memory) if method.report else {}
+    update = Update(told.round, site.client, {}, site.n_train, len(losses), loss, notes)
     memory = replace(
         memory,
         steps=memory.steps + len(losses),
         known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
         residual=residual,
     )
-    return encode_update(update, body, agreement.up, agreement.schema), memory
+    return encode_update(update, body, agreement.up, agreement.schema, method.kinds), memory
 
 
 def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
@@ -65,6 +71,8 @@ def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientSt
     codec = agreement.codec
     age = max(0, told.round - 1 - memory.version)  # 0: a server that lost its last rounds
     memory = receive(told, memory, agreement.down, agreement.initial, agreement.version_0)
+    if agreement.method.heed:
+        memory = agreement.method.heed(told.notes, memory)
     return replace(memory, residual=aged(memory.residual, age, codec.residual_decay, codec.residual_rounds))
 
 

@@ -24,7 +24,9 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     """
     version = 0 if again else state.versions.get(client, 0)
     message = broadcast(state.told(client), client, version, agreement.initial, agreement.version_0)
-    return encode_broadcast(message, agreement.down, agreement.schema)
+    if agreement.method.brief:
+        message = replace(message, notes=agreement.method.brief(state, client))
+    return encode_broadcast(message, agreement.down, agreement.schema, agreement.method.kinds)
 
 
 def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
@@ -33,7 +35,7 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
     Raises:
         WireError: it does not fit, or belongs to another client or round.
     """
-    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial)
+    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.method.kinds)
     if update.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {update.client!r}")
     if update.round != round:

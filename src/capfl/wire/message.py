@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from capfl.errors import WireError
-from capfl.types import Adapter, Broadcast, Update
+from capfl.types import Adapter, Broadcast, NoteKind, Notes, Update
+from capfl.wire import notes
 from capfl.wire.codec import Codec
 from capfl.wire.header import Header, seal, unseal
-from capfl.wire.sections import Section, parts, read, write
+from capfl.wire.sections import HEAD, Section, parts, read, write
 
 BROADCAST, UPDATE = 1, 2
+Kinds = Mapping[str, NoteKind]
+_NONE: Kinds = {}
 
 
 @dataclass(frozen=True)
@@ -22,23 +26,25 @@ class Message:
     parts: dict[str, int]
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes) -> Message:
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> Message:
     header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client)
     body = b"".join(write(Section.DIFFERENCE, d) for d in message.differences)
     if message.state is not None:
         body = write(Section.STATE, message.state)
-    blob = seal(header, body)
+    noted = _section(message.notes, kinds)
+    blob = seal(header, noted + body)
     late = list(message.differences[:-1])  # what a client that takes part in every round would not be sent
     punctual = list(message.differences[-1:])
     if message.state is not None:
         (punctual if codec.exact else late).append(message.state)
-    counted = parts(b"".join(punctual)) | {"catch-up": sum(map(len, late))}
+    counted = parts(noted + b"".join(punctual)) | {"catch-up": sum(map(len, late))}
     return Message(blob, counted | {"header": len(blob) - sum(n for part, n in counted.items() if part != "header")})
 
 
-def decode_broadcast(blob: bytes, codec: Codec, schema: bytes) -> Broadcast:
+def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> Broadcast:
     """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
     header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
+    noted, body = split_notes(body)
     sections = list(read(body, (Section.DIFFERENCE, Section.STATE)))
     states = [bytes(data) for tag, data in sections if tag is Section.STATE]
     if states and len(sections) > 1:
@@ -46,18 +52,20 @@ def decode_broadcast(blob: bytes, codec: Codec, schema: bytes) -> Broadcast:
     if len(sections) >= header.round:
         raise WireError(f"message of round {header.round} has {len(sections)} differences")
     differences = () if states else tuple(bytes(data) for _, data in sections)
-    return Broadcast(header.round, header.client, states[0] if states else None, differences)
+    return Broadcast(header.round, header.client, states[0] if states else None, differences, notes.read(noted, kinds))
 
 
-def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> bytes:
+def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> bytes:
     """An update whose adapter has been encoded as ``body``."""
     header = Header(
         UPDATE, codec.values.tag, message.round, schema, message.client, message.n_train, message.steps, message.loss
     )
-    return seal(header, body)
+    return seal(header, _section(message.notes, kinds) + body)
 
 
-def decode_update(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> tuple[Update, dict[str, int]]:
+def decode_update(
+    blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds = _NONE
+) -> tuple[Update, dict[str, int]]:
     """The update, and how many bytes belong to each part."""
     header, body = unseal(blob, UPDATE, codec.values.tag, schema)
     if header.round < 1:
@@ -66,7 +74,21 @@ def decode_update(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -
         raise WireError(f"update of client {header.client!r} says that it has no training items")
     if not math.isfinite(header.loss):
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
-    adapter = codec.decode(body, template, header.round)
+    noted, rest = split_notes(body)
+    adapter = codec.decode(rest, template, header.round)
+    told = notes.read(noted, kinds)
     counted = parts(body)
     counted["header"] += len(blob) - len(body)
-    return Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss), counted
+    return Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, told), counted
+
+
+def split_notes(body: memoryview) -> tuple[memoryview, memoryview]:
+    """The data of the notes, which come first, and the rest of a body."""
+    if not len(body) or body[0] != Section.NOTES:
+        return body[:0], body
+    _, data = next(read(body, (Section.NOTES,)))
+    return data, body[HEAD + len(data) :]
+
+
+def _section(said: Notes, kinds: Kinds) -> bytes:
+    return write(Section.NOTES, notes.write(said, kinds)) if said else b""

@@ -13,11 +13,21 @@ class Section(IntEnum):
     POSITIONS = 2  # which of their elements
     SCALES = 3
     VALUES = 4
+    NOTES = 5  # short vectors beside the adapter
     DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
     STATE = 17  # sections again: the global adapter itself
 
 
-PARTS = {Section.NAMES: "header", Section.POSITIONS: "positions", Section.SCALES: "scales", Section.VALUES: "values"}
+PARTS = {
+    Section.NAMES: "header",
+    Section.POSITIONS: "positions",
+    Section.SCALES: "scales",
+    Section.VALUES: "values",
+    Section.NOTES: "notes",
+}
+
+
+HEAD = 5  # bytes of tag and length
 
 
 def write(tag: Section, data: bytes) -> bytes:
@@ -35,10 +45,10 @@ def read(body: memoryview, allowed: tuple[Section, ...]) -> Iterator[tuple[Secti
     while at < len(body):
         if body[at] not in [int(tag) for tag in allowed]:
             raise WireError(f"section {body[at]} where one of {', '.join(tag.name for tag in allowed)} was expected")
-        end = at + 5 + int.from_bytes(body[at + 1 : at + 5], "little")
-        if at + 5 > len(body) or end > len(body):
+        end = at + HEAD + int.from_bytes(body[at + 1 : at + 5], "little")
+        if at + HEAD > len(body) or end > len(body):
             raise WireError(f"section {Section(body[at]).name} is cut off")
-        yield Section(body[at]), body[at + 5 : end]
+        yield Section(body[at]), body[at + HEAD : end]
         at = end
 
 
@@ -46,6 +56,6 @@ def parts(body: bytes | memoryview) -> dict[str, int]:
     """How many bytes of a body of tensors belong to each part. Tags and lengths of sections count as header."""
     counted = dict.fromkeys(("header", *PARTS.values()), 0)
     for tag, data in read(memoryview(body), tuple(PARTS)):
-        counted["header"] += 5
+        counted["header"] += HEAD
         counted[PARTS[tag]] += len(data)
     return counted

@@ -110,7 +110,7 @@ def test_before_the_first_round_nothing_is_sent():
     server = Server(SPARSE)
     memory = server.tell(ClientState("a"), 0)
     assert server.sent == [(Broadcast(1, "a", None, ()), {
-        "header": 38 + 1 + 4, "positions": 0, "scales": 0, "values": 0, "catch-up": 0,
+        "header": 38 + 1 + 4, "positions": 0, "scales": 0, "values": 0, "notes": 0, "catch-up": 0,
     })]  # fmt: skip
     assert memory.known is server.start
 
@@ -140,7 +140,14 @@ def test_an_exact_codec_sends_the_whole_adapter_and_keeps_no_log():
     server.tell(ClientState("a", version=2), 2)
     told, parts = server.sent[-1]
     assert told.differences == ()
-    assert parts == {"header": 38 + 1 + 4 + 5 + 11, "positions": 0, "scales": 0, "values": 4 * 24, "catch-up": 0}
+    assert parts == {
+        "header": 38 + 1 + 4 + 5 + 11,
+        "positions": 0,
+        "scales": 0,
+        "values": 4 * 24,
+        "notes": 0,
+        "catch-up": 0,
+    }
 
 
 # -- the shorter way -----------------------------------------------------------------------------------------

@@ -100,7 +100,14 @@ def test_golden_broadcast_with_a_difference():
     message = encode_broadcast(Broadcast(2, "é1", None, (body,)), TERNARY, SCHEMA)
     assert message.blob.hex() == GOLDEN_DIFFERENCE
     # header 38 + 3 + 4, five sections, a byte of names
-    assert message.parts == {"header": 45 + 25 + 1, "positions": 11, "scales": 5, "values": 1, "catch-up": 0}
+    assert message.parts == {
+        "header": 45 + 25 + 1,
+        "positions": 11,
+        "scales": 5,
+        "values": 1,
+        "notes": 0,
+        "catch-up": 0,
+    }
 
 
 def test_golden_broadcast_with_a_whole_adapter():
@@ -140,7 +147,7 @@ def test_any_fields_come_back(round, client, n_train, steps, loss):
 def test_the_parts_of_an_update_sum_to_its_length():
     blob = update(TERNARY)
     parts = decode_update(blob, TERNARY, SCHEMA, TEMPLATE)[1]
-    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 11, "scales": 5, "values": 1}
+    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 11, "scales": 5, "values": 1, "notes": 0}
     assert sum(parts.values()) == len(blob)
 
 

@@ -1,0 +1,56 @@
+"""Notes beside an adapter: what a method reports, hears and remembers, through messages and disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapters import CODECS
+from capfl.methods.fedit import add_mean_change, fedit
+from capfl.roles import Agreement, server
+from capfl.types import ClientId, ClientState, Notes, ServerState, Update
+from fake import CLIENTS, Fake, initial
+
+
+def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
+    listed = list(updates)
+    own = {f"own/{u.client}": u.notes["own"] for u in listed}
+    count = {"count": torch.tensor([server.round + 1.0])}
+    return replace(add_mean_change(server, listed), notes=server.notes | own | count)
+
+
+def brief(server: ServerState, client: ClientId) -> Notes:
+    return {"count": server.notes["count"]} if server.round else {}
+
+
+def heed(told: Notes, memory: ClientState) -> ClientState:
+    return replace(memory, notes=memory.notes | told)
+
+
+def report(memory: ClientState) -> Notes:
+    return {"own": torch.tensor([float(ord(memory.client)), *memory.notes.get("count", torch.tensor([0.0]))])}
+
+
+NOTING = replace(
+    fedit(), name="noting", aggregate=aggregate, brief=brief, heed=heed, report=report,
+    kinds={"own": "bf16", "count": "positive"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_notes_go_both_ways_are_remembered_and_are_counted(codec: str) -> None:
+    fake = Fake("fedit", codec)
+    fake.agreement = Agreement(NOTING, CODECS[codec], initial(), "base", seed=3)
+    fake.state = server.start(fake.agreement)
+    records = fake.play(3)
+    assert fake.state.notes["count"].tolist() == [3.0]
+    for name in CLIENTS:
+        assert fake.state.notes[f"own/{name}"].tolist() == [ord(name), 2.0]  # as it was told when round 3 began
+        assert fake.memory[name].notes["count"].tolist() == [2.0]
+    counted = [{e.direction: e.parts["notes"] for e in record.ledger} for record in records]
+    assert counted == [{"down": 0, "up": 5 + 4}, *[{"down": 5 + 3, "up": 5 + 4}] * 2]
+    for record in records:
+        assert all(sum(e.parts.values()) == e.bytes for e in record.ledger)
