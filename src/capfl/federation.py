@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from capfl.config.schema import Config
 from capfl.data import Split, batches, render
@@ -23,7 +22,7 @@ from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
 from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, Item, Penalty
+from capfl.types import Adapter, ClientId, Item, Notes, Penalty
 
 POOLED = "all"  # the one client of a centralised reference
 
@@ -73,10 +72,10 @@ class Federation:
             self._trained(client, sum(result.losses) / len(result.losses))
             return result.adapter, result.losses
 
-        def described() -> Tensor:
+        def described() -> Notes:
             rows = self._train_rows(client).rows
-            found = features(self.model, self.model.initial_adapter(0), rows, method.features or "hidden")
-            return torch.from_numpy(found).float()
+            mean, deviation = features(self.model, self.model.initial_adapter(0), rows, method.features or "hidden")
+            return {"features": torch.from_numpy(mean).float(), "deviation": torch.from_numpy(deviation).float()}
 
         return Site(client, len(self._indices(client, "train")), train, described)
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from adapters import CODECS
+from capfl.checkpoint import RunFolder
+from capfl.methods import METHODS
 from capfl.methods.fedit import add_mean_change, fedit
+from capfl.model.base import load_base
+from capfl.model.lora import AdaptedModel
 from capfl.roles import Agreement, server
 from capfl.types import ClientId, ClientState, Notes, ServerState, Update
 from fake import CLIENTS, Fake, initial
+from support import tiny_config, tiny_run
 
 
 def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
@@ -54,3 +60,29 @@ def test_notes_go_both_ways_are_remembered_and_are_counted(codec: str) -> None:
     assert counted == [{"down": 0, "up": 5 + 4}, *[{"down": 5 + 3, "up": 5 + 4}] * 2]
     for record in records:
         assert all(sum(e.parts.values()) == e.bytes for e in record.ledger)
+
+
+def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed once by each client of a real run, remembered, and sent where the method sends them."""
+
+    def remember(server: ServerState, updates: Iterable[Update]) -> ServerState:
+        listed = list(updates)
+        return replace(add_mean_change(server, listed), notes={u.client: u.notes["features"] for u in listed})
+
+    method = replace(
+        fedit(), features="hidden", kinds={"features": "bf16"}, aggregate=remember,
+        report=lambda memory: {"features": memory.notes["features"]},
+    )  # fmt: skip
+    monkeypatch.setitem(METHODS, "fedit", lambda config: method)
+    tiny_run(runs)
+    config = tiny_config(runs)
+    template = AdaptedModel(load_base(config.model), config.lora).initial_adapter(0)
+    state = RunFolder(runs).server(template)
+    assert state is not None
+    memories = {c: RunFolder(runs).clients(template, ClientState).load(c, before=99) for c in state.notes}
+    assert len(memories) == 2
+    for name, memory in memories.items():
+        assert torch.equal(memory.notes["features"].bfloat16().float(), state.notes[name])
+        assert memory.notes["deviation"].shape == state.notes[name].shape == (32,)
+    first, second = state.notes.values()
+    assert not torch.equal(first, second)

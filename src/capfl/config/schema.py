@@ -94,7 +94,7 @@ Density = Annotated[float, Field(gt=0, le=1)]
 class CodecConfig(Section):
     values: ValuesName = Field("ternary", description="how each value that is sent is written")
     density: Density | None = Field(
-        None, description="share of the values that is sent; by default 0.2 of ternary, or 1"
+        None, description="share of the values that is sent; by default 1/3 of ternary, or 1"
     )
     down_values: ValuesName | None = Field(None, description="values on the downlink; by default as on the uplink")
     down_density: Density | None = Field(None, description="density on the downlink; by default as on the uplink")

@@ -42,4 +42,4 @@ class Method:
     brief: Callable[[ServerState, ClientId], Notes] | None = None  # what a client is told beside its adapter
     heed: Callable[[Notes, ClientState], ClientState] | None = None  # (told, memory), once a round before install
     report: Callable[[ClientState], Notes] | None = None  # what a client says beside its change
-    features: FeatureKind | None = None  # of its prompts that a client has as its note ``features``
+    features: FeatureKind | None = None  # of its prompts that a client notes, see roles.client.Site

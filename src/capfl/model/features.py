@@ -21,10 +21,11 @@ Doubles = npt.NDArray[np.float64]
 @torch.no_grad()
 def features(
     model: AdaptedModel, base: Adapter, rows: Sequence[Row], kind: FeatureKind, batch_size: int = 32
-) -> Doubles:
-    """The mean over a client's items of what the base computes at the last token of the prompt.
+) -> tuple[Doubles, Doubles]:
+    """Mean and standard deviation, over a client's items, of what the base computes at the last token of the prompt.
 
-    Answers are not read: the state of a prompt's last token comes before them. One pass over the items, once.
+    Answers are not read: the state of a prompt's last token comes before them. One pass over the items, once. The
+    standard deviation says how well the mean is known: a difference between two clients may be one of their samples.
 
     Args:
         base: an adapter that changes nothing (B = 0).
@@ -38,7 +39,7 @@ def features(
         raise DataError("a client without items has no features; give it at least one")
     model.write(base)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    total: Doubles | None = None
+    found = []
     for first in range(0, len(order), batch_size):
         batch = [rows[i] for i in order[first : first + batch_size]]
         ids = padded([row.ids for row in batch]).to(model.base.device)
@@ -46,10 +47,9 @@ def features(
         states = cast(Any, model.base.module)(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
         at_last = [state[torch.arange(len(batch)), last].double() for state in states]
         if kind == "hidden":
-            found = at_last[len(at_last) // 2]
+            found.append(at_last[len(at_last) // 2].cpu().numpy())
         else:
-            found = torch.cat([torch.stack([h.mean(-1), h.std(-1)], -1) for h in at_last], -1)
-        part = found.sum(0).cpu().numpy()
-        total = part if total is None else total + part
-    assert total is not None
-    return total / len(rows)
+            moments = [torch.stack([h.mean(-1), h.std(-1)], -1) for h in at_last]
+            found.append(torch.cat(moments, -1).cpu().numpy())
+    each = np.concatenate(found)
+    return each.mean(0), each.std(0)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.roles import Agreement
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, Penalty, Update
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Notes, Penalty, Update
 from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
 
 LocalTraining = Callable[[Adapter, int, int, Penalty | None], tuple[Adapter, tuple[float, ...]]]
@@ -24,7 +22,7 @@ class Site:
     client: ClientId
     n_train: int
     train: LocalTraining
-    features: Callable[[], Tensor] | None = None  # (d,) of its prompts, where the method asks for them
+    features: Callable[[], Notes] | None = None  # of its prompts: notes ``features`` and ``deviation``, each (d,)
 
 
 def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
@@ -42,7 +40,7 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
         raise WireError(f"client {site.client!r} received a message for {told.client!r}")
     memory = hear(told, memory, agreement)
     if site.features and method.features and "features" not in memory.notes:
-        memory = replace(memory, notes=memory.notes | {"features": site.features()})
+        memory = replace(memory, notes=memory.notes | site.features())
 
     # local training
     start = starting_point(memory, agreement)

@@ -6,7 +6,7 @@ from capfl.config.schema import CodecConfig
 from capfl.wire.codec import Codec
 from capfl.wire.values import VALUES
 
-FIFTH = 0.2  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
+THIRD = 1 / 3  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
 
 
 def up_codec(config: CodecConfig, seed: int) -> Codec:
@@ -22,7 +22,7 @@ def down_codec(config: CodecConfig, seed: int) -> Codec:
 def _codec(config: CodecConfig, values: str, density: float | None, seed: int) -> Codec:
     return Codec(
         values=VALUES[values],
-        density=density or (FIFTH if values == "ternary" else 1.0),
+        density=density or (THIRD if values == "ternary" else 1.0),
         mask=config.mask,
         scope=config.scope,
         compensation=config.compensation or ("unbiased" if config.mask == "random" else "feedback"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capfl.errors import DataError
-from capfl.model.features import features
+from capfl.model.features import features as of
 from capfl.model.tokens import Row
 
 KINDS = ("hidden", "moments")
@@ -16,6 +16,10 @@ PROMPTS = [[5, 9, 200, 31], [7, 7], [100, 3, 18, 44, 2, 61]]
 
 def row(prompt: list[int], answer: list[int]) -> Row:
     return Row(np.array([*prompt, *answer[:-1]], np.int32), np.array(answer, np.int32))
+
+
+def features(*args, **more):  # type: ignore[no-untyped-def]
+    return of(*args, **more)[0]
 
 
 ROWS = [row(prompt, [11]) for prompt in PROMPTS]
@@ -66,6 +70,15 @@ def test_they_are_of_the_base_whatever_was_trained_before(adapt, wander, kind):
     before = features(model, base, ROWS, kind)
     model.write(wander(model))
     assert (features(model, base, ROWS, kind) == before).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_deviation_is_that_of_the_items(adapt, kind):
+    model = adapt()
+    base = model.initial_adapter(0)
+    each = [features(model, base, [one], kind) for one in ROWS]
+    np.testing.assert_allclose(of(model, base, ROWS, kind, 2)[1], np.std(each, 0), rtol=1e-3, atol=1e-6)
+    assert (of(model, base, ROWS[:1], kind)[1] == 0).all()
 
 
 def test_no_items(adapt):

@@ -217,10 +217,10 @@ def test_the_downlink_is_as_the_uplink_unless_it_is_told():
 
 def test_what_a_config_leaves_open_follows_from_the_rest():
     default = up_codec(CodecConfig(), 0)
-    assert default == Codec(VALUES["ternary"], 0.2, "random", compensation="unbiased")
+    assert default == Codec(VALUES["ternary"], 1 / 3, "random", compensation="unbiased")
     assert up_codec(CodecConfig(values="bf16"), 0).density == 1
     assert up_codec(CodecConfig(mask="top"), 0).compensation == "feedback"
-    assert down_codec(CodecConfig(values="bf16", down_values="ternary"), 0).density == 0.2
+    assert down_codec(CodecConfig(values="bf16", down_values="ternary"), 0).density == 1 / 3
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
