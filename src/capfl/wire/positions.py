@@ -20,7 +20,7 @@ def encode(kept: Ints, layout: Layout) -> bytes:
     counts = np.diff(np.searchsorted(kept, np.append(layout.starts, layout.size)))
     surprise = rice.zigzag(counts - _expected(int(counts.sum()), layout))
     k = rice.best_k(int(surprise.sum()), len(surprise))
-    head = rice.encode(surprise, np.full(len(surprise), k))
+    head = rice.encode(surprise, k)
     listed = _listed(kept, counts, layout)
     n_listed, sizes = np.minimum(counts, layout.sizes - counts), layout.sizes
     owner = np.repeat(np.arange(len(sizes)), n_listed)
@@ -44,7 +44,7 @@ def decode(data: memoryview, layout: Layout) -> Ints:
     sizes = layout.sizes
     if total > layout.size or n_head > len(data) - 9:
         raise WireError(f"{total} positions in {layout.size} elements, counted in {n_head} bytes")
-    surprise = rice.unzigzag(rice.decode(data[9 : 9 + n_head], np.full(len(sizes), k)))
+    surprise = rice.unzigzag(rice.decode(data[9 : 9 + n_head], k, len(sizes)))
     counts = _expected(total, layout) + surprise
     if (counts < 0).any() or (counts > sizes).any() or int(counts.sum()) != total:
         raise WireError("the tensors' numbers of positions do not fit their sizes")

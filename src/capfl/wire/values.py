@@ -142,15 +142,16 @@ def _signed(magnitude: Doubles, signs: memoryview) -> Floats:
     bits = np.unpackbits(np.frombuffer(signs, np.uint8))
     if bits[len(magnitude) :].any():
         raise WireError("spare bits of the signs are not zero")
-    return np.where(bits[: len(magnitude)], -magnitude, magnitude).astype(np.float32)
+    found: Floats = magnitude.astype(np.float32)
+    return np.negative(found, out=found, where=bits[: len(magnitude)].view(np.bool_))
 
 
 def _pack_levels(levels: Ints, width: int) -> bytes:
     """One byte that says how, then the levels in whichever code is shorter."""
     k = rice.best_k(int(levels.sum()), len(levels))
-    coded = rice.encode(levels, np.full(len(levels), k))
-    fixed = rice.pack(levels, width)
-    return bytes([k]) + coded if len(coded) < len(fixed) else bytes([_FIXED]) + fixed
+    if rice.n_bytes(levels, k) < (len(levels) * width + 7) // 8:
+        return bytes([k]) + rice.encode(levels, k)
+    return bytes([_FIXED]) + rice.pack(levels, width)
 
 
 def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
@@ -167,7 +168,7 @@ def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
         return rice.unpack(data, count, width)
     if how > rice.MAX_K:
         raise WireError(f"levels have Rice parameter {how}")
-    levels = rice.decode(data, np.full(count, how))
+    levels = rice.decode(data, how, count)
     if (levels >= 2**width).any():
         raise WireError(f"a level is not below {2**width}")
     return levels
