@@ -32,14 +32,14 @@ import time
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, ServerState, Update
+from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
 from capfl.wire import (
     Codec,
     advance,
@@ -60,6 +60,8 @@ CHUNK = 5000  # messages that a process is handed at once
 SHAPES = {"q.A": (2, 12), "q.B": (16, 2), "v.A": (2, 12), "v.B": (8, 2)}
 TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 SCHEMA = schema_hash(TEMPLATE, "fuzz")
+KINDS: dict[str, NoteKind] = {"features": "bf16", "alpha": "positive", "beta": "positive"}
+NOTES = {"features": torch.linspace(-2, 2, 9), "beta": torch.linspace(0.5, 4, 8)}
 WAYS: dict[str, dict[str, float | str]] = {
     "dense": {},
     "top": {"density": 0.15},
@@ -68,7 +70,7 @@ WAYS: dict[str, dict[str, float | str]] = {
 }
 CODECS = [Codec(kind, **settings) for kind in VALUES.values() for settings in WAYS.values()]  # type: ignore[arg-type]
 NUMBERS = [0, 1, 2, 255, 2**15, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
-PLACES = ("header", "message", "sections", "body", "positions", "rice", "values", "downlink")
+PLACES = ("header", "message", "sections", "notes", "body", "positions", "rice", "scales", "values", "downlink")
 
 
 @dataclass
@@ -110,8 +112,8 @@ def valid(codec: int) -> list[bytes]:
     told = [broadcast(state, "site", version, TEMPLATE, START) for version in (2, 0)]
     told += [broadcast(ServerState(3, START, state.known), "site", 0, TEMPLATE, START)]
     return [
-        encode_update(Update(4, "site", {}, 12, 7, 1.25), body, chosen, SCHEMA),
-        *(encode_broadcast(message, chosen, SCHEMA).blob for message in told),
+        encode_update(Update(4, "site", {}, 12, 7, 1.25, NOTES), body, chosen, SCHEMA, KINDS),
+        *(encode_broadcast(replace(message, notes=NOTES), chosen, SCHEMA, KINDS).blob for message in told),
     ]
 
 
@@ -173,11 +175,14 @@ DAMAGE = {
 def decode(blob: bytes, codec: Codec, update: bool) -> bool:
     """All the way. Does what comes out fit?"""
     if update:
-        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE)
+        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, KINDS)
         found, whole = message.adapter, message.n_train > 0 and sum(parts.values()) == len(blob)
+        notes = message.notes
     else:
-        memory = receive(decode_broadcast(blob, codec, SCHEMA), MEMORY, codec, TEMPLATE, START)
-        found, whole = memory.known, memory.version >= 0
+        told = decode_broadcast(blob, codec, SCHEMA, KINDS)
+        memory = receive(told, MEMORY, codec, TEMPLATE, START)
+        found, whole, notes = memory.known, memory.version >= 0, told.notes
+    whole = whole and all(name in KINDS and bool(t.isfinite().all()) for name, t in notes.items())
     return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())
 
 

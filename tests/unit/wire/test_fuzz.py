@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters import CODECS, SMALL, normal, resealed
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, ServerState, Update
+from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
 from capfl.wire import (
     Codec,
     advance,
@@ -29,12 +30,14 @@ from capfl.wire import (
 
 SCHEMA = schema_hash(SMALL, "base")
 START = normal(99)
+KINDS: dict[str, NoteKind] = {"features": "bf16", "alpha": "positive", "beta": "positive"}
+NOTES = {"features": torch.linspace(-2, 2, 9), "beta": torch.linspace(0.5, 4, 8)}
 MEMORY = ClientState("site", version=2, known=normal(98))
 
 
 def an_update(codec: Codec) -> bytes:
     body, _ = compensate(normal(0), {}, codec, SMALL, 3)
-    return encode_update(Update(3, "site", {}, 12, 7, 1.25), body, codec, SCHEMA)
+    return encode_update(Update(3, "site", {}, 12, 7, 1.25, NOTES), body, codec, SCHEMA, KINDS)
 
 
 def some_broadcasts(codec: Codec) -> list[bytes]:
@@ -44,7 +47,7 @@ def some_broadcasts(codec: Codec) -> list[bytes]:
         target = {name: t + normal(round)[name] for name, t in START.items()}
         state = advance(ServerState(round, target, state.known, state.log), target, codec, SMALL)
     found = [broadcast(state, "site", version, SMALL, START) for version in (2, 1, 0)]
-    return [encode_broadcast(told, codec, SCHEMA).blob for told in found]
+    return [encode_broadcast(replace(told, notes=NOTES), codec, SCHEMA, KINDS).blob for told in found]
 
 
 UP = {name: up_codec(config, 0) for name, config in CODECS.items()}
@@ -67,14 +70,14 @@ def fits(adapter: Adapter) -> bool:
 
 def read(blob: bytes, codec: str) -> None:
     try:
-        update, parts = decode_update(blob, UP[codec], SCHEMA, SMALL)
+        update, parts = decode_update(blob, UP[codec], SCHEMA, SMALL, KINDS)
         assert fits(update.adapter)
         assert update.n_train > 0
         assert sum(parts.values()) == len(blob)
     except WireError:
         pass
     try:
-        told = decode_broadcast(blob, DOWN[codec], SCHEMA)
+        told = decode_broadcast(blob, DOWN[codec], SCHEMA, KINDS)
         after = receive(told, MEMORY, DOWN[codec], SMALL, START)
         assert fits(after.known)
         assert list(after.known) == list(SMALL) or told.state is not None
@@ -111,8 +114,8 @@ def test_any_body_under_a_right_header(codec, body):
 @example(b"", "fp32")
 def test_random_bytes(blob, codec):
     for decode in (
-        lambda: decode_update(blob, UP[codec], SCHEMA, SMALL),
-        lambda: decode_broadcast(blob, DOWN[codec], SCHEMA),
+        lambda: decode_update(blob, UP[codec], SCHEMA, SMALL, KINDS),
+        lambda: decode_broadcast(blob, DOWN[codec], SCHEMA, KINDS),
     ):
         with pytest.raises(WireError):
             decode()
@@ -128,8 +131,8 @@ def test_two_messages_spliced(codec, data):
 
 def test_what_is_undamaged_passes():
     for name in CODECS:
-        assert fits(decode_update(update_of(name), UP[name], SCHEMA, SMALL)[0].adapter)
+        assert fits(decode_update(update_of(name), UP[name], SCHEMA, SMALL, KINDS)[0].adapter)
         for blob in broadcasts_of(name):
-            told = decode_broadcast(blob, DOWN[name], SCHEMA)
+            told = decode_broadcast(blob, DOWN[name], SCHEMA, KINDS)
             assert list(receive(told, MEMORY, DOWN[name], SMALL, START).known) == list(SMALL)
         assert torch.equal(MEMORY.known["q.A"], normal(98)["q.A"])
