@@ -176,7 +176,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             yerr=statistics.stdev(row["accuracy"]) if len(row["accuracy"]) > 1 else None,
         )  # fmt: skip
         place = (row["bytes"] / 1e3, statistics.fmean(row["accuracy"]))
-        left.annotate(row["variant"], place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        left.annotate(row["variant"], place, xytext=(4, 4 if i % 2 else -10), textcoords="offset points", fontsize=7)
         kilobytes = [spent / 1e3 for _, spent, _ in row["curve"]]
         right.plot(kilobytes, [accuracy for *_, accuracy in row["curve"]], color=colour, label=row["variant"])
     left.set_title("global model, test accuracy, %", loc="left", fontsize=10)
