@@ -77,8 +77,9 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             return None if adapter is None else federation.score(client, "test", adapter).accuracy
 
         own = None if method.pooled else personal(deliver(client))
+        kept = main.agreement.initial if own is None else algebra.pruned(own)
         if own is not None:
-            save_adapter(algebra.pruned(own), peft_config, path / "adapters" / "clients" / client)
+            save_adapter(kept, peft_config, path / "adapters" / "clients" / client)
         own_messages = [e for e in ledger if e.client == client]
         central = finished["centralised"].state.adapter if "centralised" in finished else None
         base = federation.score(client, "test", main.agreement.initial)  # B = 0: the base model itself
@@ -91,7 +92,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             personal=accuracy(own),
             local_only=accuracy(local_only(client)),
             centralised=accuracy(central),
-            rank=fmean(algebra.ranks(algebra.pruned(own) if own else main.agreement.initial).values()),
+            rank=fmean(algebra.ranks(kept).values()),
             chance=federation.chance(client),
             majority=federation.majority(client),
             bytes_up=sum(e.bytes for e in own_messages if e.direction == "up"),

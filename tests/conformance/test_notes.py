@@ -15,6 +15,7 @@ from capfl.methods import METHODS
 from capfl.methods.fedit import add_mean_change, fedit
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
+from capfl.plan.bytes import measure
 from capfl.roles import Agreement, server
 from capfl.types import ClientId, ClientState, Notes, ServerState, Update
 from fake import CLIENTS, Fake, initial
@@ -60,6 +61,12 @@ def test_notes_go_both_ways_are_remembered_and_are_counted(codec: str) -> None:
     assert counted == [{"down": 0, "up": 5 + 4}, *[{"down": 5 + 3, "up": 5 + 4}] * 2]
     for record in records:
         assert all(sum(e.parts.values()) == e.bytes for e in record.ledger)
+
+
+def test_a_plan_counts_notes() -> None:
+    agreement = Agreement(NOTING, CODECS["default"], initial(), "base", seed=3)
+    traffic = measure(agreement, CLIENTS, some_miss=False)
+    assert (traffic.up[-1]["notes"], traffic.down[-1]["notes"]) == (5 + 4, 5 + 3)
 
 
 def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

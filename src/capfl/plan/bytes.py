@@ -96,7 +96,7 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], some_miss: bool) 
         bound = _bound(agreement, asked, replied)
     return Traffic(
         measured, tuple(up), tuple(down), tuple(missed),
-        whole=_whole(agreement, measured),
+        whole=_whole(simulation.state, measured, agreement),
         entropy_bound=bound,
         log=sum(map(len, simulation.state.log)),
         seconds=statistics.median(seconds),
@@ -182,11 +182,11 @@ class _Simulation:
 
 def _bound(agreement: Agreement, asked: bytes, replied: bytes) -> float:
     up = bits_up(replied, agreement.up, agreement.schema, agreement.initial)
-    return (up + bits_down(asked, agreement.down, agreement.schema, agreement.initial)) / 8
+    return (up + bits_down(asked, agreement.down, agreement.schema, agreement.initial, agreement.method.kinds)) / 8
 
 
-def _whole(agreement: Agreement, client: ClientId) -> int:
+def _whole(state: ServerState, client: ClientId, agreement: Agreement) -> int:
     """Bytes of a broadcast to a client that knows nothing, after every element has changed."""
     known = {name: t + 1 for name, t in agreement.version_0.items()}
-    state = replace(server.start(agreement), round=1, known=known)
+    state = replace(state, known=known, log=(), versions={}, group_of={})
     return len(server.request(state, client, agreement).blob)

@@ -18,7 +18,7 @@ from capfl.wire.codec import Codec
 from capfl.wire.downlink import PLAIN
 from capfl.wire.header import unseal
 from capfl.wire.layout import Floats, Ints, Layout
-from capfl.wire.message import UPDATE, Kinds, decode_broadcast, split_notes
+from capfl.wire.message import NO_NOTES, UPDATE, Kinds, decode_broadcast, split_notes
 from capfl.wire.sections import parts
 from capfl.wire.values import unpack_levels
 
@@ -31,9 +31,9 @@ def bits_up(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> floa
     return bits(bytes(split_notes(body)[1]), codec, template, header.round)
 
 
-def bits_down(blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds | None = None) -> float:
+def bits_down(blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds = NO_NOTES) -> float:
     """Bits that a broadcast says, all that it catches up on included. Raises WireError as ``decode_broadcast``."""
-    told = decode_broadcast(blob, codec, schema, kinds or {})
+    told = decode_broadcast(blob, codec, schema, kinds)
     if told.state is not None:
         return bits(told.state, Codec(PLAIN), template, told.round)
     first = told.round - len(told.differences)

@@ -15,7 +15,7 @@ from capfl.wire.sections import HEAD, Section, parts, read, write
 
 BROADCAST, UPDATE = 1, 2
 Kinds = Mapping[str, NoteKind]
-_NONE: Kinds = {}
+NO_NOTES: Kinds = {}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Message:
     parts: dict[str, int]
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> Message:
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kinds = NO_NOTES) -> Message:
     header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client)
     body = b"".join(write(Section.DIFFERENCE, d) for d in message.differences)
     if message.state is not None:
@@ -41,7 +41,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kin
     return Message(blob, counted | {"header": len(blob) - sum(n for part, n in counted.items() if part != "header")})
 
 
-def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> Broadcast:
+def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Kinds = NO_NOTES) -> Broadcast:
     """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
     header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
     noted, body = split_notes(body)
@@ -55,7 +55,7 @@ def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Kinds = _N
     return Broadcast(header.round, header.client, states[0] if states else None, differences, notes.read(noted, kinds))
 
 
-def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes, kinds: Kinds = _NONE) -> bytes:
+def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes, kinds: Kinds = NO_NOTES) -> bytes:
     """An update whose adapter has been encoded as ``body``."""
     header = Header(
         UPDATE, codec.values.tag, message.round, schema, message.client, message.n_train, message.steps, message.loss
@@ -64,7 +64,7 @@ def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes, kin
 
 
 def decode_update(
-    blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds = _NONE
+    blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds = NO_NOTES
 ) -> tuple[Update, dict[str, int]]:
     """The update, and how many bytes belong to each part."""
     header, body = unseal(blob, UPDATE, codec.values.tag, schema)
