@@ -3,7 +3,8 @@
     python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
 
 Valid updates and broadcasts (of one difference, of three, of the whole adapter) of every values kind, dense, the
-largest of each tensor or of all, and under a random mask, are damaged in one of these ways:
+largest of each tensor or of all, under a random mask, and drawn by the importance of ranks, from a client that has all
+of them or lacks one, are damaged in one of these ways:
 
 ``bytes``    one to eight bytes changed, removed or put in, anywhere
 ``values``   one to eight bytes behind the header changed, so that every length stays right
@@ -36,6 +37,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from capfl.errors import WireError
@@ -67,10 +69,26 @@ WAYS: dict[str, dict[str, float | str]] = {
     "top": {"density": 0.15},
     "top of all": {"density": 0.15, "scope": "global"},
     "random": {"density": 0.25, "mask": "random"},
+    "by rank": {"density": 0.25, "mask": "random"},
+    "by rank, some alive": {"density": 0.25, "mask": "random"},
 }
 CODECS = [Codec(kind, **settings) for kind in VALUES.values() for settings in WAYS.values()]  # type: ignore[arg-type]
+IMPORTANCE = [np.array([3.0, 0.0, 1.0, 0.5]) if way.startswith("by rank") else None for _ in VALUES for way in WAYS]
+ALIVE = [np.array([True, True, False, True]) if way.endswith("alive") else None for _ in VALUES for way in WAYS]
 NUMBERS = [0, 1, 2, 255, 2**15, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
-PLACES = ("header", "message", "sections", "notes", "body", "positions", "rice", "scales", "values", "downlink")
+PLACES = (
+    "header",
+    "message",
+    "sections",
+    "notes",
+    "body",
+    "ranks",
+    "positions",
+    "rice",
+    "scales",
+    "values",
+    "downlink",
+)
 
 
 @dataclass
@@ -103,12 +121,12 @@ MEMORY = ClientState("site", version=2, known=normal(1))
 @cache
 def valid(codec: int) -> list[bytes]:
     """Messages as they should be."""
-    chosen = CODECS[codec]
-    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4)
+    chosen, importance = CODECS[codec], IMPORTANCE[codec]
+    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4, importance, ALIVE[codec])
     state = ServerState(0, START, known=START)
     for round in (1, 2, 3):
         target = {name: t + normal(10 + round)[name] for name, t in START.items()}
-        state = advance(ServerState(round, target, state.known, state.log), target, chosen, TEMPLATE)
+        state = advance(ServerState(round, target, state.known, state.log), target, chosen, TEMPLATE, importance)
     told = [broadcast(state, "site", version, TEMPLATE, START) for version in (2, 0)]
     told += [broadcast(ServerState(3, START, state.known), "site", 0, TEMPLATE, START)]
     return [

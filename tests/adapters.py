@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from hypothesis import strategies as st
 
@@ -67,6 +69,34 @@ def templates(draw: st.DrawFn, most: int = 5) -> Adapter:
     """Up to ``most`` tensors of up to 6 x 6 elements, A and B in any order."""
     shapes = draw(st.lists(st.tuples(st.sampled_from("AB"), st.integers(1, 6), st.integers(1, 6)), max_size=most))
     return {f"m{i}.{factor}": torch.zeros(a, b) for i, (factor, a, b) in enumerate(shapes)}
+
+
+@st.composite
+def paired(draw: st.DrawFn, most: int = 3) -> Adapter:
+    """Up to ``most`` modules, one at least, of both factors, of rank 1 to 4."""
+    number = st.integers(1, 5)
+    shapes = draw(st.lists(st.tuples(st.integers(1, 4), number, number), min_size=1, max_size=most))
+    found: Adapter = {}
+    for i, (r, d_in, d_out) in enumerate(shapes):
+        found |= {f"m{i}.A": torch.zeros(r, d_in), f"m{i}.B": torch.zeros(d_out, r)}
+    return found
+
+
+@st.composite
+def important(draw: st.DrawFn, template: Adapter) -> npt.NDArray[np.float64]:
+    """Importance of the template's ranks: zeros, equals, and numbers of any size."""
+    n = sum(t.shape[0] for name, t in template.items() if name.endswith(".A"))
+    any_size = st.floats(0, allow_infinity=False, allow_nan=False)
+    numbers = st.sampled_from([0.0, 1.0, 3.0]) | st.floats(1e-3, 1e3) | any_size
+    return np.array(draw(st.lists(numbers, min_size=n, max_size=n).filter(any)))
+
+
+@st.composite
+def living(draw: st.DrawFn, template: Adapter) -> npt.NDArray[np.bool_]:
+    """Marks of the template's ranks: some, all or none of them are alive."""
+    n = sum(t.shape[0] for name, t in template.items() if name.endswith(".A"))
+    some = st.lists(st.booleans(), min_size=n, max_size=n)
+    return np.array(draw(some | st.just([True] * n) | st.just([False] * n)), np.bool_)
 
 
 @st.composite

@@ -14,7 +14,7 @@ from capfl.errors import WireError
 from capfl.methods import build
 from capfl.roles import Agreement, client, server
 from capfl.round import run_round
-from capfl.types import Adapter, ClientId, ClientState, Failure, Request, RoundRecord
+from capfl.types import Adapter, ClientId, ClientState, Failure, Notes, Request, RoundRecord, Trained
 from capfl.wire import decode_broadcast
 
 CLIENTS = ["a", "b", "c"]
@@ -39,6 +39,40 @@ def steps(name: ClientId, round: int) -> Adapter:
     return {key: 0.01 * torch.randn(t.shape, generator=generator) for key, t in initial().items()}
 
 
+def n_train(name: ClientId) -> int:
+    return 10 * (ord(name) - 96)
+
+
+def described(name: ClientId) -> Notes:
+    """What a client says of its data: a and b have the same prompts and answers, c has others."""
+    generator = torch.Generator().manual_seed(int(name > "b"))
+    mean, noise = (
+        torch.randn(32, generator=generator),
+        torch.randn(32, generator=torch.Generator().manual_seed(ord(name))),
+    )
+    return {
+        "features": mean + 0.1 * noise / n_train(name) ** 0.5,
+        "deviation": torch.full((32,), 0.1),
+        "items": torch.tensor([float(n_train(name))]),
+    }
+
+
+def without_dead_ranks(change: Adapter, start: Adapter) -> Adapter:
+    """No gradient reaches a rank whose row of A and column of B are zero."""
+    kept = dict(change)
+    for module, down, up in algebra.factors(start):
+        dead = ~(down.any(1) | up.any(0))
+        kept[f"{module}.A"] = change[f"{module}.A"].masked_fill(dead[:, None], 0.0)
+        kept[f"{module}.B"] = change[f"{module}.B"].masked_fill(dead, 0.0)
+    return kept
+
+
+def sensed(adapter: Adapter) -> torch.Tensor:
+    """A sensitivity to each rank: that of the first is much the smallest."""
+    n = sum(algebra.ranks(adapter).values())
+    return torch.arange(n) + 0.01
+
+
 def bits(adapter: Adapter) -> bytes:
     return b"".join(t.numpy().tobytes() for t in adapter.values())
 
@@ -57,14 +91,14 @@ class Fake:
         self.backwards = False
 
     def site(self, name: ClientId) -> client.Site:
-        def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+        def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
             assert first == 2 * len(self.changes[name])
             assert not any(t.requires_grad for t in start.values())
-            trained = algebra.add(start, steps(name, round))
+            trained = algebra.add(start, without_dead_ranks(steps(name, round), start))
             self.changes[name].append(algebra.subtract(trained, start))
-            return trained, (1.0, 0.5)
+            return Trained(trained, (1.0, 0.5), sensed(trained))
 
-        return client.Site(name, 10 * (ord(name) - 96), train)
+        return client.Site(name, n_train(name), train, lambda: described(name))
 
     def remembered(self, name: ClientId) -> ClientState:
         """As it comes back from the client's disk."""
@@ -105,7 +139,7 @@ class Fake:
             new, record = run_round(
                 self.state, CLIENTS, self.agreement, self.exchange, config or FederationConfig(), seed=0
             )
-            heard = [(self.arrived[name][-1], 10.0 * (ord(name) - 96)) for name in record.clients]
+            heard = [(self.arrived[name][-1], n_train(name)) for name in record.clients]
             assert checkpoint.server_to_bytes(self.state) == blob, "the server's state was changed in place"
             if self.agreement.method.has_global:
                 target = algebra.add(self.state.adapter, algebra.weighted_mean(heard))

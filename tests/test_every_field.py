@@ -57,6 +57,7 @@ CONFLICT: dict[str, Value] = {"partition.kind": "conflict", "partition.clients":
 BOOLQ: dict[str, Value] = {"data.sets": ["boolq"], "data.dir": at("one"), "data.max_length": 48, **IID}
 EPOCHS: dict[str, Value] = {"train.steps": None}
 SOME: dict[str, Value] = {"data.sites": 4, "federation.rounds": 1}
+CAPFL: dict[str, Value] = {"method.name": "ca-pfl"}
 SPARSE: dict[str, Value] = {"codec.density": 0.1, "codec.mask": "top"}
 ABSENT: dict[str, Value] = {  # of four clients one takes part in the second round and the fourth, not in the third
     **SPARSE, "data.sites": 4, "federation.fraction": 0.5, "federation.rounds": 4,
@@ -109,6 +110,17 @@ CHANGES = {
     "train.max_grad_norm": Change(1e-3, "state"),
     "method.name": Change("local", "bytes"),
     "method.alpha_f": Change(1.0, "state"),
+    "method.alpha_s": Change(1.0, "state", CAPFL),
+    "method.alpha_p": Change(1.0, "state", CAPFL),
+    "method.rff_output_dim": Change(8, "bytes", CAPFL),
+    "method.mlp_hidden_dim": Change(2, "state", CAPFL),
+    "method.base_sparsity_ratio": Change(0.5, "bytes", CAPFL),
+    "method.kappa": Change("free", "state", CAPFL),
+    "method.evidence": Change("norm", "state", CAPFL),
+    "method.budget": Change("uniform", "bytes", CAPFL),
+    "method.rank_floor": Change(1.0, "bytes", CAPFL),
+    "method.peers": Change("all", "bytes", CAPFL),
+    "method.peer_distance": Change(1e6, "state", {**BOOLQ, **CAPFL, "partition.clients": 3}),
     "codec.values": Change("bf16", "bytes"),
     "codec.density": Change(0.5, "bytes"),
     "codec.down_values": Change("4bit", "bytes"),
@@ -125,6 +137,7 @@ CHANGES = {
     "evaluation.max_items": Change(1, "rounds"),
     "evaluation.batch_size": Change(2, "widest"),
     "evaluation.personal": Change(False, "adapters"),
+    "evaluation.mix": Change(0.5, "adapters"),
     "evaluation.references": Change(["local"], "summary"),
     "runtime.engine": Change("debug", "error", {**SOME, "federation.on_failure": "skip"}, broken=True),
     "runtime.cache": Change("off", "cache"),

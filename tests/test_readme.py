@@ -27,7 +27,9 @@ def test_every_flag_and_file_it_names_exists() -> None:
     texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
     pattern = r"`([^`\n]*--[^`\n]*)`|^(.*capfl .*)$"
     commands = "\n".join(part for text in texts for found in re.findall(pattern, text, re.M) for part in found)
-    known = set(flags()) | {"resume", "set", "only", "no_calibrate"}
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    of_scripts = {flag.replace("-", "_") for flag in re.findall(r'add_argument\("--([a-z-]+)"', scripts)}
+    known = set(flags()) | {"resume", "set", "only", "no_calibrate", "run"} | of_scripts
     named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_.-]+)", commands)}
     others = {"no_deps", "strict"}  # of pip and mypy
     assert named - known - others == set()

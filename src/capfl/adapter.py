@@ -26,32 +26,55 @@ def subtract(a: Adapter, b: Adapter) -> Adapter:
     return {name: t - b[name] for name, t in a.items()}
 
 
+def between(a: Adapter, b: Adapter, share: float) -> Adapter:
+    """a + share (b - a), on the names of a; exactly a or b at the ends."""
+    if share in (0, 1):
+        return b if share else a
+    return {name: t + share * (b[name] - t) for name, t in a.items()}
+
+
 def copy(a: Adapter) -> Adapter:
     """Tensors of their own, detached from any graph, on the CPU, in float32."""
     return {name: t.detach().to("cpu", torch.float32, copy=True) for name, t in a.items()}
 
 
-def weighted_mean(parts: Iterable[tuple[Adapter, float]]) -> Adapter:
-    """sum_k w_k a_k / sum_k w_k over (a_k, w_k), one at a time, so that they need not be in memory together.
+class Mean:
+    """A weighted mean of adapters that come one at a time, so that they need not be in memory together.
 
     Summed in float64 in the order given; the mean of one part is that part, bit for bit. A name that a part lacks
     counts as zero.
+    """
+
+    def __init__(self) -> None:
+        self.weight = 0.0
+        self._sums: Adapter = {}
+
+    def add(self, part: Adapter, weight: float) -> None:
+        """Raises ValueError: the weight is not positive."""
+        if not weight > 0:
+            raise ValueError(f"cannot average adapters with weight {weight}")
+        self.weight += weight
+        for name, t in part.items():
+            scaled = t.double() * weight
+            self._sums[name] = self._sums[name].add_(scaled) if name in self._sums else scaled
+
+    def value(self) -> Adapter:
+        """sum_k w_k a_k / sum_k w_k. Raises ValueError: no parts."""
+        if not self.weight:
+            raise ValueError("cannot average no adapters")
+        return {name: (t / self.weight).float() for name, t in self._sums.items()}
+
+
+def weighted_mean(parts: Iterable[tuple[Adapter, float]]) -> Adapter:
+    """sum_k w_k a_k / sum_k w_k over (a_k, w_k), see ``Mean``.
 
     Raises:
         ValueError: no parts, or a weight that is not positive.
     """
-    sums: Adapter = {}
-    total = 0.0
+    mean = Mean()
     for part, weight in parts:
-        if not weight > 0:
-            raise ValueError(f"cannot average adapters with weight {weight}")
-        total += weight
-        for name, t in part.items():
-            scaled = t.double() * weight
-            sums[name] = sums[name].add_(scaled) if name in sums else scaled
-    if not total:
-        raise ValueError("cannot average no adapters")
-    return {name: (t / total).float() for name, t in sums.items()}
+        mean.add(part, weight)
+    return mean.value()
 
 
 def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -65,6 +88,17 @@ def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
 def ranks(a: Adapter) -> dict[str, int]:
     """The rank of every module, read from its shapes."""
     return {module: t.shape[0] for module, t, _ in factors(a)}
+
+
+def by_module(values: Tensor, a: Adapter) -> Iterator[tuple[str, Tensor]]:
+    """(module, its part) of one value for each rank of all modules, (n,), in the adapter's order."""
+    sizes = ranks(a)
+    return zip(sizes, values.split(list(sizes.values())), strict=True)
+
+
+def living(alive: Tensor, a: Adapter) -> list[int]:
+    """How many of every module's ranks are alive, by marks (n,)."""
+    return [int(part.sum()) for _, part in by_module(alive, a)]
 
 
 def pruned(a: Adapter) -> Adapter:

@@ -64,6 +64,20 @@ def evaluate(
         Console().print_json(data=result)
 
 
+@app.command()
+def personalize(
+    run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
+    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a JSONL file", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
+    name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
+) -> None:
+    """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
+    from capfl.newcomer import personalize as welcome
+
+    with _errors():
+        Console().print_json(data=welcome(run, data, out, name).to_json())
+
+
 @app.command(context_settings=_FLAGS)
 def plan(
     context: typer.Context,

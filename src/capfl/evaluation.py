@@ -15,7 +15,7 @@ from capfl.methods import Method
 from capfl.model.export import save_adapter
 from capfl.report.summary import ClientRow, Summary
 from capfl.roles import Agreement, server
-from capfl.roles.client import hear, penalty, starting_point
+from capfl.roles.client import described, hear, penalty, starting_point
 from capfl.types import Adapter, ClientId, ClientState, Entry, RoundRecord, ServerState
 from capfl.wire import decode_broadcast
 
@@ -47,7 +47,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
     def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
         try:
             site = federation.site(memory.client, of.agreement.method)
-            return site.train(start, last, memory.steps, penalty(memory, of.agreement))[0]
+            return site.train(start, last, memory.steps, penalty(memory, of.agreement)).adapter
         except TrainingError as error:
             raise ClientError("personal model", last, memory.client, str(error)) from error
 
@@ -56,14 +56,17 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
         message = server.request(main.state, client, agreed)
         ledger.append(Entry(last, client, "down", len(message.blob), message.parts))
         told = decode_broadcast(message.blob, agreed.down, agreed.schema, agreed.method.kinds)
-        return hear(told, main.store.load(client, before=last), agreed)
+        memory = hear(told, main.store.load(client, before=last), agreed)
+        return described(memory, federation.site(client, method), method)
 
     def personal(memory: ClientState) -> Adapter | None:
         if not config.evaluation.personal:
             return None
         if method.personal:
             return method.personal(memory)
-        return after_local_steps(main, memory, starting_point(memory, main.agreement))
+        start = starting_point(memory, main.agreement)
+        share = method.mix(memory) if config.evaluation.mix is None else config.evaluation.mix
+        return algebra.between(start, after_local_steps(main, memory, start), share)
 
     def local_only(client: ClientId) -> Adapter | None:
         if "local" not in finished:
@@ -93,6 +96,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             local_only=accuracy(local_only(client)),
             centralised=accuracy(central),
             rank=fmean(algebra.ranks(kept).values()),
+            ranks=algebra.ranks(kept),
             chance=federation.chance(client),
             majority=federation.majority(client),
             bytes_up=sum(e.bytes for e in own_messages if e.direction == "up"),

@@ -44,7 +44,7 @@ def run(config: Config, engine: Engine, reporter: Reporter | None = None) -> tup
         ConfigError: the folder is in use, or a name in the config is unknown.
         CapflError: anything else that its subclasses name.
     """
-    method = build(config.method)
+    method = build(config.method, config.seed)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(config.out or f"runs/{stamp}-{method.name}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -75,7 +75,7 @@ def config_of(path: Path) -> Config:
 def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, fresh: bool) -> tuple[Summary, Path]:
     began = time.monotonic()
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
-    method = build(config.method)
+    method = build(config.method, config.seed)
 
     # data: who holds what
     items = load_items(config.data, config.seed)
@@ -118,7 +118,7 @@ def run_method(
 ) -> Finished:
     """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk."""
     config = federation.config
-    agreement = Agreement(method, config.codec, initial, federation.model.base.revision, config.seed)
+    agreement = Agreement(method, config.agreed_codec, initial, federation.model.base.revision, config.seed)
     store = folder.clients(initial, lambda client: method.init_client(client, initial))
     state = folder.server(initial) or server.start(agreement)
     folder.forget_after(state.round)

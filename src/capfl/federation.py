@@ -22,7 +22,7 @@ from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
 from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, Item, Notes, Penalty
+from capfl.types import Adapter, ClientId, Item, Notes, Penalty, Trained
 
 POOLED = "all"  # the one client of a centralised reference
 
@@ -55,9 +55,7 @@ class Federation:
         """What ``roles.client.handle`` needs of a client."""
         config = self.config
 
-        def train(
-            start: Adapter, round: int, first_step: int, penalty: Penalty | None
-        ) -> tuple[Adapter, tuple[float, ...]]:
+        def train(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
             data = self._train_rows(client)
             plan = self._plan(data, client, first_step, self.steps(client))
             with torch_stream(config.seed, "dropout", client, first_step):
@@ -70,12 +68,16 @@ class Federation:
                 )  # fmt: skip
             self.cache.end_visit()
             self._trained(client, sum(result.losses) / len(result.losses))
-            return result.adapter, result.losses
+            return result
 
         def described() -> Notes:
             rows = self._train_rows(client).rows
             mean, deviation = features(self.model, self.model.initial_adapter(0), rows, method.features or "hidden")
-            return {"features": torch.from_numpy(mean).float(), "deviation": torch.from_numpy(deviation).float()}
+            return {
+                "features": torch.from_numpy(mean).float(),
+                "deviation": torch.from_numpy(deviation).float(),
+                "items": torch.tensor([float(len(rows))]),
+            }
 
         return Site(client, len(self._indices(client, "train")), train, described)
 

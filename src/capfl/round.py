@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError
 from capfl.rng import stream
@@ -31,6 +32,7 @@ def run_round(
     ledger: list[Entry] = []
     failures: list[Failure] = []
     used: list[Update] = []
+    ranks: dict[ClientId, list[int]] = {}
 
     # server: who takes part, and what each of them is told
     chosen = sample(clients, config.fraction, seed, round)
@@ -67,6 +69,8 @@ def run_round(
                 ((_, answer),) = ask([client])
             if isinstance(answer, Update):
                 used.append(replace(answer, adapter={}))
+                if (alive := agreement.method.alive(answer.notes)) is not None:
+                    ranks[client] = algebra.living(alive, agreement.initial)
                 yield answer
             elif config.on_failure == "stop":
                 raise ClientError(answer.stage, round, client, answer.reason)
@@ -86,6 +90,7 @@ def run_round(
         failures=tuple(failures),
         ledger=tuple(ledger),
         seconds=time.monotonic() - began,
+        ranks=ranks,
     )
 
 

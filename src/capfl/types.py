@@ -21,7 +21,7 @@ Notes = dict[str, torch.Tensor]
 
 NoteKind = Literal["bf16", "positive"]
 
-FeatureKind = Literal["hidden", "moments"]
+FeatureKind = Literal["hidden", "moments", "concept"]
 
 
 # -- data ----------------------------------------------------------------------------------------
@@ -65,6 +65,17 @@ class Penalty:
 
     term: Callable[[Adapter, Mapping[str, torch.Tensor]], torch.Tensor]
     constants: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training leaves."""
+
+    adapter: Adapter
+    losses: tuple[float, ...]  # task loss of every step, nats a token, without the penalty
+    sensitivity: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    """Of the loss to each rank, (n,) float32, nats, in the adapter's order: the root mean square, over steps, of the
+    derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
 
 
 # -- messages: what crosses between server and client ------------------------------------------------
@@ -166,6 +177,7 @@ class RoundRecord:
     seconds: float
     validation_accuracy: float | None = None  # of the global model, over all clients' validation items
     validation_loss: float | None = None
+    ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, if the method chooses them
 
     @property
     def loss(self) -> float:

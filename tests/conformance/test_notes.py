@@ -11,7 +11,7 @@ import torch
 
 from adapters import CODECS
 from capfl.checkpoint import RunFolder
-from capfl.methods import METHODS
+from capfl.methods import METHODS, Factory
 from capfl.methods.fedit import add_mean_change, fedit
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
@@ -80,7 +80,7 @@ def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pyte
         fedit(), features="hidden", kinds={"features": "bf16"}, aggregate=remember,
         report=lambda memory: {"features": memory.notes["features"]},
     )  # fmt: skip
-    monkeypatch.setitem(METHODS, "fedit", lambda config: method)
+    monkeypatch.setitem(METHODS, "fedit", Factory(lambda config, seed: method))
     tiny_run(runs)
     config = tiny_config(runs)
     template = AdaptedModel(load_base(config.model), config.lora).initial_adapter(0)

@@ -14,7 +14,7 @@ from capfl.errors import CheckpointError, ClientError, TrainingError
 from capfl.methods.local import local
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site
-from capfl.types import Adapter, ClientState, Failure
+from capfl.types import Adapter, ClientState, Failure, Trained
 from capfl.wire import decode_update
 
 START = {"m.A": torch.tensor([[1.0]]), "m.B": torch.tensor([[2.0]])}
@@ -23,12 +23,12 @@ STATE = server.start(AGREED)
 
 
 def site(client: str) -> Site:
-    def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+    def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
         if client == "b":
             raise TrainingError("the loss is nan")
         if client == "quiet":
             raise ValueError
-        return {name: t + 1 for name, t in start.items()}, (1.0, 3.0)
+        return Trained({name: t + 1 for name, t in start.items()}, (1.0, 3.0))
 
     return Site(client, 7, train)
 

@@ -15,7 +15,7 @@ from capfl.methods.local import local
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round
-from capfl.types import Adapter, Broadcast, ClientState, Penalty, ServerState, Update
+from capfl.types import Adapter, Broadcast, ClientState, Penalty, ServerState, Trained, Update
 from capfl.wire import decode_update, encode_broadcast
 
 START = {"m.A": torch.tensor([[1.0, 2.0, 3.0]]), "m.B": torch.tensor([[0.5]])}
@@ -67,7 +67,7 @@ def test_arguments_are_not_changed():
 @given(st.lists(floats, min_size=3, max_size=3), floats, st.integers(1, 1000))
 def test_a_single_client_becomes_the_global_model(a, b, n_train):
     method, trained = fedit(), adapter(a, b)
-    change, _ = method.collect(START, trained, ClientState("a"))
+    change, _ = method.collect(START, Trained(trained, (1.0,)), ClientState("a"))
     state = method.aggregate(ServerState(0, START), [update("a", change, n_train)])
     for name, t in trained.items():
         torch.testing.assert_close(state.adapter[name], t, rtol=1e-6, atol=1e-6)
@@ -126,7 +126,7 @@ def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
 
     def engine(round, clients, request):
         for client in clients:
-            site = Site(client, ord(client), lambda start, round, first, penalty, c=client: (trained[c], (1.0,)))
+            site = Site(client, ord(client), lambda start, round, first, penalty, c=client: Trained(trained[c], (1.0,)))
             yield client, handle(request(client), ClientState(client), site, agreement)[0]
 
     states = [
@@ -140,7 +140,7 @@ def test_what_a_client_sends_is_its_change():
     method = fedit()
     assert method.broadcast(ServerState(0, START)) is START
     assert method.install(START, ClientState("a")) is START
-    change, memory = method.collect(START, adapter([2.0, 2.0, 2.0], 0.0), ClientState("a", steps=3))
+    change, memory = method.collect(START, Trained(adapter([2.0, 2.0, 2.0], 0.0), (1.0,)), ClientState("a", steps=3))
     assert equal(change, adapter([1.0, 0.0, -1.0], -0.5))
     assert memory == ClientState("a", steps=3)
     assert method.trainable(1, "m.A")
@@ -172,9 +172,9 @@ def test_the_proximal_term_holds_on_to_the_global_adapter_wherever_training_star
     memory = ClientState("a", residual={"m.B": torch.tensor([[10.0]])})
     seen = []
 
-    def train(start: Adapter, round: int, first: int, penalty: Penalty) -> tuple[Adapter, tuple[float, ...]]:
+    def train(start: Adapter, round: int, first: int, penalty: Penalty) -> Trained:
         seen.append((start, float(penalty.term(start, penalty.constants))))
-        return start, (1.0,)
+        return Trained(start, (1.0,))
 
     request = server.request(server.start(agreement), "a", agreement)
     handle(request.blob, memory, Site("a", 1, train), agreement)
@@ -194,9 +194,9 @@ def test_local_keeps_its_own_adapter_and_sends_no_tensor():
     assert method.personal(memory) is memory.adapter
     starts = []
 
-    def train(start: Adapter, round: int, first: int, penalty: object) -> tuple[Adapter, tuple[float, ...]]:
+    def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
         starts.append((start, first))
-        return {name: t + 1 for name, t in start.items()}, (2.0, 4.0)
+        return Trained({name: t + 1 for name, t in start.items()}, (2.0, 4.0))
 
     state = server.start(agreement)
     names = 5 + 1  # the list of tensors, which is empty
@@ -252,13 +252,13 @@ def test_fedprox_is_cited_when_it_is_used():
 
 
 def test_an_unknown_method_lists_the_choices():
-    with pytest.raises(ConfigError, match="unknown method 'fedavg'; choose from fedit, local, centralised"):
+    with pytest.raises(ConfigError, match="unknown method 'fedavg'; choose from ca-pfl, fedit, local, centralised"):
         build(MethodConfig(name="fedavg"))
 
 
 @pytest.mark.parametrize("name", ["local", "centralised"])
 def test_a_proximal_term_where_there_is_none_is_refused(name):
-    with pytest.raises(ConfigError, match=f"method.alpha_f: {name} has no proximal term"):
+    with pytest.raises(ConfigError, match=f"method.alpha_f: {name} does not use it; leave it out or use ca-pfl, fedit"):
         build(MethodConfig(name=name, alpha_f=0.1))
 
 
@@ -277,5 +277,5 @@ def test_the_clients_memory_is_replaced_and_not_changed():
     agreement = Agreement(fedit(), FP32, START)
     memory = ClientState("a", steps=5)
     blob = server.request(server.start(agreement), "a", agreement).blob
-    _, after = handle(blob, memory, Site("a", 1, lambda s, r, f, p: (s, (1.0,) * 3)), agreement)
+    _, after = handle(blob, memory, Site("a", 1, lambda s, r, f, p: Trained(s, (1.0,) * 3)), agreement)
     assert (memory.steps, after.steps) == (5, 8)

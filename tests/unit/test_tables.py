@@ -11,7 +11,7 @@ from capfl.report.summary import ClientRow, Summary
 from capfl.report.tables import size, summary_table
 from capfl.types import Entry
 
-ROW = ClientRow("a", 7, 4, 0.25, 0.5, 0.75, None, None, 8.0, 0.25, 0.5, 1500, 2_000_000)
+ROW = ClientRow("a", 7, 4, 0.25, 0.5, 0.75, None, None, 8.0, {}, 0.25, 0.5, 1500, 2_000_000)
 LEDGER = (
     Entry(1, "a", "up", 1500, {"header": 60, "values": 1440}),
     Entry(1, "a", "down", 2_000_000, {"header": 60, "values": 1_999_940}),

@@ -82,13 +82,49 @@ class TrainConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient clipping")
 
 
+Density = Annotated[float, Field(gt=0, le=1)]
+
+
 class MethodConfig(Section):
+    """What is left out is the method's own default; what a method does not use is refused."""
+
     name: str = Field("fedit", description="see `capfl methods`")
-    alpha_f: NonNegative = Field(0.0, description="proximal term alpha_f / 2 ||theta - theta_g||^2 (FedProx)")
+    alpha_f: NonNegative | None = Field(
+        None, description="proximal term alpha_f / 2 ||theta - theta_g||^2: FedProx; by default 0"
+    )
+    alpha_s: NonNegative | None = Field(
+        None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 0.01"
+    )
+    alpha_p: NonNegative | None = Field(None, description="ca-pfl: weight of KL(q || prior) / n_train; by default 0.01")
+    rff_output_dim: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
+        None, description="ca-pfl: random Fourier features of a client; by default 256"
+    )
+    mlp_hidden_dim: Positive | None = Field(None, description="ca-pfl: width of the modulator; by default 16")
+    base_sparsity_ratio: Density | None = Field(
+        None, description="ca-pfl: share of the values that is sent, another name for codec.density"
+    )
+    kappa: Literal["modulated", "free", "ard", "random"] | None = Field(
+        None,
+        description="ca-pfl: importances from the modulator (default), from no features, in closed form, or shuffled",
+    )
+    evidence: Literal["sensitivity", "norm"] | None = Field(
+        None, description="ca-pfl: what importances follow: the loss's sensitivity to a rank (default), or B's columns"
+    )
+    budget: Literal["kappa", "uniform"] | None = Field(
+        None, description="ca-pfl: ranks are sent and kept by importance (default), or all alike"
+    )
+    rank_floor: NonNegative | None = Field(
+        None, description="ca-pfl: a rank below this share of the mean importance is dropped; by default 0.5"
+    )
+    peers: Literal["features", "all"] | None = Field(
+        None, description="ca-pfl: a client learns with those whose data are like its own (default), or with all"
+    )
+    peer_distance: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="ca-pfl: largest squared distance of peers, in variances of a client's items; by default 0.08"
+    )
 
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
-Density = Annotated[float, Field(gt=0, le=1)]
 
 
 class CodecConfig(Section):
@@ -131,6 +167,9 @@ class EvaluationConfig(Section):
     max_items: Positive | None = Field(None, description="most items of a split that are scored for each client")
     batch_size: Positive = Field(32, description="sequences scored at once")
     personal: bool = Field(True, description="evaluate a personal model for each client at the end")
+    mix: Share | None = Field(
+        None, description="personal model: share of the way from the server's adapter to where local steps lead"
+    )
     references: tuple[Literal["local", "centralised"], ...] = Field(
         ("local",), description="reference methods run beside this one, with the same data and steps"
     )
@@ -156,3 +195,18 @@ class Config(Section):
     codec: CodecConfig = CodecConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _has_one_density(self) -> Self:
+        ratio = self.method.base_sparsity_ratio
+        if ratio is not None and self.codec.density not in (None, ratio):
+            raise ValueError(
+                f"method.base_sparsity_ratio {ratio} and codec.density {self.codec.density} name one thing; give one"
+            )
+        return self
+
+    @property
+    def agreed_codec(self) -> CodecConfig:
+        """The codec, with the density that the method's config may give."""
+        ratio = self.method.base_sparsity_ratio
+        return self.codec if ratio is None else self.codec.model_copy(update={"density": ratio})

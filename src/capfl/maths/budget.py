@@ -2,9 +2,14 @@
 
 Water-filling under caps as in Boyd & Vandenberghe, Convex Optimization, 2004, example 5.2; rounding by largest
 remainders (Hamilton's method: Balinski & Young, Fair Representation, 1982).
+
+Both sides of a message share out a budget on their own, so counts are the same on every machine: sums of floats are
+exact (fsum) or one by one (cumsum), where ``sum`` adds in an order that depends on the processor, and sorts are stable.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +64,7 @@ def _relative(importance: Doubles) -> Doubles:
 
 
 def _survives(weights: Doubles, floor: float) -> npt.NDArray[np.bool_]:
-    alive: npt.NDArray[np.bool_] = (weights > 0) & (weights >= floor * weights.mean())
+    alive: npt.NDArray[np.bool_] = (weights > 0) & (weights >= floor * (math.fsum(weights) / len(weights)))
     alive[weights.argmax()] = True
     return alive
 
@@ -68,12 +73,14 @@ def _filled(weights: Doubles, sizes: Ints, budget: int) -> Doubles:
     """Real shares: sizes * min(1, t * weights) with the t that makes them sum to the budget."""
     if budget >= sizes.sum():
         return sizes.astype(np.float64)
-    order = np.argsort(-weights)
+    order = np.argsort(-weights, kind="stable")
     sorted_sizes, mass = sizes[order], (sizes * weights)[order]
     # t if just the first 0, 1, ... groups are full; the first of these that fills no further group is right
     left = budget - (np.cumsum(sorted_sizes) - sorted_sizes)
     t = left / np.cumsum(mass[::-1])[::-1]
-    shares: Doubles = sizes * np.minimum(1.0, t[np.argmax(t * weights[order] <= 1)] * weights)
+    n_full = int(np.argmax(t * weights[order] <= 1))
+    shares: Doubles = sizes * np.minimum(1.0, t[n_full] * weights)
+    shares[order[:n_full]] = sorted_sizes[:n_full]  # not left to t, which is 0 where rounding lets one too many be full
     return shares
 
 

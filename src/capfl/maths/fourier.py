@@ -34,11 +34,14 @@ class Frame:
     sigma: float
 
 
-def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0) -> Frame:
+def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0, spread: Doubles | None = None) -> Frame:
     """Mean and standard deviation of every feature (n, d) over n clients; σ is ``scale`` times the median distance.
 
     The median is over the pairs of standardised clients that differ, and √d where no two do. A feature that does not
     vary, within float32 rounding, has spread 1.
+
+    Args:
+        spread: what else is to divide the features, (d,), such as the standard deviation over the items of a client.
 
     Raises:
         ValueError: no clients, not a matrix, a feature that is not finite, or a scale that is not positive.
@@ -50,7 +53,7 @@ def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0) -> Frame:
         raise ValueError("a feature is not finite")
     if not scale > 0:
         raise ValueError(f"scale is {scale}, expected a positive number")
-    centre, spread = raw.mean(axis=0), raw.std(axis=0)
+    centre, spread = raw.mean(axis=0), raw.std(axis=0) if spread is None else spread.copy()
     spread[spread <= _ROUNDING * np.abs(raw).max(axis=0)] = 1.0
     u = (raw - centre) / spread
     # row by row and not from inner products, which would leave a distance between rows that are equal

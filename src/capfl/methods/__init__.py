@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods.base import Method
+from capfl.methods.capfl import Settings, capfl
 from capfl.methods.centralised import centralised
 from capfl.methods.fedit import fedit
 from capfl.methods.local import local
 
-METHODS: dict[str, Callable[[MethodConfig], Method]] = {
-    "fedit": lambda config: fedit(config.alpha_f),
-    "local": lambda config: local(),
-    "centralised": lambda config: centralised(),
+
+@dataclass(frozen=True)
+class Factory:
+    """How a method is made of the settings that it uses and the run's seed."""
+
+    make: Callable[[MethodConfig, int], Method]
+    settings: tuple[str, ...] = ()
+
+
+METHODS: dict[str, Factory] = {
+    "ca-pfl": Factory(lambda config, seed: capfl(Settings.of(config), seed), Settings.names()),
+    "fedit": Factory(lambda config, seed: fedit(config.alpha_f or 0.0), ("alpha_f",)),
+    "local": Factory(lambda config, seed: local()),
+    "centralised": Factory(lambda config, seed: centralised()),
 }
 
 
-def build(config: MethodConfig) -> Method:
+def build(config: MethodConfig, seed: int = 0) -> Method:
     """The method that a run's config asks for.
 
     Raises:
@@ -26,10 +38,12 @@ def build(config: MethodConfig) -> Method:
     """
     if config.name not in METHODS:
         raise ConfigError(f"method.name: unknown method {config.name!r}; choose from {', '.join(METHODS)}")
-    method = METHODS[config.name](config)
-    if config.alpha_f and method.penalty is None:
-        raise ConfigError(f"method.alpha_f: {config.name} has no proximal term; leave alpha_f at 0 or use fedit")
-    return method
+    factory = METHODS[config.name]
+    given = [name for name in type(config).model_fields if name != "name" and getattr(config, name) is not None]
+    if unused := [name for name in given if name not in factory.settings]:
+        users = [name for name, other in METHODS.items() if unused[0] in other.settings]
+        raise ConfigError(f"method.{unused[0]}: {config.name} does not use it; leave it out or use {', '.join(users)}")
+    return factory.make(config, seed)
 
 
-__all__ = ["METHODS", "Method", "build"]
+__all__ = ["METHODS", "Factory", "Method", "build"]

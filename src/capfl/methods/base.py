@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from capfl.types import (
     Adapter,
     ClientId,
@@ -14,6 +16,7 @@ from capfl.types import (
     Notes,
     Penalty,
     ServerState,
+    Trained,
     Update,
 )  # fmt: skip
 
@@ -33,13 +36,17 @@ class Method:
     install: Callable[[Adapter, ClientState], Adapter]  # received + memory -> where local training starts
     trainable: Callable[[int, str], bool]  # (round, factor name) -> is it trained?
     penalty: Callable[[Adapter, ClientState], Penalty] | None  # (received, memory) -> term added to the loss
-    collect: Callable[[Adapter, Adapter, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
+    collect: Callable[[Adapter, Trained, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
     aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
     has_global: bool = True  # does the server's adapter mean anything?
-    personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps
+    personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps, or
+    mix: Callable[[ClientState], float] = lambda memory: 1.0  # this share of the way from the one to the other
     pooled: bool = False  # trained on the union of all clients' data, as a reference
     kinds: Mapping[str, NoteKind] = field(default_factory=dict)  # of the notes that go beside adapters, both ways
     brief: Callable[[ServerState, ClientId], Notes] | None = None  # what a client is told beside its adapter
     heed: Callable[[Notes, ClientState], ClientState] | None = None  # (told, memory), once a round before install
     report: Callable[[ClientState], Notes] | None = None  # what a client says beside its change
+    meet: Callable[[ServerState, ClientId, Notes], ServerState] | None = None  # a client that has yet to train says who
     features: FeatureKind | None = None  # of its prompts that a client notes, see roles.client.Site
+    importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
+    alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all

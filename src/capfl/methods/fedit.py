@@ -35,7 +35,7 @@ def fedit(alpha_f: float = 0.0) -> Method:
         install=lambda received, memory: received,
         trainable=lambda round, name: True,
         penalty=proximal if alpha_f else None,
-        collect=lambda start, trained, memory: (algebra.subtract(trained, start), memory),
+        collect=lambda start, trained, memory: (algebra.subtract(trained.adapter, start), memory),
         aggregate=add_mean_change,
     )
 

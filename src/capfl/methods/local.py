@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from capfl.methods.base import Method
-from capfl.types import Adapter, ClientState, ServerState, Update
+from capfl.types import Adapter, ClientState, ServerState, Trained, Update
 
 
 def local() -> Method:
     """Each client keeps its own adapter from round to round."""
 
-    def keep(start: Adapter, trained: Adapter, memory: ClientState) -> tuple[Adapter, ClientState]:
-        return {}, replace(memory, adapter=trained)
+    def keep(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
+        return {}, replace(memory, adapter=trained.adapter)
 
     def heed_nothing(server: ServerState, updates: Iterable[Update]) -> ServerState:
         for _ in updates:  # they come as they are asked for

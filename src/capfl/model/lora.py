@@ -97,13 +97,13 @@ class AdaptedModel:
     # -- the forward pass in two parts --------------------------------------------------------------
 
     @torch.no_grad()
-    def lower(self, ids: Tensor) -> Tensor:
-        """Hidden states (batch, tokens, hidden) that enter the lowest adapted layer, from ids (batch, tokens)."""
+    def lower(self, ids: Tensor, layer: int | None = None) -> Tensor:
+        """Hidden states (batch, tokens, hidden) that enter a layer, by default the lowest adapted one."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        handle = self.layers[self.lowest].register_forward_pre_hook(stop, with_kwargs=True)
+        handle = self.layers[self.lowest if layer is None else layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self.base.module(input_ids=ids, use_cache=False)
         except _Reached as reached:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -14,13 +13,7 @@ from capfl.config.schema import TrainConfig
 from capfl.errors import TrainingError
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
-from capfl.types import Adapter, Penalty
-
-
-@dataclass(frozen=True)
-class Trained:
-    adapter: Adapter
-    losses: tuple[float, ...]  # task loss of every step, nats a token, without the penalty
+from capfl.types import Adapter, Penalty, Trained
 
 
 def local_steps(
@@ -53,7 +46,7 @@ def local_steps(
         p.requires_grad_(name in live)
     constants = {name: t.to(model.base.device) for name, t in penalty.constants.items()} if penalty else {}
     optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    losses = []
+    losses, squares = [], torch.zeros(())
     model.train(True)
     try:
         for n, indices in enumerate(plan):
@@ -71,6 +64,7 @@ def local_steps(
             whole = loss + penalty.term(dict(live), constants) if penalty else loss
             optimiser.zero_grad(set_to_none=True)
             whole.backward()
+            squares = squares + _gate_gradient(dict(live)).square()
             torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)
             optimiser.step()
     finally:
@@ -79,7 +73,19 @@ def local_steps(
     if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
         step = first_step + len(plan) - 1
         raise TrainingError(f"the adapter is not finite after step {step}; lower train.learning_rate")
-    return Trained(trained, tuple(losses))
+    return Trained(trained, tuple(losses), (squares / len(plan)).sqrt().cpu())
+
+
+def _gate_gradient(factors: Adapter) -> torch.Tensor:
+    """dL/dg of a gate g = 1 on each rank of B diag(g) A: sum_o b_o dL/db_o, (n,) float32. Zero where B is not trained.
+
+    The sensitivity by which AdaLoRA (Zhang et al., arXiv:2303.10512, eq. 8) prunes, for a rank in place of a number.
+    """
+    parts = [
+        (up.detach() * up.grad).sum(0).float() if up.grad is not None else up.new_zeros(up.shape[1]).float()
+        for _, _, up in algebra.factors(factors)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def scheduled(schedule: str, round: int, rounds: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 
 from capfl import adapter as algebra
@@ -32,16 +34,18 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     """
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
     process = process_bytes()
-    method = build(config.method)
+    method = build(config.method, config.seed)
     module = skeleton(config.model)
     shapes = adapter_shapes(module, config.lora)
     clients = find_clients(config)
 
     # bytes
     who = [POOLED] if method.pooled else clients.ids
-    agreement = Agreement(method, config.codec, initial_adapter(shapes, config.seed), config.model.path, config.seed)
+    agreement = Agreement(
+        method, config.agreed_codec, initial_adapter(shapes, config.seed), config.model.path, config.seed
+    )
     n_visits = sample_size(len(who), config.federation.fraction)
-    traffic = measure(agreement, who, some_miss=n_visits < len(who))
+    traffic = measure(agreement, who, some_miss=n_visits < len(who), hidden=int(cast(Any, module).config.hidden_size))
     run = totals(traffic, who, config.federation, config.seed)
 
     # time

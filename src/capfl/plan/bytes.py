@@ -15,13 +15,14 @@ from functools import partial
 
 import torch
 
+from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, FederationConfig
 from capfl.methods.fedit import fedit
 from capfl.rng import derive
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round, sample
-from capfl.types import Adapter, ClientId, Penalty, Request, ServerState
+from capfl.types import Adapter, ClientId, Notes, Penalty, Request, ServerState, Trained
 from capfl.wire.entropy import bits_down, bits_up
 
 SITES = 4  # simulated clients: one whose messages are measured, and others that its changes are averaged with
@@ -72,16 +73,17 @@ class Totals:
     catch_up: int  # what clients that missed rounds cost more than those that did not, in ``down``
 
 
-def measure(agreement: Agreement, clients: Sequence[ClientId], some_miss: bool) -> Traffic:
+def measure(agreement: Agreement, clients: Sequence[ClientId], some_miss: bool, hidden: int = 64) -> Traffic:
     """Simulate rounds until messages are as they will be, and one dense round to compare them with.
 
     Args:
         clients: all that take part; the messages of the one with the longest id are measured.
         some_miss: do clients miss rounds?
+        hidden: width of the model's hidden states, of which clients may describe their data.
     """
     measured = max(clients, key=lambda client: len(client.encode()))
     others = [client for client in clients if client != measured]
-    simulation = _Simulation(agreement, [measured, *others[: SITES - 1]])
+    simulation = _Simulation(agreement, [measured, *others[: SITES - 1]], hidden)
     up: list[Parts] = []
     down: list[Parts] = []
     missed = [simulation.missed(measured, some_miss)]
@@ -129,7 +131,7 @@ def totals(traffic: Traffic, participants: Sequence[ClientId], config: Federatio
 class _Simulation:
     """Rounds of clients whose training is a draw of normal numbers. ``messages`` and ``parts`` are the last round's."""
 
-    def __init__(self, agreement: Agreement, clients: Sequence[ClientId]) -> None:
+    def __init__(self, agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64) -> None:
         self.agreement = agreement
         self.state: ServerState = server.start(agreement)
         self.messages: dict[ClientId, tuple[bytes, bytes]] = {}
@@ -137,6 +139,7 @@ class _Simulation:
         self._clients = list(clients)
         self._memory = {client: agreement.method.init_client(client, agreement.initial) for client in clients}
         self._training = 0.0
+        self._hidden = hidden
 
     def round(self) -> float:
         """One round with all clients. Returns the seconds that a visit took, without training."""
@@ -159,14 +162,12 @@ class _Simulation:
     def _exchange(self, round: int, clients: Sequence[ClientId], request: Request) -> Iterator[tuple[ClientId, bytes]]:
         for client in clients:
             asked = request(client)
-            site = Site(client, 1, partial(self._train, client))
+            site = Site(client, 1, partial(self._train, client), partial(self._described, client))
             replied, self._memory[client] = handle(asked, self._memory[client], site, self.agreement)
             self.messages[client] = asked, replied
             yield client, replied
 
-    def _train(
-        self, client: ClientId, start: Adapter, round: int, first_step: int, penalty: Penalty | None
-    ) -> tuple[Adapter, tuple[float, ...]]:
+    def _train(self, client: ClientId, start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
         began = time.perf_counter()
         method, seed = self.agreement.method, self.agreement.seed
         generator = torch.Generator().manual_seed(derive(seed, "plan", client, round) % 2**63)
@@ -177,7 +178,17 @@ class _Simulation:
 
         trained = {name: t + change(t) if method.trainable(round, name) else t for name, t in start.items()}
         self._training += time.perf_counter() - began
-        return trained, (0.0,)
+        n = sum(algebra.ranks(trained).values())
+        return Trained(trained, (0.0,), torch.rand(n, generator=generator))
+
+    def _described(self, client: ClientId) -> Notes:
+        generator = torch.Generator().manual_seed(derive(self.agreement.seed, "plan", client) % 2**63)
+        d = {"concept": 2 * self._hidden}.get(self.agreement.method.features or "", self._hidden)
+        return {
+            "features": torch.randn(d, generator=generator),
+            "deviation": 1 + torch.rand(d, generator=generator),
+            "items": torch.ones(1),
+        }
 
 
 def _bound(agreement: Agreement, asked: bytes, replied: bytes) -> float:

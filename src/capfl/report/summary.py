@@ -28,6 +28,7 @@ class ClientRow:
     local_only: float | None
     centralised: float | None
     rank: float  # mean over the adapted modules
+    ranks: dict[str, int]  # of every module
     chance: float | None
     majority: float | None
     bytes_up: int

@@ -30,7 +30,7 @@ def summary_table(summary: Summary) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in summary.rows[:MOST_ROWS]:
-        extra = {"chance": percent(row.chance) if row.chance is not None else "", "rank": f"{row.rank:g}"}
+        extra = {"chance": percent(row.chance) if row.chance is not None else "", "rank": f"{row.rank:.3g}"}
         accuracies = [percent(row.to_json()[model]) for model in models]
         sizes = [size(row.bytes_up), size(row.bytes_down)]
         table.add_row(row.id, str(row.n_train), str(row.n_test), *[extra[n] for n in optional], *accuracies, *sizes)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from capfl.config.schema import CodecConfig
 from capfl.methods.base import Method
-from capfl.types import Adapter
+from capfl.types import Adapter, Notes
 from capfl.wire import Codec, down_codec, schema_hash, up_codec
+
+
+def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
+    """How a message's budget is shared over ranks, by what client or server remember: arguments of ``Codec.encode``."""
+    importance, alive = method.importance(notes), method.alive(notes)
+    if importance is None:
+        return {}
+    return {"importance": importance.double().numpy(), "alive": None if alive is None else alive.numpy()}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
-from capfl.roles import Agreement
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, Notes, Penalty, Update
+from capfl.methods.base import Method
+from capfl.roles import Agreement, spent_on
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Notes, Penalty, Trained, Update
 from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
 
-LocalTraining = Callable[[Adapter, int, int, Penalty | None], tuple[Adapter, tuple[float, ...]]]
-"""(start, round, steps taken before, term added to the loss) -> (trained adapter, loss of every step)."""
+LocalTraining = Callable[[Adapter, int, int, Penalty | None], Trained]
+"""(start, round, steps taken before, term added to the loss) -> what it leaves."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Site:
     client: ClientId
     n_train: int
     train: LocalTraining
-    features: Callable[[], Notes] | None = None  # of its prompts: notes ``features`` and ``deviation``, each (d,)
+    features: Callable[[], Notes] | None = None  # notes ``features`` and ``deviation``, each (d,), and ``items``, (1,)
 
 
 def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
@@ -38,30 +39,36 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     told = decode_broadcast(request, agreement.down, agreement.schema, method.kinds)
     if told.client != site.client:
         raise WireError(f"client {site.client!r} received a message for {told.client!r}")
-    memory = hear(told, memory, agreement)
-    if site.features and method.features and "features" not in memory.notes:
-        memory = replace(memory, notes=memory.notes | site.features())
+    memory = described(hear(told, memory, agreement), site, method)
 
     # local training
+    spent = spent_on(memory.notes, method)
     start = starting_point(memory, agreement)
-    trained, losses = site.train(start, told.round, memory.steps, penalty(memory, agreement))
+    trained = site.train(start, told.round, memory.steps, penalty(memory, agreement))
     change, memory = method.collect(start, trained, memory)
 
     # what the client says: the change, and what earlier messages could not carry of theirs
     if agreement.up.compensation == "feedback":
-        body, residual = compensate(change, memory.residual, agreement.up, template, told.round)
+        body, residual = compensate(change, memory.residual, agreement.up, template, told.round, **spent)
     else:
-        body, residual = agreement.up.encode(change, template, told.round), {}
-    loss = sum(losses) / len(losses)
+        body, residual = agreement.up.encode(change, template, told.round, **spent), {}
+    loss = sum(trained.losses) / len(trained.losses)
     notes = method.report(memory) if method.report else {}
-    update = Update(told.round, site.client, {}, site.n_train, len(losses), loss, notes)
+    update = Update(told.round, site.client, {}, site.n_train, len(trained.losses), loss, notes)
     memory = replace(
         memory,
-        steps=memory.steps + len(losses),
+        steps=memory.steps + len(trained.losses),
         known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
         residual=residual,
     )
     return encode_update(update, body, agreement.up, agreement.schema, method.kinds), memory
+
+
+def described(memory: ClientState, site: Site, method: Method) -> ClientState:
+    """The memory of a client that has looked at its own data, if its method asks for that: once."""
+    if not method.features or not site.features or "features" in memory.notes:
+        return memory
+    return replace(memory, notes=memory.notes | site.features())
 
 
 def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from capfl.errors import WireError
-from capfl.roles import Agreement
+from capfl.roles import Agreement, spent_on
 from capfl.types import ClientId, ServerState, Update
 from capfl.wire import Message, advance, broadcast, decode_update, encode_broadcast
 
@@ -58,10 +58,12 @@ def close_round(
     for client in list(versions):  # a group that was split off this round has the log of what it was split off from
         if new.told(client).log is not state.told(client).log:
             del versions[client]
-    groups = {name: _next(group, state.round + 1, agreement) for name, group in new.groups.items()}
-    return replace(_next(new, state.round + 1, agreement), versions=versions, groups=groups)
+    groups = {name: _next(group, state, agreement) for name, group in new.groups.items()}
+    return replace(_next(new, state, agreement), versions=versions, groups=groups)
 
 
-def _next(state: ServerState, round: int, agreement: Agreement) -> ServerState:
-    state = replace(state, round=round)
-    return advance(state, agreement.method.broadcast(state), agreement.down, agreement.initial)
+def _next(new: ServerState, old: ServerState, agreement: Agreement) -> ServerState:
+    """The state, or a group of it, with its next version: of the elements that ``old`` told clients to send."""
+    new = replace(new, round=old.round + 1)
+    importance = spent_on(old.notes, agreement.method).get("importance")
+    return advance(new, agreement.method.broadcast(new), agreement.down, agreement.initial, importance)

@@ -14,21 +14,36 @@ from capfl.wire.layout import Floats, Ints, Layout
 from capfl.wire.sections import Section, read, write
 from capfl.wire.values import Values
 
+_ORDER = (Section.NAMES, Section.RANKS, Section.ALIVE, Section.POSITIONS, Section.SCALES, Section.VALUES)
+
 
 def pack(
-    flat: Floats, kept: Ints, told: bool, values: Values, layout: Layout, template: Adapter, unbiased: bool = False
+    flat: Floats,
+    kept: Ints,
+    told: bool,
+    values: Values,
+    layout: Layout,
+    template: Adapter,
+    unbiased: bool = False,
+    ranks: bytes = b"",
+    alive: bytes = b"",
 ) -> bytes:
     """Sections for the elements ``kept`` (n,) of ``flat`` (size,).
 
     Args:
         told: does the receiver need the positions, or does it know them?
         unbiased: scale the values so that they are right on average, rather than closest.
+        ranks, alive: what the receiver has to know to know the positions, if anything.
     """
     names = {name for name, _ in layout.shapes}
     body = write(Section.NAMES, np.packbits(np.array([name in names for name in template], np.bool_)).tobytes())
     if not len(kept):
         return body
     scales, coded = values.encode(flat[kept], kept, layout, unbiased)
+    if ranks:
+        body += write(Section.RANKS, ranks)
+    if alive:
+        body += write(Section.ALIVE, alive)
     if told:
         body += write(Section.POSITIONS, positions.encode(kept, layout))
     if scales:
@@ -37,12 +52,15 @@ def pack(
 
 
 def unpack(
-    body: memoryview, values: Values, template: Adapter, known: Callable[[Layout], Ints]
+    body: memoryview,
+    values: Values,
+    template: Adapter,
+    known: Callable[[Layout, memoryview | None, memoryview | None], Ints],
 ) -> tuple[Layout, Ints, Floats]:
     """The layout, the positions (n,) and the values (n,) of what ``pack`` wrote.
 
     Args:
-        known: the positions of a message that does not tell them.
+        known: the positions of a message that does not tell them, from its layout and what it says of the ranks.
 
     Raises:
         WireError: the sections are not a body for this template.
@@ -51,17 +69,21 @@ def unpack(
     if len(body) > largest:  # before anything is allocated
         raise WireError(f"body of {len(body)} bytes, an adapter of this shape takes {largest} at most")
     found: dict[Section, memoryview] = {}
-    for tag, data in read(body, (Section.NAMES, Section.POSITIONS, Section.SCALES, Section.VALUES)):
-        if found and tag <= max(found):
+    for tag, data in read(body, _ORDER):
+        if any(_ORDER.index(tag) <= _ORDER.index(before) for before in found):
             raise WireError(f"section {tag.name} comes twice or in the wrong place")
         found[tag] = data
     layout = _layout(found.get(Section.NAMES), template)
     if Section.VALUES not in found:
         if len(found) > 1:
-            raise WireError("body has positions or scales without values")
+            raise WireError("body has ranks, positions or scales without values")
         return layout, np.zeros(0, np.int64), np.zeros(0, np.float32)
-    told = found.get(Section.POSITIONS)
-    kept = known(layout) if told is None else positions.decode(told, layout)
+    told, ranks, alive = (found.get(tag) for tag in (Section.POSITIONS, Section.RANKS, Section.ALIVE))
+    if told is not None and ranks is not None:
+        raise WireError("body has positions and the ranks that they would follow from")
+    if alive is not None and ranks is None:
+        raise WireError("body says which ranks there are, but not how important they are")
+    kept = known(layout, ranks, alive) if told is None else positions.decode(told, layout)
     decoded = values.decode(found.get(Section.SCALES, memoryview(b"")), found[Section.VALUES], kept, layout)
     if not np.isfinite(decoded).all():
         bad = int(kept[~np.isfinite(decoded)][0])

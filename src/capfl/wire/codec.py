@@ -3,7 +3,7 @@
 select (all, the largest, or a random mask that both sides know) -> values (plain, ternary, or levels) -> positions.
 What the stages lose is made up for in one of two ways. ``feedback`` carries it over to the next message. ``unbiased``
 scales what is sent, so that each message is right on average and the mean over clients and rounds is what settles it:
-noisier, but never late.
+noisier, but never late. Where ranks have an importance, each has a density of its own in proportion to it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import select
+from capfl.wire import ranks, select
 from capfl.wire.body import pack, unpack
-from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.layout import Bools, Floats, Ints, Layout
+from capfl.wire.scales import Doubles
 from capfl.wire.values import Values
 
 
@@ -52,18 +53,34 @@ class Codec:
             return self.density
         return float(self.warmup_density * (self.density / self.warmup_density) ** ((round - 1) / self.warmup_rounds))
 
-    def encode(self, adapter: Adapter, template: Adapter, round: int) -> bytes:
+    def encode(
+        self,
+        adapter: Adapter,
+        template: Adapter,
+        round: int,
+        importance: Doubles | None = None,
+        alive: Bools | None = None,
+    ) -> bytes:
         """The body of a message in a round (1, 2, ...): the selected elements of an adapter, or of a part of one.
 
+        Args:
+            importance: of every rank of the template's complete pairs, (n,) float64, in their order. What is sent is
+                shared out over the ranks in proportion to it (``scope`` does not matter then), and nothing is sent
+                of a rank of importance 0. None: all elements are alike.
+            alive: which of these ranks the sender has, (n,). The others keep their share of the budget, unspent, so
+                that those who have them and those who do not send the same elements of the rest.
+
         Raises:
-            WireError: a tensor that is not the template's, or values that are not finite.
+            WireError: a tensor that is not the template's, values that are not finite, or importance that is not one.
         """
-        layout = Layout.of(adapter, template)
+        layout, whole = Layout.of(adapter, template), Layout.of(template, template)
         flat = layout.flatten(adapter)
         if not np.isfinite(flat).all():
             bad = next(name for name, t in adapter.items() if not bool(t.isfinite().all()))
             raise WireError(f"{bad!r} has values that are not finite")
-        kept = self._select(flat, layout, template, round)
+        if importance is not None:
+            return self._encode_by_rank(flat, layout, whole, template, round, importance, alive)
+        kept = self._select(flat, layout, whole, round)
         told = len(kept) < layout.size and not self._draws(round)
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
             flat = flat / np.float32(self.density_in(round))
@@ -75,22 +92,68 @@ class Codec:
         Raises:
             WireError: the body is not one of this codec, for this template.
         """
-        layout, kept, values = unpack(body, self.values, template, lambda layout: self._known(layout, template, round))
+        whole = Layout.of(template, template)
+        layout, kept, values = unpack(
+            body, self.values, template, lambda layout, *said: self._known(layout, whole, round, *said)
+        )
         flat = np.zeros(layout.size, np.float32)
         flat[kept] = values
         return layout.unflatten(flat)
 
-    def _select(self, flat: Floats, layout: Layout, template: Adapter, round: int) -> Ints:
+    def _encode_by_rank(
+        self,
+        flat: Floats,
+        layout: Layout,
+        whole: Layout,
+        template: Adapter,
+        round: int,
+        importance: Doubles,
+        alive: Bools | None,
+    ) -> bytes:
+        said = ranks.encode(importance, whole)
+        counts = ranks.shared(ranks.decode(memoryview(said), whole), self.density_in(round), layout, whole)
+        own, draws = ranks.Ranks.of(layout, whole), self.mask == "random"
+        living = ranks.some(alive, whole)
+        if draws:
+            kept = select.windows(round, counts, layout, whole, self.seed)
+            kept = kept[living[own.owner[kept]]]
+        else:
+            kept = select.top_of_ranks(flat, counts * living, own)
+        left = (flat != 0) & (living & (counts > 0))[own.owner]  # a rank that is dropped is not left to other rounds
+        left[kept] = False
+        if self.unbiased and left.any():
+            share = np.where(counts > 0, counts / np.maximum(own.sizes, 1), 1.0).astype(np.float32)
+            flat = flat / share[own.owner]
+        told = len(kept) < layout.size and not draws
+        marks = np.packbits(living).tobytes() if draws and not living.all() else b""
+        return pack(flat, kept, told, self.values, layout, template, self.unbiased, said if draws else b"", marks)
+
+    def _select(self, flat: Floats, layout: Layout, whole: Layout, round: int) -> Ints:
         if self._draws(round):
-            return self._known(layout, template, round)
+            return self._known(layout, whole, round)
         choose = select.top_of_all if self.scope == "global" else select.top_of_each
         return choose(flat, self.density_in(round), layout)
 
-    def _known(self, layout: Layout, template: Adapter, round: int) -> Ints:
-        """The positions of a message that does not tell them."""
+    def _known(
+        self,
+        layout: Layout,
+        whole: Layout,
+        round: int,
+        said: memoryview | None = None,
+        alive: memoryview | None = None,
+    ) -> Ints:
+        """The positions of a message that does not tell them, but may have ``said`` how important ranks are."""
+        if said is not None:
+            if self.mask != "random":
+                raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
+            counts = ranks.shared(ranks.decode(said, whole), self.density_in(round), layout, whole)
+            kept = select.windows(round, counts, layout, whole, self.seed)
+            return (
+                kept if alive is None else kept[ranks.living(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
+            )
         if not self._draws(round):
             return np.arange(layout.size)
-        return select.drawn(round, self.density_in(round), layout, Layout.of(template, template), self.seed)
+        return select.drawn(round, self.density_in(round), layout, whole, self.seed)
 
     def _draws(self, round: int) -> bool:
         """Is it by chance what is sent in a round, or are all that are not zero?"""

@@ -17,18 +17,25 @@ from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, ClientId, ClientState, ServerState
 from capfl.wire.body import pack, unpack
 from capfl.wire.codec import Codec
-from capfl.wire.layout import Layout
+from capfl.wire.layout import Ints, Layout
+from capfl.wire.scales import Doubles
 from capfl.wire.values import VALUES
 
 PLAIN = VALUES["fp32"]  # a whole adapter must arrive exactly: later differences build on it
 
 
-def advance(state: ServerState, target: Adapter, codec: Codec, template: Adapter) -> ServerState:
-    """The version of the round that ``state`` has completed, as near to ``target`` as one message leads."""
+def advance(
+    state: ServerState, target: Adapter, codec: Codec, template: Adapter, importance: Doubles | None = None
+) -> ServerState:
+    """The version of the round that ``state`` has completed, as near to ``target`` as one message leads.
+
+    Args:
+        importance: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all, whatever it is.
+    """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(state, known=target, log=())
     difference = algebra.subtract(target, state.known)
-    body = codec.encode(difference, template, state.round)
+    body = codec.encode(difference, template, state.round, importance)
     known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
     log = (*state.log, body)
     while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):  # the whole adapter is shorter
@@ -82,7 +89,13 @@ def _whole(known: Adapter, template: Adapter, version_0: Adapter) -> bytes:
 
 
 def _apply_whole(body: bytes, template: Adapter, version_0: Adapter) -> Adapter:
-    layout, kept, values = unpack(memoryview(body), PLAIN, template, lambda layout: np.arange(layout.size))
+    layout, kept, values = unpack(memoryview(body), PLAIN, template, _all)
     flat = layout.flatten(version_0)
     flat[kept] = values
     return layout.unflatten(flat)
+
+
+def _all(layout: Layout, ranks: memoryview | None, alive: memoryview | None) -> Ints:
+    if ranks is not None or alive is not None:
+        raise WireError("a whole adapter has ranks of some importance")
+    return np.arange(layout.size)

@@ -3,7 +3,7 @@
 Positions: k of the n elements of a tensor can be chosen in C(n, k) ways, so they take log2 C(n, k) bits, tensor by
 tensor; nothing where the receiver knows them. Values: n times the empirical entropy of their symbols over the message.
 A symbol is the sign (ternary), the sign and the level (8bit, 4bit, 3bit, 2bit), or 8 bits a byte (fp32, bf16). Header,
-scales and the numbers of elements are not counted: they are what a message costs above its bound.
+scales, importances and the numbers of elements are not counted: they are what a message costs above its bound.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capfl.wire.downlink import PLAIN
 from capfl.wire.header import unseal
 from capfl.wire.layout import Floats, Ints, Layout
 from capfl.wire.message import NO_NOTES, UPDATE, Kinds, decode_broadcast, split_notes
-from capfl.wire.sections import parts
+from capfl.wire.sections import Section, read
 from capfl.wire.values import unpack_levels
 
 _PLAIN = ("fp32", "bf16")
@@ -47,10 +47,11 @@ def bits(body: bytes, codec: Codec, template: Adapter, round: int) -> float:
         WireError: it is not a body of this codec, for this template.
     """
     found = 0.0
+    told = any(tag is Section.POSITIONS for tag, _ in read(memoryview(body), tuple(Section)))
 
     def count(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         nonlocal found
-        if parts(body)["positions"]:
+        if told:
             numbers = np.diff(np.searchsorted(kept, np.append(layout.starts, layout.size)))
             found += sum(log2_choose(int(n), int(k)) for n, k in zip(layout.sizes, numbers, strict=True))
         found += _value_bits(codec.values.name, data, len(kept))

@@ -10,18 +10,26 @@ from __future__ import annotations
 from capfl import adapter as algebra
 from capfl.types import Adapter
 from capfl.wire.codec import Codec
+from capfl.wire.layout import Bools
+from capfl.wire.scales import Doubles
 
 
 def compensate(
-    change: Adapter, residual: Adapter, codec: Codec, template: Adapter, round: int
+    change: Adapter,
+    residual: Adapter,
+    codec: Codec,
+    template: Adapter,
+    round: int,
+    importance: Doubles | None = None,
+    alive: Bools | None = None,
 ) -> tuple[bytes, Adapter]:
     """The body that carries a change, and the new residual. Tensors that did not change keep their residual.
 
     Raises:
-        WireError: a value is not finite.
+        WireError: as ``Codec.encode``.
     """
     whole = {name: t + residual[name] if name in residual else t for name, t in change.items()}
-    body = codec.encode(whole, template, round)
+    body = codec.encode(whole, template, round, importance, alive)
     left = algebra.subtract(whole, codec.decode(memoryview(body), template, round))
     kept = residual | left
     return body, {name: t for name, t in kept.items() if bool(t.any())}

@@ -58,6 +58,11 @@ def read(body: memoryview, kinds: Mapping[str, NoteKind]) -> Notes:
     return found
 
 
+def rounded(notes: Notes, kinds: Mapping[str, NoteKind]) -> Notes:
+    """Notes as they will arrive, for a sender that has to reckon with the same numbers. Raises as ``write``."""
+    return read(memoryview(write(notes, kinds)), kinds)
+
+
 def _write(name: str, note: torch.Tensor, kind: NoteKind) -> bytes:
     if note.ndim != 1 or not 1 <= len(note) <= LONGEST or not bool(note.isfinite().all()):
         raise WireError(f"note {name!r} is not a vector of 1 to {LONGEST} finite numbers")

@@ -14,12 +14,16 @@ class Section(IntEnum):
     SCALES = 3
     VALUES = 4
     NOTES = 5  # short vectors beside the adapter
+    RANKS = 6  # how important each rank is: what is drawn of it follows from that
+    ALIVE = 7  # which ranks the sender has, a bit each, where it lacks some
     DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
     STATE = 17  # sections again: the global adapter itself
 
 
 PARTS = {
     Section.NAMES: "header",
+    Section.RANKS: "positions",  # it is in their place
+    Section.ALIVE: "positions",
     Section.POSITIONS: "positions",
     Section.SCALES: "scales",
     Section.VALUES: "values",

@@ -1,15 +1,21 @@
-"""Which elements are sent: exactly density * P of them where the largest are, about as many where chance decides."""
+"""Which elements are sent: exactly density * P of them where the largest are, about as many where chance decides.
+
+Where ranks have an importance it is exactly as many either way: each rank has a number of its own.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from capfl.rng import stream
 from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.ranks import Ranks
 
 _CIRCLE = 2**32
+_GOLDEN = 2654435769  # the golden section of the circle
 
 
 def budget(density: float, layout: Layout) -> Ints:
@@ -44,15 +50,58 @@ def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int)
     1 / density rounds. All clients of a round have the same mask, so their mean is of all of them wherever it is of
     any, and the server answers with the same elements.
     """
+    place = _places(layout, whole, seed)
+    width = min(_CIRCLE - 1, round(density * _CIRCLE))
+    kept: Ints = np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
+    kept.setflags(write=False)
+    return kept
+
+
+def top_of_ranks(flat: Floats, counts: Ints, ranks: Ranks) -> Ints:
+    """Positions of the ``counts`` (n,) largest magnitudes of every rank, A and B together, ascending."""
+    order = np.argsort(ranks.owner, kind="stable")
+    starts = np.cumsum(ranks.sizes) - ranks.sizes
+    kept = [
+        (members := order[start : start + size])[_top(np.abs(flat[members]), int(count))]
+        for start, size, count in zip(starts, ranks.sizes, counts, strict=True)
+        if count
+    ]
+    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+
+
+def windows(round_: int, counts: Ints, layout: Layout, whole: Layout, seed: int) -> Ints:
+    """Positions of ``counts`` (n,) elements of every rank that follow from the run's seed and the round, ascending.
+
+    A rank's elements stand in the order of their random places, and a window of as many as it may send moves over
+    them, round by round, in steps of the golden section: each comes up evenly often, however wide the window is. A
+    round's windows begin at the same place, so one client has whatever another has that sends less of the rank.
+    """
+    order, sizes = _ordered(layout, whole, seed), Ranks.of(layout, whole).sizes
+    start = (round_ * _GOLDEN % _CIRCLE) * sizes >> 32
+    beyond = np.maximum(0, start + counts - sizes)  # what of the window is at the beginning again
+    within = counts - beyond
+    runs = np.stack([beyond, start - beyond, within, sizes - start - within], axis=1)  # in, out, in, out of it
+    there = np.zeros(layout.size, np.bool_)
+    there[order] = np.repeat(np.tile(np.array([True, False]), 2 * len(sizes)), runs.reshape(-1))
+    return np.flatnonzero(there)
+
+
+@lru_cache(maxsize=4)
+def _ordered(layout: Layout, whole: Layout, seed: int) -> Ints:
+    """Positions (size,) rank by rank, and by place within a rank; of equals the first comes first."""
+    order = np.lexsort((_places(layout, whole, seed), Ranks.of(layout, whole).owner))  # lexsort is stable
+    order.setflags(write=False)
+    return order
+
+
+def _places(layout: Layout, whole: Layout, seed: int) -> npt.NDArray[np.uint32]:
+    """The place of each element on the circle, (size,): drawn for the ``whole`` adapter, whatever part is sent."""
     place = stream(seed, "mask").integers(0, _CIRCLE, whole.size, np.uint32)
     if layout != whole:
         starts = dict(zip((name for name, _ in whole.shapes), whole.starts, strict=True))
         pieces = zip(layout.shapes, layout.sizes, strict=True)
         place = np.concatenate([place[starts[n] : starts[n] + size] for (n, _), size in pieces] or [place[:0]])
-    width = min(_CIRCLE - 1, round(density * _CIRCLE))
-    kept: Ints = np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
-    kept.setflags(write=False)
-    return kept
+    return place
 
 
 def _top(magnitude: Floats, count: int) -> Ints:

@@ -189,3 +189,10 @@ def test_thousands_of_groups():
 def test_what_cannot_be_shared_out(importance, sizes, budget, floor, message):
     with pytest.raises(ValueError, match=message):
         allocate(np.array(importance, float), np.array(sizes), budget, floor)
+
+
+def test_importances_so_far_apart_that_rounding_fills_one_too_many():
+    importance = np.array([0.0, 0.0, 1.0, 1.60183976e16, 1.60183976e16, 1.56545172e17])
+    sizes = np.array([5, 5, 5, 5, 5, 5])
+    assert allocate(importance, sizes, 15).tolist() == [0, 0, 0, 5, 5, 5]
+    assert allocate(importance, sizes, 16).tolist() == [0, 0, 1, 5, 5, 5]

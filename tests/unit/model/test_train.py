@@ -215,3 +215,36 @@ def test_training_lowers_the_loss(adapt):
     losses = train(model, model.initial_adapter(0), [[0, 1, 2, 3]] * 12, TrainConfig(learning_rate=0.05)).losses
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 1
+
+
+def test_sensitivity_is_the_derivative_by_a_gate_on_each_rank(adapt):
+    """Against a finite difference: the loss of one batch with a rank's column made a little larger and smaller."""
+    model = adapt()
+    start = model.initial_adapter(0)
+    generator = torch.Generator().manual_seed(5)
+    start = {n: 0.3 * torch.randn(t.shape, generator=generator) if n.endswith(".B") else t for n, t in start.items()}
+    found = train(model, start, [PLAN[0]]).sensitivity
+    assert found.shape == (sum(algebra.ranks(start).values()),)
+
+    def loss(rank: int, factor: float) -> float:
+        scaled, at = dict(start), 0
+        for module, _, up in algebra.factors(start):
+            if at <= rank < at + up.shape[1]:
+                changed = up.clone()
+                changed[:, rank - at] *= factor
+                scaled[f"{module}.B"] = changed
+            at += up.shape[1]
+        return train(model, scaled, [PLAN[0]]).losses[0]
+
+    for rank in (0, 1, len(found) - 1):
+        slope = (loss(rank, 1.01) - loss(rank, 0.99)) / 0.02
+        assert abs(slope) == pytest.approx(float(found[rank]), rel=0.05, abs=1e-4)
+
+
+def test_sensitivity_is_zero_where_nothing_is_trained_or_there_is_nothing(adapt):
+    model = adapt()
+    start = model.initial_adapter(0)  # B = 0: at the first step no gate matters
+    assert not train(model, start, [PLAN[0]]).sensitivity.any()
+    assert train(model, start, PLAN).sensitivity.all()
+    frozen = train(model, start, PLAN, trainable=lambda name: name.endswith(".A")).sensitivity
+    assert not frozen.any()

@@ -245,7 +245,7 @@ POSITIONS, SCALES, VALUE = WHOLE[Section.POSITIONS], WHOLE[Section.SCALES], WHOL
         (POSITIONS + NAMES + SCALES + VALUE, "NAMES comes twice or in the wrong place"),
         (NAMES + POSITIONS + VALUE + SCALES, "SCALES comes twice or in the wrong place"),
         (NAMES + POSITIONS + SCALES + VALUE + VALUE, "VALUES comes twice"),
-        (NAMES + POSITIONS, "positions or scales without values"),
+        (NAMES + POSITIONS, "ranks, positions or scales without values"),
         (NAMES + SCALES, "positions or scales without values"),
         (NAMES + POSITIONS + VALUE, "scales are cut off"),
         (NAMES + write(Section.DIFFERENCE, b""), "section 16 where one of"),

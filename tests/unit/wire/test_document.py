@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import CODECS, SMALL, filled
+from adapters import CODECS, SMALL, filled, important, living, paired
 from capfl.errors import WireError
 from capfl.types import Adapter, Update
 from capfl.wire import Codec, decode_update, encode_update, schema_hash, up_codec
@@ -81,14 +81,74 @@ def positions_of(data: bytes, sizes: list[int]) -> list[int]:
     return found
 
 
-def drawn(seed: int, round_: int, density: float, there: list[str], template: Adapter) -> list[int]:
+def places_of(seed: int, template: Adapter) -> list[int]:
     text = "\x1f".join([str(seed), "mask"])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     size = sum(t.numel() for t in template.values())
-    places = iter(np.random.default_rng(int.from_bytes(digest, "little")).integers(0, 2**32, size, np.uint32).tolist())
+    found: list[int] = (
+        np.random.default_rng(int.from_bytes(digest, "little")).integers(0, 2**32, size, np.uint32).tolist()
+    )
+    return found
+
+
+def drawn(seed: int, round_: int, density: float, there: list[str], template: Adapter) -> list[int]:
+    places = iter(places_of(seed, template))
     named = [place for name, t in template.items() for place in itertools.islice(places, t.numel()) if name in there]
     width = min(2**32 - 1, round(density * 2**32))
     return [p for p, place in enumerate(named) if (place - round_ * width) % 2**32 < width]
+
+
+def by_importance(
+    data: bytes, alive: bytes | None, codec: Codec, round_: int, there: list[str], template: Adapter
+) -> list[int]:
+    number = [(name[:-2], row) for name, t in template.items() if name.endswith(".A") and name[:-2] + ".B" in template
+              for row in range(t.shape[0])]  # fmt: skip
+    marks = bits_of(data[: (len(number) + 7) // 8])
+    marked = [rank for rank, bit in zip(number, marks, strict=False) if bit == "1"]
+    importance = dict(zip(marked, scales_of(data[(len(number) + 7) // 8 :], len(marked), 20), strict=True))
+    places = iter(places_of(codec.seed, template))
+    elements: dict[tuple[str, int], list[tuple[int, int]]] = {rank: [] for rank in number}  # by place, then position
+    position = 0
+    for name, t in template.items():
+        run = t.numel() // t.shape[int(name.endswith(".B"))]
+        for e, place in enumerate(itertools.islice(places, t.numel())):
+            if name in there:
+                elements[name[:-2], e // run].append((place, position))
+                position += 1
+    counts = counts_of(
+        [importance.get(rank, 0.0) for rank in number],
+        [len(elements[rank]) for rank in number],
+        round(codec.density_in(round_) * position),
+    )
+    has = bits_of(alive) if alive is not None else "1" * len(number)
+    found = []
+    for rank, n, bit in zip(number, counts, has, strict=False):
+        if bit == "0":
+            continue
+        s, own = len(elements[rank]), sorted(elements[rank])
+        p = (round_ * 2654435769 % 2**32) * s // 2**32
+        found += [own[(p + k) % s][1] for k in range(n)]
+    return sorted(found)
+
+
+def counts_of(importance: list[float], sizes: list[int], b: int) -> list[int]:
+    w = [x / max(importance) for x in importance]
+    left = [g for g in range(len(w)) if w[g] and sizes[g]]
+    if sum(sizes[g] for g in left) <= b:
+        return [size if w[g] else 0 for g, size in enumerate(sizes)]
+    falling = sorted(left, key=lambda g: -w[g])
+    for i, first in enumerate(falling):
+        mass = 0.0
+        for g in reversed(falling[i:]):
+            mass += sizes[g] * w[g]
+        t = (b - sum(sizes[g] for g in falling[:i])) / mass
+        if t * w[first] <= 1:
+            break
+    full = falling[:i]
+    f = {g: round(sizes[g] * (1.0 if g in full else min(1.0, t * w[g])) * 2**24) for g in left}
+    missing = b - sum(f[g] // 2**24 for g in left)
+    more = sorted(left, key=lambda g: -(f[g] % 2**24))[:missing]
+    return [f[g] // 2**24 + (g in more) if g in f else 0 for g in range(len(w))]
 
 
 def scales_of(data: bytes, n: int, cut: int) -> list[float]:
@@ -115,6 +175,8 @@ def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
         kept = list(range(sum(sizes)))
         if 2 in body:
             kept = positions_of(body[2], sizes)
+        elif 6 in body:
+            kept = by_importance(body[6], body.get(7), codec, round, there, template)
         elif codec.mask == "random" and codec.density_in(round) < 1:
             kept = drawn(codec.seed, round, codec.density_in(round), there, template)
         # for each element of the vector its tensor and its rank
@@ -181,6 +243,27 @@ def test_a_reader_that_knows_the_document_alone(name, adapter, round, client):
             "round": round, "client": client, "items": 12, "steps": 7, "loss": 1.25,
             "names": list(ours.adapter), "vector": vector_of(ours.adapter),
         }  # fmt: skip
+
+
+RANDOM = {name: codec for name, codec in EVERY.items() if codec.mask == "random"} | {
+    f"random, {density}": Codec(VALUES["fp32"], density, mask="random", compensation="unbiased", seed=3)
+    for density in (0.03, 0.5, 1.0)
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@settings(max_examples=40)
+@given(data=st.data(), template=paired(), round=st.integers(1, 2**32 - 1))
+def test_a_reader_of_what_is_drawn_by_importance(name, data, template, round):
+    codec, schema = RANDOM[name], schema_hash(template, "base")
+    importance, alive = data.draw(important(template)), data.draw(st.none() | living(template))
+    names = data.draw(st.sets(st.sampled_from(list(template))))
+    for there in (set(template), names):
+        sent = {n: torch.randn(t.shape) for n, t in template.items() if n in there}
+        body = codec.encode(sent, template, round, importance, alive)
+        blob = encode_update(Update(round, "site", {}, 12, 7, 1.25), body, codec, schema)
+        ours, _ = decode_update(blob, codec, schema, template)
+        assert read(blob, template, codec)["vector"] == vector_of(ours.adapter)
 
 
 def test_the_example_of_the_document():

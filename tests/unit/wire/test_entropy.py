@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import log2
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,8 @@ def test_positions_that_are_known_cost_nothing() -> None:
     body = drawn.encode(ADAPTER, TEMPLATE, 1)
     assert bits(body, drawn, TEMPLATE, 1) == 8 * parts(body)["values"] > 0
     assert bits_of(codec("bf16", 1.0), {"m.A": ADAPTER["m.A"]}) == 4 * 16
+    body = drawn.encode(ADAPTER, TEMPLATE, 1, np.ones(1))  # nor does what they follow from
+    assert bits(body, drawn, TEMPLATE, 1) == 8 * parts(body)["values"] == 5 * 16
 
 
 def test_an_empty_message_says_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -76,6 +77,43 @@ def test_golden_updates(name):
     got = read(bytes.fromhex(golden), codec)
     assert (got.round, got.client, got.n_train, got.steps, got.loss) == (3, "site", 12, 7, 1.25)
     assert same(got.adapter, {"q.A": torch.tensor([a]).float(), "q.B": torch.tensor([b]).T.float()})
+
+
+PAIR = {"q.A": torch.zeros(2, 3), "q.B": torch.zeros(2, 2)}
+DRAWN = Codec(VALUES["ternary"], 0.5, mask="random", compensation="unbiased", seed=55)
+GOLDEN_RANKS = (
+    "4350464c01020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
+    "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0"  # both are important, 1 and 0x3e8: 1/4
+    "03" "06000000" "0002" "05" "5003c0" "04" "01000000" "08" "48467669"
+)  # fmt: skip
+GOLDEN_ALIVE = (
+    "4350464c01020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
+    "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0" "07" "01000000" "80"  # the first alone is alive
+    "03" "05000000" "0002" "03" "40e0" "04" "01000000" "10" "0b7e1100"
+)  # fmt: skip
+
+
+def test_golden_update_that_says_how_important_ranks_are():
+    """Of 5 elements in 10, 4 are of the first rank and are 5/4 as large, 1 of the second is 5 times as large."""
+    change = {"q.A": torch.tensor([[1.0, 2.0, -3.0], [5.0, 7.0, 9.0]]), "q.B": torch.tensor([[0.5, 3.0], [-0.25, 1.0]])}
+    arrived = {"q.A": torch.tensor([[2.0, 2.0, 0.0], [0.0, 32.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.5, 0.0]])}
+    body, schema = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0])), schema_hash(PAIR, "base")
+    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == GOLDEN_RANKS
+    got, parts = decode_update(bytes.fromhex(GOLDEN_RANKS), DRAWN, schema, PAIR)
+    assert same(got.adapter, arrived)
+    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 6, "scales": 6, "values": 1, "notes": 0}
+
+
+def test_golden_update_of_a_client_without_the_second_rank():
+    """The first rank's 4 elements are those above, 5/4 as large; the second's share of the budget is not spent."""
+    change = {"q.A": torch.tensor([[1.0, 2.0, -3.0], [0.0, 0.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.25, 0.0]])}
+    arrived = {"q.A": torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.5, 0.0]])}
+    alive, schema = np.array([True, False]), schema_hash(PAIR, "base")
+    body = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0]), alive)
+    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == GOLDEN_ALIVE
+    got, parts = decode_update(bytes.fromhex(GOLDEN_ALIVE), DRAWN, schema, PAIR)
+    assert same(got.adapter, arrived)
+    assert parts == {"header": 38 + 4 + 4 + 5 * 5 + 1, "positions": 6 + 1, "scales": 5, "values": 1, "notes": 0}
 
 
 GOLDEN_DIFFERENCE = (
@@ -233,19 +271,21 @@ def test_broadcasts_that_are_none(round, body, message):
 MESSAGES = {
     **{name: (bytes.fromhex("4350464c" "01" "02" + g[1] + "00" + HEADER + g[2] + g[3]), g[0])
        for name, g in GOLDEN_UPDATES.items()},
+    "importance of ranks": (bytes.fromhex(GOLDEN_RANKS), DRAWN),
+    "importance of ranks, some alive": (bytes.fromhex(GOLDEN_ALIVE), DRAWN),
     "a difference": (bytes.fromhex(GOLDEN_DIFFERENCE), TERNARY), "a whole adapter": (bytes.fromhex(GOLDEN_WHOLE), FP32),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_cut_off_extended_or_with_one_bit_flipped(name):
-    blob, codec = MESSAGES[name]
+    (blob, codec), template = MESSAGES[name], PAIR if name.startswith("importance of ranks") else TEMPLATE
 
     def refused(damaged: bytes) -> None:
         with pytest.raises(WireError):
-            read(damaged, codec)
+            decode_update(damaged, codec, schema_hash(template, "base"), template)
         with pytest.raises(WireError):
-            decode_broadcast(damaged, codec, SCHEMA)
+            decode_broadcast(damaged, codec, schema_hash(template, "base"))
 
     for length in range(len(blob)):
         refused(blob[:length])

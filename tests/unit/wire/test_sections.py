@@ -52,4 +52,7 @@ def test_refusals(body, message):
 def test_parts():
     body = write(Section.NAMES, b"n") + write(Section.POSITIONS, b"pp") + write(Section.VALUES, b"vvvv")
     assert parts(body) == {"header": 3 * 5 + 1, "positions": 2, "scales": 0, "values": 4, "notes": 0}
+    assert parts(body + write(Section.RANKS, b"rrr")) == parts(body) | {"header": 4 * 5 + 1, "positions": 2 + 3}
+    both = write(Section.RANKS, b"rrr") + write(Section.ALIVE, b"a")
+    assert parts(body + both) == parts(body) | {"header": 5 * 5 + 1, "positions": 2 + 3 + 1}
     assert parts(b"") == {"header": 0, "positions": 0, "scales": 0, "values": 0, "notes": 0}

@@ -1,0 +1,318 @@
+r"""CA-PFL: client-adaptive parameter-efficient fine-tuning for personalised federated learning.
+
+The importance :math:`\kappa_i > 0` of rank i of a module is the scale of its column :math:`b_i` of B: a rank that is
+not needed has a small one. Client k keeps a Gamma posterior :math:`q_k(\kappa_i)` under a Gamma prior that all share.
+
+**Posterior.** :math:`(\alpha, \beta)_k` are the prior's, modulated by the client's random Fourier features
+:math:`z_k` (``maths.modulator``); with :math:`h_i` the Huber loss of :math:`\lVert b_i \rVert_1 / d_{out}`,
+the client fits the modulator to
+
+.. math:: \frac{\alpha_s}{n_k} \sum_i E_q[e_i / \kappa_i + \ln \kappa_i] + \frac{\alpha_p}{n_k} \sum_i KL(q_i \| p_i),
+
+where :math:`e_i` is the loss's sensitivity to the rank during training, in units that keep the mean of :math:`h`, or
+:math:`h` itself.
+
+**Local training** minimises, with :math:`E_q[1 / \kappa]` of the round before,
+
+.. math:: F_k(\theta) + \frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i
+          + \frac{\alpha_f}{2} \lVert \theta - \theta_g \rVert^2.
+
+**Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client neither has nor
+sends it. The budget of a message is shared over the ranks in proportion to the prior's :math:`E[\kappa]`, so that
+all send the same elements.
+
+**Peers.** Clients whose prompts look alike to the frozen base share an adapter; a client without peers
+trains on from its own adapter (``methods.peers``).
+
+**Server.** :math:`\theta_g \leftarrow \theta_g + \sum_k p_k \Delta_k` over the peers; the prior moves towards the
+moment-matched mean of all posteriors, as precisely as a message can say it.
+
+Differences from the published code, which does not do what it describes, are in docs/capfl.md. Priors on scales follow
+BayesTune (Kim & Hospedales, NeurIPS 2023) and FedP2EFT (Lee et al., arXiv:2502.04387).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from capfl import adapter as algebra
+from capfl.config.schema import MethodConfig
+from capfl.maths import ard, modulator
+from capfl.maths.fourier import Doubles, frequencies
+from capfl.maths.gamma import Gamma, barycentre, moved
+from capfl.maths.huber import huber
+from capfl.maths.modulator import Modulator
+from capfl.methods import peers
+from capfl.methods.base import Method
+from capfl.rng import stream
+from capfl.types import Adapter, ClientId, ClientState, NoteKind, Notes, Penalty, ServerState, Trained, Update
+from capfl.wire.notes import rounded
+
+PRIOR_SHAPE, PRIOR_MEAN = 2.0, 0.01  # of kappa to begin with: about the mean |b| after a round
+LEAST_SHAPE = 1.5  # of a prior: peers that differ would pull it below 1, where E[1 / kappa] is infinite
+PRIOR_STEP = 0.5  # how far a prior moves in a round, in log space
+WIDEST = 2.0  # a rank's share of a budget is within this factor of the mean: what is rare is scaled up, and noisy
+TINY = 1e-30
+PRIOR = "prior "  # what a client calls the server's prior, beside its own posterior
+PERSONAL_MIX = 0.5  # of a personal model: halfway from the peers' adapter to where local steps lead
+DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
+FIT_STEPS, FIT_RATE = 50, 0.05  # of Adam on the modulator, after every round's training
+
+KINDS: dict[str, NoteKind] = {
+    "alpha": "positive", "beta": "positive", "z": "bf16", "peers": "positive", "features": "bf16", "deviation": "bf16",
+    "own alpha": "positive", "own beta": "positive",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The flags of CA-PFL, by the paper's names where it has them. The defaults are measured: docs/capfl.md."""
+
+    alpha_s: float = 0.01
+    alpha_p: float = 0.01
+    alpha_f: float = 0.0
+    rff_output_dim: int = 256
+    mlp_hidden_dim: int = 16
+    base_sparsity_ratio: float | None = None  # the codec's density, see Config.agreed_codec
+    kappa: Literal["modulated", "free", "ard", "random"] = "modulated"
+    evidence: Literal["sensitivity", "norm"] = "sensitivity"
+    budget: Literal["kappa", "uniform"] = "kappa"
+    rank_floor: float = 0.5
+    peers: Literal["features", "all"] = "features"
+    peer_distance: float = 0.08
+
+    @staticmethod
+    def of(config: MethodConfig) -> Settings:
+        given = {name: getattr(config, name) for name in Settings.names()}
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        return tuple(field.name for field in fields(Settings))
+
+
+def capfl(settings: Settings, seed: int) -> Method:
+    """CA-PFL. ``seed`` draws the random features, which everybody must share."""
+    finds_peers = settings.peers == "features"
+
+    @cache
+    def omega(d: int) -> Doubles:
+        return frequencies(seed, d, settings.rff_output_dim)
+
+    # -- server --------------------------------------------------------------------------------------
+
+    def brief(server: ServerState, client: ClientId) -> Notes:
+        """The prior; and once, when the server has seen its features, the client's z; and how many peers it has."""
+        told = {name: server.notes[name] for name in ("alpha", "beta")}
+        if peers.is_new(server, client):
+            told["z"] = peers.fourier_of(server, client, omega)
+            told |= {f"own {name}": server.notes[f"{name}/{client}"] for name in ("alpha", "beta")}
+        return told | peers.count(server, client)
+
+    def meet(server: ServerState, client: ClientId, said: Notes) -> ServerState:
+        """A newcomer goes to its peers, and begins with the posterior of those whose features are like its own.
+
+        That is the moment-matched mean of theirs, with weights n_k max(0, z . z_k).
+        """
+        server = peers.introduced(server, {client: said})
+        server = peers.placed(server, [client], settings.peer_distance) if finds_peers else server
+        z = peers.fourier_of(server, client, omega)
+        fellows = peers.fellows(server, client)
+        weights = {other: n * float(z @ peers.fourier_of(server, other, omega)) for other, n in fellows.items()}
+        parts = [(_gamma(server.notes, after=f"/{other}"), weight) for other, weight in weights.items() if weight > 0]
+        own = _bounded(barycentre(parts)) if parts else _gamma(server.notes)
+        return replace(server, notes=server.notes | _of_client(client, own))
+
+    def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
+        """Add the mean change to the adapter of all and to that of each group, then place the clients that are new."""
+        means: dict[str, algebra.Mean] = defaultdict(algebra.Mean)
+        posteriors: list[tuple[Gamma, float]] = []
+        last: Notes = {}
+        described: dict[ClientId, Notes] = {}
+        for update in updates:
+            own = server.group_of.get(update.client, peers.EVERYBODY)
+            for name in {peers.EVERYBODY, own}:
+                means[name].add(update.adapter, update.n_train)
+            posteriors.append((_gamma(update.notes), update.n_train))
+            last |= _of_client(update.client, _gamma(update.notes))
+            if "features" in update.notes:
+                described[update.client] = update.notes | {"items": torch.tensor([float(update.n_train)])}
+
+        def stepped(name: str, state: ServerState) -> ServerState:
+            return replace(state, adapter=algebra.add(state.adapter, means[name].value())) if name in means else state
+
+        prior = _bounded(moved(_gamma(server.notes), barycentre(posteriors), PRIOR_STEP))
+        notes = server.notes | last | rounded({"alpha": prior.alpha.float(), "beta": prior.beta.float()}, KINDS)
+        groups = {name: stepped(name, group) for name, group in server.groups.items()}
+        server = replace(stepped(peers.EVERYBODY, server), groups=groups, notes=notes)
+        server = peers.introduced(server, described)
+        return peers.placed(server, sorted(described), settings.peer_distance) if finds_peers else server
+
+    # -- client --------------------------------------------------------------------------------------
+
+    def heed(told: Notes, memory: ClientState) -> ClientState:
+        notes = memory.notes | {f"{PRIOR}{name}": told[name] for name in ("alpha", "beta")}
+        notes |= {name: told[name] for name in ("z", "peers") if name in told}
+        if "alpha" not in notes:  # nothing learnt yet: the posterior is the prior, or what its likes have
+            notes |= {name: told.get(f"own {name}", told[name]) for name in ("alpha", "beta")}
+        return replace(memory, notes=notes)
+
+    def install(received: Adapter, memory: ClientState) -> Adapter:
+        """The peers' adapter, or its own for want of peers, without the ranks that the client has dropped."""
+        start = _revivable(memory.adapter, received) if _is_alone(memory) else received
+        return _without(start, ~alive(memory.notes))
+
+    def penalty(received: Adapter, memory: ClientState) -> Penalty:
+        n_train = float(memory.notes["items"][0])
+        weights = settings.alpha_s / n_train * _gamma(memory.notes).mean_inverse()
+        constants = dict(algebra.by_module(weights.float(), received))
+        anchored = settings.alpha_f and not _is_alone(memory)
+
+        def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
+            total = torch.stack([
+                (constants[module] * huber(_column_norms(up), DELTA)).sum() for module, _, up in algebra.factors(now)
+            ]).sum()  # fmt: skip
+            return total + settings.alpha_f / 2 * algebra.squared_distance(now, constants) if anchored else total
+
+        return Penalty(term, constants | (received if anchored else {}))
+
+    def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
+        """The change, and what training has shown of the ranks.
+
+        A rank that the client has dropped shows nothing; half-way to the prior, it is tried again if others need it.
+        """
+        living = alive(memory.notes)
+        norms = torch.cat([_column_norms(up) for _, _, up in algebra.factors(trained.adapter)]).double()
+        shown = huber(norms, DELTA)
+        if settings.evidence == "sensitivity":  # in units of h, whose mean over the living it keeps
+            felt = trained.sensitivity.double()
+            shown = felt * (shown[living].mean() / felt[living].mean().clamp_min(TINY))
+        prior = _gamma(memory.notes, PRIOR)
+        shown = torch.where(living, shown, (_gamma(memory.notes).mean() * prior.mean()).sqrt())
+        learnt = _learnt(shown, memory, settings, seed)
+        memory = replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
+        return algebra.subtract(trained.adapter, start), memory
+
+    def report(memory: ClientState) -> Notes:
+        said = ["alpha", "beta"] if "z" in memory.notes else ["alpha", "beta", "features", "deviation"]
+        return {name: memory.notes[name] for name in said if name in memory.notes}
+
+    def alive(notes: Notes) -> Tensor:
+        """Which ranks a client has, by its posterior: at least the most important."""
+        kappa = _gamma(notes).mean()
+        if settings.budget == "uniform":
+            return torch.ones_like(kappa, dtype=torch.bool)
+        return (kappa >= settings.rank_floor * kappa.mean()) | (kappa == kappa.max())
+
+    def importance(notes: Notes) -> Tensor | None:
+        """By the prior: a client remembers the server's beside its own posterior."""
+        if settings.budget == "uniform":
+            return None
+        kappa = (_gamma(notes, PRIOR) if f"{PRIOR}alpha" in notes else _gamma(notes)).mean()
+        return (kappa / kappa.mean()).clamp(1 / WIDEST, WIDEST)
+
+    return Method(
+        name="ca-pfl",
+        citation="CA-PFL",
+        init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),
+        init_client=lambda client, init: ClientState(client),
+        broadcast=lambda server: server.adapter,
+        install=install,
+        trainable=lambda round, name: True,
+        penalty=penalty,
+        collect=collect,
+        aggregate=aggregate,
+        kinds=KINDS,
+        brief=brief,
+        heed=heed,
+        report=report,
+        meet=meet,
+        features="concept",
+        mix=lambda memory: 1.0 if _is_alone(memory) else PERSONAL_MIX,
+        importance=importance,
+        alive=alive,
+    )
+
+
+def _first_prior(init: Adapter) -> Notes:
+    n = sum(algebra.ranks(init).values())
+    return {"alpha": torch.full((n,), PRIOR_SHAPE), "beta": torch.full((n,), PRIOR_SHAPE / PRIOR_MEAN)}
+
+
+def _learnt(shown: Tensor, memory: ClientState, settings: Settings, seed: int) -> Notes:
+    """The posterior, and the modulator that gives it. ``shown`` is the evidence h of every rank, (n,) float64."""
+    notes = memory.notes
+    prior = _gamma(notes, PRIOR)
+    n_train = float(notes["items"][0])
+    if settings.kappa == "ard":  # the same numbers without any learning
+        d = torch.cat([torch.full((up.shape[1],), float(len(up))) for _, _, up in algebra.factors(memory.known)])
+        kappa = ard.exact(Gamma(prior.alpha, prior.alpha / prior.beta), shown * d, d)
+        return {"alpha": prior.alpha.float(), "beta": (prior.alpha / kappa).float()}
+    free = settings.kappa == "free" or "z" not in notes
+    z = torch.ones(1) if free else notes["z"]
+    hidden = 1 if free else settings.mlp_hidden_dim
+    learnt = modulator.init(seed, len(z), hidden, len(shown))
+    if "up" in notes and notes["up"].numel() == learnt.up.numel():
+        learnt = Modulator(notes["down"].reshape(learnt.down.shape), notes["up"].reshape(learnt.up.shape))
+    weights = settings.alpha_s / n_train, settings.alpha_p / n_train
+    learnt = modulator.fit(learnt, z, prior, shown, *weights, steps=FIT_STEPS, rate=FIT_RATE)
+    posterior = modulator.posterior(learnt, z, prior)
+    alpha, beta = posterior.alpha.float(), posterior.beta.float()
+    if settings.kappa == "random":
+        order = torch.from_numpy(stream(seed, "kappa", memory.client).permutation(len(shown)))
+        alpha, beta = alpha[order], beta[order]
+    return {"alpha": alpha, "beta": beta, "down": learnt.down.flatten(), "up": learnt.up.flatten()}
+
+
+def _gamma(notes: Notes, before: str = "", after: str = "") -> Gamma:
+    """A client's posterior, or the server's prior; or what stands beside it, under longer names."""
+    return Gamma(*(notes[f"{before}{name}{after}"].double() for name in ("alpha", "beta")))
+
+
+def _of_client(client: ClientId, posterior: Gamma) -> Notes:
+    """What the server remembers of a client's posterior."""
+    return {f"alpha/{client}": posterior.alpha.float(), f"beta/{client}": posterior.beta.float()}
+
+
+def _bounded(prior: Gamma) -> Gamma:
+    """The same mean, with a shape of at least LEAST_SHAPE."""
+    alpha = prior.alpha.clamp_min(LEAST_SHAPE)
+    return Gamma(alpha, alpha / prior.mean())
+
+
+def _is_alone(memory: ClientState) -> bool:
+    """Has it no peers, and an adapter of its own to go on from?"""
+    return "peers" in memory.notes and float(memory.notes["peers"][0]) == 1 and bool(memory.adapter)
+
+
+def _column_norms(up: Tensor) -> Tensor:
+    """||b||_1 / d_out of every column of B (d_out, r); (r,)."""
+    return up.abs().mean(0)
+
+
+def _revivable(own: Adapter, received: Adapter) -> Adapter:
+    """Its own adapter, with others' rows of A where its own are zero: a rank zero in both factors has no gradient."""
+    changed = dict(own)
+    for module, down, _ in algebra.factors(own):
+        gone = ~down.any(1)
+        if bool(gone.any()):
+            changed[f"{module}.A"] = torch.where(gone[:, None], received[f"{module}.A"], down)
+    return changed
+
+
+def _without(adapter: Adapter, dropped: Tensor) -> Adapter:
+    """The adapter with zeros in B's columns and A's rows of the ranks dropped, (n,) bool."""
+    changed = dict(adapter)
+    for module, gone in algebra.by_module(dropped, adapter):
+        if bool(gone.any()):
+            down, up = adapter[f"{module}.A"].clone(), adapter[f"{module}.B"].clone()
+            down[gone], up[:, gone] = 0.0, 0.0
+            changed |= {f"{module}.A": down, f"{module}.B": up}
+    return changed

@@ -1,0 +1,134 @@
+"""A client that was never part of a run: it says what its data are like, and is given an adapter at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from capfl import adapter as algebra
+from capfl.checkpoint import RunFolder
+from capfl.config.schema import Config
+from capfl.data import Split, load_items
+from capfl.errors import CheckpointError, ConfigError
+from capfl.experiment import config_of
+from capfl.federation import Federation
+from capfl.methods import build
+from capfl.model.base import load_base
+from capfl.model.export import save_adapter
+from capfl.model.hidden import HiddenCache
+from capfl.model.lora import AdaptedModel
+from capfl.roles import Agreement, server
+from capfl.roles.client import described, hear
+from capfl.types import Adapter, ClientId, Item, Notes, ServerState, Update
+from capfl.wire import decode_broadcast, encode_update
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a newcomer was given, and what it took."""
+
+    client: ClientId
+    n_items: int
+    peers: tuple[ClientId, ...]  # whose adapter it is; none: that of everybody
+    rank: float  # mean over the adapted modules
+    bytes_up: int
+    bytes_down: int
+    accuracy: dict[str, float]  # of base, global and personal adapter on items that the features were not made of
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> Welcome:
+    """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or JSONL files.
+
+    Raises:
+        CheckpointError, ConfigError: as ``Run``, or the folder ``out`` is in use.
+        DataError: the data cannot be read.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} is not empty; choose another folder")
+    met = Run(run)
+    items = load_items(met.config.data.model_copy(update={"sets": tuple(data)}), met.config.seed)
+    return met.welcome(name, items, out=out)
+
+
+class Run:
+    """A finished run, ready to meet newcomers.
+
+    Raises:
+        CheckpointError: the folder is not a run, or it has not finished a round.
+        ConfigError: its method has no adapter to give.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.config: Config = config_of(path)
+        self.method = build(self.config.method, self.config.seed)
+        if not self.method.has_global:
+            raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
+        self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
+        initial = self.model.initial_adapter(self.config.seed)
+        self.agreement = Agreement(
+            self.method, self.config.agreed_codec, initial, self.model.base.revision, self.config.seed
+        )
+        state = RunFolder(path).server(initial)
+        if state is None:
+            raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
+        self.state: ServerState = state
+
+    def welcome(
+        self, client: ClientId, items: Sequence[Item], held_back: Sequence[Item] = (), out: Path | None = None
+    ) -> Welcome:
+        """Give a client a personal adapter from what its items are like, without training.
+
+        Args:
+            items: that the features are made of.
+            held_back: items to score the adapters on, if any.
+            out: folder to save the adapter to.
+        """
+        agreed, n = self.agreement, len(items)
+        splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
+        with HiddenCache("memory", int(self.config.runtime.cache_gib * 2**30)) as cache:
+            federation = Federation(self.config, [*items, *held_back], splits, self.model, cache)
+            site = federation.site(client, self.method)
+
+            # up: what its data are like
+            memory = described(self.method.init_client(client, agreed.initial), site, self.method)
+            said: Notes = {name: t for name, t in memory.notes.items() if name in ("features", "deviation")}
+            update = Update(self.state.round, client, {}, n, 0, 0.0, said)
+            body = agreed.up.encode({}, agreed.initial, self.state.round)
+            blob = encode_update(update, body, agreed.up, agreed.schema, self.method.kinds)
+            heard, _ = server.read_update(blob, client, self.state.round, agreed)
+
+            # down: the adapter of its peers, and which ranks of it are for clients like this one
+            state = self.state
+            if self.method.meet:
+                state = self.method.meet(state, client, heard.notes | {"items": memory.notes["items"]})
+            message = server.request(state, client, agreed, again=True)
+            told = decode_broadcast(message.blob, agreed.down, agreed.schema, self.method.kinds)
+            memory = hear(told, memory, agreed)
+            personal = self.method.install(memory.known, memory)
+            own = algebra.pruned(personal)
+            if out is not None:
+                save_adapter(own, self.model.peft_config(), out)
+
+            def accuracy(adapter: Adapter) -> float:
+                return federation.score(client, "test", adapter).accuracy
+
+            adapters = {"base": agreed.initial, "global": state.known, "personal": personal}
+            return Welcome(
+                client=client,
+                n_items=n,
+                peers=_peers_of(state, client),
+                rank=sum(algebra.ranks(own).values()) / len(algebra.ranks(own)),
+                bytes_up=len(blob),
+                bytes_down=len(message.blob),
+                accuracy={name: accuracy(adapter) for name, adapter in adapters.items()} if held_back else {},
+            )
+
+
+def _peers_of(state: ServerState, client: ClientId) -> tuple[ClientId, ...]:
+    group = state.group_of.get(client)
+    return tuple(sorted(name for name, of in state.group_of.items() if of == group and name != client and group))

@@ -1,0 +1,71 @@
+"""A client that was never part of a run is given an adapter from its data's features alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from capfl.cli import app
+from capfl.data import load_items
+from capfl.errors import CheckpointError, ConfigError
+from capfl.experiment import config_of
+from capfl.model.export import load_adapter
+from capfl.newcomer import Run
+from support import tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("newcomer") / "run"
+    tiny_run(path, method__name="ca-pfl", method__rank_floor=0.9, federation__rounds=3)
+    return path
+
+
+def items(path: Path):  # type: ignore[no-untyped-def]
+    return load_items(config_of(path).data, 7)
+
+
+def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
+    run = Run(finished)
+    before = dict(run.state.group_of)
+    found = run.welcome("new", items(finished)[:25], items(finished)[25:30])
+    assert len({before[peer] for peer in found.peers}) == 1  # all of one group
+    assert run.state.group_of == before, "the run's own state was changed"
+    assert set(found.accuracy) == {"base", "global", "personal"}
+    assert found.rank < 8  # of the ranks that its peers have dropped it has none
+    assert found.bytes_up > 2 * 2 * 2 * 32  # features and deviations, in bfloat16
+    assert found.bytes_down > 1000
+
+
+def test_a_method_without_features_gives_the_global_adapter(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run")
+    found = Run(tmp_path / "run").welcome("new", items(tmp_path / "run")[:9], items(tmp_path / "run")[9:20])
+    assert found.peers == ()
+    assert found.accuracy["global"] == found.accuracy["personal"]
+
+
+def test_the_command_saves_an_adapter(finished: Path, tmp_path: Path) -> None:
+    rows = [{"text": i.question, "label": i.choices[i.answer]} for i in items(finished)[:20]]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["personalize", "--run", str(finished), "--data", str(tmp_path / "new.jsonl"), "--out"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "adapter")])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert said["n_items"] == 20
+    adapter, config = load_adapter(tmp_path / "adapter")
+    assert adapter
+    assert config.rank_pattern
+    again = CliRunner().invoke(app, [*arguments, str(tmp_path / "adapter")])
+    assert again.exit_code != 0
+    assert "is not empty" in again.output
+
+
+def test_a_run_that_has_nothing_to_give(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "alone", method__name="local")
+    with pytest.raises(ConfigError, match="local shares nothing"):
+        Run(tmp_path / "alone")
+    with pytest.raises(CheckpointError, match=r"has no config.toml"):
+        Run(tmp_path / "nowhere")

@@ -1,0 +1,361 @@
+"""CA-PFL's own functions: exact on tiny adapters, and the invariants that the published code breaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from capfl import adapter as algebra
+from capfl.config.schema import MethodConfig
+from capfl.maths.gamma import Gamma
+from capfl.maths.huber import huber
+from capfl.methods import METHODS, build
+from capfl.methods.capfl import DELTA, LEAST_SHAPE, PRIOR_MEAN, PRIOR_SHAPE, Settings, capfl
+from capfl.types import ClientState, ServerState, Trained, Update
+from fake import described, n_train
+
+N = 4  # ranks: two modules of two
+
+
+def adapter(columns: list[float], seed: int = 0):
+    """Two modules of rank 2 whose B has columns of the given mean magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for at, module in enumerate(("q", "v")):
+        signs = torch.randint(0, 2, (5, 2), generator=generator) * 2.0 - 1
+        made[f"{module}.A"] = torch.randn(2, 3, generator=generator)
+        made[f"{module}.B"] = signs * torch.tensor(columns[2 * at : 2 * at + 2])
+    return made
+
+
+START = adapter([0.01] * N)
+
+
+def felt(columns: list[float]) -> Trained:
+    """Training that leaves such columns, and a loss that is as sensitive to their ranks."""
+    return Trained(adapter(columns), (1.0,), torch.tensor(columns))
+
+
+def told(method, server, client="a", memory=None):
+    """A client's memory after a broadcast."""
+    memory = memory or method.init_client(client, START)
+    memory = replace(memory, known=server.adapter)
+    memory = replace(memory, notes=memory.notes | described(client))
+    return method.heed(method.brief(server, client), memory)
+
+
+def fresh(**settings):
+    method = capfl(Settings(**settings), seed=0)
+    return method, method.init_server(START)
+
+
+def kappa(memory):
+    return Gamma(memory.notes["alpha"].double(), memory.notes["beta"].double()).mean()
+
+
+def trained_by(method, server, columns, client="a", rounds=1):
+    memory = None
+    for _ in range(rounds):
+        memory = told(method, server, client, memory)
+        start = method.install(server.adapter, memory)
+        _, memory = method.collect(start, felt(columns), memory)
+    return memory
+
+
+# -- posteriors ------------------------------------------------------------------------------------------
+
+
+def test_the_first_posterior_is_the_prior():
+    method, server = fresh()
+    memory = told(method, server)
+    assert kappa(memory).tolist() == pytest.approx([PRIOR_MEAN] * N)
+    assert server.notes["alpha"].tolist() == [PRIOR_SHAPE] * N
+
+
+@pytest.mark.parametrize("variant", ["modulated", "free", "ard"])
+def test_importance_follows_the_columns(variant):
+    method, server = fresh(kappa=variant, rank_floor=0.0)
+    found = kappa(trained_by(method, server, [0.001, 0.01, 0.03, 0.1], rounds=3))
+    assert (found.diff() > 0).all()
+
+
+def test_importance_follows_what_the_loss_feels_and_not_the_columns():
+    for evidence, first in (("sensitivity", 3), ("norm", 0)):
+        method, server = fresh(evidence=evidence, rank_floor=0.0)
+        memory = told(method, server)
+        trained = Trained(adapter([0.4, 0.2, 0.1, 0.05]), (1.0,), torch.tensor([0.1, 0.2, 0.4, 0.8]))
+        _, memory = method.collect(START, trained, memory)
+        assert int(kappa(memory).argmax()) == first
+
+
+def test_training_that_feels_nothing_leaves_ranks_alike():
+    method, server = fresh()
+    memory = told(method, server)
+    _, memory = method.collect(START, Trained(adapter([0.0] * N), (1.0,), torch.zeros(N)), memory)
+    assert kappa(memory).isfinite().all()
+    assert len(set(kappa(memory).tolist())) == 1
+
+
+def test_the_modulator_has_a_gradient_and_moves():
+    method, server = fresh()
+    memory = trained_by(method, server, [0.001, 0.01, 0.03, 0.1])
+    assert memory.notes["up"].abs().max() > 0.1
+    again = trained_by(method, server, [0.001, 0.01, 0.03, 0.1], rounds=2)
+    assert not torch.equal(memory.notes["up"], again.notes["up"])
+
+
+def test_clients_that_differ_have_posteriors_that_differ():
+    method, server = fresh()
+    a, b = (trained_by(method, server, c) for c in ([0.001, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.001]))
+    assert kappa(a)[0] < kappa(b)[0]
+    assert kappa(a)[3] > kappa(b)[3]
+
+
+def test_random_ranks_are_the_same_numbers_in_another_order():
+    columns = [0.001, 0.01, 0.03, 0.1]
+    true, shuffled = (kappa(trained_by(method, server, columns)) for method, server in (fresh(), fresh(kappa="random")))
+    assert not torch.equal(true, shuffled)
+    np.testing.assert_allclose(np.sort(true), np.sort(shuffled), rtol=1e-6)
+
+
+def test_without_the_divergence_the_posterior_goes_further():
+    columns = [0.0001, 0.1, 0.1, 0.1]
+    bound, loose = (kappa(trained_by(*fresh(alpha_p=p), columns, rounds=5)) for p in (1.0, 0.0))
+    assert loose[0] < bound[0]
+    assert loose[1] > bound[1]
+
+
+# -- ranks -----------------------------------------------------------------------------------------------
+
+
+def with_kappa(memory, values):
+    alpha = torch.full((N,), 2.0)
+    return replace(memory, notes=memory.notes | {"alpha": alpha, "beta": alpha / torch.tensor(values)})
+
+
+def test_a_rank_below_the_floor_is_dropped_whole():
+    method, server = fresh(rank_floor=0.5)
+    memory = with_kappa(told(method, server), [0.001, 0.02, 0.02, 0.009])  # mean 0.0125, floor 0.00625
+    start = method.install(START, memory)
+    assert not start["q.A"][0].any()
+    assert not start["q.B"][:, 0].any()
+    for name, at in (("q.A", 1), ("v.A", slice(None))):
+        assert torch.equal(start[name][at], START[name][at])
+    assert torch.equal(start["v.B"], START["v.B"])
+    assert method.alive(memory.notes).tolist() == [False, True, True, True]
+    assert START["q.A"][0].any(), "the received adapter was changed in place"
+    assert algebra.ranks(algebra.pruned(start)) == {"q": 1, "v": 2}
+
+
+def test_the_most_important_rank_is_never_dropped():
+    method, server = fresh(rank_floor=100.0)
+    memory = with_kappa(told(method, server), [0.01, 0.04, 0.02, 0.02])
+    assert method.alive(memory.notes).tolist() == [False, True, False, False]
+
+
+def test_a_dropped_rank_comes_back_when_peers_need_it():
+    method, server = fresh(rank_floor=0.5)
+    memory = with_kappa(told(method, server), [0.0001, 0.02, 0.02, 0.02])
+    server = replace(server, adapter=adapter([0.5, 0.01, 0.01, 0.01]))
+    for _ in range(6):
+        memory = told(method, server, memory=memory)
+        start = method.install(server.adapter, memory)
+        _, memory = method.collect(start, Trained(start, (1.0,), torch.ones(N)), memory)
+    assert method.alive(memory.notes)[0]
+
+
+def test_peers_share_a_budget_by_the_prior():
+    method, server = fresh()
+    a, b = (trained_by(method, server, c) for c in ([0.001, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.001]))
+    of = [method.importance(notes) for notes in (a.notes, b.notes, server.notes)]
+    for other in of[1:]:
+        torch.testing.assert_close(of[0], other)
+
+
+def test_no_rank_is_sent_much_more_or_less_than_others():
+    method, server = fresh()
+    server = replace(server, notes=server.notes | {"beta": 2 / torch.tensor([1e-6, 0.01, 0.01, 1.0])})
+    assert method.importance(server.notes).tolist() == [0.5, 0.5, 0.5, 2.0]
+
+
+def test_a_uniform_budget_has_no_ranks():
+    method, server = fresh(budget="uniform", rank_floor=100.0)
+    memory = trained_by(method, server, [0.001, 0.1, 0.1, 0.1])
+    assert method.importance(memory.notes) is None
+    assert method.alive(memory.notes).all()
+    assert all(torch.equal(t, START[name]) for name, t in method.install(START, memory).items())
+
+
+# -- the loss --------------------------------------------------------------------------------------------
+
+
+def test_the_penalty_is_what_the_equations_say():
+    method, server = fresh(alpha_s=0.3, alpha_f=0.7)
+    memory = with_kappa(told(method, server), [0.01, 0.02, 0.04, 0.05])
+    now = adapter([0.005, 0.02, 0.03, 0.1], seed=1)
+    found = method.penalty(START, memory)
+    h = huber(torch.tensor([0.005, 0.02, 0.03, 0.1]), DELTA)
+    inverse = 2 / torch.tensor([0.01, 0.02, 0.04, 0.05])  # beta / (alpha - 1) with alpha = 2
+    expected = 0.3 / n_train("a") * float((inverse * h).sum()) + 0.7 / 2 * float(algebra.squared_distance(now, START))
+    assert float(found.term(now, found.constants)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_client_with_few_items_is_regularised_more():
+    method, server = fresh()
+    few, many = (method.penalty(START, told(method, server, client)) for client in "ac")  # 10 and 30 items
+    ratio = few.term(START, few.constants) / many.term(START, many.constants)
+    assert float(ratio) == pytest.approx(n_train("c") / n_train("a"), rel=1e-5)
+
+
+def test_the_regulariser_reaches_the_factors():
+    method, server = fresh()
+    found = method.penalty(START, told(method, server))
+    now = {name: t.clone().requires_grad_() for name, t in START.items()}
+    found.term(now, found.constants).backward()
+    assert now["q.B"].grad.abs().min() > 0
+    assert now["q.A"].grad is None
+
+
+# -- the server ------------------------------------------------------------------------------------------
+
+
+def update(method, memory, client, change, round=1):
+    return Update(round, client, change, n_train(client), 2, 1.0, method.report(memory))
+
+
+def heard(method, server, clients="abc", columns=(0.01, 0.02, 0.03, 0.04)):
+    updates = []
+    for at, client in enumerate(clients):
+        memory = trained_by(method, server, [c * (1 + at) for c in columns], client)
+        updates.append(update(method, memory, client, adapter([0.1 * (at + 1)] * N, seed=at), server.round + 1))
+    return updates
+
+
+def test_the_whole_is_the_weighted_mean():
+    method, server = fresh()
+    updates = heard(method, server)
+    mean = algebra.weighted_mean((u.adapter, u.n_train) for u in updates)
+    after = method.aggregate(server, updates)
+    for name, t in algebra.add(server.adapter, mean).items():
+        assert torch.equal(after.adapter[name], t)
+
+
+def test_permuting_the_clients_changes_nothing():
+    method, server = fresh()
+    updates = heard(method, server)
+    one, other = method.aggregate(server, updates), method.aggregate(server, updates[::-1])
+    for name in one.adapter:
+        torch.testing.assert_close(one.adapter[name], other.adapter[name])
+    for name in ("alpha", "beta"):
+        torch.testing.assert_close(one.notes[name], other.notes[name])
+    assert one.group_of == other.group_of
+
+
+def test_clients_with_like_data_share_a_group_and_others_stay_alone():
+    method, server = fresh()
+    after = method.aggregate(server, heard(method, server))
+    assert after.group_of == {"a": "0000", "b": "0000", "c": "0001"}
+    assert [method.brief(after, client)["peers"].tolist() for client in "abc"] == [[2.0], [2.0], [1.0]]
+    assert torch.equal(after.groups["0000"].adapter["q.A"], after.adapter["q.A"])  # split off from the whole
+
+
+def test_a_newcomer_joins_its_like():
+    method, server = fresh()
+    after = method.aggregate(server, heard(method, server, "ac"))
+    assert after.group_of == {"a": "0000", "c": "0001"}
+    later = method.aggregate(replace(after, round=1), heard(method, after, "b"))
+    assert later.group_of == {"a": "0000", "b": "0000", "c": "0001"}
+    for name in ("0000", "0001"):  # b was in no group yet, so its change went to the whole alone
+        assert torch.equal(later.groups[name].adapter["q.B"], after.groups[name].adapter["q.B"])
+
+
+def test_a_group_learns_from_its_members_alone():
+    method, server = fresh()
+    after = replace(method.aggregate(server, heard(method, server)), round=1)
+    updates = heard(method, after)
+    later = method.aggregate(after, updates)
+    expected = algebra.add(
+        after.groups["0000"].adapter, algebra.weighted_mean((u.adapter, u.n_train) for u in updates[:2])
+    )
+    assert torch.equal(later.groups["0000"].adapter["v.B"], expected["v.B"])
+
+
+def test_without_peers_there_is_one_adapter_for_all():
+    method, server = fresh(peers="all")
+    after = method.aggregate(server, heard(method, server))
+    assert (after.groups, after.group_of) == ({}, {})
+    assert "peers" not in method.brief(after, "a")
+
+
+def test_the_prior_moves_towards_the_posteriors_and_keeps_its_shape():
+    method, server = fresh(rank_floor=0.0)
+    for _ in range(20):
+        server = method.aggregate(server, heard(method, server, "ab", (0.001, 0.3, 0.001, 0.3)))
+    mean = Gamma(server.notes["alpha"].double(), server.notes["beta"].double()).mean()
+    assert mean[0] < PRIOR_MEAN < mean[1]
+    assert (server.notes["alpha"] >= LEAST_SHAPE).all()
+
+
+# -- peers -----------------------------------------------------------------------------------------------
+
+
+def test_a_client_is_told_its_features_until_it_must_know_them():
+    method, server = fresh()
+    assert "z" not in method.brief(server, "a")
+    after = replace(method.aggregate(server, heard(method, server)), round=1, versions={"a": 0})
+    z = method.brief(after, "a")["z"]
+    assert float(z.norm()) == pytest.approx(1, abs=1e-6)
+    assert "z" not in method.brief(replace(after, round=2, versions={"a": 1}), "a")
+
+
+def test_features_are_sent_until_they_are_answered():
+    method, server = fresh()
+    memory = trained_by(method, server, [0.01] * N)
+    assert {"features", "deviation", "alpha", "beta"} == set(method.report(memory))
+    memory = replace(memory, notes=memory.notes | {"z": torch.ones(2)})
+    assert {"alpha", "beta"} == set(method.report(memory))
+
+
+def test_a_client_alone_goes_on_from_its_own_adapter():
+    method, server = fresh(alpha_f=1.0, rank_floor=0.0)
+    memory = trained_by(method, server, [0.1, 0.2, 0.3, 0.4])
+    own = memory.adapter
+    alone = replace(memory, notes=memory.notes | {"peers": torch.tensor([1.0])})
+    assert torch.equal(method.install(START, alone)["q.B"], own["q.B"])
+    assert method.mix(alone) == 1
+    assert not set(START) & set(method.penalty(START, alone).constants)  # no anchor
+    together = replace(memory, notes=memory.notes | {"peers": torch.tensor([2.0])})
+    assert torch.equal(method.install(START, together)["q.B"], START["q.B"])
+    assert 0 < method.mix(together) < 1
+
+
+def test_a_client_alone_can_get_a_dropped_rank_back():
+    method, server = fresh(rank_floor=0.5)
+    memory = trained_by(method, server, [0.02] * N)
+    memory = replace(memory, notes=memory.notes | {"peers": torch.tensor([1.0])})
+    dropped = method.install(START, with_kappa(memory, [0.001, 0.02, 0.02, 0.02]))
+    assert not dropped["q.A"][0].any()
+    back = method.install(START, with_kappa(replace(memory, adapter=dropped), [0.02] * N))
+    assert torch.equal(back["q.A"][0], START["q.A"][0])
+    assert not back["q.B"][:, 0].any()  # nothing changes until it is trained
+    assert torch.equal(back["q.A"][1], memory.adapter["q.A"][1])
+
+
+# -- settings --------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_key():
+    assert set(Settings.names()) == set(MethodConfig.model_fields) - {"name"} == set(METHODS["ca-pfl"].settings)
+    method = build(MethodConfig(name="ca-pfl", alpha_s=0.0, alpha_f=0.0))
+    server = method.init_server(START)
+    found = method.penalty(START, told(method, server))
+    assert float(found.term(START, found.constants)) == 0
+
+
+def test_a_state_without_notes_is_told_the_whole():
+    method, server = fresh()
+    assert isinstance(server, ServerState)
+    assert method.init_client("a", START) == ClientState("a")
