@@ -93,9 +93,9 @@ class MethodConfig(Section):
         None, description="proximal term alpha_f / 2 ||theta - theta_g||^2: FedProx; by default 0"
     )
     alpha_s: NonNegative | None = Field(
-        None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 0.01"
+        None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 1e-4"
     )
-    alpha_p: NonNegative | None = Field(None, description="ca-pfl: weight of KL(q || prior) / n_train; by default 0.01")
+    alpha_p: NonNegative | None = Field(None, description="ca-pfl: weight of KL(q || prior) / n_train; by default 1e-5")
     rff_output_dim: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
         None, description="ca-pfl: random Fourier features of a client; by default 256"
     )

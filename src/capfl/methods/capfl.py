@@ -59,11 +59,12 @@ PRIOR_SHAPE, PRIOR_MEAN = 2.0, 0.01  # of kappa to begin with: about the mean |b
 LEAST_SHAPE = 1.5  # of a prior: peers that differ would pull it below 1, where E[1 / kappa] is infinite
 PRIOR_STEP = 0.5  # how far a prior moves in a round, in log space
 WIDEST = 2.0  # a rank's share of a budget is within this factor of the mean: what is rare is scaled up, and noisy
+NEWS = 1 / 3  # of the evidence, in log space, is the last round's: where the loss is nearly nil, it is noise
 TINY = 1e-30
 PRIOR = "prior "  # what a client calls the server's prior, beside its own posterior
 PERSONAL_MIX = 0.5  # of a personal model: halfway from the peers' adapter to where local steps lead
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
-FIT_STEPS, FIT_RATE = 50, 0.05  # of Adam on the modulator, after every round's training
+FIT_STEPS, FIT_RATE = 50, 0.02  # of Adam on the modulator, after every round's training
 
 KINDS: dict[str, NoteKind] = {
     "alpha": "positive", "beta": "positive", "z": "bf16", "peers": "positive", "features": "bf16", "deviation": "bf16",
@@ -75,8 +76,8 @@ KINDS: dict[str, NoteKind] = {
 class Settings:
     """The flags of CA-PFL, by the paper's names where it has them. The defaults are measured: docs/capfl.md."""
 
-    alpha_s: float = 0.01
-    alpha_p: float = 0.01
+    alpha_s: float = 1e-4
+    alpha_p: float = 1e-5
     alpha_f: float = 0.0
     rff_output_dim: int = 256
     mlp_hidden_dim: int = 16
@@ -184,9 +185,9 @@ def capfl(settings: Settings, seed: int) -> Method:
         return Penalty(term, constants | (received if anchored else {}))
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
-        """The change, and what training has shown of the ranks.
+        """The change, and what training has shown of the ranks so far.
 
-        A rank that the client has dropped shows nothing; half-way to the prior, it is tried again if others need it.
+        A rank that the client has dropped shows what the prior says: it is tried again if others need it.
         """
         living = alive(memory.notes)
         norms = torch.cat([_column_norms(up) for _, _, up in algebra.factors(trained.adapter)]).double()
@@ -195,8 +196,10 @@ def capfl(settings: Settings, seed: int) -> Method:
             felt = trained.sensitivity.double()
             shown = felt * (shown[living].mean() / felt[living].mean().clamp_min(TINY))
         prior = _gamma(memory.notes, PRIOR)
-        shown = torch.where(living, shown, (_gamma(memory.notes).mean() * prior.mean()).sqrt())
-        learnt = _learnt(shown, memory, settings, seed)
+        shown = torch.where(living, shown, prior.mean()).clamp_min(TINY)
+        before = memory.notes["evidence"].double() if "evidence" in memory.notes else prior.mean()
+        shown = before * (shown / before) ** NEWS
+        learnt = _learnt(shown, memory, settings, seed) | {"evidence": shown.float()}
         memory = replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
         return algebra.subtract(trained.adapter, start), memory
 
@@ -255,6 +258,8 @@ def _learnt(shown: Tensor, memory: ClientState, settings: Settings, seed: int) -
         d = torch.cat([torch.full((up.shape[1],), float(len(up))) for _, _, up in algebra.factors(memory.known)])
         kappa = ard.exact(Gamma(prior.alpha, prior.alpha / prior.beta), shown * d, d)
         return {"alpha": prior.alpha.float(), "beta": (prior.alpha / kappa).float()}
+    if not settings.alpha_s:  # without evidence the posterior is the prior
+        return {"alpha": prior.alpha.float(), "beta": prior.beta.float()}
     free = settings.kappa == "free" or "z" not in notes
     z = torch.ones(1) if free else notes["z"]
     hidden = 1 if free else settings.mlp_hidden_dim
