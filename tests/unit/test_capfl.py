@@ -99,6 +99,25 @@ def test_training_that_feels_nothing_leaves_ranks_alike():
     assert len(set(kappa(memory).tolist())) == 1
 
 
+def test_evidence_adds_up_over_rounds():
+    """A third of it is news, in log space."""
+    method, server = fresh()
+    columns = [0.004, 0.01, 0.03, 0.1]
+    first = trained_by(method, server, columns)
+    second = trained_by(method, server, columns, rounds=2)
+    one = (first.notes["evidence"].double() / PRIOR_MEAN).log()
+    two = (second.notes["evidence"].double() / PRIOR_MEAN).log()
+    torch.testing.assert_close(two, one * (1 + 2 / 3), rtol=1e-5, atol=1e-6)
+
+
+def test_without_weight_the_posterior_is_the_prior():
+    method, server = fresh(alpha_s=0.0)
+    memory = trained_by(method, server, [0.001, 0.01, 0.03, 0.1], rounds=3)
+    assert memory.notes["alpha"].tolist() == server.notes["alpha"].tolist()
+    assert memory.notes["beta"].tolist() == server.notes["beta"].tolist()
+    assert method.alive(memory.notes).all()
+
+
 def test_the_modulator_has_a_gradient_and_moves():
     method, server = fresh()
     memory = trained_by(method, server, [0.001, 0.01, 0.03, 0.1])

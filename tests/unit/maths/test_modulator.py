@@ -155,6 +155,19 @@ def test_a_fit_lowers_the_objective_and_moves_both_matrices():
     assert not fitted.up.requires_grad
 
 
+def test_refits_settle():
+    """From round to round, each from the modulator before; at a rate that does not fall this ends far away."""
+    generator = torch.Generator().manual_seed(0)
+    prior = Gamma(torch.full((64,), 1.5).double(), torch.full((64,), 150.0).double())
+    lasting = 0.5 * torch.randn(64, generator=generator, dtype=torch.float64)
+    modulator = init(0, 16, 8, 64)
+    for _ in range(8):
+        h = 0.01 * (lasting + 0.3 * torch.randn(64, generator=generator, dtype=torch.float64)).exp()
+        modulator = fit(modulator, Z, prior, h, 1.0, 1.0, 50, 0.02)
+        kappa = posterior(modulator, Z, prior).mean()
+        assert torch.corrcoef(torch.stack([kappa.log(), h.log()]))[0, 1] > 0.98
+
+
 def test_the_first_step_is_adams():
     """As long as the rate in every element, however small its gradient; none where there is none."""
     start = init(0, 16, 4, 3)
