@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,18 @@ from capfl.errors import WireError
 from capfl.methods import build
 from capfl.roles import Agreement, client, server
 from capfl.round import run_round
-from capfl.types import Adapter, ClientId, ClientState, Failure, Notes, Request, RoundRecord, Trained
+from capfl.types import (
+    Adapter,
+    ClientId,
+    ClientState,
+    Failure,
+    Notes,
+    Request,
+    RoundRecord,
+    ServerState,
+    Trained,
+    Update,
+)  # fmt: skip
 from capfl.wire import decode_broadcast
 
 CLIENTS = ["a", "b", "c"]
@@ -81,21 +93,37 @@ class Fake:
     """A federation without a model. Every client is checked to know what the server says that it knows."""
 
     def __init__(self, method: str, codec: str) -> None:
+        self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
         self.agreement = of(method, codec)
         self.state = server.start(self.agreement)
         self.memory: dict[ClientId, ClientState] = {}
         self.sizes: list[tuple[str, int]] = []
-        self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
         self.arrived: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
         self.sent: list[tuple[Adapter, Adapter]] = []  # what each message was to say, and what it said
         self.backwards = False
+
+    def watched(self) -> Agreement:
+        """The agreement, with notes of what clients want to send and of what the server makes of it."""
+        method = self.agreement.method
+
+        def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
+            change, after = method.collect(start, trained, memory)
+            self.changes[memory.client].append(change)
+            return change, after
+
+        def aggregate(state: ServerState, updates: Iterable[Update]) -> ServerState:
+            self.aggregated = method.aggregate(state, updates)
+            return self.aggregated
+
+        return replace(self.agreement, method=replace(method, collect=collect, aggregate=aggregate))
 
     def site(self, name: ClientId) -> client.Site:
         def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
             assert first == 2 * len(self.changes[name])
             assert not any(t.requires_grad for t in start.values())
-            trained = algebra.add(start, without_dead_ranks(steps(name, round), start))
-            self.changes[name].append(algebra.subtract(trained, start))
+            moved = without_dead_ranks(steps(name, round), start)
+            moving = {key: t for key, t in moved.items() if self.agreement.method.trainable(round, key)}
+            trained = algebra.add(start, moving)
             return Trained(trained, (1.0, 0.5), sensed(trained))
 
         return client.Site(name, n_train(name), train, lambda: described(name))
@@ -119,7 +147,7 @@ class Fake:
             try:
                 pending = self.told(name, blob)
                 assert bits(pending.known) == bits(self.state.told(name).known)
-                reply, self.memory[name] = client.handle(blob, self.remembered(name), self.site(name), self.agreement)
+                reply, self.memory[name] = client.handle(blob, self.remembered(name), self.site(name), self.watched())
             except WireError as error:
                 replies[name] = Failure(name, "WireError", str(error))
                 continue
@@ -127,7 +155,8 @@ class Fake:
             self.sizes.append(("up", len(reply)))
             arrived = server.read_update(reply, name, round, self.agreement)[0].adapter
             self.arrived[name].append(arrived)
-            whole = algebra.add(self.changes[name][-1], pending.residual)
+            change, left = self.changes[name][-1], pending.residual
+            whole = {key: t + left[key] if key in left else t for key, t in change.items()}
             self.sent.append(({key: whole[key] for key in arrived}, arrived))
         yield from sorted(replies.items())
 
@@ -137,13 +166,15 @@ class Fake:
             blob = checkpoint.server_to_bytes(self.state)
             self.state = checkpoint.server_from_bytes(blob, self.agreement.initial)
             new, record = run_round(
-                self.state, CLIENTS, self.agreement, self.exchange, config or FederationConfig(), seed=0
+                self.state, CLIENTS, self.watched(), self.exchange, config or FederationConfig(), seed=0
             )
-            heard = [(self.arrived[name][-1], n_train(name)) for name in record.clients]
             assert checkpoint.server_to_bytes(self.state) == blob, "the server's state was changed in place"
-            if self.agreement.method.has_global:
-                target = algebra.add(self.state.adapter, algebra.weighted_mean(heard))
-                self.sent.append(tuple(algebra.subtract(t, self.state.known) for t in (target, new.known)))
+            if self.agreement.version_0:
+                target = self.agreement.method.broadcast(self.aggregated)
+                known = self.state.known
+                self.sent.append(
+                    tuple(algebra.subtract({key: t[key] for key in known}, known) for t in (target, new.known))
+                )
             self.state = new
             records.append(record)
         return records

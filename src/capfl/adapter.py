@@ -77,6 +77,11 @@ def weighted_mean(parts: Iterable[tuple[Adapter, float]]) -> Adapter:
     return mean.value()
 
 
+def factor(a: Adapter, which: str) -> Adapter:
+    """The tensors A or B of all modules."""
+    return {name: t for name, t in a.items() if name.endswith(f".{which}")}
+
+
 def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(module, A, B) of every complete pair, in the adapter's order. A is (r, d_in), B is (d_out, r)."""
     for name, t in a.items():

@@ -114,11 +114,12 @@ def methods() -> None:
     from capfl.config.schema import MethodConfig
     from capfl.methods import METHODS, build
 
-    table = Table("method", "citation", "personal model", box=None)
+    table = Table("method", "what it does", "travels", "exact", "personal model", "source", box=None)
     for name in METHODS:
         method = build(MethodConfig(name=name))
-        own = "its own" if method.personal else "none" if method.pooled else "global adapter after local steps"
-        table.add_row(name, method.citation, own)
+        own = "its own" if method.personal else "none" if method.pooled else "after local steps"
+        exact = {True: "yes", False: "no", None: ""}[method.exact]
+        table.add_row(name, method.about, method.travels, exact, own, method.citation)
     Console().print(table)
 
 

@@ -42,7 +42,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
     last = main.state.round + 1
     ledger = [entry for record in main.records for entry in record.ledger]
     if method.has_global:
-        save_adapter(main.state.known, peft_config, path / "adapters" / "global")
+        save_adapter(main.state.whole, peft_config, path / "adapters" / "global")
 
     def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
         try:
@@ -91,7 +91,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             n_train=len(federation.splits[client].train),
             n_test=len(federation.splits[client].test[: config.evaluation.max_items]),
             base=base.accuracy,
-            global_=accuracy(main.state.known if method.has_global else None),
+            global_=accuracy(main.state.whole if method.has_global else None),
             personal=accuracy(own),
             local_only=accuracy(local_only(client)),
             centralised=accuracy(central),

@@ -130,7 +130,7 @@ def run_method(
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
         due = config.evaluation.every and state.round % config.evaluation.every == 0
         if method.has_global and due and config.partition.validation:
-            validated = federation.validate(state.known)
+            validated = federation.validate(state.whole)
             record = replace(record, validation_accuracy=validated.accuracy, validation_loss=validated.loss)
         folder.commit(state, record)
         reporter.round(record)

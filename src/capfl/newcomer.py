@@ -117,7 +117,7 @@ class Run:
             def accuracy(adapter: Adapter) -> float:
                 return federation.score(client, "test", adapter).accuracy
 
-            adapters = {"base": agreed.initial, "global": state.known, "personal": personal}
+            adapters = {"base": agreed.initial, "global": state.whole, "personal": personal}
             return Welcome(
                 client=client,
                 n_items=n,

@@ -81,7 +81,7 @@ def run_round(
             raise ClientError(last.stage, round, last.client, f"no client answered; {last.reason}")
 
     # server: the new global state, and what there is to know about the round
-    new_state = server.close_round(state, chosen, updates(), agreement)
+    new_state, error = server.close_round(state, chosen, updates(), agreement)
     return new_state, RoundRecord(
         round=round,
         clients=tuple(u.client for u in used),
@@ -91,6 +91,7 @@ def run_round(
         ledger=tuple(ledger),
         seconds=time.monotonic() - began,
         ranks=ranks,
+        aggregation_error=error,
     )
 
 

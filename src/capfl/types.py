@@ -126,6 +126,11 @@ class ServerState:
     group_of: Mapping[ClientId, str] = field(default_factory=dict)
     notes: Notes = field(default_factory=dict)  # whatever else the method remembers
 
+    @property
+    def whole(self) -> Adapter:
+        """The adapter as clients know it, with the factors that do not travel."""
+        return self.adapter | self.known
+
     def told(self, client: ClientId) -> ServerState:
         """The state whose adapter a client is told: that of its group, or the whole."""
         return self.groups[self.group_of[client]] if client in self.group_of else self
@@ -178,6 +183,7 @@ class RoundRecord:
     validation_accuracy: float | None = None  # of the global model, over all clients' validation items
     validation_loss: float | None = None
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, if the method chooses them
+    aggregation_error: float | None = None  # of an inexact method, relative: see maths.products
 
     @property
     def loss(self) -> float:

@@ -101,7 +101,7 @@ def test_updates_may_come_one_by_one():
 def test_closing_a_round_counts_it():
     agreement = Agreement(fedit(), FP32, START)
     state = ServerState(4, START, known=START, versions={"a": 1, "b": 3})
-    state = server.close_round(state, ["a"], [update("a", adapter([1.0] * 3, 2.0))], agreement)
+    state, _ = server.close_round(state, ["a"], [update("a", adapter([1.0] * 3, 2.0))], agreement)
     assert state.round == 5
     assert equal(state.adapter, adapter([2.0, 3.0, 4.0], 2.5))
     assert equal(state.known, state.adapter)  # by an exact codec, clients will know the adapter itself
@@ -111,10 +111,12 @@ def test_closing_a_round_counts_it():
 def test_a_lossy_downlink_leaves_clients_with_less_than_the_server_has():
     """The server's adapter is what it is on the way to; ``known`` is where clients are."""
     agreement = Agreement(fedit(), CodecConfig(values="fp32", density=0.5, mask="top", scope="global"), START)
-    state = server.close_round(server.start(agreement), ["a"], [update("a", adapter([1.0, 4.0, 3.0], 1.0))], agreement)
+    state, _ = server.close_round(
+        server.start(agreement), ["a"], [update("a", adapter([1.0, 4.0, 3.0], 1.0))], agreement
+    )
     assert equal(state.adapter, adapter([2.0, 6.0, 6.0], 1.5))
     assert equal(state.known, adapter([1.0, 6.0, 6.0], 0.5))  # two of the four elements
-    state = server.close_round(state, ["a"], [update("a", adapter([0.0, 0.0, 0.0], 0.0))], agreement)
+    state, _ = server.close_round(state, ["a"], [update("a", adapter([0.0, 0.0, 0.0], 0.0))], agreement)
     assert equal(state.known, state.adapter)  # what the first message lost, the second carries
 
 
@@ -207,7 +209,7 @@ def test_local_keeps_its_own_adapter_and_sends_no_tensor():
         assert len(reply) == 38 + 1 + names + 4
         got, _ = decode_update(reply, agreement.up, agreement.schema, START)
         assert (got.adapter, got.n_train, got.steps, got.loss) == ({}, 5, 2, 3.0)
-        state = server.close_round(state, ["a"], iter([got]), agreement)
+        state, _ = server.close_round(state, ["a"], iter([got]), agreement)
     assert equal(memory.adapter, {name: t + 2 for name, t in START.items()})
     assert memory.steps == 4
     assert [first for _, first in starts] == [0, 2]
@@ -252,13 +254,15 @@ def test_fedprox_is_cited_when_it_is_used():
 
 
 def test_an_unknown_method_lists_the_choices():
-    with pytest.raises(ConfigError, match="unknown method 'fedavg'; choose from ca-pfl, fedit, local, centralised"):
+    with pytest.raises(ConfigError, match="unknown method 'fedavg'; choose from ca-pfl, fedit, fedprox, ffa-lora"):
         build(MethodConfig(name="fedavg"))
 
 
 @pytest.mark.parametrize("name", ["local", "centralised"])
 def test_a_proximal_term_where_there_is_none_is_refused(name):
-    with pytest.raises(ConfigError, match=f"method.alpha_f: {name} does not use it; leave it out or use ca-pfl, fedit"):
+    with pytest.raises(
+        ConfigError, match=f"method.alpha_f: {name} does not use it; leave it out or use ca-pfl, fedit, fedprox, ditto"
+    ):
         build(MethodConfig(name=name, alpha_f=0.1))
 
 

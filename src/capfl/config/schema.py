@@ -90,7 +90,7 @@ class MethodConfig(Section):
 
     name: str = Field("fedit", description="see `capfl methods`")
     alpha_f: NonNegative | None = Field(
-        None, description="proximal term alpha_f / 2 ||theta - theta_g||^2: FedProx; by default 0"
+        None, description="proximal term alpha_f / 2 ||theta - theta_g||^2; by default 0.01 (fedprox), 0.1 (ditto) or 0"
     )
     alpha_s: NonNegative | None = Field(
         None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 1e-4"

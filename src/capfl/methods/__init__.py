@@ -10,8 +10,15 @@ from capfl.errors import ConfigError
 from capfl.methods.base import Method
 from capfl.methods.capfl import Settings, capfl
 from capfl.methods.centralised import centralised
+from capfl.methods.ditto import ditto
 from capfl.methods.fedit import fedit
+from capfl.methods.fedprox import fedprox
+from capfl.methods.fedsa_lora import fedsa_lora
+from capfl.methods.ffa_lora import ffa_lora
+from capfl.methods.flexlora import flexlora
 from capfl.methods.local import local
+from capfl.methods.lora_fair import lora_fair
+from capfl.methods.rolora import rolora
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,20 @@ class Factory:
     settings: tuple[str, ...] = ()
 
 
+FEDPROX, DITTO = 0.01, 0.1  # alpha_f by default
+
 METHODS: dict[str, Factory] = {
     "ca-pfl": Factory(lambda config, seed: capfl(Settings.of(config), seed), Settings.names()),
     "fedit": Factory(lambda config, seed: fedit(config.alpha_f or 0.0), ("alpha_f",)),
+    "fedprox": Factory(
+        lambda config, seed: fedprox(FEDPROX if config.alpha_f is None else config.alpha_f), ("alpha_f",)
+    ),
+    "ffa-lora": Factory(lambda config, seed: ffa_lora()),
+    "rolora": Factory(lambda config, seed: rolora()),
+    "fedsa-lora": Factory(lambda config, seed: fedsa_lora()),
+    "lora-fair": Factory(lambda config, seed: lora_fair()),
+    "flexlora": Factory(lambda config, seed: flexlora()),
+    "ditto": Factory(lambda config, seed: ditto(DITTO if config.alpha_f is None else config.alpha_f), ("alpha_f",)),
     "local": Factory(lambda config, seed: local()),
     "centralised": Factory(lambda config, seed: centralised()),
 }

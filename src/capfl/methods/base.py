@@ -29,7 +29,10 @@ class Method:
     """
 
     name: str
+    about: str  # one line
     citation: str
+    travels: str  # which factors, each way
+    exact: bool | None  # is the server's product of means the mean of the clients' products? None: no such mean
     init_server: Callable[[Adapter], ServerState]
     init_client: Callable[[ClientId, Adapter], ClientState]
     broadcast: Callable[[ServerState], Adapter]  # what all clients are to know; the same tensors every round
@@ -39,6 +42,7 @@ class Method:
     collect: Callable[[Adapter, Trained, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
     aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
     has_global: bool = True  # does the server's adapter mean anything?
+    private: Callable[[Adapter, ClientState], tuple[Adapter, Penalty]] | None = None  # a second training, of its own
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps, or
     mix: Callable[[ClientState], float] = lambda memory: 1.0  # this share of the way from the one to the other
     pooled: bool = False  # trained on the union of all clients' data, as a reference

@@ -223,7 +223,10 @@ def capfl(settings: Settings, seed: int) -> Method:
 
     return Method(
         name="ca-pfl",
-        citation="CA-PFL",
+        about="peers found by their data, ranks by a variational posterior",
+        citation="github.com/YanDang/CA-PFL",
+        travels="A and B of living ranks",
+        exact=None,
         init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),
         init_client=lambda client, init: ClientState(client),
         broadcast=lambda server: server.adapter,

@@ -28,7 +28,10 @@ def fedit(alpha_f: float = 0.0) -> Method:
 
     return Method(
         name="fedit",
-        citation="arXiv:2305.05644" + (" with the proximal term of arXiv:1812.06127" if alpha_f else ""),
+        about="mean of A and mean of B" + (", held near the global adapter" if alpha_f else ""),
+        citation="arXiv:1812.06127" if alpha_f else "arXiv:2305.05644",
+        travels="A and B",
+        exact=False,
         init_server=lambda init: ServerState(0, init),
         init_client=lambda client, init: ClientState(client),
         broadcast=lambda server: server.adapter,

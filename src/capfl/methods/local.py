@@ -22,7 +22,10 @@ def local() -> Method:
 
     return Method(
         name="local",
+        about="every client alone",
         citation="reference",
+        travels="nothing",
+        exact=None,
         init_server=lambda init: ServerState(0, init),
         init_client=lambda client, init: ClientState(client, adapter=init),
         broadcast=lambda server: {},

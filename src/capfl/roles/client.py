@@ -41,7 +41,10 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
         raise WireError(f"client {site.client!r} received a message for {told.client!r}")
     memory = described(hear(told, memory, agreement), site, method)
 
-    # local training
+    # local training, first of an adapter that never travels where the method has one
+    if method.private:
+        own, near = method.private(memory.known, memory)
+        memory = replace(memory, adapter=site.train(own, told.round, memory.steps, near).adapter)
     spent = spent_on(memory.notes, method)
     start = starting_point(memory, agreement)
     trained = site.train(start, told.round, memory.steps, penalty(memory, agreement))

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from capfl.errors import WireError
+from capfl.maths.products import Products
 from capfl.roles import Agreement, spent_on
-from capfl.types import ClientId, ServerState, Update
+from capfl.types import Adapter, ClientId, ServerState, Update
 from capfl.wire import Message, advance, broadcast, decode_update, encode_broadcast
 
 
@@ -45,21 +46,31 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
 
 def close_round(
     state: ServerState, asked: Sequence[ClientId], updates: Iterable[Update], agreement: Agreement
-) -> ServerState:
-    """Aggregate, and make the versions that clients will be told. Updates come one by one, by client id."""
+) -> tuple[ServerState, float | None]:
+    """Aggregate, and make the versions that clients will be told. Updates come one by one, by client id.
+
+    Returns:
+        The new state, and the relative error of what an inexact method aggregates (``maths.products``).
+    """
+    method = agreement.method
+    inexact = method.exact is False and not method.pooled
+    changes: list[tuple[Adapter, float]] = []
     versions = {client: version for client, version in state.versions.items() if client not in asked}
 
     def heard() -> Iterator[Update]:
         for update in updates:
             versions[update.client] = state.round
+            if inexact:
+                changes.append((update.adapter, update.n_train))
             yield update
 
-    new = agreement.method.aggregate(state, heard())
+    new = method.aggregate(state, heard())
+    error = Products(state.whole, changes).error(new.adapter) if inexact else None
     for client in list(versions):  # a group that was split off this round has the log of what it was split off from
         if new.told(client).log is not state.told(client).log:
             del versions[client]
     groups = {name: _next(group, state, agreement) for name, group in new.groups.items()}
-    return replace(_next(new, state, agreement), versions=versions, groups=groups)
+    return replace(_next(new, state, agreement), versions=versions, groups=groups), error
 
 
 def _next(new: ServerState, old: ServerState, agreement: Agreement) -> ServerState:

@@ -34,7 +34,7 @@ def advance(
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(state, known=target, log=())
-    difference = algebra.subtract(target, state.known)
+    difference = {name: t for name, t in algebra.subtract(target, state.known).items() if bool(t.any())}
     body = codec.encode(difference, template, state.round, importance)
     known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
     log = (*state.log, body)
