@@ -178,7 +178,7 @@ def test_clients_and_items_that_do_not_go_together(
         (["--model", "./no/such/model"], "ModelError", "model.path: there is no folder ./no/such/model; give a folder"),
         (["--model", "nobody/nothing"], "ModelError", "model.path: cannot load 'nobody/nothing'"),
         (["--method", "fedavgg"], "ConfigError",
-         "method.name: unknown method 'fedavgg'; choose from ca-pfl, fedit, local, centralised"),
+         "method.name: unknown method 'fedavgg'; choose from ca-pfl, fedit, fedprox, ffa-lora, rolora"),
         (["--method", "local", "--alpha_f", "0.1"], "ConfigError", "method.alpha_f: local does not use it"),
         (["--data", "helpdsk"], "ConfigError",
          "data.sets: no data set is called 'helpdsk' (did you mean 'helpdesk'?)"),

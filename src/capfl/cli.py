@@ -115,6 +115,8 @@ def methods() -> None:
     from capfl.methods import METHODS, build
 
     table = Table("method", "what it does", "travels", "exact", "personal model", "source", box=None)
+    for column in (table.columns[0], table.columns[-1]):
+        column.overflow, column.no_wrap = "fold", True
     for name in METHODS:
         method = build(MethodConfig(name=name))
         own = "its own" if method.personal else "none" if method.pooled else "after local steps"

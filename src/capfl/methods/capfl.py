@@ -224,7 +224,7 @@ def capfl(settings: Settings, seed: int) -> Method:
     return Method(
         name="ca-pfl",
         about="peers found by their data, ranks by a variational posterior",
-        citation="github.com/YanDang/CA-PFL",
+        citation="YanDang/CA-PFL",
         travels="A and B of living ranks",
         exact=None,
         init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),

@@ -10,4 +10,12 @@ from capfl.methods.fedit import fedit
 
 def centralised() -> Method:
     """FedIT with a single client that holds everything: its mean is that client's adapter."""
-    return replace(fedit(), name="centralised", about="all data in one place", citation="reference", pooled=True)
+    return replace(
+        fedit(),
+        name="centralised",
+        about="all data in one place",
+        citation="reference",
+        travels="nothing",
+        exact=None,
+        pooled=True,
+    )

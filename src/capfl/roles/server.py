@@ -53,7 +53,7 @@ def close_round(
         The new state, and the relative error of what an inexact method aggregates (``maths.products``).
     """
     method = agreement.method
-    inexact = method.exact is False and not method.pooled
+    inexact = method.exact is False
     changes: list[tuple[Adapter, float]] = []
     versions = {client: version for client, version in state.versions.items() if client not in asked}
 
