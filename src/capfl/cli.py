@@ -95,6 +95,49 @@ def plan(
         _show(made.to_json(), plan_tables(made), as_json)
 
 
+@app.command()
+def compare(
+    spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants, codecs and seeds", metavar="SPEC")],
+    out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
+    splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
+    only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
+    seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
+    baseline: Annotated[str | None, typer.Option(help="variant that the others are compared with")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="runs at once; give each its threads in the spec")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="print the table of what is finished and run nothing")] = False,
+) -> None:
+    """Run methods, codecs, partitions and seeds beside each other and set up their table. Goes on where it stopped."""
+    from capfl.compare.folder import compare as run_comparison
+    from capfl.compare.folder import table
+    from capfl.compare.spec import make_plan
+
+    with _errors():
+        if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
+            raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
+        numbers = [int(word) for word in _words(seeds) or []]
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, baseline)
+        place = out or Path("runs") / spec.stem
+        if show:
+            typer.echo(table(plan, place), nl=False)
+            return
+        if failed := run_comparison(plan, spec, place, processes, sys.argv[1:], lambda text: typer.echo(text)):
+            typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a finished run or of a comparison", metavar="FOLDER")],
+    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+) -> None:
+    """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
+    from capfl.page import write_page
+
+    with _errors():
+        typer.echo(write_page(folder, out or folder / "report.html"))
+
+
 @app.command(name="bytes")
 def count_bytes(
     run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
@@ -138,6 +181,10 @@ def _load(context: typer.Context, config: Path | None, sets: list[str] | None) -
     if config is not None and str(config).startswith("--"):  # a flag in the place of the file
         arguments, config = [str(config), *arguments], None
     return load_command(config, sets or [], arguments)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return [word.strip() for word in text.split(",") if word.strip()] if text else None
 
 
 def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
