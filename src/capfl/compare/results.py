@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from capfl.checkpoint import RunFolder
-from capfl.compare.spec import Cell, Plan, flat
+from capfl.compare.spec import Cell, Plan
 from capfl.compare.statistics import Point
 from capfl.config import Config, load_config
+from capfl.config.keys import flat
 from capfl.errors import CheckpointError
 from capfl.types import RoundRecord
 
@@ -48,7 +49,8 @@ class Result:
     def bytes_per_round(self, direction: str) -> float:
         """For each client and round; the final delivery is shared out between the rounds."""
         total: int = self.summary["bytes"][direction]
-        return total / len(self.clients) / self.summary["rounds"]
+        rounds: int = self.summary["rounds"]
+        return total / len(self.clients) / rounds
 
     @property
     def bytes_per_client(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,20 +11,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from capfl.config import Config, load_config
+from capfl.config.keys import flat
 from capfl.errors import ConfigError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]  # a part of a folder's name: no dots
 Value = bool | int | float | str | list[str] | list[int]
 OWN = ("seed", "out")  # what a comparison sets by itself
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables by their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 class Changes(BaseModel):

@@ -54,9 +54,7 @@ def make_rows(results: Results, plan: Plan) -> list[Row]:
     for split, labels in results.items():
         budgets = plan.spec.budgets or _budgets([run for seeds in labels.values() for run in seeds.values()])
         baseline = labels.get(plan.baseline, {})
-        alone = next(
-            (seeds for seeds in labels.values() if next(iter(seeds.values())).summary["method"] == "local"), {}
-        )
+        alone = local_runs(labels)
         for label, seeds in labels.items():
             rows.append(_row(split, label, seeds, baseline, alone, budgets, plan))
     return rows
@@ -96,6 +94,12 @@ def _row(
         rank=tuple(statistics.fmean(row["rank"] for row in run.clients) for run in runs),
         seconds=tuple(run.summary["seconds"] for run in runs),
     )
+
+
+def local_runs(labels: Mapping[str, Mapping[int, Result]]) -> Mapping[int, Result]:
+    """The runs of method `local` on a split, by seed; empty if there are none."""
+    own = (seeds for seeds in labels.values() if next(iter(seeds.values())).summary["method"] == "local")
+    return next(own, {})
 
 
 def difference(mine: Mapping[int, Result], theirs: Mapping[int, Result], score: str) -> Interval | None:
@@ -155,7 +159,7 @@ def columns(rows: Sequence[Row], baseline: str) -> list[tuple[str, list[str]]]:
         ("local-only, %", [spread(row.local_only) for row in rows]),
         ("worst client, %", [spread(row.worst) for row in rows]),
         (f"against {baseline}", [interval(row.difference) for row in rows]),
-        ("clearly worse off than alone", ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows]),
+        ("clearly worse off", ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows]),
         ("up", [_mean_size(row.bytes_up) for row in rows]),
         ("down", [_mean_size(row.bytes_down) for row in rows]),
         ("in all", [_mean_size(row.bytes_total) for row in rows]),
@@ -176,8 +180,8 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         else "Accuracy on the clients' own test items: mean over clients, one seed",
         f"against {plan.baseline}: {plan.spec.score} model, points, paired by seed and client, 95 % interval by a "
         "two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is better",
-        "clearly worse off: more than 1.96 standard errors below local-only",
-        "up and down: bytes for each client and round; in all: for each client, both directions, final delivery included",
+        "clearly worse off: share of clients more than 1.96 standard errors below local-only",
+        "up and down: bytes for each client and round; in all: the whole run; final delivery included",
     ]
     if any(row.bytes_to_target for row in rows):
         what = f"{percent(plan.spec.target)} %" if plan.spec.target else f"where {plan.baseline} ends, less one point"
