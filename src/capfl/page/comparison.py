@@ -14,8 +14,9 @@ from capfl.compare.results import Result, read_results, unfinished
 from capfl.compare.spec import Plan
 from capfl.compare.table import Row, caption, columns, local_runs, make_rows
 from capfl.errors import CheckpointError
-from capfl.page import parts, svg
+from capfl.page import charts, parts
 from capfl.page.parts import Figure, Table
+from capfl.page.svg import colour
 from capfl.report.summary import MODELS, PARTS
 from capfl.report.tables import percent, size
 
@@ -55,7 +56,8 @@ def _section(
     split: str, rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]], plan: Plan
 ) -> dict[str, Any]:
     columns_ = columns(rows, plan.baseline)
-    figures = [_against_bytes(rows, results, plan), _differences(rows, plan), *_over_rounds(results)]
+    css = {label: colour(i) for i, label in enumerate(plan.labels)}
+    figures = [_against_bytes(rows, results, plan, css), _differences(rows, plan), *_over_rounds(results, css)]
     return {
         "name": split,
         "about": plan.spec.splits[split].about,
@@ -105,7 +107,9 @@ def _scores(row: Row, plan: Plan) -> tuple[float, ...]:
     return row.personal if plan.spec.score == "personal" else row.global_
 
 
-def _against_bytes(rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]], plan: Plan) -> Figure | None:
+def _against_bytes(
+    rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]], plan: Plan, css: Mapping[str, str]
+) -> Figure | None:
     """Where every variant ends. Local-only, which sends headers alone, is a level."""
     marks, levels = [], {}
     for row in rows:
@@ -116,12 +120,12 @@ def _against_bytes(rows: Sequence[Row], results: Mapping[str, Mapping[int, Resul
         if next(iter(results[row.label].values())).summary["method"] == "local":
             levels[row.label] = mean
         else:
-            marks.append(svg.Mark(row.label, fmean(row.bytes_total), mean, mean - sd, mean + sd))
+            marks.append(charts.Mark(row.label, fmean(row.bytes_total), mean, mean - sd, mean + sd, css[row.label]))
     if not marks:
         return None
-    image = svg.scatter(marks, "bytes for each client, whole run, both directions", "Accuracy against bytes", levels)
+    image = charts.scatter(marks, "bytes for each client, whole run, both directions", "Accuracy against bytes", levels)
     note = "Mean over seeds, whiskers of one standard deviation."
-    names = parts.legend([mark.name for mark in marks])
+    names = tuple((mark.css, mark.name) for mark in marks)
     return Figure(f"Accuracy against bytes: {plan.spec.score} model, test, %", image, names, note)
 
 
@@ -130,28 +134,28 @@ def _differences(rows: Sequence[Row], plan: Plan) -> Figure | None:
     if not found:
         return None
     drawn = [(label, 100 * a.mean, 100 * a.low, 100 * a.high) for label, a in found]
-    image = svg.forest(drawn, "points", f"Differences from {plan.baseline}")
+    image = charts.forest(drawn, "points", f"Differences from {plan.baseline}")
     note = f"Points of the {plan.spec.score} model, 95 % interval by a two-level bootstrap. Hollow: it crosses zero."
     return Figure(f"Difference from {plan.baseline}", image, note=note)
 
 
-def _over_rounds(results: Mapping[str, Mapping[int, Result]]) -> list[Figure]:
+def _over_rounds(results: Mapping[str, Mapping[int, Result]], css: Mapping[str, str]) -> list[Figure]:
     """Validation accuracy against bytes and rounds where there is one, and the training loss; means over seeds."""
     figures = []
     curves = {label: [run.curve for run in seeds.values()] for label, seeds in results.items()}
     curves = {label: own for label, own in curves.items() if all(own) and len({len(curve) for curve in own}) == 1}
     if curves:
-        names = parts.legend(list(curves))
+        names = tuple((css[label], label) for label in curves)
         for axis, x_label in (("bytes", "bytes for each client, both directions"), ("round", "round")):
             series = [
-                svg.Series(label, [
+                charts.Series(label, [
                     (fmean(getattr(point, axis) for point in at), 100 * fmean(point.accuracy for point in at))
                     for at in zip(*own, strict=True)
-                ])
+                ], css=css[label])
                 for label, own in curves.items()
             ]  # fmt: skip
             title = f"On the way: validation accuracy by {axis}, %"
-            image = svg.curves(series, x_label, title, log_x=axis == "bytes")
+            image = charts.curves(series, x_label, title, log_x=axis == "bytes")
             figures.append(Figure(title, image, names, "Global model, validation items of all clients."))
     losses = {
         label: [
@@ -161,10 +165,10 @@ def _over_rounds(results: Mapping[str, Mapping[int, Result]]) -> list[Figure]:
         ]
         for label, seeds in results.items()
     }
-    series = [svg.Series(label, points) for label, points in losses.items() if points]
+    series = [charts.Series(label, points, css=css[label]) for label, points in losses.items() if points]
     if series:
-        image = svg.curves(series, "round", "Training loss over rounds")
-        names = parts.legend([own.name for own in series])
+        image = charts.curves(series, "round", "Training loss over rounds")
+        names = tuple((own.css, own.name) for own in series)
         figures.append(Figure("Training loss, nats a token", image, names, "Mean over clients and seeds."))
     return figures
 

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from capfl.config import Config
 from capfl.config.keys import flat
-from capfl.page import svg
+from capfl.page import charts
+from capfl.page.svg import colour
 from capfl.report.summary import PARTS
 from capfl.report.tables import MOST_ROWS, percent, size
 
@@ -42,7 +43,7 @@ class Table:
 
 
 def legend(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((svg.colour(i), name) for i, name in enumerate(names))
+    return tuple((colour(i), name) for i, name in enumerate(names))
 
 
 def client_bars(clients: Sequence[Mapping[str, Any]]) -> Figure:
@@ -50,7 +51,7 @@ def client_bars(clients: Sequence[Mapping[str, Any]]) -> Figure:
     models = [model for model in MODELS if all(row[model] is not None for row in clients)]
     shown = clients[:MOST_ROWS]
     groups = [(spoken(row["id"]), [100 * row[model] for model in models]) for row in shown]
-    image = svg.bars(groups, [f"m-{model}" for model in models], "test accuracy, %", "Test accuracy of each client")
+    image = charts.bars(groups, [f"m-{model}" for model in models], "test accuracy, %", "Test accuracy of each client")
     names = tuple((f"m-{model}", MODELS[model]) for model in models)
     return Figure("Every client", image, names, _first(clients))
 
@@ -62,7 +63,7 @@ def rank_map(clients: Sequence[Mapping[str, Any]], full: int) -> Figure | None:
     modules = list(clients[0]["ranks"])
     groups = [(name, len(list(own))) for name, own in groupby(modules, _layer)]
     rows = [(spoken(row["id"]), [row["ranks"][module] for module in modules]) for row in clients[:MOST_ROWS]]
-    image = svg.heat(rows, groups, full, "Ranks that each client keeps in each module")
+    image = charts.heat(rows, groups, full, "Ranks that each client keeps in each module")
     kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
     note = f"From empty (rank 0) to full colour (rank {full}). Within a layer: {kinds}. {_first(clients)}".strip()
     return Figure("Ranks that clients keep", image, (), note)
@@ -75,7 +76,7 @@ def _layer(module: str) -> str:
 
 def ledger_figure(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, note: str) -> Figure:
     used = [part for part in PARTS if any(own.get(part) for _, own in rows)]
-    image = svg.stacked([(name, {p: own.get(p, 0) for p in used}) for name, own in rows], PART_CSS, title)
+    image = charts.stacked([(name, {p: own.get(p, 0) for p in used}) for name, own in rows], PART_CSS, title)
     return Figure(title, image, tuple((PART_CSS[part], part) for part in used), note)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from capfl.checkpoint import RunFolder
 from capfl.compare.statistics import clearly_worse
 from capfl.config import load_config
-from capfl.page import parts, svg
+from capfl.page import charts, parts
 from capfl.page.parts import MODELS, Figure, Table
 from capfl.report.ledger import Ledger, read_ledger
 from capfl.report.tables import percent, size
@@ -64,8 +64,8 @@ def words(summary: Mapping[str, Any]) -> list[str]:
     worst = min(clients, key=lambda row: row[best])
     texts.append(
         f"The {MODELS[best]} model is worst at {parts.spoken(worst['id'])}, with {percent(worst[best])} %. "
-        f"Which items the clients were tested on makes a difference of ± {percent(models[best]['ci95'])} points (95 %); "
-        "what another seed would change is not in that."
+        f"Which items the clients were tested on makes a difference of ± {percent(models[best]['ci95'])} points "
+        "(95 %); what another seed would change is not in that."
     )
     if models["local_only"] and best != "local_only":
         better = sum(row[best] > row["local_only"] for row in clients)
@@ -73,8 +73,8 @@ def words(summary: Mapping[str, Any]) -> list[str]:
         clearly = sum(clearly_worse(row[best], row["local_only"], row["n_test"]) for row in clients)
         apart = models[best]["mean"] - models["local_only"]["mean"]
         texts.append(
-            f"Against training alone that is {parts.points(apart)} points: {better} clients are better off, {worse} worse, "
-            f"{clearly} of them clearly (by more than 1.96 standard errors)."
+            f"Against training alone that is {parts.points(apart)} points: {better} clients are better off, "
+            f"{worse} worse, {clearly} of them clearly (by more than 1.96 standard errors)."
         )
     total = summary["bytes"]
     up, down = (size(total[d] / len(clients) / summary["rounds"]) for d in ("up", "down"))
@@ -109,8 +109,8 @@ def caption(summary: Mapping[str, Any]) -> str:
     metric = "Accuracy" if summary["metric"] == "accuracy" else "Share of answer tokens predicted"
     return (
         f"{metric} on each client's own test items, %. ± comes from the choice of test items alone; spread is the "
-        "standard deviation over clients; train and test are items; up and down are bytes of the whole run, in the last "
-        "line of all clients."
+        "standard deviation over clients; train and test are items; up and down are bytes of the whole run, of all "
+        "clients in the line of means."
     )
 
 
@@ -125,37 +125,37 @@ def _curves(records: Sequence[RoundRecord], summary: Mapping[str, Any]) -> list[
             validated.append((record.round, spent / n, 100 * record.validation_accuracy))
     note = "Validation items of all clients, global model."
     if validated:
-        line = svg.Series("global model", [(b, a) for _, b, a in validated], css="m-global")
-        image = svg.curves([line], "bytes for each client, both directions", "Accuracy against bytes", levels)
+        line = charts.Series("global model", [(b, a) for _, b, a in validated], css="m-global")
+        image = charts.curves([line], "bytes for each client, both directions", "Accuracy against bytes", levels)
         figures.append(Figure("Accuracy against bytes, %", image, note=note))
-        line = svg.Series("global model", [(r, a) for r, _, a in validated], css="m-global")
-        image = svg.curves([line], "round", "Accuracy over rounds", levels)
+        line = charts.Series("global model", [(r, a) for r, _, a in validated], css="m-global")
+        image = charts.curves([line], "round", "Accuracy over rounds", levels)
         figures.append(Figure("Accuracy over rounds, %", image, note=note))
     trained = [record for record in records if record.losses]
     if trained:
-        line = svg.Series(
+        line = charts.Series(
             "mean over clients",
             [(record.round, record.loss) for record in trained],
             [(min(record.losses.values()), max(record.losses.values())) for record in trained],
         )
         note = "Mean over the clients of a round; the band goes from the lowest to the highest."
-        image = svg.curves([line], "round", "Training loss over rounds")
+        image = charts.curves([line], "round", "Training loss over rounds")
         figures.append(Figure("Training loss, nats a token", image, note=note))
     both = [
-        svg.Series("up", [(r.round, r.bytes_up) for r in records]),
-        svg.Series("down", [(r.round, r.bytes_down) for r in records]),
+        charts.Series("up", [(r.round, r.bytes_up) for r in records]),
+        charts.Series("down", [(r.round, r.bytes_down) for r in records], css="s1"),
     ]
-    image = svg.curves(both, "round", "Bytes of each round")
+    image = charts.curves(both, "round", "Bytes of each round")
     figures.append(Figure("Bytes of each round, all clients", image, parts.legend(["up", "down"])))
     ranked = [record for record in records if record.ranks]
     if ranked:
         means = [[fmean(ranks) for ranks in record.ranks.values()] for record in ranked]
-        line = svg.Series(
+        line = charts.Series(
             "mean over clients",
             [(record.round, fmean(own)) for record, own in zip(ranked, means, strict=True)],
             [(min(own), max(own)) for own in means],
         )
-        image = svg.curves([line], "round", "Mean rank over rounds")
+        image = charts.curves([line], "round", "Mean rank over rounds")
         note = "Mean over modules and clients; the band goes from the client with the lowest mean to the highest."
         figures.append(Figure("Ranks over rounds", image, note=note))
     return figures
