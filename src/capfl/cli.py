@@ -121,7 +121,9 @@ def compare(
         if show:
             typer.echo(table(plan, place), nl=False)
             return
-        if failed := run_comparison(plan, spec, place, processes, sys.argv[1:], lambda text: typer.echo(text)):
+        given = {"out": out, "data-dir": data_dir, "splits": splits, "only": only, "seeds": seeds, "baseline": baseline}
+        flags = [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
+        if failed := run_comparison(plan, spec, place, processes, ["compare", str(spec), *flags], typer.echo):
             typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
             raise typer.Exit(1)
 

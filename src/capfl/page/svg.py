@@ -125,7 +125,7 @@ def path(axes: Axes, points: Iterable[tuple[float, float]]) -> str:
 
 
 def margin(names: Sequence[str]) -> float:
-    return 10 + LETTER * max((len(cut(name)) for name in names), default=0)
+    return 14 + LETTER * max((len(cut(name)) for name in names), default=0)
 
 
 def cut(name: str, most: int = 22) -> str:
