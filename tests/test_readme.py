@@ -10,7 +10,7 @@ import pytest
 from capfl.config.keys import all_keys, flags
 from support import TINY
 
-COMPARE = ("splits", "seeds", "baseline", "processes", "show")
+COMPARE = ("splits", "seeds", "baseline", "processes", "show", "tracker")
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

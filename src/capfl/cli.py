@@ -25,6 +25,9 @@ app = typer.Typer(
 
 _FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Config = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
+_Tracker = Annotated[
+    str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb or trackio, too")
+]
 _Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
 
 
@@ -33,20 +36,23 @@ def run(
     context: typer.Context,
     config: _Config = None,
     sets: _Sets = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run; takes no other option")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with an interrupted run; takes --tracker, if any, and no other option")
+    ] = None,
+    tracker: _Tracker = None,
 ) -> None:
     """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
     with _errors():
         if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        _run(None if resume else _load(context, config, sets), resume)
+        _run(None if resume else _load(context, config, sets), resume, tracker)
 
 
 @app.command(context_settings=_FLAGS)
-def demo(context: typer.Context, sets: _Sets = None) -> None:
+def demo(context: typer.Context, sets: _Sets = None, tracker: _Tracker = None) -> None:
     """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
     with _errors():
-        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None)
+        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker)
 
 
 @app.command(name="eval", context_settings=_FLAGS)
@@ -196,14 +202,15 @@ def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
         Console().print(tables)
 
 
-def _run(config: Config | None, resumed: Path | None) -> None:
+def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> None:
     from capfl.engines import ENGINES
     from capfl.experiment import config_of, resume, run
     from capfl.report.progress import reporting
     from capfl.report.tables import summary_table
+    from capfl.report.tracker import tracking
 
     console = Console()
-    with reporting(console) as reporter:
+    with reporting(console) as plain, tracking(plain, tracker) as reporter:
         if resumed is not None:
             engine = ENGINES[config_of(resumed).runtime.engine]
             summary, path = resume(resumed, engine, reporter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,12 @@ def test_every_mistake_is_listed_and_files_that_are_not_there_are_named(tmp_path
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_specs_that_come_with_it_are_right(path: Path) -> None:
     assert len(make_plan(path).cells) >= 3
+
+
+def test_the_spec_in_the_docs_is_right(tmp_path: Path) -> None:
+    text = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(encoding="utf-8"), re.S)[0]
+    (tmp_path / "spec.toml").write_text(text.replace("../configs", str(ROOT / "configs")))
+    assert make_plan(tmp_path / "spec.toml").labels == ["local", "fedit+dense", "fedit+bit"]
 
 
 def keeping(tmp_path: Path, keep: str) -> Path | None:
