@@ -172,10 +172,17 @@ def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path,
     spec, out = copied
     place = out / "two.fedit.1" / "run.json"
     place.write_text(place.read_text().replace('"data": "', '"data": "0'))
-    assert "other data or another partition" in refused("compare", spec, "--out", out, "--show")
+    said = refused("compare", spec, "--out", out, "--show")
+    assert "two.fedit.1" in said
+    assert "had other data or another partition" in said
     changed = write_spec(tmp_path, common=TINY | {"partition.validation": 0.1})
     said = refused("compare", changed, "--out", out)
     assert "two.local.0 was run with partition.validation = 0.2, the spec 0.1" in said
+    (out / "two.local.0" / "summary.json").unlink()  # what is not finished must fit as well
+    assert "two.local.0 was run with partition.validation" in refused("compare", changed, "--out", out)
+    config = out / "two.local.0" / "config.toml"
+    config.write_text("unheard_of = 1\n" + config.read_text())
+    assert "two.local.0 is of another version of capfl: unheard_of" in refused("compare", spec, "--out", out)
     empty = refused("compare", spec, "--out", tmp_path / "empty", "--show")
     assert "no finished run" in empty
     assert "'x' is no whole number" in refused("compare", spec, "--seeds", "0,x")

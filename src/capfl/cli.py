@@ -118,7 +118,7 @@ def compare(
     from capfl.compare.folder import table
     from capfl.compare.spec import make_plan
 
-    with _errors():
+    with _errors(go_on="the same command"):
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
@@ -222,7 +222,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> No
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""
     try:
         yield
@@ -231,7 +231,7 @@ def _errors() -> Iterator[None]:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted; go on with: capfl run --resume RUN_FOLDER\n")
+        sys.stderr.write(f"interrupted; go on with: {go_on}\n")
         raise typer.Exit(130) from error
 
 

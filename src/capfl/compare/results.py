@@ -11,7 +11,7 @@ from capfl.compare.spec import Cell, Plan
 from capfl.compare.statistics import Point
 from capfl.config import Config, load_config
 from capfl.config.keys import flat
-from capfl.errors import CheckpointError
+from capfl.errors import CheckpointError, ConfigError
 from capfl.types import RoundRecord
 
 
@@ -74,9 +74,9 @@ def read_results(plan: Plan, out: Path) -> Results:
     data: dict[tuple[str, int], tuple[str, Path]] = {}
     for cell in plan.cells:
         folder = RunFolder(out / cell.name)
-        if not (folder.path / "summary.json").is_file():
-            continue
         config = _checked(folder.path, cell, plan)
+        if config is None or not (folder.path / "summary.json").is_file():
+            continue
         digest = folder.read_json("run.json")["data"]
         other, where = data.setdefault((cell.split, cell.seed), (digest, folder.path))
         if other != digest:
@@ -99,9 +99,17 @@ def unfinished(plan: Plan, out: Path) -> list[Cell]:
     return [cell for cell in plan.cells if not (out / cell.name / "summary.json").is_file()]
 
 
-def _checked(folder: Path, cell: Cell, plan: Plan) -> Config:
-    """The config of a run, if it is what the spec says. Where it ran and where its data lay may differ."""
-    ran = load_config(folder / "config.toml")
+def _checked(folder: Path, cell: Cell, plan: Plan) -> Config | None:
+    """The config of a run, if it is what the spec says, or None before it has begun.
+
+    Where it ran and where its data lay may differ.
+    """
+    if not (folder / "config.toml").is_file():
+        return None
+    try:
+        ran = load_config(folder / "config.toml")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} is of another version of capfl: {error}; move it away") from error
     ours, theirs = (_comparable(config) for config in (plan.configs[cell.name], ran))
     wrong = [
         f"{key} = {theirs[key]!r}, the spec {ours[key]!r}" for key in ours if key != "seed" and ours[key] != theirs[key]

@@ -32,7 +32,7 @@ def run_page(path: Path) -> dict[str, Any]:
     up, down = (ledger.parts(direction) for direction in ("up", "down"))
     note = f"{ledger.rounds} rounds and the final delivery, all clients, headers included."
     return {
-        "title": f"{summary['method']} on {', '.join(config.data.sets)}",
+        "title": f"{summary['method']} on {', '.join(Path(name).stem for name in config.data.sets)}",
         "subtitle": f"{config.model.path}, {config.partition.kind}, seed {config.seed}",
         "words": words(summary),
         "table": client_table(summary),
