@@ -29,12 +29,14 @@ codecs = []
 [variants.fedit]
 "method.name" = "fedit"
 "train.steps" = 7
+codec.density = 0.5
 [variants.fedit-once]
 codecs = ["dense"]
 [codecs.dense]
 codec.values = "bf16"
 [codecs.bit]
 codec.values = "ternary"
+codec.density = 0.25
 """
 
 
@@ -66,6 +68,7 @@ def test_later_changes_win_over_earlier_ones_and_both_spellings_count(tmp_path: 
     assert (config.train.steps, config.train.batch_size, config.federation.rounds) == (7, 4, 4)
     assert (config.codec.values, config.data.conflict, config.data.dir) == ("ternary", 1.0, "there")
     assert configs["easy.local.3"].train.steps == 2
+    assert [configs[f"easy.fedit+{codec}.3"].codec.density for codec in ("dense", "bit")] == [0.5, 0.25]
 
 
 def test_a_part_can_be_chosen(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def test_seeds_weigh_the_same_however_many_clients_they_have() -> None:
     assert bootstrap([np.array([1.0]), np.zeros(9)]).mean == 0.5
 
 
+@pytest.mark.parametrize(("low", "high", "crosses"), [(-3, -1, False), (-1, 1, True), (1, 3, False), (0, 1, True)])
+def test_an_interval_crosses_zero_if_zero_is_in_it(low: float, high: float, crosses: bool) -> None:
+    assert Interval((low + high) / 2, low, high).crosses_zero is crosses
+
+
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=5), min_size=1, max_size=3), st.floats(-2, 2))
 def test_a_shift_shifts_the_interval(values: list[list[float]], by: float) -> None:
     plain = bootstrap([np.array(own) for own in values], draws=200)
