@@ -35,7 +35,9 @@ def test_seeds_weigh_the_same_however_many_clients_they_have() -> None:
     assert bootstrap([np.array([1.0]), np.zeros(9)]).mean == 0.5
 
 
-@pytest.mark.parametrize(("low", "high", "crosses"), [(-3, -1, False), (-1, 1, True), (1, 3, False), (0, 1, True)])
+@pytest.mark.parametrize(
+    ("low", "high", "crosses"), [(-3, -1, False), (-1, 1, True), (1, 3, False), (0, 1, True), (1e-17, 1, True)]
+)
 def test_an_interval_crosses_zero_if_zero_is_in_it(low: float, high: float, crosses: bool) -> None:
     assert Interval((low + high) / 2, low, high).crosses_zero is crosses
 
