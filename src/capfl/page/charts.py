@@ -114,7 +114,7 @@ def forest(rows: Sequence[tuple[str, float, float, float]], x_label: str, label:
     for i, (name, mean, low, high) in enumerate(rows):
         y = 8 + 22.0 * i + 11
         title = tag("title", f"{name}: {mean:+.1f} ({low:+.1f} to {high:+.1f})")
-        kind = "open" if low <= 0 <= high else "below" if high < 0 else "above"
+        kind = "open" if round(low, 6) <= 0 <= round(high, 6) else "below" if high < 0 else "above"
         parts.append(text(left - 6, y + 3.5, cut(name), "end", "tick"))
         parts.append(line(axes.x(low), y, axes.x(high), y, f"whisker {kind}"))
         parts.append(tag("circle", title, cx=axes.x(mean), cy=y, r=4.5, class_=kind))
