@@ -2,7 +2,7 @@
 
     python benchmarks/cold_start.py RUN [RUN ...] --data-dir DIR [--json FILE]
 
-RUN is a finished CA-PFL run of ``benchmarks/personal.py`` on the split ``peers``, one for each seed. Newcomers come
+RUN is a finished CA-PFL run of ``benchmarks/personal.toml`` on the split ``peers``, one for each seed. Newcomers come
 from CLINC150's validation rows, which no run has seen: two for each domain of the run, who should be placed with that
 domain's clients, and one for each of two domains that the run does not have, for whom there is nobody. 46 items
 describe a newcomer; up to 100 others test it.

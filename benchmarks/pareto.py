@@ -1,14 +1,10 @@
-"""Accuracy against bytes: one experiment under many codecs, and the figure of it.
+"""The figure and the table of docs/results/codecs.md, from the runs of `capfl compare benchmarks/pareto.toml`.
 
-    python benchmarks/pareto.py run  --data-dir DIR --out FOLDER [--spec FILE] [--only NAME ...] [--seeds 0 1 2]
-                                     [--processes 1]
-    python benchmarks/pareto.py show FOLDER [--svg FILE] [--json FILE]
+    python benchmarks/pareto.py FOLDER [--svg FILE] [--json FILE]
 
-``run`` takes a spec, by default ``benchmarks/pareto.toml``: a base experiment and, by name, what each variant changes
-in it. Every variant and seed is a run folder of its own, so what was interrupted goes on where it stopped and what is
-finished is not run again. ``show`` prints the table (mean ± sd over seeds of the global model's accuracy on the
-clients' test items, bytes for each client, both directions, and bytes to come within one point of where dense ends),
-the paired differences against dense with their 95 % intervals, and draws accuracy against total bytes.
+Prints the table (mean ± sd over seeds of the global model's accuracy on the clients' test items, bytes for each client,
+both directions, and bytes to come within one point of where dense ends) and the paired differences against dense with
+their 95 % intervals (Student's t over seeds), and draws accuracy against total bytes.
 """
 
 from __future__ import annotations
@@ -17,10 +13,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
-import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,66 +21,22 @@ import matplotlib.pyplot as plt
 from capfl.checkpoint import RunFolder
 from seeds import T_95
 
-SPEC = Path(__file__).with_suffix(".toml")
 DENSE = "dense"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--data-dir", required=True)
-    run.add_argument("--out", type=Path, required=True)
-    run.add_argument("--spec", type=Path, default=SPEC)
-    run.add_argument("--only", nargs="*")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    run.add_argument("--processes", type=int, default=1, help="runs at once, each with its share of the cores")
-    show = commands.add_parser("show")
-    show.add_argument("folder", type=Path)
-    show.add_argument("--svg", type=Path)
-    show.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if options.command == "run":
-        run_all(options)
-    else:
-        table(options)
-
-
-def run_all(options: argparse.Namespace) -> None:
-    spec = tomllib.loads(options.spec.read_text())
-    names = options.only or list(spec["variants"])
-    tasks = [(name, seed) for seed in options.seeds for name in names]
-
-    def one(task: tuple[str, int]) -> None:
-        name, seed = task
-        folder = options.out / f"{name}-{seed}"
-        if (folder / "summary.json").is_file():
-            return
-        if (folder / "config.toml").is_file():
-            arguments = ["--resume", str(folder)]
-        else:
-            changes = (
-                spec["common"]
-                | spec["variants"][name]
-                | {"data.dir": options.data_dir, "seed": seed, "out": str(folder)}
-            )
-            arguments = [str(options.spec.parent / spec["base"])]
-            arguments += [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-        log = options.out / f"{name}-{seed}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as output:
-            done = subprocess.run([sys.executable, "-m", "capfl.cli", "run", *arguments], stdout=output, stderr=output)
-        print(name, seed, "done" if done.returncode == 0 else f"FAILED, see {log}", flush=True)
-
-    with ThreadPoolExecutor(options.processes) as pool:
-        list(pool.map(one, tasks))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--json", type=Path)
+    table(parser.parse_args())
 
 
 def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """What is finished: variant -> seed -> accuracy, bytes, and the curve over rounds."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/summary.json")):
-        name, _, seed = path.parent.name.rpartition("-")
+        _, name, seed = path.parent.name.split(".")
         summary = json.loads(path.read_text())
         n_clients = len(summary["clients"])
         curve, spent = [], 0

@@ -1,4 +1,4 @@
-"""Negative control: what the public CA-PFL code does, on the data of ``benchmarks/personal.py``.
+"""Negative control: what the public CA-PFL code does, on the data of ``benchmarks/personal.toml``.
 
     python benchmarks/public_code.py --data-dir DIR --out FILE [--splits peers ...] [--seeds 0 1 2]
 
@@ -21,13 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from capfl import adapter as algebra
+from capfl.compare.run import kept_rows
+from capfl.compare.spec import make_plan
 from capfl.config import Config, load_config
 from capfl.data import load_items, partition, relabel, split
 from capfl.federation import Federation
@@ -37,8 +38,8 @@ from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.rng import torch_stream
 from capfl.types import Adapter, ClientId
-from personal import SPEC, with_domains
 
+SPEC = Path(__file__).with_name("personal.toml")
 LEAST, SPAN = 0.25, 0.25  # of a column's or row's values: hard-coded there
 BYTES_SENT, BYTES_RECEIVED = 12, 4
 
@@ -50,19 +51,17 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["peers"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
-    spec = tomllib.loads(SPEC.read_text())
     rows = json.loads(options.out.read_text()) if options.out.is_file() else []
-    for name in options.splits:
-        chosen = {key: value for key, value in spec["splits"][name].items() if key not in ("about", "domains")}
-        data = with_domains(options.data_dir, spec["splits"][name].get("domains"), options.out.parent / "data" / name)
-        for seed in options.seeds:
-            if any((row["split"], row["seed"]) == (name, seed) for row in rows):
-                continue
-            settings = spec["common"] | chosen | {"data.dir": str(data), "seed": seed}
-            config = load_config(SPEC.parent / spec["base"], settings)
-            rows.append({"split": name, "seed": seed, **run(config)})
-            options.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print({key: value for key, value in rows[-1].items() if key != "clients"}, flush=True)
+    plan = make_plan(SPEC, options.splits, ["fedit"], options.seeds, options.data_dir)
+    for cell in plan.cells:
+        if any((row["split"], row["seed"]) == (cell.split, cell.seed) for row in rows):
+            continue
+        settings = dict(cell.settings) | {"seed": cell.seed}
+        if data := kept_rows(plan, cell.split, options.out.parent):
+            settings["data.dir"] = str(data)
+        rows.append({"split": cell.split, "seed": cell.seed, **run(load_config(plan.base, settings))})
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        print({key: value for key, value in rows[-1].items() if key != "clients"}, flush=True)
 
 
 def run(config: Config) -> dict[str, Any]:

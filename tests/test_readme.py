@@ -10,6 +10,7 @@ import pytest
 from capfl.config.keys import all_keys, flags
 from support import TINY
 
+COMPARE = ("splits", "seeds", "baseline", "processes", "show", "tracker")
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,7 +30,7 @@ def test_every_flag_and_file_it_names_exists() -> None:
     commands = "\n".join(part for text in texts for found in re.findall(pattern, text, re.M) for part in found)
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     of_scripts = {flag.replace("-", "_") for flag in re.findall(r'add_argument\("--([a-z-]+)"', scripts)}
-    known = set(flags()) | {"resume", "set", "only", "no_calibrate", "run"} | of_scripts
+    known = set(flags()) | {"resume", "set", "only", "no_calibrate", "run", *COMPARE} | of_scripts
     named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_.-]+)", commands)}
     others = {"no_deps", "strict"}  # of pip and mypy
     assert named - known - others == set()

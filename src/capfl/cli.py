@@ -25,6 +25,9 @@ app = typer.Typer(
 
 _FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Config = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
+_Tracker = Annotated[
+    str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb or trackio, too")
+]
 _Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
 
 
@@ -33,20 +36,23 @@ def run(
     context: typer.Context,
     config: _Config = None,
     sets: _Sets = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run; takes no other option")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with an interrupted run; takes --tracker, if any, and no other option")
+    ] = None,
+    tracker: _Tracker = None,
 ) -> None:
     """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
     with _errors():
         if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        _run(None if resume else _load(context, config, sets), resume)
+        _run(None if resume else _load(context, config, sets), resume, tracker)
 
 
 @app.command(context_settings=_FLAGS)
-def demo(context: typer.Context, sets: _Sets = None) -> None:
+def demo(context: typer.Context, sets: _Sets = None, tracker: _Tracker = None) -> None:
     """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
     with _errors():
-        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None)
+        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker)
 
 
 @app.command(name="eval", context_settings=_FLAGS)
@@ -93,6 +99,51 @@ def plan(
     with _errors():
         made = make_plan(_load(context, config, sets), calibrate)
         _show(made.to_json(), plan_tables(made), as_json)
+
+
+@app.command()
+def compare(
+    spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants, codecs and seeds", metavar="SPEC")],
+    out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
+    splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
+    only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
+    seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
+    baseline: Annotated[str | None, typer.Option(help="variant that the others are compared with")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="runs at once; give each its threads in the spec")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="print the table of what is finished and run nothing")] = False,
+) -> None:
+    """Run methods, codecs, partitions and seeds beside each other and set up their table. Goes on where it stopped."""
+    from capfl.compare.folder import compare as run_comparison
+    from capfl.compare.folder import table
+    from capfl.compare.spec import make_plan
+
+    with _errors(go_on="the same command"):
+        if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
+            raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
+        numbers = [int(word) for word in _words(seeds) or []]
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, baseline)
+        place = out or Path("runs") / spec.stem
+        if show:
+            typer.echo(table(plan, place), nl=False)
+            return
+        given = {"out": out, "data-dir": data_dir, "splits": splits, "only": only, "seeds": seeds, "baseline": baseline}
+        flags = [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
+        if failed := run_comparison(plan, spec, place, processes, ["compare", str(spec), *flags], typer.echo):
+            typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a finished run or of a comparison", metavar="FOLDER")],
+    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+) -> None:
+    """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
+    from capfl.page import write_page
+
+    with _errors():
+        typer.echo(write_page(folder, out or folder / "report.html"))
 
 
 @app.command(name="bytes")
@@ -143,6 +194,10 @@ def _load(context: typer.Context, config: Path | None, sets: list[str] | None) -
     return load_command(config, sets or [], arguments)
 
 
+def _words(text: str | None) -> list[str] | None:
+    return [word.strip() for word in text.split(",") if word.strip()] if text else None
+
+
 def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(value, indent=1))
@@ -150,14 +205,15 @@ def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
         Console().print(tables)
 
 
-def _run(config: Config | None, resumed: Path | None) -> None:
+def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> None:
     from capfl.engines import ENGINES
     from capfl.experiment import config_of, resume, run
     from capfl.report.progress import reporting
     from capfl.report.tables import summary_table
+    from capfl.report.tracker import tracking
 
     console = Console()
-    with reporting(console) as reporter:
+    with reporting(console) as plain, tracking(plain, tracker) as reporter:
         if resumed is not None:
             engine = ENGINES[config_of(resumed).runtime.engine]
             summary, path = resume(resumed, engine, reporter)
@@ -169,7 +225,7 @@ def _run(config: Config | None, resumed: Path | None) -> None:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""
     try:
         yield
@@ -178,7 +234,7 @@ def _errors() -> Iterator[None]:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted; go on with: capfl run --resume RUN_FOLDER\n")
+        sys.stderr.write(f"interrupted; go on with: {go_on}\n")
         raise typer.Exit(130) from error
 
 

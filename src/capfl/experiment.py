@@ -89,6 +89,7 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
 
     # from here on the run exists: what was wrong with its data or model has been said before
     _record_inputs(config, folder, items, splits, reporter, fresh)
+    reporter.begin(folder.path, config)
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder.path) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.client)
 
@@ -105,6 +106,7 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
         reporter.note("evaluating every client")
         summary = replace(evaluate(method, finished, federation, folder.path), seconds=time.monotonic() - began)
     folder.write_json("summary.json", summary.to_json())
+    reporter.finish(summary)
     return summary, folder.path
 
 

@@ -32,6 +32,10 @@ PRECISION = {"fp32": 1e-6, "bf16": 2e-4, "8bit": 2e-4, "4bit": 4e-3, "ternary-de
 
 every_codec = pytest.mark.parametrize("codec", CODECS)
 every_method = pytest.mark.parametrize("method", METHODS)
+# whose server adds the mean change as it is; the others' products of factors are in unit/test_aggregation.py
+every_plain_mean = pytest.mark.parametrize(
+    "method", [name for name in METHODS if name not in ("lora-fair", "flexlora")]
+)
 
 
 @every_codec
@@ -83,7 +87,7 @@ def test_what_arrived_and_what_is_left_sum_to_what_changed(method: str, codec: s
 
 
 @every_codec
-@every_method
+@every_plain_mean
 def test_a_message_has_the_right_scale(method: str, codec: str) -> None:
     """The residual would repair a wrong one in later rounds; it must not have to.
 
@@ -131,7 +135,7 @@ def test_a_client_that_lost_its_disk_is_asked_again_and_goes_on(method: str, cod
 
 
 @pytest.mark.parametrize("codec", PRECISION)
-@every_method
+@every_plain_mean
 def test_the_mean_change_stays_within_the_codecs_precision(method: str, codec: str) -> None:
     """What the server aggregates, and what clients know of it: each has been through the codec."""
     fake = Fake(method, codec)
@@ -140,11 +144,12 @@ def test_the_mean_change_stays_within_the_codecs_precision(method: str, codec: s
         assert same(fake.state.adapter, fake.agreement.initial)
         assert fake.state.known == {}
         return
-    parts = [(steps(name, 1), 10.0 * (ord(name) - 96)) for name in CLIENTS]
+    parts = [(fake.changes[name][0], 10.0 * (ord(name) - 96)) for name in CLIENTS]
     expected = algebra.add(initial(), algebra.weighted_mean(parts))
     for key, t in expected.items():
         torch.testing.assert_close(fake.state.adapter[key], t, atol=PRECISION[codec], rtol=0)
-        torch.testing.assert_close(fake.state.known[key], t, atol=2 * PRECISION[codec], rtol=0)
+    for key, t in fake.state.known.items():
+        torch.testing.assert_close(t, expected[key], atol=2 * PRECISION[codec], rtol=0)
 
 
 @every_codec

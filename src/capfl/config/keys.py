@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
@@ -69,3 +70,12 @@ def flags() -> dict[str, str]:
     table = {leaf: found[0] for leaf, found in by_leaf.items() if len(found) == 1}
     table |= {path.replace(".", "_"): path for path in paths}
     return table | {path: path for path in paths} | ALIASES
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables by their dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from capfl.config import Config
+from capfl.report.summary import Summary
 from capfl.report.tables import percent, size
 from capfl.types import ClientId, RoundRecord
 
@@ -17,19 +20,23 @@ from capfl.types import ClientId, RoundRecord
 class Reporter(Protocol):
     """What a run tells while it goes on."""
 
+    def begin(self, path: Path, config: Config) -> None: ...
     def note(self, text: str) -> None: ...
     def start(self, method: str, rounds: int, done: int, visits: int) -> None: ...
     def client(self, client: ClientId, loss: float) -> None: ...
     def round(self, record: RoundRecord) -> None: ...
+    def finish(self, summary: Summary) -> None: ...
 
 
 class Silent:
     """Says nothing: the default of the Python API."""
 
+    def begin(self, path: Path, config: Config) -> None: ...
     def note(self, text: str) -> None: ...
     def start(self, method: str, rounds: int, done: int, visits: int) -> None: ...
     def client(self, client: ClientId, loss: float) -> None: ...
     def round(self, record: RoundRecord) -> None: ...
+    def finish(self, summary: Summary) -> None: ...
 
 
 class Plain:
@@ -38,6 +45,12 @@ class Plain:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._method, self._rounds, self._done, self._bytes, self._began = "", 0, 0, 0, 0.0
+
+    def begin(self, path: Path, config: Config) -> None:
+        pass
+
+    def finish(self, summary: Summary) -> None:
+        pass
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Several methods, codecs and partitions beside each other, over seeds: `capfl compare`."""

@@ -1,0 +1,196 @@
+"""What a comparison is: a base config, and by name what each split, variant and codec changes in it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from capfl.config import Config, load_config
+from capfl.config.keys import flat
+from capfl.errors import ConfigError
+
+Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]  # a part of a folder's name: no dots
+Value = bool | int | float | str | list[str] | list[int]
+OWN = ("seed", "out")  # what a comparison sets by itself
+
+
+class Changes(BaseModel):
+    """Keys of a config and their values, dotted (`"train.steps" = 6`) or as TOML tables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    about: str = ""
+    settings: dict[str, Value] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = {key: value for key, value in given.items() if key in cls.model_fields and key != "settings"}
+        settings = dict(flat({key: value for key, value in given.items() if key not in own}))
+        if taken := [key for key in OWN if key in settings]:
+            raise ValueError(f"{' and '.join(taken)} cannot be changed here: a comparison sets them for each run")
+        return {**own, "settings": settings}
+
+
+class Split(Changes):
+    """Who holds what. ``keep`` takes rows of the data files by a field: ``keep.domain = ["banking", "home"]``."""
+
+    keep: dict[str, list[str]] = {}
+
+
+class Variant(Changes):
+    """A method, or one way of it. ``codecs`` are those it runs with: all by default, none if the list is empty."""
+
+    codecs: list[str] | None = None
+
+
+class Spec(BaseModel):
+    """The file that `capfl compare` reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    base: str = Field(description="config that every run starts from, beside the spec")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    score: Literal["personal", "global"] = Field("personal", description="model whose accuracy is compared")
+    baseline: str | None = Field(None, description="variant that the others are compared with; by default the first")
+    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="validation accuracy to reach; by default where the baseline ends, less 0.01"
+    )
+    budgets: list[Annotated[float, Field(gt=0)]] = Field([], description="bytes for each client, both directions")
+    common: Changes = Changes()
+    splits: dict[Name, Split] = Field({"base": Split()}, min_length=1)
+    variants: dict[Name, Variant] = Field(min_length=1)
+    codecs: dict[Name, Changes] = {}
+
+    @model_validator(mode="after")
+    def _names_what_there_is(self) -> Self:
+        for name, variant in self.variants.items():
+            if unknown := set(variant.codecs or ()) - self.codecs.keys():
+                raise ValueError(f"variants.{name}.codecs: there is no [codecs.{min(unknown)}]")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} names one twice")
+        if self.baseline is not None and self.baseline not in self.labels:
+            raise ValueError(f"baseline: {self.baseline!r} is none of {', '.join(self.labels)}")
+        return self
+
+    @property
+    def labels(self) -> dict[str, tuple[str, str | None]]:
+        """What is compared: `variant`, or `variant+codec` where codecs are crossed with it."""
+        found: dict[str, tuple[str, str | None]] = {}
+        for name, variant in self.variants.items():
+            codecs = list(self.codecs) if variant.codecs is None else variant.codecs
+            found |= {f"{name}+{codec}": (name, codec) for codec in codecs} if codecs else {name: (name, None)}
+        return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison: a split, a variant (with its codec) and a seed."""
+
+    split: str
+    label: str
+    seed: int
+    settings: Mapping[str, Value]  # all that it changes in the base config
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.split}.{self.label}.{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec with what the command line chose of it, every run checked."""
+
+    spec: Spec
+    base: Path
+    cells: tuple[Cell, ...]  # in the order in which they run: all of a seed first
+    configs: Mapping[str, Config]  # by the cell's name, without seed and out of the base
+
+    @property
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys(cell.split for cell in self.cells))
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(cell.label for cell in self.cells))
+
+    @property
+    def baseline(self) -> str:
+        return self.spec.baseline or next(iter(self.spec.labels))
+
+
+def read_spec(path: Path) -> Spec:
+    """The spec in a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read, or lists every mistake in it.
+    """
+    try:
+        return Spec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give the spec of a comparison") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+    except ValidationError as error:
+        mistakes = [
+            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
+            for item in error.errors()
+        ]
+        raise ConfigError("\n".join(f"{path}: {mistake}" for mistake in mistakes)) from error
+
+
+def make_plan(
+    path: Path,
+    splits: list[str] | None = None,
+    only: list[str] | None = None,
+    seeds: list[int] | None = None,
+    data_dir: Path | None = None,
+    baseline: str | None = None,
+) -> Plan:
+    """All runs of a spec, or those of the splits, variants (or labels) and seeds that are named.
+
+    Raises:
+        ConfigError: the spec, a name or the config of any run is wrong; lists every mistake.
+    """
+    spec = read_spec(path)
+    if baseline is not None:
+        if baseline not in spec.labels:
+            raise ConfigError(f"--baseline {baseline}: choose from {', '.join(spec.labels)}")
+        spec = spec.model_copy(update={"baseline": baseline})
+    for flag, named, known in (
+        ("--splits", splits, list(spec.splits)),
+        ("--only", only, [*spec.variants, *spec.labels]),
+    ):
+        if unknown := [name for name in named or () if name not in known]:
+            raise ConfigError(f"{flag} {unknown[0]}: choose from {', '.join(dict.fromkeys(known))}")
+    cells = tuple(
+        Cell(split, label, seed, _settings(spec, split, variant, codec, data_dir))
+        for seed in seeds or spec.seeds
+        for split in splits or spec.splits
+        for label, (variant, codec) in spec.labels.items()
+        if not only or variant in only or label in only
+    )
+    base = path.parent / spec.base
+    configs: dict[str, Config] = {}
+    mistakes: dict[str, None] = {}
+    for cell in cells:
+        try:
+            configs[cell.name] = load_config(base, cell.settings)
+        except ConfigError as error:
+            mistakes |= {f"{path}: {cell.split}.{cell.label}: {line}": None for line in str(error).splitlines()}
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return Plan(spec, base, cells, configs)
+
+
+def _settings(spec: Spec, split: str, variant: str, codec: str | None, data_dir: Path | None) -> dict[str, Value]:
+    """Later ones win: common, split, variant, codec, command line."""
+    settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings
+    settings |= spec.codecs[codec].settings if codec else {}
+    return settings | ({"data.dir": str(data_dir)} if data_dir else {})

@@ -1,0 +1,141 @@
+"""What pages of runs and of comparisons have in common: figures, tables, the ledger, how it was made."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from markupsafe import Markup
+
+from capfl.config import Config
+from capfl.config.keys import flat
+from capfl.page import charts
+from capfl.page.svg import colour
+from capfl.report.summary import PARTS
+from capfl.report.tables import MOST_ROWS, percent, size
+
+MODELS = {"base": "base", "local_only": "local-only", "global": "global", "personal": "personal"}
+"""Keys of summary.json, in the order in which their bars are drawn, and what they are called."""
+
+PART_CSS = {part: f"s{i}" for i, part in enumerate(PARTS)}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading, what its colours are, and what it says."""
+
+    title: str
+    image: Markup
+    legend: tuple[tuple[str, str], ...] = ()  # (class, name)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    foot: Sequence[Sequence[str]] = ()
+
+
+def legend(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((colour(i), name) for i, name in enumerate(names))
+
+
+def client_bars(clients: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test accuracy of every model that all clients have."""
+    models = [model for model in MODELS if all(row[model] is not None for row in clients)]
+    shown = clients[:MOST_ROWS]
+    groups = [(spoken(row["id"]), [100 * row[model] for model in models]) for row in shown]
+    image = charts.bars(groups, [f"m-{model}" for model in models], "test accuracy, %", "Test accuracy of each client")
+    names = tuple((f"m-{model}", MODELS[model]) for model in models)
+    return Figure("Every client", image, names, _first(clients))
+
+
+def rank_map(clients: Sequence[Mapping[str, Any]], full: int) -> Figure | None:
+    """Clients by modules, or None where nobody dropped a rank."""
+    if all(rank == full for row in clients for rank in row["ranks"].values()):
+        return None
+    modules = list(clients[0]["ranks"])
+    groups = [(name, len(list(own))) for name, own in groupby(modules, _layer)]
+    rows = [(spoken(row["id"]), [row["ranks"][module] for module in modules]) for row in clients[:MOST_ROWS]]
+    image = charts.heat(rows, groups, full, "Ranks that each client keeps in each module")
+    kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
+    note = f"From empty (rank 0) to full colour (rank {full}). Within a layer: {kinds}. {_first(clients)}".strip()
+    return Figure("Ranks that clients keep", image, (), note)
+
+
+def _layer(module: str) -> str:
+    found = re.search(r"\.(\d+)\.", f".{module}.")
+    return found.group(1) if found else module
+
+
+def ledger_figure(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, note: str) -> Figure:
+    used = [part for part in PARTS if any(own.get(part) for _, own in rows)]
+    image = charts.stacked([(name, {p: own.get(p, 0) for p in used}) for name, own in rows], PART_CSS, title)
+    return Figure(title, image, tuple((PART_CSS[part], part) for part in used), note)
+
+
+def ledger_table(up: Mapping[str, float], down: Mapping[str, float]) -> Table:
+    """Bytes by part, with each part's share of its direction."""
+    total = {"up": sum(up.values()), "down": sum(down.values())}
+    rows = [
+        [part, *(cell for name, own in (("up", up), ("down", down)) for cell in _of(own.get(part, 0), total[name]))]
+        for part in PARTS
+        if up.get(part) or down.get(part)
+    ]
+    foot = ["all", size(total["up"]), "100 %", size(total["down"]), "100 %"]
+    return Table(["part", "up", "of it", "down", "of it"], rows, [foot])
+
+
+def _of(n_bytes: float, total: float) -> tuple[str, str]:
+    return size(n_bytes), f"{100 * n_bytes / total:.1f} %" if total else ""
+
+
+def command(config: Config) -> str:
+    """The command that runs this config: every key that is not at its default, a line each."""
+    usual = dict(flat(Config().model_dump()))
+    words = ["capfl run"]
+    for key, value in flat(config.model_dump()):
+        if value != usual[key]:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words.append(f"--{key} {shlex.quote(text)}")
+    return " \\\n  ".join(words)
+
+
+def machine(run: Mapping[str, Any]) -> str:
+    """From run.json: when, with what, on what."""
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    where = run["machine"]
+    return (
+        f"Started {run['started']}; Python {run['python']}; {versions}; {where['system']} on {where['architecture']}, "
+        f"{where['threads']} {'thread' if where['threads'] == 1 else 'threads'}."
+    )
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def points(value: float) -> str:
+    """A difference of two accuracies."""
+    return f"{100 * value:+.1f}"
+
+
+def mean_percent(values: Sequence[float]) -> str:
+    return percent(fmean(values))
+
+
+def _first(clients: Sequence[object]) -> str:
+    return f"The first {MOST_ROWS} of {len(clients)} clients." if len(clients) > MOST_ROWS else ""

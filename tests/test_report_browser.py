@@ -1,0 +1,85 @@
+"""The page in a browser: nothing is fetched, nothing complains, it fits a phone and follows the dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capfl.page import write_page
+from support import tiny_run
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+PLACES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = next(filter(None, map(shutil.which, PLACES)), own if Path(own).is_file() else None)
+        if found is None:
+            pytest.skip("no Chromium here: playwright install chromium, or the system's package")
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("browser") / "run"
+    tiny_run(out, method__name="ca-pfl", method__rank_floor=1.0, partition__validation=0.2, data__sites=3,
+             evaluation__references=["local"], codec__values="ternary")  # fmt: skip
+    return write_page(out, out / "report.html")
+
+
+def opened(browser: Any, page_file: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
+    """The page, what the console said, and what was asked for."""
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri())
+    page.wait_for_load_state("networkidle")
+    return page, said, asked
+
+
+def brightness(page: Any, element: str, what: str) -> float:
+    colour = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{what}")
+    red, green, blue = (float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
+    return (red + green + blue) / 3
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "light"), (390, "dark")])
+def test_it_fits_and_asks_for_nothing(browser: Any, page_file: Path, width: int, scheme: str) -> None:
+    page, said, asked = opened(browser, page_file, width, scheme)
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = "box => box.left < -0.5 || box.right > box.outer + 0.5"
+    texts = page.evaluate(
+        "[...document.querySelectorAll('svg text')].map(text => {"
+        "const [box, outer] = [text, text.ownerSVGElement].map(e => e.getBoundingClientRect());"
+        f"return {{words: text.textContent, left: box.left - outer.left, right: box.right, outer: outer.right}}}})"
+        f".filter({outside}).map(box => box.words)"
+    )
+    assert texts == []  # no label of a chart is cut off
+    dark = scheme == "dark"
+    assert (brightness(page, "body", "backgroundColor") < 60) is dark
+    assert (brightness(page, "svg text", "fill") > 130) is dark
+    page.close()
+
+
+def test_it_prints_light_and_with_everything_open(browser: Any, page_file: Path) -> None:
+    page, _, _ = opened(browser, page_file, 800, "dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert brightness(page, "body", "backgroundColor") == 255
+    assert page.evaluate("document.querySelector('details pre').getBoundingClientRect().height") > 100
+    assert page.pdf().startswith(b"%PDF")
+    page.close()
