@@ -56,6 +56,8 @@ def newcomers_of(path: Path, data: Path) -> list[dict[str, Any]]:
     items = load_items(config, run.config.seed)
     domains = sorted({item.fields["domain"] for item in items})
     known = [domain for domain in domains if any(client.startswith(domain) for client in run.state.group_of)]
+    if not known:
+        raise SystemExit(f"{path}: no client is in a group of peers; give a run of ca-pfl with method.peers = features")
     rows = []
     for domain in [*known, *(domain for domain in UNKNOWN if domain not in known)]:
         own = [item for item in items if item.fields["domain"] == domain]
