@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
+from capfl.compare.spec import make_plan as make_comparison
 from capfl.config import load_config
 from capfl.data.clinc import INTENTS
 from capfl.engines import serial
 from capfl.experiment import run
+from capfl.plan import make_plan
 from support import TINY
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), ROOT / "src" / "capfl" / "demo.toml"]
+PAPER = sorted(path for path in (ROOT / "configs" / "paper").glob("*.toml") if path.stem != "table")
+CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), *PAPER, ROOT / "src" / "capfl" / "demo.toml"]
+
+FEW_ROWS: dict[str, object] = {"partition.alpha": 10.0}  # lest a client have next to none
 
 SMALLER = {key: TINY[key] for key in ("model.path", "lora.layers", "train.steps", "runtime.threads")} | {
     "federation.rounds": 1,
@@ -60,7 +65,28 @@ def test_every_config_runs(
     monkeypatch.chdir(ROOT)
     settings: dict[str, object] = SMALLER | {"out": str(runs), "data.scoring": scoring, "data.dir": str(data_dir)}
     settings |= {"data.limit": 30} if path.stem == "commonsense" else {}
+    settings |= FEW_ROWS if path in PAPER else {}
     summary, _ = run(load_config(path, settings), serial)
     assert len(summary.rows) >= 2
     assert summary.chance is not None
     assert 0 < summary.chance < 1
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_what_the_paper_s_setting_costs_is_known_without_weights(path: Path, data_dir: Path) -> None:
+    plan = make_plan(load_config(path, {"data.dir": str(data_dir)} | FEW_ROWS), calibration=False)
+    assert 50 < plan.dense_fp32_round_trip / (sum(plan.up.values()) + sum(plan.down.values())) < 150
+    assert plan.seconds is None
+
+
+def test_the_paper_s_table_is_a_comparison() -> None:
+    plan = make_comparison(ROOT / "configs" / "paper" / "table.toml")
+    assert plan.labels == [
+        "local",
+        "fedit+default",
+        "fedit+dense",
+        "lora-fair+default",
+        "lora-fair+dense",
+        "ca-pfl+default",
+    ]
+    assert len(plan.cells) == 18
