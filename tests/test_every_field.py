@@ -142,10 +142,13 @@ CHANGES = {
     "runtime.engine": Change("debug", "error", {**SOME, "federation.on_failure": "skip"}, broken=True),
     "runtime.cache": Change("off", "cache"),
     "runtime.cache_gib": Change(1e-6, "cache"),
+    "runtime.cache_dir": Change(lambda files: str(files / "shared"), "shared"),
     "runtime.threads": Change(2, "threads"),
 }
 
-ONLY_ASIDE = [key for key in CHANGES if key.startswith("evaluation.")] + ["out", "runtime.cache", "runtime.cache_gib"]
+ONLY_ASIDE = [key for key in CHANGES if key.startswith("evaluation.")] + [
+    "out", "runtime.cache", "runtime.cache_gib", "runtime.cache_dir"
+]  # fmt: skip
 
 
 # -- what can be observed of a run ---------------------------------------------------------------------
@@ -191,6 +194,7 @@ def observe(place: Path, settings: dict[str, object], broken: bool, widest: list
         "rounds": without_seconds((out / "rounds.jsonl").read_text()),
         "bytes": [dataclasses.astuple(entry) for entry in summary.ledger],
         "cache": report.pop("cache"),
+        "shared": len(list(Path(config.runtime.cache_dir).iterdir())) if config.runtime.cache_dir else 0,
         "summary": report,
     }
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from capfl.errors import CheckpointError
+from capfl.files import naming, write_atomically
 from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRecord, ServerState
 
 
@@ -154,7 +153,7 @@ class RunFolder:
     def commit(self, state: ServerState, record: RoundRecord) -> None:
         """Append the record, then replace the server's state."""
         line = json.dumps(dataclasses.asdict(record)) + "\n"
-        with _naming(self.path / "rounds.jsonl"), open(self.path / "rounds.jsonl", "a") as file:
+        with naming(self.path / "rounds.jsonl"), open(self.path / "rounds.jsonl", "a") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -188,33 +187,3 @@ def _record(row: dict[str, Any]) -> RoundRecord:
     row["failures"] = tuple(Failure(**failure) for failure in row["failures"])
     row["ledger"] = tuple(Entry(**entry) for entry in row["ledger"])
     return RoundRecord(**row)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old content or the new, never a part.
-
-    Raises:
-        CheckpointError: the disk is full or the place cannot be written; names the file and the remedy.
-    """
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(work, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(work, path)
-        finally:
-            work.unlink(missing_ok=True)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; {remedy}, then go on with: capfl run --resume RUN_FOLDER"
-        ) from error

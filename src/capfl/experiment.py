@@ -14,17 +14,19 @@ from pathlib import Path
 
 import torch
 
-from capfl.checkpoint import ClientStore, RunFolder, write_atomically
+from capfl.checkpoint import ClientStore, RunFolder
 from capfl.config import Config, load_config, to_toml
 from capfl.config.schema import MethodConfig
 from capfl.data import Split, load_items, partition, relabel, split
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation
+from capfl.files import write_atomically
 from capfl.methods import Method, build
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
+from capfl.model.shared import SharedBlocks
 from capfl.report.progress import Reporter, Silent
 from capfl.report.summary import Summary
 from capfl.roles import Agreement, server
@@ -90,7 +92,9 @@ def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, 
     # from here on the run exists: what was wrong with its data or model has been said before
     _record_inputs(config, folder, items, splits, reporter, fresh)
     reporter.begin(folder.path, config)
-    with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder.path) as cache:
+    limit = int(config.runtime.cache_gib * 2**30)
+    shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
+    with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.client)
 
         # rounds: the method itself, then the references that its clients could have had instead

@@ -14,12 +14,13 @@ from typing import Any
 
 import tomli_w
 
-from capfl.checkpoint import RunFolder, write_atomically
+from capfl.checkpoint import RunFolder
 from capfl.compare.results import read_results, unfinished
 from capfl.compare.run import run_all
 from capfl.compare.spec import Cell, Plan, make_plan
 from capfl.compare.table import Row, as_csv, make_rows, markdown
 from capfl.errors import CheckpointError
+from capfl.files import write_atomically
 
 NAME = "comparison.json"
 

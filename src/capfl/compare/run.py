@@ -9,9 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from capfl.checkpoint import write_atomically
 from capfl.compare.spec import Cell, Plan
 from capfl.errors import ConfigError, DataError
+from capfl.files import write_atomically
 
 
 def run_all(plan: Plan, out: Path, processes: int, note: Callable[[str], None]) -> list[Cell]:
@@ -43,7 +43,8 @@ def _run(plan: Plan, cell: Cell, data: Path | None, out: Path) -> int:
     if (folder / "config.toml").is_file():
         words = ["--resume", str(folder)]
     else:
-        settings = dict(cell.settings) | {"seed": cell.seed, "out": str(folder)}
+        settings = {"runtime.cache_dir": str(out / "hidden")} | dict(cell.settings)  # one split and seed, one base
+        settings |= {"seed": cell.seed, "out": str(folder)}
         settings |= {"data.dir": str(data)} if data else {}
         words = [str(plan.base)]
         words += [word for key, value in settings.items() for word in ("--set", f"{key}={_text(value)}")]

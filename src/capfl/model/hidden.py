@@ -19,6 +19,7 @@ from torch import Tensor
 
 from capfl.errors import CheckpointError
 from capfl.model.lora import AdaptedModel
+from capfl.model.shared import SharedBlocks
 from capfl.model.tokens import Ids, Row
 
 BLOCK = 32  # rows computed at once; part of the definition of a state's bits
@@ -31,9 +32,20 @@ class HiddenCache:
 
     What is stored stays until the end of the run: clients are visited in turn, so evicting the oldest would evict
     just what is needed next. Blocks that found no room live until the end of the visit.
+
+    Args:
+        folder: where the file lies.
+        shared: where blocks are looked up that the store lacks, before they are computed.
     """
 
-    def __init__(self, mode: Literal["memory", "disk", "off"], limit_bytes: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        mode: Literal["memory", "disk", "off"],
+        limit_bytes: int,
+        folder: Path | None = None,
+        shared: SharedBlocks | None = None,
+    ) -> None:
+        self.shared = shared
         self.mode = mode
         self.limit_bytes = limit_bytes if mode != "off" else 0
         self.used_bytes = 0
@@ -67,9 +79,9 @@ class HiddenCache:
             self.reused += 1
         return found
 
-    def put(self, key: Key, block: Tensor) -> None:
-        """Keep one block (tokens, hidden) on the CPU, if there is room."""
-        self.computed += 1
+    def put(self, key: Key, block: Tensor, computed: bool = True) -> None:
+        """Keep one block (tokens, hidden) on the CPU, if there is room. Was it computed, or found where runs share?"""
+        self.computed += computed
         block = block.to("cpu").contiguous()
         n_bytes = block.numel() * block.element_size()
         if self.used_bytes + n_bytes > self.limit_bytes:
@@ -163,9 +175,15 @@ class Rows:
         found = cache.get(key)
         if found is None:
             members = self._order[number * BLOCK : (number + 1) * BLOCK]
-            hidden = model.lower(padded([self.rows[i].ids for i in members]).to(model.base.device))
-            found = torch.cat([hidden[b, : self.lengths[i]] for b, i in enumerate(members)]).to("cpu")
-            cache.put(key, found)
+            ids = padded([self.rows[i].ids for i in members])
+            found = cache.shared.get(model, ids) if cache.shared else None
+            computed = found is None
+            if found is None:
+                hidden = model.lower(ids.to(model.base.device))
+                found = torch.cat([hidden[b, : self.lengths[i]] for b, i in enumerate(members)]).to("cpu")
+                if cache.shared:
+                    cache.shared.put(model, ids, found)
+            cache.put(key, found, computed)
         return found
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from capfl.checkpoint import write_atomically
 from capfl.compare.folder import NAME
 from capfl.errors import CheckpointError
+from capfl.files import write_atomically
 from capfl.page.comparison import comparison_page
 from capfl.page.run import run_page
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from capfl.config.schema import TrainConfig
+from capfl.errors import CheckpointError
 from capfl.model.hidden import BLOCK, HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
+from capfl.model.shared import SharedBlocks
 from capfl.model.tokens import Example, Row
 from capfl.model.train import local_steps
 from capfl.types import Adapter
@@ -123,6 +125,61 @@ def test_the_file_has_no_name_and_is_in_the_folder_only_while_in_use(tmp_path):
     with HiddenCache("disk", 1 << 20, tmp_path) as cache:
         cache.put(("a", 0), block(5))
     assert list(tmp_path.iterdir()) == []
+
+
+# -- blocks that runs share ----------------------------------------------------------------------------
+
+
+def shared_work(model: AdaptedModel, start: Adapter, shared: SharedBlocks) -> tuple[int, bytes]:
+    with HiddenCache("memory", 1 << 30, shared=shared) as cache:
+        trained = local_steps(model, cache, Rows("c/train", ROWS), PLAN, start, TrainConfig(learning_rate=0.01))
+        return cache.computed, b"".join(t.numpy().tobytes() for t in trained.adapter.values())
+
+
+def test_a_second_run_finds_what_the_first_has_computed(adapt, wander, tmp_path, monkeypatch):
+    model = adapt()
+    start = wander(model)
+    first = shared_work(model, start, SharedBlocks(tmp_path / "blocks", 1 << 20))
+    files = {path.name for path in (tmp_path / "blocks").iterdir()}
+    assert len(files) == first[0] == 2  # the plan needs no row of the third
+    second = adapt()
+    fingerprint = SharedBlocks(tmp_path / "blocks", 1 << 20)
+    fingerprint._fingerprint(second)
+    monkeypatch.setattr(AdaptedModel, "lower", None)  # whoever calls it fails
+    assert shared_work(second, start, fingerprint) == (0, first[1])
+
+
+def test_other_weights_layers_or_threads_are_not_mistaken_for_these(adapt, tmp_path):
+    ids = torch.arange(12).reshape(2, 6)
+    shared = SharedBlocks(tmp_path, 1 << 20)
+    model = adapt()
+    shared.put(model, ids, torch.ones(12, 32))
+    assert torch.equal(shared.get(model, ids), torch.ones(12, 32))
+    assert shared.get(model, ids + 1) is None
+    assert shared.get(model, ids.reshape(3, 4)) is None
+    assert shared.get(adapt(layers="top:1"), ids) is None
+    other = adapt()
+    with torch.no_grad():
+        next(other.layers[0].parameters()).add_(1e-3)
+    assert shared.get(other, ids) is None
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert SharedBlocks(tmp_path, 1 << 20).get(model, ids) is None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_full_folder_takes_no_more_and_a_damaged_file_is_named(adapt, tmp_path):
+    ids, model = torch.arange(12).reshape(2, 6), adapt()
+    SharedBlocks(tmp_path, 100).put(model, ids, torch.ones(12, 32))
+    assert list(tmp_path.iterdir()) == []
+    shared = SharedBlocks(tmp_path, 1 << 20)
+    shared.put(model, ids, torch.ones(12, 32))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=rf"{file.name} cannot be read: .*remove it"):
+        shared.get(model, ids)
 
 
 # -- batches ---------------------------------------------------------------------------------------------
