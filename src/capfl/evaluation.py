@@ -64,7 +64,7 @@ def evaluate(method: Method, finished: Mapping[str, Finished], federation: Feder
             return None
         if method.personal:
             return method.personal(memory)
-        start = starting_point(memory, main.agreement)
+        start = method.settle(starting_point(memory, main.agreement), memory)
         share = method.mix(memory) if config.evaluation.mix is None else config.evaluation.mix
         return algebra.between(start, after_local_steps(main, memory, start), share)
 

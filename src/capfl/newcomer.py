@@ -109,7 +109,7 @@ class Run:
             message = server.request(state, client, agreed, again=True)
             told = decode_broadcast(message.blob, agreed.down, agreed.schema, self.method.kinds)
             memory = hear(told, memory, agreed)
-            personal = self.method.install(memory.known, memory)
+            personal = self.method.settle(self.method.install(memory.known, memory), memory)
             own = algebra.pruned(personal)
             if out is not None:
                 save_adapter(own, self.model.peft_config(), out)

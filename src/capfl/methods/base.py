@@ -43,6 +43,7 @@ class Method:
     aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
     has_global: bool = True  # does the server's adapter mean anything?
     private: Callable[[Adapter, ClientState], tuple[Adapter, Penalty]] | None = None  # a second training, of its own
+    settle: Callable[[Adapter, ClientState], Adapter] = lambda start, memory: start  # what a personal model begins with
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps, or
     mix: Callable[[ClientState], float] = lambda memory: 1.0  # this share of the way from the one to the other
     pooled: bool = False  # trained on the union of all clients' data, as a reference

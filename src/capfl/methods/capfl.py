@@ -17,9 +17,10 @@ where :math:`e_i` is the loss's sensitivity to the rank during training, in unit
 .. math:: F_k(\theta) + \frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i
           + \frac{\alpha_f}{2} \lVert \theta - \theta_g \rVert^2.
 
-**Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client neither has nor
-sends it. The budget of a message is shared over the ranks in proportion to the prior's :math:`E[\kappa]`, so that
-all send the same elements.
+**Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client does not send it,
+and its personal model does without it. Until then it trains with what its peers have made of the rank: clients who
+each lack other ranks would correct what others do not need corrected. The budget of a message is shared over the ranks
+in proportion to the prior's :math:`E[\kappa]`, so that all send the same elements.
 
 **Peers.** Clients whose prompts look alike to the frozen base share an adapter; a client without peers
 trains on from its own adapter (``methods.peers``).
@@ -166,8 +167,11 @@ def capfl(settings: Settings, seed: int) -> Method:
         return replace(memory, notes=notes)
 
     def install(received: Adapter, memory: ClientState) -> Adapter:
-        """The peers' adapter, or its own for want of peers, without the ranks that the client has dropped."""
-        start = _revivable(memory.adapter, received) if _is_alone(memory) else received
+        """The peers' adapter, or its own for want of peers."""
+        return memory.adapter if _is_alone(memory) else received
+
+    def settle(start: Adapter, memory: ClientState) -> Adapter:
+        """What a personal model begins with: no rank that the client has dropped."""
         return _without(start, ~alive(memory.notes))
 
     def penalty(received: Adapter, memory: ClientState) -> Penalty:
@@ -185,30 +189,26 @@ def capfl(settings: Settings, seed: int) -> Method:
         return Penalty(term, constants | (received if anchored else {}))
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
-        """The change, and what training has shown of the ranks so far.
-
-        A rank that the client has dropped shows what the prior says: it is tried again if others need it.
-        """
-        living = alive(memory.notes)
+        """The change, and what training has shown of the ranks so far."""
         norms = torch.cat([_column_norms(up) for _, _, up in algebra.factors(trained.adapter)]).double()
         shown = huber(norms, DELTA)
-        if settings.evidence == "sensitivity":  # in units of h, whose mean over the living it keeps
+        if settings.evidence == "sensitivity":  # in units of h, whose mean it keeps
             felt = trained.sensitivity.double()
-            shown = felt * (shown[living].mean() / felt[living].mean().clamp_min(TINY))
+            shown = felt * (shown.mean() / felt.mean().clamp_min(TINY))
+        shown = shown.clamp_min(TINY)
         prior = _gamma(memory.notes, PRIOR)
-        shown = torch.where(living, shown, prior.mean()).clamp_min(TINY)
         before = memory.notes["evidence"].double() if "evidence" in memory.notes else prior.mean()
         shown = before * (shown / before) ** NEWS
         learnt = _learnt(shown, memory, settings, seed) | {"evidence": shown.float()}
-        memory = replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
-        return algebra.subtract(trained.adapter, start), memory
+        change = _without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))
+        return change, replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
 
     def report(memory: ClientState) -> Notes:
         said = ["alpha", "beta"] if "z" in memory.notes else ["alpha", "beta", "features", "deviation"]
         return {name: memory.notes[name] for name in said if name in memory.notes}
 
     def alive(notes: Notes) -> Tensor:
-        """Which ranks a client has, by its posterior: at least the most important."""
+        """Which ranks a client sends and keeps, by its posterior: at least the most important."""
         kappa = _gamma(notes).mean()
         if settings.budget == "uniform":
             return torch.ones_like(kappa, dtype=torch.bool)
@@ -244,6 +244,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         mix=lambda memory: 1.0 if _is_alone(memory) else PERSONAL_MIX,
         importance=importance,
         alive=alive,
+        settle=settle,
     )
 
 
@@ -303,16 +304,6 @@ def _is_alone(memory: ClientState) -> bool:
 def _column_norms(up: Tensor) -> Tensor:
     """||b||_1 / d_out of every column of B (d_out, r); (r,)."""
     return up.abs().mean(0)
-
-
-def _revivable(own: Adapter, received: Adapter) -> Adapter:
-    """Its own adapter, with others' rows of A where its own are zero: a rank zero in both factors has no gradient."""
-    changed = dict(own)
-    for module, down, _ in algebra.factors(own):
-        gone = ~down.any(1)
-        if bool(gone.any()):
-            changed[f"{module}.A"] = torch.where(gone[:, None], received[f"{module}.A"], down)
-    return changed
 
 
 def _without(adapter: Adapter, dropped: Tensor) -> Adapter:

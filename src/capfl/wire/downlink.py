@@ -34,7 +34,7 @@ def advance(
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(state, known=target, log=())
-    difference = {name: t for name, t in algebra.subtract(target, state.known).items() if bool(t.any())}
+    difference = _changed(algebra.subtract(target, state.known), by_rank=importance is not None)
     body = codec.encode(difference, template, state.round, importance)
     known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
     log = (*state.log, body)
@@ -43,6 +43,17 @@ def advance(
     if codec.unbiased:  # nothing is carried over: what clients know is the global adapter
         state = replace(state, adapter=state.adapter | known)
     return replace(state, known=known, log=log)
+
+
+def _changed(difference: Adapter, by_rank: bool) -> Adapter:
+    """The tensors of a difference that are not zero; by rank, all of a factor any of whose tensors is not.
+
+    What is drawn by rank depends on which tensors a message has, and clients have drawn theirs with the whole factor.
+    """
+    if not by_rank:
+        return {name: t for name, t in difference.items() if bool(t.any())}
+    moved = {name.rpartition(".")[2] for name, t in difference.items() if bool(t.any())}
+    return {name: t for name, t in difference.items() if name.rpartition(".")[2] in moved}
 
 
 def broadcast(state: ServerState, client: ClientId, version: int, template: Adapter, version_0: Adapter) -> Broadcast:

@@ -270,6 +270,22 @@ def test_a_difference_follows_importance(mask):
     assert not same(state.known, start)
 
 
+def test_the_answer_to_clients_who_all_lack_a_module_is_not_scaled_again():
+    """What is drawn depends on which tensors a message has: the answer has those of the clients' messages."""
+    codec = Codec(VALUES["fp32"], 0.3, "random", compensation="unbiased", seed=1)
+    start, change = normal(99), normal(1)
+    importance = np.array([4.0, 4.0, 0.5, 0.5])
+    lacking_v = np.array([True, True, False, False])
+    body = codec.encode(change, SMALL, 1, importance, lacking_v)
+    said = codec.decode(memoryview(body), SMALL, 1)
+    assert not said["v.A"].any()
+    assert not said["v.B"].any()
+    target = {name: t + said[name] for name, t in start.items()}
+    known = advance(ServerState(1, target, start), target, codec, SMALL, importance).known
+    for name, t in target.items():
+        torch.testing.assert_close(known[name], t)
+
+
 # -- refusals ----------------------------------------------------------------------------------------------
 
 FOUND = {tag: write(tag, data) for tag, data in sections(DRAWN.encode(normal(0), SMALL, 1, FOUR)).items()}
