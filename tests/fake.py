@@ -20,6 +20,7 @@ from capfl.types import (
     ClientId,
     ClientState,
     Failure,
+    Kind,
     Notes,
     Request,
     RoundRecord,
@@ -135,10 +136,11 @@ class Fake:
 
     def told(self, name: ClientId, blob: bytes) -> ClientState:
         message = decode_broadcast(blob, self.agreement.down, self.agreement.schema, self.agreement.method.kinds)
-        return client.hear(message, self.remembered(name), self.agreement)
+        memory = client.hear(message, self.remembered(name), self.agreement)
+        return client.aging(memory, message.round, self.agreement)
 
     def exchange(
-        self, round: int, clients: Sequence[ClientId], request: Request
+        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         replies: dict[str, bytes | Failure] = {}
         for name in reversed(clients) if self.backwards else clients:

@@ -51,7 +51,7 @@ def test_one_seed_gives_identical_bits_and_another_seed_does_not(runs: Path) -> 
 def test_the_order_in_which_clients_are_visited_does_not_matter(runs: Path) -> None:
     def backwards(site, store: ClientStore, agreement: Agreement) -> Exchange:  # type: ignore[no-untyped-def]
         forwards = serial(site, store, agreement)
-        return lambda round, clients, request: iter(sorted(forwards(round, clients[::-1], request)))
+        return lambda kind, round, clients, request: iter(sorted(forwards(kind, round, clients[::-1], request)))
 
     tiny_run(runs / "a", data__sites=4)
     run(tiny_config(runs / "b", data__sites=4), backwards)
@@ -68,16 +68,19 @@ def test_training_changes_the_global_adapter_and_the_ledger_counts_every_message
         assert sum(entry.parts.values()) == entry.bytes
         if entry.round == 1 and entry.direction == "down":  # everybody has what there is before the first round
             assert entry.bytes == 42 + len(entry.client)
+        elif entry.round == 3 and entry.direction == "up":  # three scores, the test items, and a rank a module
+            n_scores = 3 * 17 + 20 + 2 * len(trained) // 2
+            assert entry.parts == {"header": 42 + len(entry.client) + 3 * 5, "scores": n_scores}
         else:  # four bytes a value; the few that are zero, or as they began, are not sent
             assert 0.95 * 4 * n_values < entry.parts["values"] <= 4 * n_values
             n_sections = 2 + (entry.direction == "down") + (entry.parts["positions"] > 0)
             assert entry.parts["header"] == 42 + len(entry.client) + 5 * n_sections + 1
     rounds = summary.to_json()["bytes"]["by_round"]
     assert [r["round"] for r in rounds] == [1, 2, 3]
-    assert [r["up"] > 0 for r in rounds] == [True, True, False]
+    assert all(r["up"] > 0 for r in rounds)
     assert sum(r["up"] + r["down"] for r in rounds) == sum(per_message)
-    # two clients, two rounds, both ways, and the final delivery
-    assert len(per_message) == 2 * 2 * 2 + 2
+    # two clients, two rounds and the evaluation, both ways
+    assert len(per_message) == 2 * 3 * 2
 
 
 def test_a_folder_in_use_is_refused(runs: Path) -> None:
@@ -104,11 +107,11 @@ def test_the_client_does_not_touch_the_servers_tensors(runs: Path) -> None:
         forwards = serial(site, store, agreement)
         before = {name: t.clone() for name, t in agreement.initial.items()}
 
-        def exchange(round, clients, request):  # type: ignore[no-untyped-def]
-            yield from forwards(round, clients, request)
+        def exchange(kind, round, clients, request):  # type: ignore[no-untyped-def]
+            yield from forwards(kind, round, clients, request)
             seen.append(all(torch.equal(before[name], t) for name, t in agreement.initial.items()))
 
         return exchange
 
     run(tiny_config(runs), watching)
-    assert seen == [True, True]
+    assert seen == [True, True, True]  # two rounds and the evaluation

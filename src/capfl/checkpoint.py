@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,18 @@ def client_to_bytes(state: ClientState) -> bytes:
     tensors = {
         "adapter": state.adapter, "known": state.known, "residual": state.residual, "notes": state.notes
     }  # fmt: skip
-    return _pack(tensors, {"client": state.client, "steps": state.steps, "version": state.version})
+    scalars = {"client": state.client, "steps": state.steps, "version": state.version, "trained": state.trained}
+    return _pack(tensors, scalars)
 
 
 def client_from_bytes(blob: bytes, template: Adapter) -> ClientState:
     """The state that ``client_to_bytes`` wrote. Raises as ``server_from_bytes``."""
-    tensors, (client, steps, version) = _unpack(blob, client=str, steps=int, version=int)
+    tensors, (client, steps, version, trained) = _unpack(blob, client=str, steps=int, version=int, trained=int)
     notes = tensors.pop("notes", {})
     fitting = _fitting(tensors, template)
-    return ClientState(client, steps, fitting("adapter"), version, fitting("known"), fitting("residual"), notes)
+    return ClientState(
+        client, steps, fitting("adapter"), version, fitting("known"), fitting("residual"), notes, trained
+    )
 
 
 def _pack(groups: Mapping[str, Adapter], scalars: dict[str, Any]) -> bytes:
@@ -117,9 +120,13 @@ class ClientStore:
         return client_from_bytes(self._path(client, max(earlier)).read_bytes(), self._template)
 
     def save(self, state: ClientState, round: int) -> None:
-        """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need."""
+        """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need.
+
+        Later ones are of rounds that the server has lost, and are forgotten.
+        """
         write_atomically(self._path(state.client, round), client_to_bytes(state))
-        for n in sorted(n for n in self._rounds(state.client) if n < round)[:-1]:
+        there = self._rounds(state.client)
+        for n in (*sorted(n for n in there if n < round)[:-1], *(n for n in there if n > round)):
             self._path(state.client, n).unlink()
 
     def _path(self, client: ClientId, round: int) -> Path:
@@ -159,6 +166,11 @@ class RunFolder:
             os.fsync(file.fileno())
         write_atomically(self.path / "state" / "server", server_to_bytes(state))
 
+    def amend(self, state: ServerState, record: RoundRecord) -> None:
+        """Replace the record of the last committed round, then the server's state, by what has been added to them."""
+        self._write([*(r for r in self.rounds() if r.round < record.round), record])
+        write_atomically(self.path / "state" / "server", server_to_bytes(state))
+
     def server(self, template: Adapter) -> ServerState | None:
         """The state after the last committed round, or None before the first."""
         path = self.path / "state" / "server"
@@ -177,8 +189,10 @@ class RunFolder:
 
     def forget_after(self, round: int) -> None:
         """Drop the records of rounds that were never committed."""
-        kept = [record for record in self.rounds() if record.round <= round]
-        text = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in kept)
+        self._write([record for record in self.rounds() if record.round <= round])
+
+    def _write(self, records: Sequence[RoundRecord]) -> None:
+        text = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
         write_atomically(self.path / "rounds.jsonl", text.encode())
 
 

@@ -1,23 +1,19 @@
-"""The end of a run: every model on every client's own test items, and the adapters on disk."""
+"""The end of a run: every client makes its own model and says how all of them do on its own test items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from capfl import adapter as algebra
-from capfl.checkpoint import ClientStore
-from capfl.errors import ClientError, TrainingError
+from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
-from capfl.methods import Method
-from capfl.model.export import save_adapter
+from capfl.model.hidden import HiddenCache
 from capfl.report.summary import ClientRow, Summary
 from capfl.roles import Agreement, server
-from capfl.roles.client import described, hear, penalty, starting_point
-from capfl.types import Adapter, ClientId, ClientState, Entry, RoundRecord, ServerState
-from capfl.wire import decode_broadcast
+from capfl.round import Asking
+from capfl.types import Adapter, ClientId, Entry, Evaluation, Exchange, Failure, RoundRecord, ServerState
 
 
 @dataclass(frozen=True)
@@ -25,95 +21,96 @@ class Finished:
     """A method after its last round."""
 
     state: ServerState
-    store: ClientStore
     agreement: Agreement
+    participants: Sequence[ClientId]
+    exchange: Exchange
     records: Sequence[RoundRecord]
 
+    def evaluations(self, config: FederationConfig) -> tuple[dict[ClientId, Evaluation], Asking]:
+        """What the clients say of their models, and the messages that it took.
 
-def evaluate(method: Method, finished: Mapping[str, Finished], federation: Federation, path: Path) -> Summary:
-    """Score base, global, personal and reference models, save their adapters, and sum up.
+        Raises:
+            ClientError: a client failed and the policy is to stop, or no client answered.
+        """
+        asking = Asking("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
+        return {said.client: said for said in asking.replies(self.participants, server.read_evaluation)}, asking
+
+
+def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federation: Federation | None) -> Summary:
+    """Ask the clients of the method, the first of ``finished``, and of the local-only reference; and sum up.
 
     Every model has taken the same number of optimiser steps on a client's items: where the method's personal
     model is the global adapter after one more round of local steps, the local-only one takes them as well.
+    A client that has failed, where the policy allows that, has no row.
+
+    Args:
+        federation: all clients' data, if they are in this process; a reference that pools them is scored on these.
     """
-    main = finished[method.name]
-    config = federation.config
-    peft_config = federation.model.peft_config()
-    last = main.state.round + 1
-    ledger = [entry for record in main.records for entry in record.ledger]
-    if method.has_global:
-        save_adapter(main.state.whole, peft_config, path / "adapters" / "global")
+    name, main = next(iter(finished.items()))
+    said, asking = main.evaluations(config)
+    ledger = [*(entry for record in main.records for entry in record.ledger), *asking.ledger]
+    failures: list[Failure] = asking.failures
+    alone: dict[ClientId, Evaluation] = said if name == "local" else {}
+    if "local" in finished and name != "local":
+        alone, asked = finished["local"].evaluations(config)
+        failures = [*failures, *asked.failures]
+    if main.agreement.method.pooled and federation is not None:
+        said = {client: _of_member(client, federation, main) for client in federation.clients}
+    central = finished["centralised"].state.adapter if "centralised" in finished else None
 
-    def after_local_steps(of: Finished, memory: ClientState, start: Adapter) -> Adapter:
-        try:
-            site = federation.site(memory.client, of.agreement.method)
-            return site.train(start, last, memory.steps, penalty(memory, of.agreement)).adapter
-        except TrainingError as error:
-            raise ClientError("personal model", last, memory.client, str(error)) from error
+    def row(client: ClientId, own: Evaluation) -> ClientRow:
+        def accuracy(model: str, of: Mapping[ClientId, Evaluation] = said) -> float | None:
+            return of[client].scores[model].accuracy if client in of and model in of[client].scores else None
 
-    def deliver(client: ClientId) -> ClientState:
-        agreed = main.agreement
-        message = server.request(main.state, client, agreed)
-        ledger.append(Entry(last, client, "down", len(message.blob), message.parts))
-        told = decode_broadcast(message.blob, agreed.down, agreed.schema, agreed.method.kinds)
-        memory = hear(told, main.store.load(client, before=last), agreed)
-        return described(memory, federation.site(client, method), method)
-
-    def personal(memory: ClientState) -> Adapter | None:
-        if not config.evaluation.personal:
-            return None
-        if method.personal:
-            return method.personal(memory)
-        start = method.settle(starting_point(memory, main.agreement), memory)
-        share = method.mix(memory) if config.evaluation.mix is None else config.evaluation.mix
-        return algebra.between(start, after_local_steps(main, memory, start), share)
-
-    def local_only(client: ClientId) -> Adapter | None:
-        if "local" not in finished:
-            return None
-        alone = finished["local"].store.load(client, before=last)
-        more = config.evaluation.personal and not method.pooled and method.personal is None
-        return after_local_steps(finished["local"], alone, alone.adapter) if more else alone.adapter
-
-    def row(client: ClientId) -> ClientRow:
-        def accuracy(adapter: Adapter | None) -> float | None:
-            return None if adapter is None else federation.score(client, "test", adapter).accuracy
-
-        own = None if method.pooled else personal(deliver(client))
-        kept = main.agreement.initial if own is None else algebra.pruned(own)
-        if own is not None:
-            save_adapter(kept, peft_config, path / "adapters" / "clients" / client)
         own_messages = [e for e in ledger if e.client == client]
-        central = finished["centralised"].state.adapter if "centralised" in finished else None
-        base = federation.score(client, "test", main.agreement.initial)  # B = 0: the base model itself
         return ClientRow(
             id=client,
-            n_train=len(federation.splits[client].train),
-            n_test=len(federation.splits[client].test[: config.evaluation.max_items]),
-            base=base.accuracy,
-            global_=accuracy(main.state.whole if method.has_global else None),
-            personal=accuracy(own),
-            local_only=accuracy(local_only(client)),
-            centralised=accuracy(central),
-            rank=fmean(algebra.ranks(kept).values()),
-            ranks=algebra.ranks(kept),
-            chance=federation.chance(client),
-            majority=federation.majority(client),
-            bytes_up=sum(e.bytes for e in own_messages if e.direction == "up"),
-            bytes_down=sum(e.bytes for e in own_messages if e.direction == "down"),
+            n_train=own.n_train,
+            n_test=own.test.number,
+            base=own.scores["base"].accuracy,
+            global_=accuracy("global"),
+            personal=accuracy("personal"),
+            local_only=accuracy("personal", alone),
+            centralised=federation.score(client, "test", central).accuracy if federation and central else None,
+            rank=fmean(own.ranks.values()),
+            ranks=dict(own.ranks),
+            chance=own.test.chance,
+            majority=own.test.majority,
+            bytes_up=_bytes(own_messages, "up"),
+            bytes_down=_bytes(own_messages, "down"),
         )
 
-    rows = tuple(row(client) for client in federation.clients)
-    for client in federation.participants(method) if method.pooled else ():
-        deliver(client)
-    cache = federation.cache
+    rows = tuple(row(client, said[client]) for client in sorted(said))
     return Summary(
-        method=method.name,
+        method=name,
         metric="accuracy" if rows[0].chance is not None else "token_accuracy",
         rounds=main.state.round,
         rows=rows,
         ledger=tuple(ledger),
         failures=sum(len(record.failures) for record in main.records),
-        cache={"computed": cache.computed, "reused": cache.reused, "bytes": cache.used_bytes},
+        evaluation_failures=tuple(failures),
+        cache=_used(federation.cache) if federation else {},
         seconds=0.0,
     )
+
+
+def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
+    """What a client would say of a model that was trained on everybody's data."""
+    initial = pooled.agreement.initial
+    adapters: dict[str, Adapter] = {"base": initial, "global": pooled.state.whole}
+    return Evaluation(
+        round=pooled.state.round + 1,
+        client=client,
+        n_train=len(federation.splits[client].train),
+        test=federation.held_out(client),
+        scores={model: federation.score(client, "test", adapter) for model, adapter in adapters.items()},
+        ranks=algebra.ranks(initial),
+    )
+
+
+def _bytes(messages: Sequence[Entry], direction: str) -> int:
+    return sum(entry.bytes for entry in messages if entry.direction == direction)
+
+
+def _used(cache: HiddenCache) -> dict[str, int]:
+    return {"computed": cache.computed, "reused": cache.reused, "bytes": cache.used_bytes}

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from capfl.checkpoint import ClientStore, RunFolder
 from capfl.config import Config, load_config, to_toml
-from capfl.config.schema import MethodConfig
-from capfl.data import Split, load_items, partition, relabel, split
+from capfl.data import Split, deal, digest
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation
 from capfl.files import write_atomically
-from capfl.methods import Method, build
+from capfl.methods import build
 from capfl.model.base import load_base
+from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.shared import SharedBlocks
 from capfl.report.progress import Reporter, Silent
 from capfl.report.summary import Summary
-from capfl.roles import Agreement, server
+from capfl.roles import Agreement, agreements, refuse_pooled, server
 from capfl.roles.client import Site
-from capfl.round import run_round, sample_size
-from capfl.types import Adapter, ClientId, Exchange, Item
+from capfl.round import run_round, sample_size, validate_round
+from capfl.types import ClientId, Exchange, RoundRecord, ServerState
 
 Engine = Callable[[Callable[[ClientId], Site], ClientStore, Agreement], Exchange]
+"""Makes the exchange with clients whose data and states are in this process: (site of a client, states, agreement)."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Clients elsewhere, in place of an engine: who they are, and the exchange with them, for each method of a run."""
+
+    clients: Sequence[ClientId]
+    exchange: Callable[[Agreement], Exchange]
+
 
 PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
-def run(config: Config, engine: Engine, reporter: Reporter | None = None) -> tuple[Summary, Path]:
+def run(config: Config, engine: Engine | Remote, reporter: Reporter | None = None) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
 
     Raises:
@@ -54,7 +62,7 @@ def run(config: Config, engine: Engine, reporter: Reporter | None = None) -> tup
     return _run(config, RunFolder(path), engine, reporter or Silent(), fresh=True)
 
 
-def resume(path: Path, engine: Engine, reporter: Reporter | None = None) -> tuple[Summary, Path]:
+def resume(path: Path, engine: Engine | Remote, reporter: Reporter | None = None) -> tuple[Summary, Path]:
     """Go on with a run that was interrupted, to the same bits as if it had not been.
 
     Raises:
@@ -74,95 +82,138 @@ def config_of(path: Path) -> Config:
     return load_config(path / "config.toml")
 
 
-def _run(config: Config, folder: RunFolder, engine: Engine, reporter: Reporter, fresh: bool) -> tuple[Summary, Path]:
+def _run(
+    config: Config, folder: RunFolder, engine: Engine | Remote, reporter: Reporter, fresh: bool
+) -> tuple[Summary, Path]:
     began = time.monotonic()
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
-    method = build(config.method, config.seed)
+    build(config.method, config.seed)  # a name that is wrong is said before data and model are loaded
 
-    # data: who holds what
-    items = load_items(config.data, config.seed)
-    parts = partition(items, config.partition, config.seed)
-    items = relabel(items, parts, config.partition, config.seed)
-    splits = {client: split(own, config.partition, config.seed, client) for client, own in parts.items()}
+    # data: who holds what, where it is held in this process
+    items, splits = ([], {}) if isinstance(engine, Remote) else deal(config.data, config.partition, config.seed)
+    clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
 
     # model: one frozen base for all of them
-    reporter.note(f"{folder.path}: {len(items)} items at {len(splits)} clients; loading {config.model.path}")
+    held = f"{len(items)} items at " if items else ""
+    reporter.note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
     model = AdaptedModel(load_base(config.model), config.lora)
+    agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
+    if isinstance(engine, Remote):
+        refuse_pooled(agreed)
 
     # from here on the run exists: what was wrong with its data or model has been said before
-    _record_inputs(config, folder, items, splits, reporter, fresh)
+    _record_inputs(config, folder, digest(items, splits) if items else ",".join(clients), splits, reporter, fresh)
     reporter.begin(folder.path, config)
     limit = int(config.runtime.cache_gib * 2**30)
     shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
     with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
-        federation = Federation(config, items, splits, model, cache, reporter.client)
+        federation = Federation(config, items, splits, model, cache, reporter.client) if items else None
 
         # rounds: the method itself, then the references that its clients could have had instead
-        initial = model.initial_adapter(config.seed)
-        finished = {method.name: run_method(method, initial, federation, folder, engine, reporter)}
-        for name in config.evaluation.references:
-            if name != method.name:
-                reference = build(MethodConfig(name=name))
-                place = RunFolder(folder.path / "references" / name)
-                finished[name] = run_method(reference, initial, federation, place, engine, reporter)
+        finished: dict[str, Finished] = {}
+        for name, agreement in agreed.items():
+            place = folder if not finished else RunFolder(folder.path / "references" / name)
+            if isinstance(engine, Remote):
+                exchange, participants = engine.exchange(agreement), clients
+            else:
+                assert federation is not None
+                adapters = folder.path / "adapters" / "clients" if not finished else None
+                exchange = _simulated(engine, agreement, federation, place, adapters)
+                participants = federation.participants(agreement.method)
+            finished[name] = run_method(agreement, participants, exchange, federation, config, place, reporter)
 
         # results: every model on every client's own test items
         reporter.note("evaluating every client")
-        summary = replace(evaluate(method, finished, federation, folder.path), seconds=time.monotonic() - began)
+        main = next(iter(finished.values()))
+        if main.agreement.method.has_global:
+            save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global")
+        summary = evaluate(finished, config.federation, federation)
+        summary = replace(summary, seconds=time.monotonic() - began)
     folder.write_json("summary.json", summary.to_json())
     reporter.finish(summary)
     return summary, folder.path
 
 
+def _simulated(
+    engine: Engine, agreement: Agreement, federation: Federation, folder: RunFolder, adapters: Path | None
+) -> Exchange:
+    """The exchange with clients of this process, whose states are in the run's folder."""
+    method, initial = agreement.method, agreement.initial
+    peft_config = federation.model.peft_config()
+
+    def site(client: ClientId) -> Site:
+        if adapters is None:
+            return federation.site(client, method)
+        return federation.site(client, method, lambda own: save_adapter(own, peft_config, adapters / client))
+
+    store = folder.clients(initial, lambda client: method.init_client(client, initial))
+    return engine(site, store, agreement)
+
+
 def run_method(
-    method: Method,
-    initial: Adapter,
-    federation: Federation,
+    agreement: Agreement,
+    participants: Sequence[ClientId],
+    exchange: Exchange,
+    federation: Federation | None,
+    config: Config,
     folder: RunFolder,
-    engine: Engine,
     reporter: Reporter,
 ) -> Finished:
-    """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk."""
-    config = federation.config
-    agreement = Agreement(method, config.agreed_codec, initial, federation.model.base.revision, config.seed)
-    store = folder.clients(initial, lambda client: method.init_client(client, initial))
-    state = folder.server(initial) or server.start(agreement)
+    """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk.
+
+    Args:
+        federation: all clients' data, if they are in this process: it is looked at for nothing. Otherwise clients are
+            asked to validate the newest version, and have then been told it.
+    """
+    method, rounds = agreement.method, config.federation.rounds
+    state = folder.server(agreement.initial) or server.start(agreement)
     folder.forget_after(state.round)
-    participants = federation.participants(method)
-    exchange = engine(lambda client: federation.site(client, method), store, agreement)
     n_visits = sample_size(len(participants), config.federation.fraction)
-    reporter.start(method.name, config.federation.rounds, state.round, n_visits)
-    while state.round < config.federation.rounds:
+    reporter.start(method.name, rounds, state.round, n_visits)
+    validated = config.evaluation.every if method.has_global and config.partition.validation else 0
+
+    def due(record: RoundRecord) -> bool:
+        return bool(validated) and record.round % validated == 0 and record.validation_loss is None
+
+    def ask(state: ServerState, record: RoundRecord) -> tuple[ServerState, RoundRecord]:
+        state, record = validate_round(state, record, participants, agreement, exchange, config.federation)
+        folder.amend(state, record)
+        return state, record
+
+    for record in folder.rounds()[-1:]:  # the run was stopped between a round and its validation
+        if due(record):
+            state, _ = ask(state, record)
+    while state.round < rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
-        due = config.evaluation.every and state.round % config.evaluation.every == 0
-        if method.has_global and due and config.partition.validation:
-            validated = federation.validate(state.whole)
-            record = replace(record, validation_accuracy=validated.accuracy, validation_loss=validated.loss)
+        if due(record) and federation is not None:
+            score = federation.validate(state)
+            record = replace(record, validation_accuracy=score.accuracy, validation_loss=score.loss)
         folder.commit(state, record)
+        if due(record):
+            state, record = ask(state, record)
         reporter.round(record)
-    return Finished(state, store, agreement, folder.rounds())
+    return Finished(state, agreement, participants, exchange, folder.rounds())
 
 
 def _record_inputs(
-    config: Config, folder: RunFolder, items: list[Item], splits: dict[ClientId, Split], reporter: Reporter, fresh: bool
+    config: Config, folder: RunFolder, data: str, splits: Mapping[ClientId, Split], reporter: Reporter, fresh: bool
 ) -> None:
     """Save config, versions and partition with the run; on resuming, check that they are still the same.
+
+    Args:
+        data: a name for the data and who holds them; or, where they are elsewhere, for the clients alone.
 
     Raises:
         CheckpointError: the data are not those that the run began with.
     """
     write_atomically(folder.path / "config.toml", to_toml(config).encode())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    digest = hashlib.blake2b(digest_size=16)
-    for item in items:
-        digest.update(repr((item.question, item.choices, item.answer, item.completion, item.messages)).encode())
-    digest.update(json.dumps({client: vars(own) for client, own in splits.items()}).encode())
     if not (folder.path / "run.json").is_file():
         folder.write_json("partition.json", {client: vars(own) for client, own in splits.items()})
         folder.write_json("run.json", {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
-            "data": digest.hexdigest(),
+            "data": data,
             "versions": versions,
             "python": platform.python_version(),
             "machine": {"system": platform.system(), "architecture": platform.machine(),
@@ -170,7 +221,7 @@ def _record_inputs(
         })  # fmt: skip
         return
     begun = folder.read_json("run.json")
-    if begun["data"] != digest.hexdigest():
+    if begun["data"] != data:
         raise CheckpointError(
             f"{folder.path}: the data or their partition have changed since this run began; "
             "restore them, or start a new run"

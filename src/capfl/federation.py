@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,17 +16,15 @@ from capfl.methods import Method
 from capfl.model.features import features
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, Score, score
+from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode
 from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import Site
-from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, Item, Notes, Penalty, Trained
+from capfl.round import sample_size, total
+from capfl.types import Adapter, ClientId, HeldOut, Item, Notes, Penalty, Score, ServerState, SplitName, Trained
 
 POOLED = "all"  # the one client of a centralised reference
-
-SplitName = Literal["train", "validation", "test"]
 
 
 class Federation:
@@ -51,8 +49,8 @@ class Federation:
         """Who takes part in the rounds of a method."""
         return [POOLED] if method.pooled else self.clients
 
-    def site(self, client: ClientId, method: Method) -> Site:
-        """What ``roles.client.handle`` needs of a client."""
+    def site(self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None) -> Site:
+        """What ``roles.answer`` needs of a client. ``keep`` is handed the adapter that it has in the end."""
         config = self.config
 
         def train(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
@@ -79,7 +77,11 @@ class Federation:
                 "items": torch.tensor([float(len(rows))]),
             }
 
-        return Site(client, len(self._indices(client, "train")), train, described)
+        def scored(split: SplitName, adapter: Adapter) -> Score:
+            return self.score(client, split, adapter)
+
+        n_train = len(self._indices(client, "train"))
+        return Site(client, n_train, train, described, scored, self.held_out(client), keep)
 
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
@@ -101,23 +103,23 @@ class Federation:
         self.cache.end_visit()
         return result
 
-    def validate(self, adapter: Adapter) -> Score:
-        """Score an adapter on the validation items of all clients together."""
-        scores = [self.score(client, "validation", adapter) for client in self.clients]
-        return Score(sum(s.correct for s in scores), sum(s.total for s in scores), sum(s.nll for s in scores))
+    def validate(self, state: ServerState) -> Score:
+        """What the clients' validation items say of the adapters that they would be told; nobody is asked for it."""
+        return total([self.score(client, "validation", state.told(client).whole) for client in self.clients])
 
-    def chance(self, client: ClientId) -> float | None:
-        """Accuracy of blind guessing on the test items, or None for completions."""
-        items = [self.items[i] for i in self._indices(client, "test")]
-        return float(np.mean([1 / len(item.choices) for item in items])) if all(i.choices for i in items) else None
-
-    def majority(self, client: ClientId) -> float | None:
-        """Share, among the test items, of the answer that is most frequent among the training items."""
-        if self.chance(client) is None:
-            return None
-        answers = [self.items[i].answer for i in self._indices(client, "train")]
-        most = max(sorted(set(answers)), key=answers.count)
-        return float(np.mean([self.items[i].answer == most for i in self._indices(client, "test")]))
+    def held_out(self, client: ClientId) -> HeldOut:
+        """A client's test items, of which the first ``evaluation.max_items`` are scored."""
+        test = [self.items[i] for i in self._indices(client, "test")]
+        number = len(test[: self.config.evaluation.max_items])
+        if not test or not all(item.choices for item in test):
+            return HeldOut(number)
+        answers = Counter(self.items[i].answer for i in self._indices(client, "train"))
+        most = max(sorted(answers), key=answers.__getitem__)
+        return HeldOut(
+            number,
+            chance=float(np.mean([1 / len(item.choices) for item in test])),
+            majority=float(np.mean([item.answer == most for item in test])),
+        )
 
     def _indices(self, client: ClientId, split: SplitName) -> list[int]:
         if client == POOLED:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError
 from capfl.rng import stream
 from capfl.roles import Agreement, server
-from capfl.types import ClientId, Entry, Exchange, Failure, RoundRecord, ServerState, Update
+from capfl.types import (
+    ClientId,
+    Entry,
+    Evaluation,
+    Exchange,
+    Failure,
+    Kind,
+    RoundRecord,
+    Score,
+    ServerState,
+    Update,
+    Validation,
+)  # fmt: skip
+
+Reply = TypeVar("Reply", Update, Validation, Evaluation)
+Read = Callable[[bytes, ClientId, int, Agreement], tuple[Reply, dict[str, int]]]
 
 
 def run_round(
@@ -29,56 +45,20 @@ def run_round(
     """
     began = time.monotonic()
     round = state.round + 1
-    ledger: list[Entry] = []
-    failures: list[Failure] = []
     used: list[Update] = []
     ranks: dict[ClientId, list[int]] = {}
 
     # server: who takes part, and what each of them is told
     chosen = sample(clients, config.fraction, seed, round)
+    asking = Asking("train", round, state, agreement, exchange, config)
 
-    def request(client: ClientId) -> bytes:
-        message = server.request(state, client, agreement, again=any(f.client == client for f in failures))
-        ledger.append(Entry(round, client, "down", len(message.blob), message.parts))
-        return message.blob
-
-    def read(client: ClientId, reply: bytes | Failure) -> Update | Failure:
-        if isinstance(reply, Failure):
-            return reply
-        try:
-            update, parts = server.read_update(reply, client, round, agreement)
-        except WireError as error:
-            ledger.append(Entry(round, client, "up", len(reply), {"unreadable": len(reply)}))
-            return Failure(client, "decode", str(error))
-        ledger.append(Entry(round, client, "up", len(reply), parts))
-        return update
-
-    # clients: every reply or failure comes back, in the order of ids; the policy says what a failure means
-    def ask(group: Sequence[ClientId]) -> Iterator[tuple[ClientId, Update | Failure]]:
-        for client, (sender, reply) in zip(group, exchange(round, group, request), strict=True):
-            if sender != client:
-                raise RuntimeError(f"the engine handed on a reply of {sender!r} where that of {client!r} was due")
-            yield client, read(client, reply)
-
+    # clients: every reply comes back, in the order of ids
     def updates() -> Iterator[Update]:
-        for client, answer in ask(chosen):
-            for _ in range(config.retries if config.on_failure == "retry" else 0):
-                if isinstance(answer, Update):
-                    break
-                failures.append(answer)
-                ((_, answer),) = ask([client])
-            if isinstance(answer, Update):
-                used.append(replace(answer, adapter={}))
-                if (alive := agreement.method.alive(answer.notes)) is not None:
-                    ranks[client] = algebra.living(alive, agreement.initial)
-                yield answer
-            elif config.on_failure == "stop":
-                raise ClientError(answer.stage, round, client, answer.reason)
-            else:
-                failures.append(answer)
-        if not used:
-            last = failures[-1]
-            raise ClientError(last.stage, round, last.client, f"no client answered; {last.reason}")
+        for update in asking.replies(chosen, server.read_update):
+            used.append(replace(update, adapter={}))
+            if (alive := agreement.method.alive(update.notes)) is not None:
+                ranks[update.client] = algebra.living(alive, agreement.initial)
+            yield update
 
     # server: the new global state, and what there is to know about the round
     new_state, error = server.close_round(state, chosen, updates(), agreement)
@@ -87,12 +67,111 @@ def run_round(
         clients=tuple(u.client for u in used),
         losses={u.client: u.loss for u in used},
         steps={u.client: u.steps for u in used},
-        failures=tuple(failures),
-        ledger=tuple(ledger),
+        failures=tuple(asking.failures),
+        ledger=tuple(asking.ledger),
         seconds=time.monotonic() - began,
         ranks=ranks,
         aggregation_error=error,
     )
+
+
+def validate_round(
+    state: ServerState,
+    record: RoundRecord,
+    clients: Sequence[ClientId],
+    agreement: Agreement,
+    exchange: Exchange,
+    config: FederationConfig,
+) -> tuple[ServerState, RoundRecord]:
+    """Ask all clients how well the newest version does, after a round that is on disk: from then on they know it.
+
+    Returns:
+        The state that knows that they do, and the round's record with score, messages and failures added.
+
+    Raises:
+        ClientError: as ``run_round``.
+    """
+    began = time.monotonic()
+    asking = Asking("validate", state.round + 1, state, agreement, exchange, config)
+    heard = list(asking.replies(clients, server.read_validation))
+    score = total([validation.score for validation in heard])
+    knowing = {validation.client: state.round for validation in heard}
+    versions = {client: version for client, version in state.versions.items() if client not in clients} | knowing
+    return replace(state, versions=versions), replace(
+        record,
+        failures=(*record.failures, *asking.failures),
+        ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in asking.ledger)),
+        seconds=record.seconds + time.monotonic() - began,
+        validation_accuracy=score.accuracy,
+        validation_loss=score.loss,
+    )
+
+
+@dataclass
+class Asking:
+    """Requests of one kind to some clients. The ledger and the failures grow while replies are taken."""
+
+    kind: Kind
+    round: int
+    state: ServerState
+    agreement: Agreement
+    exchange: Exchange
+    config: FederationConfig
+    ledger: list[Entry] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def replies(self, clients: Sequence[ClientId], read: Read[Reply]) -> Iterator[Reply]:
+        """What those say who answer, in the order of ``clients``; the policy says what a failure means.
+
+        Raises:
+            ClientError: a client failed and the policy is to stop, or no client answered.
+        """
+        config, answered = self.config, False
+        for client, answer in self._ask(clients, read):
+            for _ in range(config.retries if config.on_failure == "retry" else 0):
+                if not isinstance(answer, Failure):
+                    break
+                self.failures.append(answer)
+                ((_, answer),) = self._ask([client], read)
+            if not isinstance(answer, Failure):
+                answered = True
+                yield answer
+            elif config.on_failure == "stop":
+                raise ClientError(answer.stage, self.round, client, answer.reason)
+            else:
+                self.failures.append(answer)
+        if not answered:
+            last = self.failures[-1]
+            raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
+
+    def _ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> Iterator[tuple[ClientId, Reply | Failure]]:
+        exchanged = self.exchange(self.kind, self.round, clients, self._request)
+        for client, (sender, reply) in zip(clients, exchanged, strict=True):
+            if sender != client:
+                raise RuntimeError(f"the engine handed on a reply of {sender!r} where that of {client!r} was due")
+            yield client, self._read(client, reply, read)
+
+    def _request(self, client: ClientId) -> bytes:
+        again = any(f.client == client for f in self.failures)
+        message = server.request(self.state, client, self.agreement, again)
+        self.ledger.append(Entry(self.round, client, "down", len(message.blob), message.parts))
+        return message.blob
+
+    def _read(self, client: ClientId, reply: bytes | Failure, read: Read[Reply]) -> Reply | Failure:
+        if isinstance(reply, Failure):
+            return reply
+        try:
+            said, parts = read(reply, client, self.round, self.agreement)
+        except WireError as error:
+            self.ledger.append(Entry(self.round, client, "up", len(reply), {"unreadable": len(reply)}))
+            return Failure(client, "decode", str(error))
+        self.ledger.append(Entry(self.round, client, "up", len(reply), parts))
+        return said
+
+
+def total(scores: Sequence[Score]) -> Score:
+    """The score on the items of several clients together."""
+    return Score(sum(s.correct for s in scores), sum(s.total for s in scores), sum(s.nll for s in scores))
 
 
 def sample(clients: Sequence[ClientId], fraction: float, seed: int, round: int) -> list[ClientId]:

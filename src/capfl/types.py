@@ -23,6 +23,8 @@ NoteKind = Literal["bf16", "positive"]
 
 FeatureKind = Literal["hidden", "moments", "concept"]
 
+SplitName = Literal["train", "validation", "test"]
+
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -78,6 +80,32 @@ class Trained:
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
 
 
+@dataclass(frozen=True)
+class Score:
+    """``correct`` of ``total``: items for choices, answer tokens for completions. ``nll`` is a sum, in nats."""
+
+    correct: int
+    total: int
+    nll: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total if self.total else float("nan")
+
+    @property
+    def loss(self) -> float:
+        return self.nll / self.total if self.total else float("nan")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A client's test items: how many are scored, and what accuracy takes no model. None: they are completions."""
+
+    number: int = 0
+    chance: float | None = None  # of blind guessing
+    majority: float | None = None  # of always giving the most frequent answer of the training items
+
+
 # -- messages: what crosses between server and client ------------------------------------------------
 
 
@@ -103,6 +131,27 @@ class Update:
     steps: int  # optimiser steps taken this round
     loss: float  # mean training loss over those steps, nats a token
     notes: Notes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Client to server: how well the newest global adapter does on the client's validation items."""
+
+    round: int
+    client: ClientId
+    score: Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Client to server, at the end of a run: how well its models do on the client's test items."""
+
+    round: int
+    client: ClientId
+    n_train: int
+    test: HeldOut
+    scores: Mapping[str, Score]  # by model: base, global, personal, as far as there are such
+    ranks: Mapping[str, int]  # of every module of the adapter that the client keeps
 
 
 # -- states: what is remembered between rounds -------------------------------------------------------
@@ -147,6 +196,7 @@ class ClientState:
     known: Adapter = field(default_factory=dict)  # that version; empty where it need not be kept
     residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
     notes: Notes = field(default_factory=dict)  # whatever else the method remembers
+    trained: int = 0  # the last round in which it trained; its residual is from then
 
 
 @dataclass(frozen=True)
@@ -166,7 +216,9 @@ class Entry:
     client: ClientId
     direction: Literal["up", "down"]
     bytes: int
-    parts: Mapping[str, int]  # header, positions, scales, values, notes, catch-up, unreadable: they sum to ``bytes``
+    parts: Mapping[
+        str, int
+    ]  # header, positions, scales, values, notes, scores, catch-up, unreadable: they sum to ``bytes``
 
 
 @dataclass(frozen=True)
@@ -201,7 +253,10 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Exchange = Callable[[int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
-"""An engine: ``exchange(round, clients, request)`` delivers ``request(client)`` to every client and yields the
+Kind = Literal["train", "validate", "evaluate"]
+"""What a client is asked for: a round of training, a score of the newest global adapter, or, last, of all models."""
+
+Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
+"""An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the
 replies in the order of ``clients``. It moves bytes and nothing else. Requests are encoded when they are sent and
 replies handed on one by one, so that memory does not grow with the number of clients."""

@@ -44,7 +44,7 @@ def asked(client: str) -> bytes:
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
 def test_every_client_answers_in_order_and_its_state_is_saved(engine, store):
-    replies = list(engine(site, store, AGREED)(1, ["a", "c"], asked))
+    replies = list(engine(site, store, AGREED)("train", 1, ["a", "c"], asked))
     assert [client for client, _ in replies] == ["a", "c"]
     for client, reply in replies:
         got, _ = decode_update(reply, AGREED.up, AGREED.schema, START)
@@ -63,7 +63,7 @@ def test_a_client_works_only_when_its_reply_is_asked_for(engine, store):
         visited.append(client)
         return asked(client)
 
-    replies = engine(site, store, AGREED)(1, ["a", "c"], request)
+    replies = engine(site, store, AGREED)("train", 1, ["a", "c"], request)
     assert visited == []
     next(replies)
     assert visited == ["a"]
@@ -71,7 +71,7 @@ def test_a_client_works_only_when_its_reply_is_asked_for(engine, store):
 
 
 def test_serial_turns_an_error_into_a_failure_and_goes_on(store):
-    replies = dict(serial(site, store, AGREED)(1, ["a", "b", "c"], asked))
+    replies = dict(serial(site, store, AGREED)("train", 1, ["a", "b", "c"], asked))
     assert replies["b"] == Failure("b", "TrainingError", "the loss is nan")
     assert isinstance(replies["a"], bytes)
     assert isinstance(replies["c"], bytes)
@@ -79,20 +79,20 @@ def test_serial_turns_an_error_into_a_failure_and_goes_on(store):
 
 
 def test_serial_gives_a_reason_even_where_the_error_has_none(store):
-    assert list(serial(site, store, AGREED)(1, ["quiet"], asked)) == [
+    assert list(serial(site, store, AGREED)("train", 1, ["quiet"], asked)) == [
         ("quiet", Failure("quiet", "ValueError", "no reason given"))
     ]
 
 
 def test_a_failure_keeps_the_state_of_the_round_before(store):
     store.save(ClientState("b", 4, START), 1)
-    list(serial(site, store, AGREED)(2, ["b"], asked))
+    list(serial(site, store, AGREED)("train", 2, ["b"], asked))
     assert store.load("b", before=3).steps == 4
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
 def test_a_damaged_request_is_the_clients_failure(engine, store):
-    replies = engine(site, store, AGREED)(1, ["a"], lambda client: asked(client)[:-1])
+    replies = engine(site, store, AGREED)("train", 1, ["a"], lambda client: asked(client)[:-1])
     if engine is serial:
         ((client, failure),) = replies
         assert (client, failure.stage) == ("a", "WireError")
@@ -103,7 +103,7 @@ def test_a_damaged_request_is_the_clients_failure(engine, store):
 
 
 def test_debug_raises_with_the_original_error(store):
-    replies = debug(site, store, AGREED)(3, ["a", "b", "c"], asked)
+    replies = debug(site, store, AGREED)("train", 3, ["a", "b", "c"], asked)
     assert next(replies)[0] == "a"
     with pytest.raises(ClientError, match=r"client 'b' failed in round 3 \(TrainingError\): the loss is nan") as caught:
         next(replies)
@@ -117,7 +117,7 @@ def test_an_interruption_is_nobodys_failure(store):
 
     for engine in ENGINES.values():
         with pytest.raises(KeyboardInterrupt):
-            list(engine(interrupted, store, AGREED)(1, ["a"], asked))
+            list(engine(interrupted, store, AGREED)("train", 1, ["a"], asked))
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=list(ENGINES))
@@ -130,4 +130,4 @@ def test_an_error_of_the_runs_disk_is_not_the_clients_failure(engine, when, stor
         store.folder.rename(store.folder.with_name("elsewhere"))
         store.folder.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError):
-        list(engine(site, store, AGREED)(2, ["a"], asked))
+        list(engine(site, store, AGREED)("train", 2, ["a"], asked))

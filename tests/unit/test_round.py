@@ -15,7 +15,7 @@ from capfl.errors import ClientError
 from capfl.methods.fedit import fedit
 from capfl.roles import Agreement
 from capfl.round import run_round, sample
-from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Request, RoundRecord, ServerState, Update
+from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Kind, Request, RoundRecord, ServerState, Update
 from capfl.wire import Codec, decode_broadcast, encode_update, receive, schema_hash, up_codec
 
 START = {"m.A": torch.tensor([[1.0, 2.0]]), "m.B": torch.tensor([[0.0]])}
@@ -53,7 +53,7 @@ class Answering:
         self.sent: list[tuple[ClientId, bytes]] = []
 
     def __call__(
-        self, round: int, clients: Sequence[ClientId], request: Request
+        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         self.calls.append(list(clients))
         for client in clients:

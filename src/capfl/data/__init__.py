@@ -3,11 +3,13 @@
 ``load_items`` reads public data sets, your own JSON Lines files or the built-in helpdesk; ``partition`` deals
 the items out to clients (``relabel`` then changes labels for the kind ``conflict``); ``split`` divides a
 client's share into training, validation and test items; ``render`` turns an item into the prompt that the
-model reads; ``batches`` orders one epoch. All are pure functions of their arguments and the seed.
+model reads; ``batches`` orders one epoch. ``deal`` does the first four, and ``deal_one`` for a client that has its own
+data alone. All are pure functions of their arguments and the seed.
 """
 
 from capfl.data.batches import batches
 from capfl.data.codebook import codebooks
+from capfl.data.deal import clients_of, deal, deal_one, digest, share_out
 from capfl.data.helpdesk import generate
 from capfl.data.jsonl import read_file
 from capfl.data.load import load_items
@@ -21,7 +23,11 @@ __all__ = [
     "Source",
     "Split",
     "batches",
+    "clients_of",
     "codebooks",
+    "deal",
+    "deal_one",
+    "digest",
     "generate",
     "load",
     "load_items",
@@ -29,5 +35,6 @@ __all__ = [
     "read_file",
     "relabel",
     "render",
+    "share_out",
     "split",
 ]

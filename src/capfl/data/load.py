@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,15 +26,44 @@ def load_items(config: DataConfig, seed: int) -> list[Item]:
     DataError
         A set cannot be read.
     """
-    _check(config.sets)
-    items: list[Item] = []
-    for name in config.sets:
-        items += _limited(_load(name, config, seed), config.limit, seed, name)
-    return items
+    check_names(config.sets)
+    return [item for name in config.sets for item in load_set(name, config, seed)]
 
 
-def _check(sets: Sequence[str]) -> None:
-    """All mistakes in the names at once, before anything is read."""
+def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None) -> list[Item]:
+    """Items of one of ``config.sets``, at most ``config.limit`` at random.
+
+    Args:
+        path: where its file is; what is drawn, and its task, still go by ``name``.
+
+    Raises
+    ------
+    DataError
+        It cannot be read.
+    """
+    if name == HELPDESK:
+        items = helpdesk.generate(config.sites, config.items, config.conflict, seed)
+    elif path is not None or _is_path(name):
+        task = task_of(name)
+        items = [replace(i, fields={**i.fields, "task": task}) for i in jsonl.read_file(name if path is None else path)]
+    else:
+        items = sources.load(name, config.split, config.dir)
+    return _limited(items, config.limit, seed, name)
+
+
+def task_of(name: str) -> str:
+    """What the items of a set have in their field ``task``."""
+    return Path(name).stem if _is_path(name) else name
+
+
+def check_names(sets: Sequence[str]) -> None:
+    """All mistakes in the names of ``data.sets`` at once, before anything is read.
+
+    Raises
+    ------
+    ConfigError
+        A set is unknown or named twice, or two files share a name (and so a task).
+    """
     known = [HELPDESK, *sources.DATASETS]
     wrong = []
     for name in sets:
@@ -44,7 +74,7 @@ def _check(sets: Sequence[str]) -> None:
                 f"data.sets: no data set is called {name!r}{hint}; "
                 f"choose from {', '.join(known)}, or give the path of a .jsonl file"
             )
-    tasks = [Path(name).stem if _is_path(name) else name for name in sets]
+    tasks = [task_of(name) for name in sets]
     for task in sorted({task for task in tasks if tasks.count(task) > 1}):
         named = [name for name, its in zip(sets, tasks, strict=True) if its == task]
         wrong.append(f"data.sets: {', '.join(named)} are one task, {task!r}; name it once or rename a file")
@@ -54,14 +84,6 @@ def _check(sets: Sequence[str]) -> None:
 
 def _is_path(name: str) -> bool:
     return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
-
-
-def _load(name: str, config: DataConfig, seed: int) -> list[Item]:
-    if name == HELPDESK:
-        return helpdesk.generate(config.sites, config.items, config.conflict, seed)
-    if _is_path(name):
-        return jsonl.read_file(name)
-    return sources.load(name, config.split, config.dir)
 
 
 def _limited(items: list[Item], limit: int | None, seed: int, name: str) -> list[Item]:

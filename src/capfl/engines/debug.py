@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator, Sequence
 from capfl.checkpoint import ClientStore
 from capfl.errors import CheckpointError, ClientError
 from capfl.roles import Agreement
-from capfl.roles.client import Site, handle
-from capfl.types import ClientId, Exchange, Failure, Request
+from capfl.roles.client import Site
+from capfl.site import visit
+from capfl.types import ClientId, Exchange, Failure, Kind, Request
 
 
 def debug(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agreement) -> Exchange:
     """As ``serial``, but raises ClientError from the client's error, whatever the failure policy says."""
 
     def exchange(
-        round: int, clients: Sequence[ClientId], request: Request
+        kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         for client in clients:
             try:
-                reply, memory = handle(request(client), store.load(client, before=round), site(client), agreement)
+                reply = visit(kind, round, request(client), site(client), store, agreement)
             except CheckpointError:  # the run's own disk, not the client's doing
                 raise
             except Exception as error:
                 raise ClientError(type(error).__name__, round, client, str(error)) from error
-            store.save(memory, round)
             yield client, reply
 
     return exchange

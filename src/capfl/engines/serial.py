@@ -7,26 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from capfl.checkpoint import ClientStore
 from capfl.errors import CheckpointError
 from capfl.roles import Agreement
-from capfl.roles.client import Site, handle
-from capfl.types import ClientId, Exchange, Failure, Request
+from capfl.roles.client import Site
+from capfl.site import visit
+from capfl.types import ClientId, Exchange, Failure, Kind, Request
 
 
 def serial(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agreement) -> Exchange:
     """Visit clients in the order of their ids. A client that raises becomes a Failure."""
 
     def exchange(
-        round: int, clients: Sequence[ClientId], request: Request
+        kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         for client in clients:
             try:
-                memory = store.load(client, before=round)
-                reply, memory = handle(request(client), memory, site(client), agreement)
+                reply = visit(kind, round, request(client), site(client), store, agreement)
             except CheckpointError:  # the run's own disk, not the client's doing
                 raise
             except Exception as error:
                 yield client, Failure(client, type(error).__name__, str(error) or "no reason given")
                 continue
-            store.save(memory, round)
             yield client, reply
 
     return exchange

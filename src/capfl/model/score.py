@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -11,24 +10,7 @@ from torch.nn import functional as F
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Example
-from capfl.types import Adapter
-
-
-@dataclass(frozen=True)
-class Score:
-    """``correct`` of ``total``: items for choices, answer tokens for completions. ``nll`` is a sum, in nats."""
-
-    correct: int
-    total: int
-    nll: float
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else float("nan")
-
-    @property
-    def loss(self) -> float:
-        return self.nll / self.total if self.total else float("nan")
+from capfl.types import Adapter, Score
 
 
 class Scorable:

@@ -17,7 +17,7 @@ from capfl.plan.clients import Clients, find_clients
 from capfl.plan.memory import estimate, process_bytes
 from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
 from capfl.report.plan import Plan
-from capfl.roles import Agreement
+from capfl.roles import agreements
 from capfl.round import sample_size
 
 
@@ -41,11 +41,11 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
 
     # bytes
     who = [POOLED] if method.pooled else clients.ids
-    agreement = Agreement(
-        method, config.agreed_codec, initial_adapter(shapes, config.seed), config.model.path, config.seed
-    )
+    agreement = agreements(config, initial_adapter(shapes, config.seed), config.model.path)[method.name]
+    choices = all(item.choices for item in clients.items)
     n_visits = sample_size(len(who), config.federation.fraction)
-    traffic = measure(agreement, who, some_miss=n_visits < len(who), hidden=int(cast(Any, module).config.hidden_size))
+    hidden = int(cast(Any, module).config.hidden_size)
+    traffic = measure(agreement, who, some_miss=n_visits < len(who), hidden=hidden, choices=choices)
     run = totals(traffic, who, config.federation, config.seed)
 
     # time
@@ -61,7 +61,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
 
     # memory
     length = measured.length if measured else config.data.max_length
-    letters = config.data.scoring == "letter" and all(item.choices for item in clients.items)
+    letters = config.data.scoring == "letter" and choices
     memory = estimate(
         config, module, shapes,
         length=length,

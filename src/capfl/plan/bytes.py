@@ -22,7 +22,20 @@ from capfl.rng import derive
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
 from capfl.round import run_round, sample
-from capfl.types import Adapter, ClientId, Notes, Penalty, Request, ServerState, Trained
+from capfl.types import (
+    Adapter,
+    ClientId,
+    Evaluation,
+    HeldOut,
+    Kind,
+    Notes,
+    Penalty,
+    Request,
+    Score,
+    ServerState,
+    Trained,
+)  # fmt: skip
+from capfl.wire import encode_evaluation
 from capfl.wire.entropy import bits_down, bits_up
 
 SITES = 4  # simulated clients: one whose messages are measured, and others that its changes are averaged with
@@ -41,6 +54,7 @@ class Traffic:
     down: tuple[Parts, ...]
     missed: tuple[tuple[int, ...], ...]  # after each round (0, 1, ...), bytes down to who knows 0, 1, ... versions less
     whole: int  # bytes down with the whole adapter, every element of it
+    evaluation: int  # bytes up, of what the client says of its models in the end
     entropy_bound: float  # bytes that the last round's two messages say
     log: int  # bytes of the differences that the server keeps
     seconds: float  # of a visit, without training: encode, decode and aggregate
@@ -58,28 +72,38 @@ class Traffic:
         further = known[-1] + (missed - len(known) + 1) * (known[1] - known[0])  # a difference for each round
         return min(further, max(self.whole, known[-1])) + self._longer(client)
 
+    def bytes_evaluation(self, client: ClientId) -> int:
+        """Bytes of what a client says in the end."""
+        return self.evaluation + self._longer(client)
+
     def _longer(self, client: ClientId) -> int:
         return len(client.encode()) - len(self.client.encode())  # all that differs between clients' headers
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Bytes of a whole run, all clients together. ``delivery`` is the final model's, which ``down`` includes."""
+    """Bytes of a whole run, all clients together. ``delivery`` is the final model's, which ``down`` includes.
+
+    ``up`` has what clients then say of their models. Validation is the simulation's, which looks at them for nothing.
+    """
 
     up: int
     down: int
     delivery: int
-    messages: int  # in each direction, without the delivery
+    messages: int  # in each direction, without those of the end
     catch_up: int  # what clients that missed rounds cost more than those that did not, in ``down``
 
 
-def measure(agreement: Agreement, clients: Sequence[ClientId], some_miss: bool, hidden: int = 64) -> Traffic:
+def measure(
+    agreement: Agreement, clients: Sequence[ClientId], some_miss: bool, hidden: int = 64, choices: bool = True
+) -> Traffic:
     """Simulate rounds until messages are as they will be, and one dense round to compare them with.
 
     Args:
         clients: all that take part; the messages of the one with the longest id are measured.
         some_miss: do clients miss rounds?
         hidden: width of the model's hidden states, of which clients may describe their data.
+        choices: have their items options to choose from?
     """
     measured = max(clients, key=lambda client: len(client.encode()))
     others = [client for client in clients if client != measured]
@@ -99,6 +123,7 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], some_miss: bool, 
     return Traffic(
         measured, tuple(up), tuple(down), tuple(missed),
         whole=_whole(simulation.state, measured, agreement),
+        evaluation=_evaluation(measured, agreement, choices),
         entropy_bound=bound,
         log=sum(map(len, simulation.state.log)),
         seconds=statistics.median(seconds),
@@ -125,6 +150,7 @@ def totals(traffic: Traffic, participants: Sequence[ClientId], config: Federatio
             version[client] = round - 1
             messages += 1
     delivery = sum(traffic.bytes_down(config.rounds, config.rounds - version[c], c) for c in participants)
+    up += sum(traffic.bytes_evaluation(c) for c in participants)
     return Totals(up, down + delivery, delivery, messages, down - punctual)
 
 
@@ -159,7 +185,9 @@ class _Simulation:
             for n in range(now + 1 if all_numbers else min(now, 1) + 1)
         )
 
-    def _exchange(self, round: int, clients: Sequence[ClientId], request: Request) -> Iterator[tuple[ClientId, bytes]]:
+    def _exchange(
+        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
+    ) -> Iterator[tuple[ClientId, bytes]]:
         for client in clients:
             asked = request(client)
             site = Site(client, 1, partial(self._train, client), partial(self._described, client))
@@ -201,3 +229,16 @@ def _whole(state: ServerState, client: ClientId, agreement: Agreement) -> int:
     known = {name: t + 1 for name, t in agreement.version_0.items()}
     state = replace(state, known=known, log=(), versions={}, group_of={})
     return len(server.request(state, client, agreement).blob)
+
+
+def _evaluation(client: ClientId, agreement: Agreement, choices: bool) -> int:
+    """Bytes of an evaluation, whatever it says."""
+    said = Evaluation(
+        round=1,
+        client=client,
+        n_train=1,
+        test=HeldOut(1, 0.0, 0.0) if choices else HeldOut(1),
+        scores={model: Score(0, 1, 0.0) for model in agreement.scored},
+        ranks=algebra.ranks(agreement.initial),
+    )
+    return len(encode_evaluation(said, agreement.up, agreement.schema, agreement.initial))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capfl.config import Config
-from capfl.data import Split, load_items, partition, relabel, split
+from capfl.data import Split, load_items, share_out
 from capfl.data.names import numbered
 from capfl.data.partition import DEFAULT_CLIENTS
 from capfl.errors import DataError
@@ -35,7 +35,5 @@ def find_clients(config: Config) -> Clients:
         number = config.partition.clients
         source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
         return Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
-    parts = partition(items, config.partition, config.seed)
-    items = relabel(items, parts, config.partition, config.seed)
-    splits = {client: split(own, config.partition, config.seed, client) for client, own in parts.items()}
+    items, splits = share_out(items, config.partition, config.seed)
     return Clients(sorted(splits), "the data", items, splits)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from capfl.types import ClientId, Entry
+from capfl.types import ClientId, Entry, Failure
 
 MODELS = ("base", "global", "personal", "local_only", "centralised")
-PARTS = ("header", "positions", "scales", "values", "notes", "catch-up", "unreadable")
+PARTS = ("header", "positions", "scales", "values", "notes", "scores", "catch-up", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Summary:
     rounds: int
     rows: tuple[ClientRow, ...]
     ledger: tuple[Entry, ...]
-    failures: int
-    cache: dict[str, int]  # blocks computed, blocks reused, bytes kept
+    failures: int  # of the rounds; rounds.jsonl has them
+    evaluation_failures: tuple[Failure, ...]  # of the last messages; a client that did not answer has no row
+    cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
     seconds: float
 
     def accuracies(self, model: str) -> list[float] | None:
@@ -113,6 +114,7 @@ class Summary:
                 "delivery": [asdict(e) for e in self.ledger if e.round > self.rounds],  # no round's record has it
             },
             "failures": self.failures,
+            "evaluation_failures": [asdict(failure) for failure in self.evaluation_failures],
             "cache": self.cache,
             "seconds": self.seconds,
         }

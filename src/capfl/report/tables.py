@@ -60,6 +60,8 @@ def _caption(summary: Summary) -> str:
     parts.append("bytes: whole run, up from and down to each client, headers and final delivery included")
     if summary.failures:
         parts.append(f"{summary.failures} failed replies, see rounds.jsonl")
+    if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
+        parts.append(f"no row for {', '.join(absent)}, which did not answer in the end, see summary.json")
     return "; ".join(parts)
 
 

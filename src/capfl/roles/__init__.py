@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from capfl.config.schema import CodecConfig
+from capfl.config.schema import CodecConfig, Config, MethodConfig
+from capfl.errors import ConfigError
+from capfl.methods import build
 from capfl.methods.base import Method
 from capfl.types import Adapter, Notes
-from capfl.wire import Codec, down_codec, schema_hash, up_codec
+from capfl.wire import MODELS, Codec, down_codec, schema_hash, up_codec
 
 
 def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
@@ -25,7 +28,8 @@ class Agreement:
     """What server and clients agreed on before the first round.
 
     ``initial`` is the adapter that everybody can derive from the seed. It is also the template that messages are
-    decoded against. ``base`` identifies the base model.
+    decoded against. ``base`` identifies the base model. ``models`` are those that clients score at the end, as far as
+    the method has them, and ``mix``, if given, is in place of the method's own.
     """
 
     method: Method
@@ -33,6 +37,8 @@ class Agreement:
     initial: Adapter
     base: str = ""
     seed: int = 0
+    models: tuple[str, ...] = MODELS
+    mix: float | None = None
 
     @cached_property
     def up(self) -> Codec:
@@ -50,3 +56,48 @@ class Agreement:
     def version_0(self) -> Adapter:
         """What every client knows of the global adapter before it is told anything."""
         return self.method.broadcast(self.method.init_server(self.initial))
+
+    def whole(self, known: Adapter) -> Adapter:
+        """The server's adapter as a client knows it: a version, and the factors that do not travel."""
+        return self._first | known
+
+    @cached_property
+    def scored(self) -> tuple[str, ...]:
+        """The models that a client scores at the end. A client that stands for all has no items of its own."""
+        there = {"base": True, "global": self.method.has_global, "personal": True}
+        return () if self.method.pooled else tuple(model for model in self.models if there[model])
+
+    @cached_property
+    def _first(self) -> Adapter:
+        return self.method.init_server(self.initial).adapter
+
+
+def agreements(config: Config, initial: Adapter, base: str) -> dict[str, Agreement]:
+    """What is agreed on for the method of a run, and then for each of its references, by name.
+
+    The local-only reference takes a last round of local steps where the method's personal model does.
+
+    Raises:
+        ConfigError: the method, or a setting of it, does not exist.
+    """
+    codec, seed = config.agreed_codec, config.seed
+    main = build(config.method, seed)
+    models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
+    made = {main.name: Agreement(main, codec, initial, base, seed, models, config.evaluation.mix)}
+    for name in config.evaluation.references:
+        if name != main.name:
+            method = build(MethodConfig(name=name))
+            if name == "local" and config.evaluation.personal and not main.pooled and main.personal is None:
+                method = replace(method, personal=None)
+            made[name] = Agreement(method, codec, initial, base, seed, ("personal",), 1.0)
+    return made
+
+
+def refuse_pooled(made: Mapping[str, Agreement]) -> None:
+    """Raises ConfigError where one of the methods needs everybody's data in one place."""
+    for name, agreement in made.items():
+        if agreement.method.pooled:
+            raise ConfigError(
+                f"{name} is trained on everybody's data in one place, which sites of their own do not give; "
+                "take it out of evaluation.references, or choose another method"
+            )

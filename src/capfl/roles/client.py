@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from capfl import adapter as algebra
-from capfl.errors import WireError
+from capfl.errors import DataError, WireError
 from capfl.methods.base import Method
 from capfl.roles import Agreement, spent_on
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, Notes, Penalty, Trained, Update
+from capfl.types import (
+    Adapter,
+    Broadcast,
+    ClientId,
+    ClientState,
+    HeldOut,
+    Notes,
+    Penalty,
+    Score,
+    SplitName,
+    Trained,
+    Update,
+)  # fmt: skip
 from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
+
+
+def _nothing_to_score(split: SplitName, adapter: Adapter) -> Score:
+    raise DataError(f"this site has no {split} items to score an adapter on")
+
 
 LocalTraining = Callable[[Adapter, int, int, Penalty | None], Trained]
 """(start, round, steps taken before, term added to the loss) -> what it leaves."""
@@ -18,12 +35,15 @@ LocalTraining = Callable[[Adapter, int, int, Penalty | None], Trained]
 
 @dataclass(frozen=True)
 class Site:
-    """One client and what it keeps to itself: its data, behind ``train``."""
+    """One client and what it keeps to itself: its data, behind ``train`` and ``score``."""
 
     client: ClientId
     n_train: int
     train: LocalTraining
     features: Callable[[], Notes] | None = None  # notes ``features`` and ``deviation``, each (d,), and ``items``, (1,)
+    score: Callable[[SplitName, Adapter], Score] = _nothing_to_score
+    test: HeldOut = field(default_factory=HeldOut)
+    keep: Callable[[Adapter], None] | None = None  # puts the client's own adapter, at its ranks, where it belongs
 
 
 def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
@@ -36,10 +56,8 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     method, template = agreement.method, agreement.initial
 
     # what the server says: the newest version of the global adapter
-    told = decode_broadcast(request, agreement.down, agreement.schema, method.kinds)
-    if told.client != site.client:
-        raise WireError(f"client {site.client!r} received a message for {told.client!r}")
-    memory = described(hear(told, memory, agreement), site, method)
+    told = opened(request, site, agreement)
+    memory = described(aging(hear(told, memory, agreement), told.round, agreement), site, method)
 
     # local training, first of an adapter that never travels where the method has one
     if method.private:
@@ -63,6 +81,7 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
         steps=memory.steps + len(trained.losses),
         known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
         residual=residual,
+        trained=told.round,
     )
     return encode_update(update, body, agreement.up, agreement.schema, method.kinds), memory
 
@@ -74,13 +93,28 @@ def described(memory: ClientState, site: Site, method: Method) -> ClientState:
     return replace(memory, notes=memory.notes | site.features())
 
 
+def opened(request: bytes, site: Site, agreement: Agreement) -> Broadcast:
+    """The broadcast that a client was sent.
+
+    Raises:
+        WireError: it does not fit or is for someone else.
+    """
+    told = decode_broadcast(request, agreement.down, agreement.schema, agreement.method.kinds)
+    if told.client != site.client:
+        raise WireError(f"client {site.client!r} received a message for {told.client!r}")
+    return told
+
+
 def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
-    """The memory of a client that has been told the newest version; its residual has aged by the rounds between."""
-    codec = agreement.codec
-    age = max(0, told.round - 1 - memory.version)  # 0: a server that lost its last rounds
+    """The memory of a client that has been told the newest version."""
     memory = receive(told, memory, agreement.down, agreement.initial, agreement.version_0)
-    if agreement.method.heed:
-        memory = agreement.method.heed(told.notes, memory)
+    return agreement.method.heed(told.notes, memory) if agreement.method.heed else memory
+
+
+def aging(memory: ClientState, round: int, agreement: Agreement) -> ClientState:
+    """The memory in a round, whose residual has aged by the rounds since the client last trained."""
+    age = max(0, round - memory.trained)  # 0: a server that lost its last rounds
+    codec = agreement.codec
     return replace(memory, residual=aged(memory.residual, age, codec.residual_decay, codec.residual_rounds))
 
 

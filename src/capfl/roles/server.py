@@ -8,8 +8,16 @@ from dataclasses import replace
 from capfl.errors import WireError
 from capfl.maths.products import Products
 from capfl.roles import Agreement, spent_on
-from capfl.types import Adapter, ClientId, ServerState, Update
-from capfl.wire import Message, advance, broadcast, decode_update, encode_broadcast
+from capfl.types import Adapter, ClientId, Evaluation, ServerState, Update, Validation
+from capfl.wire import (
+    Message,
+    advance,
+    broadcast,
+    decode_evaluation,
+    decode_update,
+    decode_validation,
+    encode_broadcast,
+)  # fmt: skip
 
 
 def start(agreement: Agreement) -> ServerState:
@@ -37,11 +45,36 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
         WireError: it does not fit, or belongs to another client or round.
     """
     update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.method.kinds)
-    if update.client != client:
-        raise WireError(f"reply of client {client!r} says that it comes from {update.client!r}")
-    if update.round != round:
-        raise WireError(f"reply of client {client!r} is for round {update.round}, this is round {round}")
+    _check_sender(update, client, round)
     return update, parts
+
+
+def read_validation(
+    reply: bytes, client: ClientId, round: int, agreement: Agreement
+) -> tuple[Validation, dict[str, int]]:
+    """Decode one reply, and count the bytes of its parts. Raises as ``read_update``."""
+    validation, parts = decode_validation(reply, agreement.up, agreement.schema)
+    _check_sender(validation, client, round)
+    return validation, parts
+
+
+def read_evaluation(
+    reply: bytes, client: ClientId, round: int, agreement: Agreement
+) -> tuple[Evaluation, dict[str, int]]:
+    """Decode one reply, and count the bytes of its parts. Raises as ``read_update``, and where models are missing."""
+    evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial)
+    _check_sender(evaluation, client, round)
+    if tuple(evaluation.scores) != agreement.scored:
+        said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
+        raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
+    return evaluation, parts
+
+
+def _check_sender(message: Update | Validation | Evaluation, client: ClientId, round: int) -> None:
+    if message.client != client:
+        raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
+    if message.round != round:
+        raise WireError(f"reply of client {client!r} is for round {message.round}, this is round {round}")
 
 
 def close_round(

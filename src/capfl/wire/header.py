@@ -7,12 +7,12 @@ offset size field
 ====== ==== =====================================================================
 0      4    magic ``CPFL``
 4      1    version of the format
-5      1    kind: 1 broadcast, 2 update
+5      1    kind: 1 broadcast, 2 update, 3 validation, 4 evaluation
 6      1    values: 1 fp32, 2 bf16, 3 ternary, 4 8bit, 5 4bit, 6 3bit, 7 2bit
 7      1    reserved, 0
 8      4    round
 12     8    schema: hash of the base model, names and shapes that both sides agreed on
-20     4    n_train (update) or 0
+20     4    n_train (update, evaluation) or 0
 24     4    steps (update) or 0
 28     8    loss (update) or 0
 36     2    length of the client id
@@ -65,6 +65,17 @@ def seal(header: Header, body: bytes) -> bytes:
     )  # fmt: skip
     blob = fixed + client + body
     return blob + _CRC.pack(zlib.crc32(blob))
+
+
+def round_of(blob: bytes) -> int:
+    """The round that a message says it is for. Nothing else of it is checked.
+
+    Raises:
+        WireError: it is shorter than a header.
+    """
+    if len(blob) < _FIXED.size + _CRC.size:
+        raise WireError(f"message of {len(blob)} bytes is shorter than a header")
+    return int(_FIXED.unpack_from(blob)[5])
 
 
 def unseal(blob: bytes, kind: int, values: int, schema: bytes) -> tuple[Header, memoryview]:

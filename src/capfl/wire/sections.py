@@ -16,6 +16,9 @@ class Section(IntEnum):
     NOTES = 5  # short vectors beside the adapter
     RANKS = 6  # how important each rank is: what is drawn of it follows from that
     ALIVE = 7  # which ranks the sender has, a bit each, where it lacks some
+    SCORES = 8  # of models, by their place in a list
+    TEST = 9  # how many test items there are, and what accuracy takes no model
+    KEPT = 10  # the rank of every module that the client keeps
     DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
     STATE = 17  # sections again: the global adapter itself
 

@@ -10,9 +10,9 @@ import torch
 from capfl.data import render
 from capfl.model import tiny
 from capfl.model.hidden import HiddenCache
-from capfl.model.score import Scorable, Score, score
+from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
-from capfl.types import Adapter, Item
+from capfl.types import Adapter, Item, Score
 
 CHOICES = [
     Item("2 + 2?", ("3", "4", "5"), 1),

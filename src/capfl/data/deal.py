@@ -1,0 +1,87 @@
+"""Who holds what: of all clients from everybody's data, or of one client from its own alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.data.load import check_names, load_items, load_set, task_of
+from capfl.data.names import group_names
+from capfl.data.partition import partition
+from capfl.data.relabel import relabel
+from capfl.data.split import Split, split
+from capfl.errors import ConfigError, DataError
+from capfl.types import ClientId, Item
+
+
+def deal(data: DataConfig, shares: PartitionConfig, seed: int) -> tuple[list[Item], dict[ClientId, Split]]:
+    """All items of a run, and every client's split of them.
+
+    Raises:
+        ConfigError, DataError: as ``load_items``, ``partition``, ``relabel`` and ``split``.
+    """
+    return share_out(load_items(data, seed), shares, seed)
+
+
+def share_out(items: Sequence[Item], shares: PartitionConfig, seed: int) -> tuple[list[Item], dict[ClientId, Split]]:
+    """As ``deal``, of items that have been read."""
+    parts = partition(items, shares, seed)
+    return relabel(items, parts, shares, seed), {c: split(own, shares, seed, c) for c, own in parts.items()}
+
+
+def clients_of(data: DataConfig, shares: PartitionConfig) -> dict[ClientId, str]:
+    """The clients of a run in which every data set is one client's, sorted, each with its set: no data are read.
+
+    Raises:
+        ConfigError: who holds what depends on everybody's data.
+    """
+    check_names(data.sets)
+    needs = ""
+    if shares.kind not in ("by_task", "by:task"):
+        needs = f"partition.kind {shares.kind} deals out the data of all; use by_task, with one file a client"
+    elif shares.clients not in (None, len(data.sets)):
+        needs = f"partition.clients {shares.clients} cuts up {len(data.sets)} data sets; leave it out"
+    elif shares.max_items is not None:
+        needs = "partition.max_items draws for all clients in turn; use data.limit, which draws for each data set"
+    if needs:
+        raise ConfigError(f"a client that has its own data alone cannot find its part: {needs}")
+    tasks = {task_of(name): name for name in data.sets}
+    ordered = sorted(tasks)  # as ``partition`` names its groups
+    ids = group_names(ordered, [1] * len(ordered))
+    return {client: tasks[task] for (client,), task in sorted(zip(ids, ordered, strict=True))}
+
+
+def deal_one(
+    data: DataConfig, shares: PartitionConfig, seed: int, client: ClientId, path: Path | None = None
+) -> tuple[list[Item], dict[ClientId, Split]]:
+    """What ``deal`` would give a client if it had everybody's data: the same items in the same order, the same split.
+
+    Args:
+        path: where the client's file is, if it is not where ``data.sets`` says.
+
+    Raises:
+        ConfigError: as ``clients_of``, or there is no such client.
+        DataError: the data cannot be read, or are too few.
+    """
+    sets = clients_of(data, shares)
+    if client not in sets:
+        raise ConfigError(f"there is no client {client!r} in this run; its clients are {', '.join(sets)}")
+    items = load_set(sets[client], data, seed, path)
+    if len(items) < shares.min_items:
+        raise DataError(
+            f"client {client!r} has {len(items)} items, fewer than partition.min_items = {shares.min_items}; "
+            "add data or lower partition.min_items"
+        )
+    return items, {client: split(range(len(items)), shares, seed, client)}
+
+
+def digest(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> str:
+    """A name for data and who holds them: other data have another one."""
+    found = hashlib.blake2b(digest_size=16)
+    for item in items:
+        found.update(repr((item.question, item.choices, item.answer, item.completion, item.messages)).encode())
+    found.update(json.dumps({client: vars(own) for client, own in splits.items()}).encode())
+    return found.hexdigest()

@@ -1,0 +1,135 @@
+"""A client's side of a run on its own disk; and a client in a process of its own, with nobody else's data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from capfl.checkpoint import ClientStore, RunFolder
+from capfl.config import Config
+from capfl.data import Split, deal_one, digest
+from capfl.errors import CheckpointError, ConfigError
+from capfl.federation import Federation
+from capfl.model.base import load_base
+from capfl.model.export import save_adapter
+from capfl.model.hidden import HiddenCache
+from capfl.model.lora import AdaptedModel
+from capfl.roles import Agreement, agreements, refuse_pooled
+from capfl.roles.answer import answer
+from capfl.roles.client import Site
+from capfl.types import Adapter, ClientId, Item, Kind
+from capfl.wire import round_of
+
+
+def visit(kind: Kind, round: int, request: bytes, site: Site, store: ClientStore, agreement: Agreement) -> bytes:
+    """Answer one request with the memory from before its round, and keep what the client remembers then.
+
+    What it has learnt in a round of training is kept under that round. A validation tells it the version of the round
+    before, and is kept under that one.
+
+    Raises:
+        CheckpointError: the store cannot be read or written.
+        WireError, TrainingError: as ``answer``; the store is untouched then.
+    """
+    memory = store.load(site.client, before=round)
+    reply, after = answer(kind, request, memory, site, agreement)
+    if after is not memory:
+        store.save(after, round if kind == "train" else round - 1)
+    return reply
+
+
+class Client:
+    """One client of a run, alone with its data. Gives the same bits as when it is simulated beside the others.
+
+    Use it as a context manager. In ``folder`` are its states, by method, and in ``folder/adapter`` its own adapter in
+    PEFT's format, once the run has ended. A process that is killed and started again goes on from there, and a server
+    that lost a round finds it as it was before.
+
+    Args:
+        config: that of the run. ``out``, ``runtime`` and ``data.dir`` may be the site's own.
+        client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
+        path: its own file, where that is not where ``data.sets`` says.
+        dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
+        trained: told of every visit's mean training loss.
+
+    Raises:
+        ConfigError: who holds what, or a reference, depends on everybody's data; or there is no such client.
+        DataError: the data cannot be used.
+        CheckpointError: the folder is another client's or another run's, or its data have changed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        client: ClientId,
+        folder: Path,
+        path: Path | None = None,
+        dealt: tuple[list[Item], Split] | None = None,
+        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+    ) -> None:
+        self.config, self.id, self.folder = config, client, folder
+        torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        if dealt is None:
+            items, splits = deal_one(config.data, config.partition, config.seed, client, path)
+        else:
+            items, splits = dealt[0], {client: dealt[1]}
+        self._claim(digest(items, splits))
+        model = AdaptedModel(load_base(config.model), config.lora)
+        initial = model.initial_adapter(config.seed)
+        self.agreements = agreements(config, initial, model.base.revision)
+        refuse_pooled(self.agreements)
+        self._peft_config = model.peft_config()
+        self._cache = HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder)
+        self._federation = Federation(config, items, splits, model, self._cache, trained)
+        self._main = next(iter(self.agreements))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._cache.__exit__(*raised)
+
+    def answer(self, kind: Kind, method: str, request: bytes) -> bytes:
+        """The reply to a request of one of the run's methods: the first of ``agreements``, or a reference.
+
+        Raises:
+            ConfigError: the run has no such method.
+            WireError: the request does not fit, or is for another client.
+            TrainingError: a loss is not finite.
+        """
+        if method not in self.agreements:
+            raise ConfigError(f"method {method!r} is not one of this run's: {', '.join(self.agreements)}")
+        agreement = self.agreements[method]
+        own, initial = agreement.method, agreement.initial
+        store = ClientStore(self.folder / "state" / method, initial, lambda client: own.init_client(client, initial))
+        site = self._federation.site(self.id, own, self._keep if method == self._main else None)
+        return visit(kind, round_of(request), request, site, store, agreement)
+
+    def _keep(self, adapter: Adapter) -> None:
+        save_adapter(adapter, self._peft_config, self.folder / "adapter")
+
+    def _claim(self, data: str) -> None:
+        """Mark the folder as this client's in this run, or check that it is."""
+        claim = {"client": self.id, "run": run_digest(self.config), "data": data}
+        place = RunFolder(self.folder)
+        if not (self.folder / "site.json").is_file():
+            place.write_json("site.json", claim)
+            return
+        found = place.read_json("site.json")
+        for key, what in (("client", "client"), ("run", "run or config"), ("data", "data")):
+            if found.get(key) != claim[key]:
+                raise CheckpointError(
+                    f"{self.folder} was begun by another {what} (site.json); give each client and run a folder of its "
+                    "own, or restore what it began with"
+                )
+
+
+def run_digest(config: Config) -> str:
+    """A name for what all sites of a run have in common: another config has another one."""
+    common = config.model_dump(mode="json", exclude={"out": True, "runtime": True, "data": {"dir": True}})
+    return hashlib.blake2b(json.dumps(common, sort_keys=True).encode(), digest_size=16).hexdigest()
