@@ -36,7 +36,7 @@ def test_the_folder_has_every_message_of_the_run(finished: tuple[Path, Summary])
     path, summary = finished
     ledger = read_ledger(path)
     assert (*ledger.entries, *ledger.delivery) == summary.ledger
-    assert (ledger.rounds, ledger.finished, len(ledger.delivery)) == (6, True, 4)
+    assert (ledger.rounds, ledger.finished, len(ledger.delivery)) == (6, True, 8)
     said = ledger.to_json()
     for direction in ("up", "down"):
         assert said[f"bytes_{direction}"] == summary.total_bytes(direction)
@@ -48,8 +48,9 @@ def test_the_folder_has_every_message_of_the_run(finished: tuple[Path, Summary])
         assert (rows[row.id]["bytes_up"], rows[row.id]["bytes_down"]) == (row.bytes_up, row.bytes_down)
         assert sum(rows[row.id]["parts_down"].values()) == row.bytes_down
     assert said["parts_down"]["catch-up"] > 0
-    assert said["final_delivery"] == sum(e.bytes for e in summary.ledger if e.round == 7)
-    assert (said["messages_up"], said["messages_down"]) == (12, 16)
+    last = {d: sum(e.bytes for e in summary.ledger if e.round == 7 and e.direction == d) for d in ("up", "down")}
+    assert (said["final_replies"], said["final_delivery"]) == (last["up"], last["down"])
+    assert (said["messages_up"], said["messages_down"]) == (16, 16)
     saved = json.loads((path / "summary.json").read_text())["bytes"]
     assert (saved["parts_up"], saved["parts_down"]) == (said["parts_up"], said["parts_down"])
 
@@ -58,9 +59,9 @@ def test_means_are_of_the_rounds_that_a_client_took_part_in(finished: tuple[Path
     path, summary = finished
     ledger = read_ledger(path)
     for client in ledger.clients:
-        up = [e.bytes for e in summary.ledger if e.client == client and e.direction == "up"]
+        up = [e.bytes for e in summary.ledger if e.client == client and e.direction == "up" and e.round <= 6]
         assert ledger.per_round("up", client) == pytest.approx(sum(up) / max(1, len(up)))
-    assert ledger.per_round("up") == summary.total_bytes("up") / 6
+    assert ledger.per_round("up") == sum(e.bytes for e in summary.ledger if e.direction == "up" and e.round <= 6) / 6
 
 
 def test_parts_come_in_order_and_sum() -> None:
@@ -91,7 +92,7 @@ def test_an_unfinished_run_says_so(folder: Path) -> None:
     ledger = read_ledger(folder)
     assert (ledger.finished, ledger.delivery) == (False, ())
     assert ledger.to_json()["messages_down"] == 12
-    assert "not finished: without the final delivery" in " ".join(word for line in shown(folder) for word in line)
+    assert "not finished: without the final evaluation" in " ".join(word for line in shown(folder) for word in line)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Result:
         return tuple(points)
 
     def bytes_per_round(self, direction: str) -> float:
-        """For each client and round; the final delivery is shared out between the rounds."""
+        """For each client and round; the final evaluation is shared out between the rounds."""
         total: int = self.summary["bytes"][direction]
         rounds: int = self.summary["rounds"]
         return total / len(self.clients) / rounds

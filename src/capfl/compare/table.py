@@ -181,7 +181,7 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         f"against {plan.baseline}: {plan.spec.score} model, points, paired by seed and client, 95 % interval by a "
         "two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is better",
         "clearly worse off: share of clients more than 1.96 standard errors below local-only",
-        "up and down: bytes for each client and round; in all: the whole run; final delivery included",
+        "up and down: bytes for each client and round; in all: the whole run; final evaluation included",
     ]
     if any(row.bytes_to_target for row in rows):
         what = f"{percent(plan.spec.target)} %" if plan.spec.target else f"where {plan.baseline} ends, less one point"

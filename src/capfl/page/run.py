@@ -30,7 +30,7 @@ def run_page(path: Path) -> dict[str, Any]:
     clients: list[dict[str, Any]] = summary["clients"]
     figures = [parts.client_bars(clients), *_curves(records, summary), parts.rank_map(clients, config.lora.rank)]
     up, down = (ledger.parts(direction) for direction in ("up", "down"))
-    note = f"{ledger.rounds} rounds and the final delivery, all clients, headers included."
+    note = f"{ledger.rounds} rounds and the final evaluation, all clients, headers included."
     return {
         "title": f"{summary['method']} on {', '.join(Path(name).stem for name in config.data.sets)}",
         "subtitle": f"{config.model.path}, {config.partition.kind}, seed {config.seed}",

@@ -23,12 +23,12 @@ DIRECTIONS = ("up", "down")
 
 @dataclass(frozen=True)
 class Ledger:
-    """The messages of a run. ``delivery`` are those of the final model, after the last round."""
+    """The messages of a run. ``delivery`` are those after the last round: the final model, and how it does."""
 
     rounds: int
     entries: Sequence[Entry]
     delivery: Sequence[Entry]
-    finished: bool  # has the final model been delivered?
+    finished: bool  # has the final model been delivered and evaluated?
 
     @property
     def clients(self) -> list[ClientId]:
@@ -44,7 +44,7 @@ class Ledger:
         return total_parts(self.messages(direction, client))
 
     def per_round(self, direction: str, client: ClientId | None = None) -> float:
-        """Mean bytes of the rounds that the client took part in (all clients: of all rounds), without the delivery."""
+        """Mean bytes of the rounds that the client took part in (all clients: of all rounds), without those after the last."""
         own = [e for e in self.entries if client in (None, e.client)]
         n_rounds = len({e.round for e in own})
         return sum(e.bytes for e in own if e.direction == direction) / n_rounds if n_rounds else 0.0
@@ -55,7 +55,8 @@ class Ledger:
             "finished": self.finished,
             **self._row(None),
             "bytes": sum(e.bytes for e in (*self.entries, *self.delivery)),
-            "final_delivery": sum(e.bytes for e in self.delivery),
+            "final_delivery": sum(e.bytes for e in self.delivery if e.direction == "down"),
+            "final_replies": sum(e.bytes for e in self.delivery if e.direction == "up"),
             "clients": [{"client": client, **self._row(client)} for client in self.clients],
         }
 
@@ -107,7 +108,7 @@ def read_ledger(path: Path) -> Ledger:
 
 def ledger_tables(ledger: Ledger) -> Group:
     """A line a client and direction: number of messages, bytes, bytes of a round, and parts."""
-    whole = "final delivery included" if ledger.finished else "not finished: without the final delivery"
+    whole = "final evaluation included" if ledger.finished else "not finished: without the final evaluation"
     title = Text(f"{ledger.rounds} rounds, {whole}; a round: the mean of those that a client took part in")
     up = _table(ledger, "up", "left the site")
     return Group(title, Text(), up, Text(), _table(ledger, "down", "came back"))

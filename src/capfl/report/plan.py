@@ -34,7 +34,7 @@ class Plan:
     catch_up: float  # bytes more, as a mean over all messages down, because clients missed rounds
     dense_fp32_round_trip: int  # the whole adapter in float32, both ways
     entropy_bound: float  # what positions and values of ``up`` and ``down`` say
-    total_up: int  # all clients, all rounds
+    total_up: int  # all clients, all rounds, and what they say of the final model
     total_down: int  # the same, and the final delivery
     delivery: int
     memory: Mapping[str, int]  # bytes at the peak by what they are for, and ``total``

@@ -91,7 +91,7 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         up, down = self.total_bytes("up"), self.total_bytes("down")
         by_round: dict[int, dict[str, int]] = {}
-        for e in self.ledger:  # the last round is the final delivery
+        for e in self.ledger:  # the last round is the final evaluation
             by_round.setdefault(e.round, {"round": e.round, "up": 0, "down": 0})[e.direction] += e.bytes
         messages = {d: [e.bytes for e in self.ledger if e.direction == d] for d in ("up", "down")}
         return {

@@ -57,7 +57,7 @@ def _caption(summary: Summary) -> str:
     if summary.chance is not None and summary.majority is not None:
         parts.append(f"chance {percent(summary.chance)}, most frequent answer {percent(summary.majority)}")
     parts.append("± from the choice of test items, not of the seed")
-    parts.append("bytes: whole run, up from and down to each client, headers and final delivery included")
+    parts.append("bytes: whole run, up from and down to each client, headers and final evaluation included")
     if summary.failures:
         parts.append(f"{summary.failures} failed replies, see rounds.jsonl")
     if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
