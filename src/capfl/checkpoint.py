@@ -167,7 +167,10 @@ class RunFolder:
         write_atomically(self.path / "state" / "server", server_to_bytes(state))
 
     def amend(self, state: ServerState, record: RoundRecord) -> None:
-        """Replace the record of the last committed round, then the server's state, by what has been added to them."""
+        """Replace the record of the last committed round, then the server's state, by what has been added to them.
+
+        Between the two, what clients have been told is forgotten: they are told again, and it is charged again.
+        """
         self._write([*(r for r in self.rounds() if r.round < record.round), record])
         write_atomically(self.path / "state" / "server", server_to_bytes(state))
 

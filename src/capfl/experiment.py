@@ -209,7 +209,8 @@ def _record_inputs(
     write_atomically(folder.path / "config.toml", to_toml(config).encode())
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     if not (folder.path / "run.json").is_file():
-        folder.write_json("partition.json", {client: vars(own) for client, own in splits.items()})
+        if splits:
+            folder.write_json("partition.json", {client: vars(own) for client, own in splits.items()})
         folder.write_json("run.json", {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": config.seed,

@@ -44,7 +44,7 @@ class Ledger:
         return total_parts(self.messages(direction, client))
 
     def per_round(self, direction: str, client: ClientId | None = None) -> float:
-        """Mean bytes of the rounds that the client took part in (all clients: of all rounds), without those after the last."""
+        """Mean bytes of the rounds that the client took part in (all clients: of all rounds), evaluation left out."""
         own = [e for e in self.entries if client in (None, e.client)]
         n_rounds = len({e.round for e in own})
         return sum(e.bytes for e in own if e.direction == direction) / n_rounds if n_rounds else 0.0

@@ -38,6 +38,7 @@ def decode_validation(blob: bytes, codec: Codec, schema: bytes) -> tuple[Validat
         WireError: it does not fit.
     """
     header, body = unseal(blob, VALIDATION, codec.values.tag, schema)
+    _check(header, with_items=False)
     (data,) = _sections(body, (Section.SCORES,), header.client)
     scores = _read_scores(data, header.client)
     if list(scores) != ["global"]:
@@ -64,9 +65,8 @@ def decode_evaluation(blob: bytes, codec: Codec, schema: bytes, template: Adapte
             template's, numbers that are not finite.
     """
     header, body = unseal(blob, EVALUATION, codec.values.tag, schema)
+    _check(header, with_items=True)
     scores, test, kept = _sections(body, (Section.SCORES, Section.TEST, Section.KEPT), header.client)
-    if header.n_train < 1:
-        raise WireError(f"evaluation of client {header.client!r} says that it has no training items")
     said = Evaluation(
         round=header.round,
         client=header.client,
@@ -76,6 +76,15 @@ def decode_evaluation(blob: bytes, codec: Codec, schema: bytes, template: Adapte
         ranks=_read_ranks(kept, template, header.client),
     )
     return said, _parts(blob, len(scores) + len(test) + len(kept))
+
+
+def _check(header: Header, with_items: bool) -> None:
+    """Fields of the header that have nothing to say are zero."""
+    if header.round < 1:
+        raise WireError(f"scores of client {header.client!r} are for round 0, rounds count from 1")
+    if bool(header.n_train) != with_items or header.steps or header.loss:
+        said = f"{header.n_train} training items, {header.steps} steps and loss {header.loss}"
+        raise WireError(f"scores of client {header.client!r} come with {said}")
 
 
 def _scores(scores: Mapping[str, Score], client: str) -> bytes:
