@@ -156,11 +156,11 @@ def test_validation_over_the_exchange_changes_no_bit_of_what_is_learnt(
     name: str, tmp_path: Path, files: list[str]
 ) -> None:
     """Clients are told versions that they would have been told later, and residuals age by rounds all the same."""
-    settings = {"federation__rounds": 4, "federation__fraction": 0.4, "evaluation__every": 1}
+    settings = {"federation__rounds": 6, "federation__fraction": 0.4, "evaluation__every": 1}
     one, two, sites = both(tmp_path, files, **settings | METHODS[name], evaluation__references=[])
     assert learnt(tmp_path / "apart", sites) == learnt(tmp_path / "serial", sites)
     assert accuracies(two) == accuracies(one)
-    assert sum(kind == "validate" for kind, _, _ in sites.asked) == 4 * 3
+    assert sum(kind == "validate" for kind, _, _ in sites.asked) == 6 * 3
     records = RunFolder(tmp_path / "apart").rounds()
     assert all(e.round == r.round for r in records for e in r.ledger)
     assert sum(e.bytes for e in two.ledger) == sum(sites.sizes)

@@ -120,13 +120,9 @@ class ClientStore:
         return client_from_bytes(self._path(client, max(earlier)).read_bytes(), self._template)
 
     def save(self, state: ClientState, round: int) -> None:
-        """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need.
-
-        Later ones are of rounds that the server has lost, and are forgotten.
-        """
+        """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need."""
         write_atomically(self._path(state.client, round), client_to_bytes(state))
-        there = self._rounds(state.client)
-        for n in (*sorted(n for n in there if n < round)[:-1], *(n for n in there if n > round)):
+        for n in sorted(n for n in self._rounds(state.client) if n < round)[:-1]:
             self._path(state.client, n).unlink()
 
     def _path(self, client: ClientId, round: int) -> Path:

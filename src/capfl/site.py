@@ -48,7 +48,7 @@ class Client:
 
     Use it as a context manager. In ``folder`` are its states, by method, and in ``folder/adapter`` its own adapter in
     PEFT's format, once the run has ended. A process that is killed and started again goes on from there, and a server
-    that lost a round finds it as it was before.
+    that lost a round finds it as it was before. A run that is started anew takes a new folder.
 
     Args:
         config: that of the run. ``out``, ``runtime`` and ``data.dir`` may be the site's own.

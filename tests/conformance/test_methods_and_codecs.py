@@ -53,6 +53,17 @@ def test_states_survive_bytes_and_the_order_of_visits_does_not_matter(method: st
 
 
 @every_codec
+@pytest.mark.parametrize("method", [name for name in METHODS if build(MethodConfig(name=name)).has_global])
+def test_a_client_that_has_been_told_has_the_servers_adapter(method: str, codec: str) -> None:
+    """Whole, with the factors that do not travel: so it can score it."""
+    fake = Fake(method, codec)
+    fake.play(4, SOME)
+    for name in CLIENTS:
+        told = fake.told(name, server.request(fake.state, name, fake.agreement).blob)
+        assert bits(fake.agreement.whole(told.known)) == bits(fake.state.told(name).whole)
+
+
+@every_codec
 @every_method
 def test_the_ledger_is_the_sum_of_the_messages(method: str, codec: str) -> None:
     fake = Fake(method, codec)

@@ -126,7 +126,7 @@ def test_the_order_in_which_clients_are_given_changes_no_bit(order, seed):
     trained = {c: {name: torch.randn(t.shape, generator=generator) for name, t in START.items()} for c in "abcd"}
     agreement = Agreement(fedit(), FP32, START)
 
-    def engine(round, clients, request):
+    def engine(kind, round, clients, request):
         for client in clients:
             site = Site(client, ord(client), lambda start, round, first, penalty, c=client: Trained(trained[c], (1.0,)))
             yield client, handle(request(client), ClientState(client), site, agreement)[0]

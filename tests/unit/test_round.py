@@ -304,13 +304,13 @@ def test_a_reply_that_does_not_fit_is_a_failure_of_that_client(reply, stage, rea
 
 
 def test_an_engine_must_hand_on_one_reply_a_client_in_order():
-    def silent(round, clients, request):
+    def silent(kind, round, clients, request):
         yield "a", update("a", round)
 
-    def chatty(round, clients, request):
+    def chatty(kind, round, clients, request):
         yield from ((client, update(client, round)) for client in [*clients, "a"])
 
-    def confused(round, clients, request):
+    def confused(kind, round, clients, request):
         yield from ((client, update(client, round)) for client in reversed(clients))
 
     for engine, error in ((silent, ValueError), (chatty, ValueError), (confused, RuntimeError)):
@@ -331,7 +331,7 @@ def test_a_request_is_encoded_when_it_is_sent_and_a_reply_used_when_it_comes():
     """So that one message at a time is in memory, however many clients there are."""
     events = []
 
-    def engine(round, clients, request):
+    def engine(kind, round, clients, request):
         for client in clients:
             events.append(f"ask {client}")
             request(client)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from capfl.report.summary import ClientRow, Summary
 from capfl.report.tables import size, summary_table
-from capfl.types import Entry
+from capfl.types import Entry, Failure
 
 ROW = ClientRow("a", 7, 4, 0.25, 0.5, 0.75, None, None, 8.0, {}, 0.25, 0.5, 1500, 2_000_000)
 LEDGER = (
@@ -19,7 +19,7 @@ LEDGER = (
 
 
 def summary(*rows: ClientRow) -> Summary:
-    return Summary("fedit", "accuracy", 3, rows, LEDGER, 0, {}, 1.0)
+    return Summary("fedit", "accuracy", 3, rows, LEDGER, 0, (), {}, 1.0)
 
 
 def shown(what: Summary) -> list[list[str]]:
@@ -55,3 +55,10 @@ def test_many_clients_are_cut_and_counted() -> None:
 @pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (43_000_000, "43 MB")])
 def test_sizes_are_decimal(n: int, text: str) -> None:
     assert size(n) == text
+
+
+def test_a_client_that_did_not_answer_in_the_end_is_named() -> None:
+    whole = replace(summary(ROW), evaluation_failures=(Failure("b", "power", "gone"), Failure("a", "power", "back")))
+    said = " ".join(word for line in shown(whole) for word in line)
+    assert "no row for b, which did not answer in the end, see summary.json" in said
+    assert "no row" not in " ".join(word for line in shown(summary(ROW)) for word in line)
