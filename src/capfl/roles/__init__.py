@@ -89,7 +89,7 @@ def agreements(config: Config, initial: Adapter, base: str) -> dict[str, Agreeme
             method = build(MethodConfig(name=name))
             if name == "local" and config.evaluation.personal and not main.pooled and main.personal is None:
                 method = replace(method, personal=None)
-            made[name] = Agreement(method, codec, initial, base, seed, ("personal",), 1.0)
+            made[name] = Agreement(method, codec, initial, base, seed, ("personal",))
     return made
 
 
