@@ -61,8 +61,8 @@ def main() -> None:
         plain, ours, anchored = fedit(), capfl(Settings(), 0), capfl(Settings(alpha_f=0.1), 0)
         site = federation.site(client, ours)
         site.train(initial, 1, 0, None)  # fills the cache
-        assert site.features is not None
-        notes, describing = timed(site.features)
+        assert site.describe is not None
+        notes, describing = timed(site.describe)
         state = ours.init_server(initial)
         memory = replace(ours.init_client(client, initial), known=initial, notes=notes)
         assert ours.brief is not None

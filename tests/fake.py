@@ -60,12 +60,13 @@ def described(name: ClientId) -> Notes:
     """What a client says of its data: a and b have the same prompts and answers, c has others."""
     generator = torch.Generator().manual_seed(int(name > "b"))
     mean, noise = (
-        torch.randn(32, generator=generator),
-        torch.randn(32, generator=torch.Generator().manual_seed(ord(name))),
+        torch.randn(48, generator=generator),
+        torch.randn(48, generator=torch.Generator().manual_seed(ord(name))),
     )
     return {
         "features": mean + 0.1 * noise / n_train(name) ** 0.5,
-        "deviation": torch.full((32,), 0.1),
+        "deviation": torch.full((16,), 0.1),
+        "answers": torch.tensor([4.0]),
         "items": torch.tensor([float(n_train(name))]),
     }
 

@@ -120,6 +120,8 @@ CHANGES = {
     "method.budget": Change("uniform", "bytes", CAPFL),
     "method.rank_floor": Change(1.0, "bytes", CAPFL),
     "method.peers": Change("all", "bytes", CAPFL),
+    "method.alternate": Change(True, "bytes", CAPFL),
+    "method.gate": Change(True, "state", CAPFL),
     "method.peer_distance": Change(1e6, "state", {**BOOLQ, **CAPFL, "partition.clients": 3}),
     "codec.values": Change("bf16", "bytes"),
     "codec.density": Change(0.5, "bytes"),

@@ -31,12 +31,14 @@ def items(path: Path):  # type: ignore[no-untyped-def]
 def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
     run = Run(finished)
     before = dict(run.state.group_of)
-    found = run.welcome("new", items(finished)[:25], items(finished)[25:30])
-    assert len({before[peer] for peer in found.peers}) == 1  # all of one group
+    config = config_of(finished)
+    like = [item for item in load_items(config.data, config.seed) if item.fields["site"] == "bank"]
+    found = run.welcome("new", like[:25], like[25:])
+    assert found.peers == ("bank",)
     assert run.state.group_of == before, "the run's own state was changed"
     assert set(found.accuracy) == {"base", "global", "personal"}
     assert found.rank < 8  # of the ranks that its peers have dropped it has none
-    assert found.bytes_up > 2 * 2 * 2 * 32  # features and deviations, in bfloat16
+    assert found.bytes_up > 2 * 4 * 32  # features and deviations, in bfloat16
     assert found.bytes_down > 1000
 
 

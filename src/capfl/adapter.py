@@ -82,6 +82,12 @@ def factor(a: Adapter, which: str) -> Adapter:
     return {name: t for name, t in a.items() if name.endswith(f".{which}")}
 
 
+def moved(change: Adapter) -> Adapter:
+    """Of a change, all tensors of a factor any of whose tensors is not zero."""
+    which = {name.rpartition(".")[2] for name, t in change.items() if bool(t.any())}
+    return {name: t for name, t in change.items() if name.rpartition(".")[2] in which}
+
+
 def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(module, A, B) of every complete pair, in the adapter's order. A is (r, d_in), B is (d_out, r)."""
     for name, t in a.items():
@@ -104,6 +110,12 @@ def by_module(values: Tensor, a: Adapter) -> Iterator[tuple[str, Tensor]]:
 def living(alive: Tensor, a: Adapter) -> list[int]:
     """How many of every module's ranks are alive, by marks (n,)."""
     return [int(part.sum()) for _, part in by_module(alive, a)]
+
+
+def gated(a: Adapter, gate: Tensor | None) -> Adapter:
+    """B diag(g) for B, with a gate (n,) on the ranks of all modules: the same update as B diag(g) A. None: as it is."""
+    parts = by_module(gate, a) if gate is not None else ()
+    return a | {f"{module}.B": a[f"{module}.B"] * own for module, own in parts}
 
 
 def pruned(a: Adapter) -> Adapter:

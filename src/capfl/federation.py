@@ -13,7 +13,7 @@ from capfl.config.schema import Config
 from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
-from capfl.model.features import features
+from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
@@ -70,10 +70,11 @@ class Federation:
 
         def described() -> Notes:
             rows = self._train_rows(client).rows
-            mean, deviation = features(self.model, self.model.initial_adapter(0), rows, method.features or "hidden")
+            seen = describe(self.model, self.model.initial_adapter(0), rows)
             return {
-                "features": torch.from_numpy(mean).float(),
-                "deviation": torch.from_numpy(deviation).float(),
+                "features": torch.from_numpy(seen.features).float(),
+                "deviation": torch.from_numpy(seen.deviation).float(),
+                "answers": torch.tensor([seen.answers]),
                 "items": torch.tensor([float(len(rows))]),
             }
 

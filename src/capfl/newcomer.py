@@ -15,12 +15,13 @@ from capfl.errors import CheckpointError, ConfigError
 from capfl.experiment import config_of
 from capfl.federation import Federation
 from capfl.methods import build
+from capfl.methods.peers import DESCRIPTION
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.roles import Agreement, server
-from capfl.roles.client import described, hear
+from capfl.roles.client import described, effective, hear
 from capfl.types import Adapter, ClientId, Item, Notes, ServerState, Update
 from capfl.wire import decode_broadcast, encode_update
 
@@ -96,7 +97,7 @@ class Run:
 
             # up: what its data are like
             memory = described(self.method.init_client(client, agreed.initial), site, self.method)
-            said: Notes = {name: t for name, t in memory.notes.items() if name in ("features", "deviation")}
+            said: Notes = {name: t for name, t in memory.notes.items() if name in DESCRIPTION}
             update = Update(self.state.round, client, {}, n, 0, 0.0, said)
             body = agreed.up.encode({}, agreed.initial, self.state.round)
             blob = encode_update(update, body, agreed.up, agreed.schema, self.method.kinds)
@@ -109,7 +110,7 @@ class Run:
             message = server.request(state, client, agreed, again=True)
             told = decode_broadcast(message.blob, agreed.down, agreed.schema, self.method.kinds)
             memory = hear(told, memory, agreed)
-            personal = self.method.settle(self.method.install(memory.known, memory), memory)
+            personal = effective(self.method.settle(self.method.install(memory.known, memory), memory), memory, agreed)
             own = algebra.pruned(personal)
             if out is not None:
                 save_adapter(own, self.model.peft_config(), out)

@@ -21,8 +21,6 @@ Notes = dict[str, torch.Tensor]
 
 NoteKind = Literal["bf16", "positive"]
 
-FeatureKind = Literal["hidden", "moments", "concept"]
-
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -67,6 +65,8 @@ class Penalty:
 
     term: Callable[[Adapter, Mapping[str, torch.Tensor]], torch.Tensor]
     constants: Mapping[str, torch.Tensor]
+    gate: torch.Tensor | None = None
+    """g of every rank, (n,), in the adapter's order: the loss is that of B diag(g) A. None: of B A."""
 
 
 @dataclass(frozen=True)

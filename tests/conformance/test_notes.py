@@ -69,7 +69,7 @@ def test_a_plan_counts_notes() -> None:
     assert (traffic.up[-1]["notes"], traffic.down[-1]["notes"]) == (5 + 4, 5 + 3)
 
 
-def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_that_asks_for_a_description_gets_it(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Computed once by each client of a real run, remembered, and sent where the method sends them."""
 
     def remember(server: ServerState, updates: Iterable[Update]) -> ServerState:
@@ -77,7 +77,7 @@ def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pyte
         return replace(add_mean_change(server, listed), notes={u.client: u.notes["features"] for u in listed})
 
     method = replace(
-        fedit(), features="hidden", kinds={"features": "bf16"}, aggregate=remember,
+        fedit(), describes=True, kinds={"features": "bf16"}, aggregate=remember,
         report=lambda memory: {"features": memory.notes["features"]},
     )  # fmt: skip
     monkeypatch.setitem(METHODS, "fedit", Factory(lambda config, seed: method))
@@ -90,6 +90,6 @@ def test_a_method_that_asks_for_features_gets_them(runs: Path, monkeypatch: pyte
     assert len(memories) == 2
     for name, memory in memories.items():
         assert torch.equal(memory.notes["features"].bfloat16().float(), state.notes[name])
-        assert memory.notes["deviation"].shape == state.notes[name].shape == (32,)
+        assert (len(memory.notes["deviation"]), len(state.notes[name])) == (32, 3 * 32)
     first, second = state.notes.values()
     assert not torch.equal(first, second)

@@ -334,7 +334,7 @@ def test_a_client_is_told_its_features_until_it_must_know_them():
 def test_features_are_sent_until_they_are_answered():
     method, server = fresh()
     memory = trained_by(method, server, [0.01] * N)
-    assert {"features", "deviation", "alpha", "beta"} == set(method.report(memory))
+    assert {"features", "deviation", "answers", "alpha", "beta"} == set(method.report(memory))
     memory = replace(memory, notes=memory.notes | {"z": torch.ones(2)})
     assert {"alpha", "beta"} == set(method.report(memory))
 

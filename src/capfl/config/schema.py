@@ -122,6 +122,12 @@ class MethodConfig(Section):
     peer_distance: Annotated[float, Field(gt=0)] | None = Field(
         None, description="ca-pfl: largest squared distance of peers, in variances of a client's items; by default 0.08"
     )
+    alternate: bool | None = Field(
+        None, description="ca-pfl: train and send B in odd rounds and A in even ones; by default both in each"
+    )
+    gate: bool | None = Field(
+        None, description="ca-pfl: scale each rank of a client's update by its importance over the mean; by default not"
+    )
 
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]

@@ -37,19 +37,24 @@ def effect_sizes(means: Doubles, spread: Doubles, items: Doubles) -> Doubles:
     return found
 
 
-def agreement(means: Doubles, spread: Doubles, items: Doubles) -> Doubles:
-    """How alike clients answer like prompts, (n, n): about 1 alike, about 0 by other rules or to other prompts.
+def agreement(means: Doubles, spread: Doubles, items: Doubles, answers: Doubles) -> Doubles:
+    """How alike clients answer like prompts, (n, n): about 1 alike, 0 or less by other rules or to other prompts.
 
     Inner products of mean features whose expectation is zero for unrelated clients (``model.features.bound``), over the
-    mean of a client's with itself. Where that is not ``SIGNAL`` standard errors above zero, nothing can be told: 1
-    for all.
+    mean of a client's with itself, less what noise has in common with itself: with states centred over a client's n
+    items and shares p_a of answers, (1 - sum_a p_a^2) / (n - 1) variances. Where the mean is not ``SIGNAL`` standard
+    errors above zero, nothing can be told: 1 for all.
+
+    Args:
+        means, spread, items: as for ``effect_sizes``.
+        answers: effective number of answers of each client, 1 / sum_a p_a^2, (n,).
 
     Raises:
         ValueError: shapes that differ.
     """
     w = _scaled(means, spread, items)
     products = w @ w.T
-    own = np.diag(products) - 1 / items  # less what noise has in common with itself
+    own = np.diag(products) - (1 - 1 / answers) / np.maximum(items - 1, 1)
     signal = np.average(own, weights=items)
     error = own.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else np.inf
     if not signal > SIGNAL * error:

@@ -11,7 +11,6 @@ from capfl.types import (
     Adapter,
     ClientId,
     ClientState,
-    FeatureKind,
     NoteKind,
     Notes,
     Penalty,
@@ -52,6 +51,6 @@ class Method:
     heed: Callable[[Notes, ClientState], ClientState] | None = None  # (told, memory), once a round before install
     report: Callable[[ClientState], Notes] | None = None  # what a client says beside its change
     meet: Callable[[ServerState, ClientId, Notes], ServerState] | None = None  # a client that has yet to train says who
-    features: FeatureKind | None = None  # of its prompts that a client notes, see roles.client.Site
+    describes: bool = False  # does a client note what its data are like, see roles.client.Site?
     importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
     alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all

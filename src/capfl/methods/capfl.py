@@ -25,6 +25,11 @@ in proportion to the prior's :math:`E[\kappa]`, so that all send the same elemen
 **Peers.** Clients whose prompts look alike to the frozen base share an adapter; a client without peers
 trains on from its own adapter (``methods.peers``).
 
+**Beyond the paper**, off unless asked for. ``alternate``: odd rounds train and send B, even rounds A, so that the mean
+of a group's products is the product of its means (``methods.rolora``). ``gate``: the update is
+:math:`B \operatorname{diag}(g) A` with :math:`g_i = E_q[\kappa_i]` over its mean, fixed during a round, as in FedP2EFT.
+What is trained, sent and averaged are A and B without it; it goes into B where a personal adapter is made.
+
 **Server.** :math:`\theta_g \leftarrow \theta_g + \sum_k p_k \Delta_k` over the peers; the prior moves towards the
 moment-matched mean of all posteriors, as precisely as a message can say it.
 
@@ -69,7 +74,7 @@ FIT_STEPS, FIT_RATE = 50, 0.02  # of Adam on the modulator, after every round's 
 
 KINDS: dict[str, NoteKind] = {
     "alpha": "positive", "beta": "positive", "z": "bf16", "peers": "positive", "features": "bf16", "deviation": "bf16",
-    "own alpha": "positive", "own beta": "positive",
+    "own alpha": "positive", "own beta": "positive", "answers": "positive",
 }  # fmt: skip
 
 
@@ -89,6 +94,8 @@ class Settings:
     rank_floor: float = 0.5
     peers: Literal["features", "all"] = "features"
     peer_distance: float = 0.08
+    alternate: bool = False
+    gate: bool = False
 
     @staticmethod
     def of(config: MethodConfig) -> Settings:
@@ -181,12 +188,15 @@ def capfl(settings: Settings, seed: int) -> Method:
         anchored = settings.alpha_f and not _is_alone(memory)
 
         def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
-            total = torch.stack([
-                (constants[module] * huber(_column_norms(up), DELTA)).sum() for module, _, up in algebra.factors(now)
-            ]).sum()  # fmt: skip
-            return total + settings.alpha_f / 2 * algebra.squared_distance(now, constants) if anchored else total
+            ups = [name.removesuffix(".B") for name in algebra.factor(now, "B")]  # none while A alone is trained
+            terms = [(constants[module] * huber(_column_norms(now[f"{module}.B"]), DELTA)).sum() for module in ups]
+            if anchored:
+                terms.append(settings.alpha_f / 2 * algebra.squared_distance(now, constants))
+            return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
 
-        return Penalty(term, constants | (received if anchored else {}))
+        kappa = _gamma(memory.notes).mean()
+        gate = (kappa / kappa.mean()).float() if settings.gate else None
+        return Penalty(term, constants | (received if anchored else {}), gate)
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
         """The change, and what training has shown of the ranks so far."""
@@ -201,10 +211,11 @@ def capfl(settings: Settings, seed: int) -> Method:
         shown = before * (shown / before) ** NEWS
         learnt = _learnt(shown, memory, settings, seed) | {"evidence": shown.float()}
         change = _without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))
+        change = algebra.moved(change) if settings.alternate else change
         return change, replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
 
     def report(memory: ClientState) -> Notes:
-        said = ["alpha", "beta"] if "z" in memory.notes else ["alpha", "beta", "features", "deviation"]
+        said = ["alpha", "beta"] if "z" in memory.notes else ["alpha", "beta", *peers.DESCRIPTION]
         return {name: memory.notes[name] for name in said if name in memory.notes}
 
     def alive(notes: Notes) -> Tensor:
@@ -226,12 +237,12 @@ def capfl(settings: Settings, seed: int) -> Method:
         about="peers found by their data, ranks by a variational posterior",
         citation="YanDang/CA-PFL",
         travels="A and B of living ranks",
-        exact=None,
+        exact=True if settings.alternate else None,
         init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),
         init_client=lambda client, init: ClientState(client),
         broadcast=lambda server: server.adapter,
         install=install,
-        trainable=lambda round, name: True,
+        trainable=lambda round, name: not settings.alternate or name.endswith(".B" if round % 2 else ".A"),
         penalty=penalty,
         collect=collect,
         aggregate=aggregate,
@@ -240,7 +251,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         heed=heed,
         report=report,
         meet=meet,
-        features="concept",
+        describes=True,
         mix=lambda memory: 1.0 if _is_alone(memory) else PERSONAL_MIX,
         importance=importance,
         alive=alive,

@@ -15,7 +15,8 @@ from capfl.maths.fourier import Doubles, Frame, fourier, frame_of
 from capfl.maths.peers import agreement, clusters, effect_sizes
 from capfl.types import ClientId, Notes, ServerState
 
-NEAR = 0.5  # distance up to which clients are peers
+NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
+DESCRIPTION = ("features", "deviation", "answers")  # what a client says of its data
 EVERYBODY = ""  # the name of the group that all clients are in
 
 
@@ -35,8 +36,9 @@ def count(server: ServerState, client: ClientId) -> Notes:
 
 def fourier_of(server: ServerState, client: ClientId, omega: Callable[[int], Doubles]) -> torch.Tensor:
     """The client's random Fourier features z, (dim,) float32. ``omega`` gives the frequencies for d features."""
-    prompts, _ = np.split(server.notes[f"features/{client}"].double().numpy(), 2)
-    return torch.from_numpy(fourier(prompts, _frame(server.notes), omega(len(prompts)))).float()
+    frame = _frame(server.notes)
+    d = len(frame.centre)
+    return torch.from_numpy(fourier(server.notes[f"features/{client}"][:d].numpy(), frame, omega(d))).float()
 
 
 def fellows(server: ServerState, client: ClientId) -> dict[ClientId, float]:
@@ -52,8 +54,8 @@ def introduced(server: ServerState, described: Mapping[ClientId, Notes]) -> Serv
     """The state with the features of clients that have just described their data, if it was for the first time.
 
     Args:
-        described: notes ``features`` (2 d,), ``deviation`` (2 d,) and ``items`` (1,) of the clients: of their prompts,
-            then of prompts bound to answers (``model.features``).
+        described: notes ``features`` (d + b,) of the clients' prompts and of prompts bound to answers, ``deviation``
+            (d,), ``answers`` and ``items`` (1,): ``model.features.Description``.
     """
     new = {client: notes for client, notes in described.items() if f"features/{client}" not in server.notes}
     if not new:
@@ -62,7 +64,8 @@ def introduced(server: ServerState, described: Mapping[ClientId, Notes]) -> Serv
         f"{what}/{client}": value
         for client, said in new.items()
         for what, value in (
-            ("features", said["features"]), ("items", said["items"]), ("round", torch.tensor([server.round + 1.0]))
+            ("features", said["features"]), ("answers", said["answers"]), ("items", said["items"]),
+            ("round", torch.tensor([server.round + 1.0])),
         )
     }  # fmt: skip
     if "frame/centre" not in notes:
@@ -110,25 +113,28 @@ def placed(server: ServerState, candidates: Sequence[ClientId], largest: float) 
 def _apart(notes: Notes, names: list[ClientId], largest: float) -> Doubles:
     """Distances (n, n) with NEAR the largest between peers: half of it may come from prompts, or all from answers."""
     features = np.stack([notes[f"features/{client}"].double().numpy() for client in names])
-    items = np.array([float(notes[f"items/{client}"][0]) for client in names])
-    (prompts, concepts), (spread, bound) = np.split(features, 2, axis=1), np.split(notes["frame/spread"].numpy(), 2)
-    prompts = prompts - notes["frame/centre"].numpy()
-    apart: Doubles = NEAR * effect_sizes(prompts, spread, items) / largest + 1 - agreement(concepts, bound, items)
+    items, answers = (
+        np.array([float(notes[f"{what}/{client}"][0]) for client in names]) for what in ("items", "answers")
+    )
+    frame = _frame(notes)
+    prompts, bound = np.split(features, [len(frame.centre)], axis=1)
+    spread = np.tile(frame.spread, bound.shape[1] // len(frame.spread))  # signs do not change it
+    unlike = effect_sizes(prompts - frame.centre, frame.spread, items)
+    apart: Doubles = NEAR * unlike / largest + 1 - agreement(bound, spread, items, answers)
     return apart
 
 
 def _frame(notes: Notes) -> Frame:
     """Of the prompts' features."""
     centre, spread, sigma = (notes[f"frame/{name}"].numpy() for name in ("centre", "spread", "sigma"))
-    return Frame(centre, np.split(spread, 2)[0], float(sigma[0]))
+    return Frame(centre, spread, float(sigma[0]))
 
 
 def _first_frame(described: list[Notes]) -> Notes:
     """Units and origin that the first clients give: everybody's, from then on."""
-    features = np.stack([notes["features"].double().numpy() for notes in described])
     weights = np.array([float(notes["items"][0]) for notes in described])
     variance = np.average([notes["deviation"].double().numpy() ** 2 for notes in described], axis=0, weights=weights)
-    frame = frame_of(features, spread=np.sqrt(variance))
-    prompts = frame_of(np.split(features, 2, axis=1)[0], spread=np.split(frame.spread, 2)[0])
-    parts = (("centre", prompts.centre), ("spread", frame.spread), ("sigma", [prompts.sigma]))
+    prompts = np.stack([notes["features"].double().numpy()[: len(variance)] for notes in described])
+    frame = frame_of(prompts, spread=np.sqrt(variance))
+    parts = (("centre", frame.centre), ("spread", frame.spread), ("sigma", [frame.sigma]))
     return {f"frame/{name}": torch.tensor(value, dtype=torch.float64) for name, value in parts}

@@ -1,9 +1,10 @@
-"""What a client's prompts look like to the frozen base: a few numbers that tell its peers from the others."""
+"""What a client's data look like to the frozen base: a few numbers that tell its peers from the others."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,54 +15,64 @@ from capfl.model.hidden import padded
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row
 from capfl.rng import stream
-from capfl.types import Adapter, FeatureKind
+from capfl.types import Adapter
 
 Doubles = npt.NDArray[np.float64]
 
+PATTERNS = 2  # of signs for each answer: their chance agreements average out
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a client says of its items, once.
+
+    Attributes:
+        features: the mean over items of each prompt's state, then of that state ``bound`` to the answer,
+            ((1 + PATTERNS) * hidden,). The first part does not see an answer.
+        deviation: standard deviation of the prompts' states over items, (hidden,). It says how well a mean is known:
+            a difference between two clients may be one of their samples.
+        answers: the effective number of answers, 1 / sum_a p_a^2 for shares p_a of the items (Simpson, Nature 163,
+            1949).
+    """
+
+    features: Doubles
+    deviation: Doubles
+    answers: float
+
 
 @torch.no_grad()
-def features(
-    model: AdaptedModel, base: Adapter, rows: Sequence[Row], kind: FeatureKind, batch_size: int = 32
-) -> tuple[Doubles, Doubles]:
-    """Mean and standard deviation, over a client's items, of what the base computes at the last token of the prompt.
+def describe(model: AdaptedModel, base: Adapter, rows: Sequence[Row], batch_size: int = 32) -> Description:
+    """One pass over a client's items, through the first quarter of the base's layers.
 
-    One pass over the items, once. The standard deviation says how well the mean is known: a difference between two
-    clients may be one of their samples.
+    A prompt's state is the mean over its tokens of what enters the layer at a quarter of the depth. Chosen by
+    measurement among layers, and against the last token's state: docs/LOG.md, 2026-11-24.
 
     Args:
         base: an adapter that changes nothing (B = 0).
-        kind: ``hidden``, the hidden state in the middle of the model, (hidden,); ``moments``, the mean and the standard
-            deviation over the hidden dimension of every layer's state, (2 * (layers + 1),), as in CA-PFL; neither
-            reads an answer, which comes after the prompt. ``concept``, ``hidden`` and then ``bound``, (2 * hidden,).
 
     Raises:
         DataError: there are no items.
     """
     if not rows:
-        raise DataError("a client without items has no features; give it at least one")
+        raise DataError("a client without items has nothing to describe; give it at least one")
     model.write(base)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     found = []
     for first in range(0, len(order), batch_size):
         batch = [rows[i] for i in order[first : first + batch_size]]
         ids = padded([row.ids for row in batch]).to(model.base.device)
-        last = torch.tensor([len(row.ids) - len(row.targets) for row in batch], device=model.base.device)
-        each_row = torch.arange(len(batch))
-        if kind == "moments":
-            outputs = cast(Any, model.base.module)(input_ids=ids, use_cache=False, output_hidden_states=True)
-            at_last = [state[each_row, last].double() for state in outputs.hidden_states]
-            moments = [torch.stack([h.mean(-1), h.std(-1)], -1) for h in at_last]
-            found.append(torch.cat(moments, -1).cpu().numpy())
-        else:  # the layers above need not run
-            found.append(model.lower(ids, len(model.layers) // 2)[each_row, last].double().cpu().numpy())
-    each = np.concatenate(found)
-    if kind == "concept":
-        each = np.concatenate([each, bound(each, [rows[i].targets.tolist() for i in order])], axis=1)
-    return each.mean(0), each.std(0)
+        states = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
+        lengths = [len(row.ids) - len(row.targets) + 1 for row in batch]
+        # not the first token, whose state is that of any first token, and many times larger than all others
+        found += [state[min(1, n - 1) : n].mean(0) for state, n in zip(states, lengths, strict=True)]
+    prompts, answers = np.stack(found), [tuple(rows[i].targets.tolist()) for i in order]
+    shares = np.array(list(Counter(answers).values())) / len(rows)
+    features = np.concatenate([prompts.mean(0), bound(prompts, answers).mean(0)])
+    return Description(features, prompts.std(0), 1 / float((shares**2).sum()))
 
 
-def bound(states: Doubles, answers: Sequence[Sequence[int]]) -> Doubles:
-    """Every state, less the mean of all, with its signs changed in a pattern that its answer says; (n, d) as given.
+def bound(states: Doubles, answers: Sequence[tuple[int, ...]]) -> Doubles:
+    """Every state (n, d), less the mean of all, with its signs changed in patterns that its answer says.
 
     Two clients' means of these agree where the same prompts have the same answers, and are unrelated where they have
     others: a product of patterns for one answer is 1, for two it is random. Binding by random signs: Plate,
@@ -69,7 +80,11 @@ def bound(states: Doubles, answers: Sequence[Sequence[int]]) -> Doubles:
 
     Args:
         answers: token ids of the answer of each, any length.
+
+    Returns:
+        (n, PATTERNS * d), one pattern after the other.
     """
     centred = states - states.mean(0)
-    signs = {tuple(a): stream(0, "answer", *a).integers(0, 2, states.shape[1]) * 2 - 1 for a in answers}
-    return np.stack([state * signs[tuple(a)] for state, a in zip(centred, answers, strict=True)])
+    shape = PATTERNS, states.shape[1]
+    signs = {answer: stream(0, "answer", *answer).integers(0, 2, shape) * 2 - 1 for answer in set(answers)}
+    return np.stack([(state * signs[answer]).ravel() for state, answer in zip(centred, answers, strict=True)])

@@ -9,8 +9,10 @@ from typing import Any, cast
 import peft
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
+from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig
 from capfl.errors import ModelError
 from capfl.model import shapes
@@ -40,6 +42,7 @@ class AdaptedModel:
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         self.train(False)  # PEFT injects modules with their dropout on
+        self._gates: list[RemovableHandle] = []
         self._in_tuple = False  # do the layers return their hidden states in a tuple?
         self.check_split()
 
@@ -93,6 +96,16 @@ class AdaptedModel:
         """Switch the adapter's dropout; the base has none that is ever on."""
         for target in self.targets:
             self.base.module.get_submodule(target).get_submodule("lora_dropout").train(on)
+
+    def gate(self, gate: Tensor | None) -> None:
+        """From here on the update is B diag(g) A, for ``gate`` (n,) in the adapter's order; None: B A again."""
+        for handle in self._gates:
+            handle.remove()
+        self._gates = []
+        for module, own in algebra.by_module(gate, dict(self.parameters)) if gate is not None else ():
+            down = self.base.module.get_submodule(module).get_submodule(f"lora_A.{_NAME}")
+            scale = own.to(self.base.device, torch.float32)
+            self._gates.append(down.register_forward_hook(lambda _, args, out, scale=scale: out * scale.to(out.dtype)))
 
     # -- the forward pass in two parts --------------------------------------------------------------
 

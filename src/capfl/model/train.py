@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -31,7 +31,8 @@ def local_steps(
 ) -> Trained:
     """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed.
 
-    The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``.
+    The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``. Where the penalty has a gate,
+    what is trained are the factors without it: ``algebra.gated`` gives the adapter that the loss was of.
 
     Args:
         rate: what the learning rate is multiplied by, see ``scheduled``.
@@ -48,6 +49,7 @@ def local_steps(
     optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     losses, squares = [], torch.zeros(())
     model.train(True)
+    model.gate(penalty.gate if penalty else None)
     try:
         for n, indices in enumerate(plan):
             step = first_step + n
@@ -64,11 +66,12 @@ def local_steps(
             whole = loss + penalty.term(dict(live), constants) if penalty else loss
             optimiser.zero_grad(set_to_none=True)
             whole.backward()
-            squares = squares + _gate_gradient(dict(live)).square()
+            squares = squares + _gate_gradient(dict(model.parameters), live.keys()).square()
             torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)
             optimiser.step()
     finally:
         model.train(False)
+        model.gate(None)
     trained = algebra.copy(dict(model.parameters))
     if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
         step = first_step + len(plan) - 1
@@ -76,15 +79,22 @@ def local_steps(
     return Trained(trained, tuple(losses), (squares / len(plan)).sqrt().cpu())
 
 
-def _gate_gradient(factors: Adapter) -> torch.Tensor:
-    """dL/dg of a gate g = 1 on each rank of B diag(g) A: sum_o b_o dL/db_o, (n,) float32. Zero where B is not trained.
+def _gate_gradient(factors: Adapter, trained: Collection[str]) -> torch.Tensor:
+    """dL/dg of a gate g = 1 on each rank of B diag(g) A, (n,) float32. Zero where neither factor is trained.
 
-    The sensitivity by which AdaLoRA (Zhang et al., arXiv:2303.10512, eq. 8) prunes, for a rank in place of a number.
+    It is sum_o b_o dL/db_o, and just as well sum_i a_i dL/da_i. The sensitivity by which AdaLoRA (Zhang et al.,
+    arXiv:2303.10512, eq. 8) prunes, for a rank in place of a number.
     """
-    parts = [
-        (up.detach() * up.grad).sum(0).float() if up.grad is not None else up.new_zeros(up.shape[1]).float()
-        for _, _, up in algebra.factors(factors)
-    ]
+
+    def of(factor: torch.Tensor, name: str, axis: int) -> torch.Tensor | None:
+        if name not in trained or factor.grad is None:
+            return None
+        return (factor.detach() * factor.grad).sum(axis).float()
+
+    parts = []
+    for module, down, up in algebra.factors(factors):
+        by_up, by_down = of(up, f"{module}.B", 0), of(down, f"{module}.A", 1)
+        parts.append(by_up if by_up is not None else by_down if by_down is not None else up.new_zeros(up.shape[1]))
     return torch.cat(parts) if parts else torch.zeros(0)
 
 

@@ -18,6 +18,7 @@ import torch
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, FederationConfig
 from capfl.methods.fedit import fedit
+from capfl.model.features import PATTERNS
 from capfl.rng import derive
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site, handle
@@ -211,10 +212,10 @@ class _Simulation:
 
     def _described(self, client: ClientId) -> Notes:
         generator = torch.Generator().manual_seed(derive(self.agreement.seed, "plan", client) % 2**63)
-        d = {"concept": 2 * self._hidden}.get(self.agreement.method.features or "", self._hidden)
         return {
-            "features": torch.randn(d, generator=generator),
-            "deviation": 1 + torch.rand(d, generator=generator),
+            "features": torch.randn((1 + PATTERNS) * self._hidden, generator=generator),
+            "deviation": 1 + torch.rand(self._hidden, generator=generator),
+            "answers": torch.ones(1),
             "items": torch.ones(1),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from capfl import adapter as algebra
 from capfl.roles import Agreement
-from capfl.roles.client import Site, aging, described, handle, hear, opened, penalty, starting_point
+from capfl.roles.client import Site, aging, described, effective, handle, hear, opened, penalty, starting_point
 from capfl.types import Adapter, ClientState, Evaluation, Kind, Validation
 from capfl.wire import encode_evaluation, encode_validation, receive
 
@@ -66,4 +66,5 @@ def personal(memory: ClientState, round: int, site: Site, agreement: Agreement) 
         return method.personal(memory)
     start = method.settle(starting_point(memory, agreement), memory)
     trained = site.train(start, round, memory.steps, penalty(memory, agreement)).adapter
-    return algebra.between(start, trained, method.mix(memory) if agreement.mix is None else agreement.mix)
+    mixed = algebra.between(start, trained, method.mix(memory) if agreement.mix is None else agreement.mix)
+    return effective(mixed, memory, agreement)

@@ -40,7 +40,8 @@ class Site:
     client: ClientId
     n_train: int
     train: LocalTraining
-    features: Callable[[], Notes] | None = None  # notes ``features`` and ``deviation``, each (d,), and ``items``, (1,)
+    describe: Callable[[], Notes] | None = None
+    """Notes ``features`` (3 d,), ``deviation`` (d,), ``answers`` and ``items`` (1,): ``model.features.Description``."""
     score: Callable[[SplitName, Adapter], Score] = _nothing_to_score
     test: HeldOut = field(default_factory=HeldOut)
     keep: Callable[[Adapter], None] | None = None  # puts the client's own adapter, at its ranks, where it belongs
@@ -88,9 +89,9 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
 
 def described(memory: ClientState, site: Site, method: Method) -> ClientState:
     """The memory of a client that has looked at its own data, if its method asks for that: once."""
-    if not method.features or not site.features or "features" in memory.notes:
+    if not method.describes or not site.describe or "features" in memory.notes:
         return memory
-    return replace(memory, notes=memory.notes | site.features())
+    return replace(memory, notes=memory.notes | site.describe())
 
 
 def opened(request: bytes, site: Site, agreement: Agreement) -> Broadcast:
@@ -132,3 +133,9 @@ def starting_point(memory: ClientState, agreement: Agreement) -> Adapter:
 def penalty(memory: ClientState, agreement: Agreement) -> Penalty | None:
     """What the method adds to the local loss of a client with this memory."""
     return agreement.method.penalty(memory.known, memory) if agreement.method.penalty else None
+
+
+def effective(adapter: Adapter, memory: ClientState, agreement: Agreement) -> Adapter:
+    """An adapter of this client as a model without gates has to have it: the gate of its training goes into B."""
+    term = penalty(memory, agreement)
+    return algebra.gated(adapter, term.gate) if term else adapter

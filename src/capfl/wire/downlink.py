@@ -52,8 +52,7 @@ def _changed(difference: Adapter, by_rank: bool) -> Adapter:
     """
     if not by_rank:
         return {name: t for name, t in difference.items() if bool(t.any())}
-    moved = {name.rpartition(".")[2] for name, t in difference.items() if bool(t.any())}
-    return {name: t for name, t in difference.items() if name.rpartition(".")[2] in moved}
+    return algebra.moved(difference)
 
 
 def broadcast(state: ServerState, client: ClientId, version: int, template: Adapter, version_0: Adapter) -> Broadcast:

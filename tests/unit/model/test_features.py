@@ -1,16 +1,18 @@
-"""Features of a client's prompts: of the frozen base, blind to answers, the same whatever the batch."""
+"""What a client says of its data: of the frozen base, the same whatever the batch, and blind to answers in one part."""
 
 from __future__ import annotations
+
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 import torch
 
 from capfl.errors import DataError
-from capfl.model.features import features as of
+from capfl.model.features import PATTERNS, bound, describe
 from capfl.model.tokens import Row
 
-KINDS = ("hidden", "moments")
+D = 32
 PROMPTS = [[5, 9, 200, 31], [7, 7], [100, 3, 18, 44, 2, 61]]
 
 
@@ -18,70 +20,94 @@ def row(prompt: list[int], answer: list[int]) -> Row:
     return Row(np.array([*prompt, *answer[:-1]], np.int32), np.array(answer, np.int32))
 
 
-def features(*args, **more):  # type: ignore[no-untyped-def]
-    return of(*args, **more)[0]
+ROWS = [row(prompt, [11 + n % 2]) for n, prompt in enumerate(PROMPTS)]
 
 
-ROWS = [row(prompt, [11]) for prompt in PROMPTS]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_do_not_see_the_answer(adapt, kind):
+def test_the_prompts_part_does_not_see_the_answer_and_the_bound_part_does(adapt):
     model = adapt()
     base = model.initial_adapter(0)
     others = [row(prompt, [90 + n, 13, 8][: n + 1]) for n, prompt in enumerate(PROMPTS)]
-    np.testing.assert_allclose(features(model, base, others, kind), features(model, base, ROWS, kind), rtol=1e-4)
+    one, other = describe(model, base, ROWS), describe(model, base, others)
+    np.testing.assert_allclose(one.features[:D], other.features[:D], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(one.deviation, other.deviation, rtol=1e-4, atol=1e-6)
+    assert np.abs(one.features[D:] - other.features[D:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_see_the_prompt(adapt, kind):
+def test_every_part_sees_the_prompt(adapt):
     model = adapt()
     base = model.initial_adapter(0)
-    changed = [row([*prompt[:-1], 77], [11]) for prompt in PROMPTS]
-    assert np.abs(features(model, base, changed, kind) - features(model, base, ROWS, kind)).max() > 1e-3
+    changed = describe(model, base, [row([*prompt[:-1], 77], [11]) for prompt in PROMPTS])
+    found = describe(model, base, ROWS)
+    for part in range(1 + PATTERNS):
+        own = slice(part * D, (part + 1) * D)
+        assert np.abs(changed.features[own] - found.features[own]).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_are_the_mean_over_items(adapt, kind):
+def test_it_is_the_same_whatever_the_batch(adapt):
     model = adapt()
     base = model.initial_adapter(0)
-    each = [features(model, base, [one], kind) for one in ROWS]
-    for batch_size in (1, 2, 32):
-        np.testing.assert_allclose(features(model, base, ROWS, kind, batch_size), np.mean(each, 0), rtol=1e-4)
+    whole = describe(model, base, ROWS)
+    assert whole.features.shape == ((1 + PATTERNS) * D,)
+    for batch_size in (1, 2):
+        for a, b in zip(astuple(describe(model, base, ROWS, batch_size)), astuple(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_hidden_is_the_middle_state_of_the_last_prompt_token_and_moments_its_mean_and_spread(adapt):
+def test_a_prompt_is_the_mean_over_its_tokens_but_the_first_at_a_quarter_of_the_depth(adapt):
     model = adapt()
     base = model.initial_adapter(0)
     model.write(base)
-    ids = torch.tensor([PROMPTS[0]])
-    with torch.no_grad():
-        states = model.base.module(input_ids=ids, output_hidden_states=True).hidden_states
-    last = [state[0, 3].double().numpy() for state in states]
-    np.testing.assert_allclose(features(model, base, ROWS[:1], "hidden"), last[len(last) // 2], rtol=1e-6)
-    moments = np.array([(h.mean(), h.std(ddof=1)) for h in last]).ravel()
-    np.testing.assert_allclose(features(model, base, ROWS[:1], "moments"), moments, rtol=1e-6)
+    expected = []
+    for prompt in PROMPTS:
+        with torch.no_grad():
+            states = model.base.module(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        expected.append(states[len(model.layers) // 4][0, 1:].double().mean(0).numpy())
+    long = [row(prompt, [11, 12, 13]) for prompt in PROMPTS]  # the rest of the answer is not looked at
+    for rows in (ROWS, long):
+        found = describe(model, base, rows)
+        np.testing.assert_allclose(found.features[:D], np.mean(expected, 0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.deviation, np.std(expected, 0), rtol=1e-4, atol=1e-6)
+    order = sorted(range(3), key=lambda i: len(PROMPTS[i]))
+    again = bound(np.stack([expected[i] for i in order]), [(11 + i % 2,) for i in order]).mean(0)
+    np.testing.assert_allclose(describe(model, base, ROWS).features[D:], again, rtol=1e-3, atol=1e-6)
+    first = describe(model, base, [row([5], [11])])
+    assert np.isfinite(first.features).all()
+    assert np.abs(first.features[:D]).max() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_are_of_the_base_whatever_was_trained_before(adapt, wander, kind):
+def test_bound_states_agree_where_answers_do():
+    generator = np.random.default_rng(0)
+    states = generator.normal(size=(2, 4000))
+    alike, other = bound(states, [(1,), (2,)]), bound(states, [(1,), (3,)])
+    assert alike.shape == (2, PATTERNS * 4000)
+    np.testing.assert_array_equal(
+        np.abs(alike[0]).reshape(PATTERNS, -1), [np.abs(states[0] - states.mean(0))] * PATTERNS
+    )
+    np.testing.assert_array_equal(alike[0], other[0])
+    cosine = alike[1] @ other[1] / (alike[1] @ alike[1])
+    assert abs(cosine) < 4 / 8000**0.5 * 2
+    first, second = alike[0].reshape(PATTERNS, -1)
+    assert not np.array_equal(np.abs(first), first * np.sign(second) * np.sign(first))  # patterns differ
+
+
+@pytest.mark.parametrize(
+    ("answers", "effective"), [([1, 1, 1, 1], 1), ([1, 2, 3, 4], 4), ([1, 1, 2, 2], 2), ([1, 1, 1, 2], 1.6)]
+)
+def test_the_effective_number_of_answers(adapt, answers, effective):
+    model = adapt()
+    rows = [row([5, 9, 3], [answer]) for answer in answers]
+    assert describe(model, model.initial_adapter(0), rows).answers == pytest.approx(effective)
+
+
+def test_it_is_of_the_base_whatever_was_trained_before(adapt, wander):
     model = adapt()
     base = model.initial_adapter(0)
-    before = features(model, base, ROWS, kind)
+    before = describe(model, base, ROWS)
     model.write(wander(model))
-    assert (features(model, base, ROWS, kind) == before).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_deviation_is_that_of_the_items(adapt, kind):
-    model = adapt()
-    base = model.initial_adapter(0)
-    each = [features(model, base, [one], kind) for one in ROWS]
-    np.testing.assert_allclose(of(model, base, ROWS, kind, 2)[1], np.std(each, 0), rtol=1e-3, atol=1e-6)
-    assert (of(model, base, ROWS[:1], kind)[1] == 0).all()
+    assert (describe(model, base, ROWS).features == before.features).all()
 
 
 def test_no_items(adapt):
     model = adapt()
     with pytest.raises(DataError, match="without items"):
-        features(model, model.initial_adapter(0), [], "hidden")
+        describe(model, model.initial_adapter(0), [])

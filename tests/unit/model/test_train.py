@@ -241,6 +241,47 @@ def test_sensitivity_is_the_derivative_by_a_gate_on_each_rank(adapt):
         assert abs(slope) == pytest.approx(float(found[rank]), rel=0.05, abs=1e-4)
 
 
+def test_sensitivity_is_the_same_by_either_factor(adapt, wander):
+    """Whichever is trained; what the other's gradient was in an earlier call does not count."""
+    model = adapt()
+    start = wander(model)
+    by = [
+        train(model, start, [PLAN[0]], trainable=lambda name, which=which: name.endswith(which)).sensitivity
+        for which in (".A", ".B", ".A")
+    ]
+    torch.testing.assert_close(by[0], by[1])
+    assert torch.equal(by[0], by[2])
+    assert by[0].all()
+
+
+def test_a_gate_is_in_the_loss_and_leaves_with_the_training(adapt, wander):
+    model = adapt()
+    start = wander(model)
+    gate = torch.linspace(0.2, 1.8, sum(algebra.ranks(start).values()))
+    gated = Penalty(lambda now, constants: torch.zeros(()), {}, gate)
+    folded = algebra.gated(start, gate)
+    assert not torch.equal(
+        next(up for *_, up in algebra.factors(folded)), next(up for *_, up in algebra.factors(start))
+    )
+    found, plain = (train(model, *a, **k) for a, k in (((start,), {"penalty": gated}), ((folded,), {})))
+    assert found.losses[0] == pytest.approx(plain.losses[0], abs=1e-6)
+    assert found.losses[-1] != plain.losses[-1]  # a rank with a small gate learns slower
+    # what training leaves has no gate in it: with it, and with it in B, the model says the same
+    ids = torch.arange(1, 13).reshape(2, 6)
+    said = []
+    for adapter, on in ((found.adapter, gate), (algebra.gated(found.adapter, gate), None), (found.adapter, None)):
+        model.write(adapter)
+        model.gate(on)
+        said.append(model.logits(ids, torch.arange(12)).detach())
+        model.gate(None)
+    torch.testing.assert_close(said[0], said[1])
+    assert (said[0] - said[2]).abs().max() > 1e-3
+    with pytest.raises(TrainingError):
+        train(model, {name: t * float("nan") for name, t in start.items()}, penalty=gated)
+    model.write(found.adapter)
+    assert torch.equal(model.logits(ids, torch.arange(12)), said[2])
+
+
 def test_sensitivity_is_zero_where_nothing_is_trained_or_there_is_nothing(adapt):
     model = adapt()
     start = model.initial_adapter(0)  # B = 0: at the first step no gate matters
