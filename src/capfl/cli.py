@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,56 +13,56 @@ from rich.table import Table
 from capfl.config import Config
 from capfl.config.keys import all_keys
 from capfl.config.load import load_command
-from capfl.errors import CapflError, ConfigError
+from capfl.errors import ConfigError
+from capfl.flower_cli import app as flower
+from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
     pretty_exceptions_show_locals=False,
 )  # fmt: skip
+app.add_typer(flower, name="flower")
 
-_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-_Config = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
 _Tracker = Annotated[
     str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb or trackio, too")
 ]
-_Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
 
 
-@app.command(context_settings=_FLAGS)
+@app.command(context_settings=FLAGS)
 def run(
     context: typer.Context,
-    config: _Config = None,
-    sets: _Sets = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     resume: Annotated[
         Path | None, typer.Option(help="go on with an interrupted run; takes --tracker, if any, and no other option")
     ] = None,
     tracker: _Tracker = None,
 ) -> None:
     """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
-    with _errors():
+    with errors():
         if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        _run(None if resume else _load(context, config, sets), resume, tracker)
+        _run(None if resume else load_given(context, config, sets), resume, tracker)
 
 
-@app.command(context_settings=_FLAGS)
-def demo(context: typer.Context, sets: _Sets = None, tracker: _Tracker = None) -> None:
+@app.command(context_settings=FLAGS)
+def demo(context: typer.Context, sets: Sets = None, tracker: _Tracker = None) -> None:
     """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
-    with _errors():
+    with errors():
         _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker)
 
 
-@app.command(name="eval", context_settings=_FLAGS)
+@app.command(name="eval", context_settings=FLAGS)
 def evaluate(
     context: typer.Context,
     adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
     only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score items with this field")] = None,
-    sets: _Sets = None,
+    sets: Sets = None,
 ) -> None:
     """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
     from capfl.scoring import score_adapter
 
-    with _errors():
+    with errors():
         result = score_adapter(adapter, load_command(None, sets or [], list(context.args)), only or [])
         Console().print_json(data=result)
 
@@ -80,15 +77,15 @@ def personalize(
     """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
     from capfl.newcomer import personalize as welcome
 
-    with _errors():
+    with errors():
         Console().print_json(data=welcome(run, data, out, name).to_json())
 
 
-@app.command(context_settings=_FLAGS)
+@app.command(context_settings=FLAGS)
 def plan(
     context: typer.Context,
-    config: _Config = None,
-    sets: _Sets = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
     calibrate: Annotated[bool, typer.Option(help="load the model and time a few steps, if it is here")] = True,
 ) -> None:
@@ -96,8 +93,8 @@ def plan(
     from capfl.plan import make_plan
     from capfl.report.plan import plan_tables
 
-    with _errors():
-        made = make_plan(_load(context, config, sets), calibrate)
+    with errors():
+        made = make_plan(load_given(context, config, sets), calibrate)
         _show(made.to_json(), plan_tables(made), as_json)
 
 
@@ -118,7 +115,7 @@ def compare(
     from capfl.compare.folder import table
     from capfl.compare.spec import make_plan
 
-    with _errors(go_on="the same command"):
+    with errors(go_on="the same command"):
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
@@ -142,7 +139,7 @@ def report(
     """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
     from capfl.page import write_page
 
-    with _errors():
+    with errors():
         typer.echo(write_page(folder, out or folder / "report.html"))
 
 
@@ -154,7 +151,7 @@ def count_bytes(
     """Say what left each site of a run and what came back, to the byte, and what it was made of."""
     from capfl.report.ledger import ledger_tables, read_ledger
 
-    with _errors():
+    with errors():
         ledger = read_ledger(run)
         _show(ledger.to_json(), ledger_tables(ledger), as_json)
 
@@ -186,14 +183,6 @@ def keys() -> None:
     Console().print(table)
 
 
-def _load(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:
-    """The config of a file, `--set` and flags."""
-    arguments = list(context.args)
-    if config is not None and str(config).startswith("--"):  # a flag in the place of the file
-        arguments, config = [str(config), *arguments], None
-    return load_command(config, sets or [], arguments)
-
-
 def _words(text: str | None) -> list[str] | None:
     return [word.strip() for word in text.split(",") if word.strip()] if text else None
 
@@ -222,20 +211,6 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> No
             summary, path = run(config, ENGINES[config.runtime.engine], reporter)
     console.print(summary_table(summary))
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
-    """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""
-    try:
-        yield
-    except CapflError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        sys.stderr.write(f"interrupted; go on with: {go_on}\n")
-        raise typer.Exit(130) from error
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
+def from_toml(text: str, settings: Mapping[str, object] | None = None) -> Config:
+    """The Config that ``to_toml`` wrote, with settings laid over it. Raises as ``load_config``."""
+    return _checked(tomllib.loads(text), dict(settings or {}), [])
+
+
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}

@@ -1,0 +1,67 @@
+"""Flower's app at a site: hands every request on to the client's side of the run, which is on this disk."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import traceback
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from capfl.config.load import from_toml
+from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.errors import CapflError, WireError
+from capfl.site import Client
+from capfl.types import ClientId
+
+VERSIONS = ("capfl", "torch", "transformers")
+
+app = ClientApp()
+_open: dict[Path, Client] = {}  # of the last run only, with its model
+
+
+def hello(message: Message, context: Context) -> Message:
+    """Say whose node this is."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return Message(pack(Reply(_me(context), blob=json.dumps(versions).encode())), reply_to=message)
+
+
+def answer(message: Message, context: Context) -> Message:
+    """Answer a request of the run. What goes wrong is an answer, too."""
+    try:
+        ask = unpack(Ask, message.content)
+        if ask.kind == "hello":
+            raise WireError("a hello that comes as a request")
+        reply = Reply(_me(context), blob=_client(ask.run, context).answer(ask.kind, ask.method, ask.blob, ask.used))
+    except Exception as error:
+        if not isinstance(error, CapflError):
+            traceback.print_exc()
+        reply = Reply(_me(context), type(error).__name__, str(error) or "no reason given")
+    return Message(pack(reply), reply_to=message)
+
+
+app.query()(hello)
+for kind in (app.train(), app.evaluate("validate"), app.evaluate()):
+    kind(answer)
+
+
+def _me(context: Context) -> ClientId:
+    return str(context.node_config["client"])
+
+
+def _client(run: str, context: Context) -> Client:
+    """The client in this run, with what it remembers of it."""
+    if not re.fullmatch(r"\w[\w.-]*", run):
+        raise WireError(f"{run!r} is no name of a run")
+    given, place = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
+    if place not in _open:
+        for _, before in [_open.popitem() for _ in list(_open)]:
+            before.__exit__(None, None, None)
+        own = dict(json.loads(str(given.get("settings", "{}"))))
+        config = from_toml(str(context.run_config["config"]), own)
+        _open[place] = Client(config, _me(context), place, Path(str(given["data"])))
+        print(f"{run}: client {_me(context)}, adapters and memory in {place}", flush=True)
+    return _open[place]

@@ -1,0 +1,90 @@
+"""A network on one machine: a link and three nodes, with certificates and keys, as they would be on four."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from capfl.config import Config
+from capfl.data import generate
+from capfl.engines.flower.connection import Connection, LinkError
+from capfl.engines.flower.delivery import Patience
+from capfl.engines.flower.keys import make_keys
+from capfl.engines.flower.processes import GRACE, Process, environment, free_port
+from capfl.engines.flower.submit import follow, submit
+from capfl.experiment import new_folder
+from capfl.types import ClientId
+
+PATIENCE = Patience(answer=1800.0, node=120.0)
+SITES = 3
+READY_WITHIN = 120.0  # seconds
+
+Say = Callable[[str], None]
+
+
+def prepare(config: Config) -> tuple[Config, dict[ClientId, Path]]:
+    """Write the built-in data as one file a site, in the form of anybody's own; and the config that reads them."""
+    place = new_folder(config).absolute()
+    rows: dict[ClientId, list[str]] = {}
+    for item in generate(SITES, config.data.items, config.data.conflict, config.seed):
+        row = {"text": item.question, "label": item.fields["label"]}
+        rows.setdefault(item.fields["site"], []).append(json.dumps(row))
+    paths = {site: place / "data" / f"{site}.jsonl" for site in sorted(rows)}
+    for site, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(rows[site]) + "\n", encoding="utf-8")
+    given = config.model_dump() | {"out": str(place / "run")}
+    given["data"] |= {"sets": tuple(map(str, paths.values()))}
+    given["partition"] |= {"kind": "by_task", "clients": None}
+    given["runtime"] |= {"threads": config.runtime.threads or max(1, (os.cpu_count() or 1) // SITES)}
+    return Config.model_validate(given), paths
+
+
+def run(config: Config, data: dict[ClientId, Path], say: Say) -> bool:
+    """Run a config of ``prepare`` over a node for each client, and end everything. Has the run succeeded?
+
+    Raises:
+        LinkError: the link does not start.
+    """
+    assert config.out is not None
+    place = Path(config.out).parent
+    keys, home, port = place / "keys", place / "link", free_port()
+    make_keys(keys, list(data), [], days=1)
+    words: list[object] = ["link", "--keys", keys, "--port", port, "--home", home]
+    link = _process("link", words, home)
+    nodes = []
+    for client, path in data.items():
+        state = place / "nodes" / client
+        words = ["node", "--link", f"127.0.0.1:{port}", "--client", client, "--data", path, "--state", state]
+        words += ["--ca", keys / "ca.crt", "--key", keys / "nodes" / f"{client}.key"]
+        nodes.append(_process(f"node {client}", words, state))
+    try:
+        link.start()
+        _await_link(link)
+        for node in nodes:
+            node.start()
+        say(f"link at 127.0.0.1:{port} and nodes of {', '.join(data)}, with TLS and keys; everything is in {place}")
+        return follow(Connection(home), submit(Connection(home), config, False, PATIENCE), say)
+    finally:
+        for process in (*nodes, link):
+            process.tell_to_end()
+        by = time.monotonic() + 2 * GRACE
+        for process in (*nodes, link):
+            process.end(by)
+
+
+def _await_link(link: Process) -> None:
+    by = time.monotonic() + READY_WITHIN
+    while not any(line.startswith("link ready") for line in link.last_words()):
+        if link.ended() is not None or time.monotonic() > by:
+            raise LinkError("the link does not start:\n" + "\n".join(link.last_words()))
+        time.sleep(0.1)
+
+
+def _process(name: str, words: Sequence[object], folder: Path) -> Process:
+    command = [sys.executable, "-m", "capfl.cli", "flower", *map(str, words)]
+    return Process(name, command, environment(folder), folder / "out.log")

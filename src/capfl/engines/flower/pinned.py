@@ -1,0 +1,154 @@
+"""Everything that rests on private interfaces of Flower, for exactly the version in ``FLOWER``.
+
+``link`` is Flower's SuperLink behind a gate, ``node`` its SuperNode, and ``work`` a process that answers a node's
+messages one after the other with the model loaded, where Flower itself would start a process for every message.
+``python -m capfl.engines.flower.pinned link|node|work ARGUMENTS`` runs one of them until its parent ends.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+from capfl.engines.flower import check_flower
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+OPEN = ("/v1/fleet/", "/health")  # what nodes need of the link
+IDLE = 0.3  # seconds between a worker's questions whether there is work
+
+
+class Gate:
+    """Lets other machines reach what nodes need, and nothing else of the link.
+
+    Whoever reaches the rest may start and stop runs, register nodes, and read or answer the server's messages, without
+    a login: that is for the link's own machine.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(OPEN) or _is_local(scope):
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"only from the link's own machine\n"})
+
+
+def _is_local(scope: Scope) -> bool:
+    try:
+        host = ipaddress.ip_address(scope["client"][0])
+    except (TypeError, ValueError):
+        return False
+    return (getattr(host, "ipv4_mapped", None) or host).is_loopback
+
+
+def link() -> None:
+    """``flower-superlink`` behind the gate. Reads its arguments from the command line."""
+    from flwr.superlink import extensions
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+    from starlette.middleware import Middleware
+
+    extensions.get_middleware = lambda: (Middleware(Gate),)  # the outermost of the link's own
+    flower_superlink()
+
+
+def node() -> None:
+    """``flower-supernode``."""
+    from flwr.supernode.cli import flower_supernode
+
+    flower_supernode()
+
+
+def work(address: str) -> None:
+    """Answer the messages of the node at an address, until the process is ended.
+
+    The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
+    """
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.constant import TaskType
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    from capfl.engines.flower.client_app import app
+
+    def connect(component: str, *interceptors: Any) -> Any:
+        return RuntimeHttpClient.from_server_address(
+            address, True, None, [RuntimeVersionHttpInterceptor(component_name=component), *interceptors]
+        )
+
+    def answer(client: Any) -> None:
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        try:
+            message, context, _, _ = pull_task_input(client)
+            status, details = SubStatus.COMPLETED, ""
+            try:
+                reply = app(message=message, context=context)
+            except Exception as error:
+                status, details = SubStatus.FAILED, f"{type(error).__name__}: {error}"
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
+            push_message(client, reply, context)
+            push_task_output(client=client, context=context, sub_status=status, details=details)
+        finally:
+            if heartbeat.is_running:
+                heartbeat.stop()
+
+    node = connect("SuperExec")
+    question = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    while True:
+        try:
+            task = node.AcquireTask(question)
+            if task.HasField("task") and task.token:
+                client = connect("flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
+                try:
+                    answer(client)
+                finally:
+                    client.close()
+                continue
+        except KeyboardInterrupt:  # the heartbeat says that the run was stopped
+            print("the run was stopped", flush=True)
+        except Exception as error:  # the node is starting, has ended, or has ended with this message half answered
+            print(f"node {address}: {type(error).__name__}: {error}", flush=True)
+            time.sleep(1)
+        time.sleep(IDLE)
+
+
+def end_with_parent() -> None:
+    """Have this process end when its parent has."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> None:
+    check_flower()
+    end_with_parent()
+    role, *rest = arguments
+    sys.argv = [f"capfl-{role}", *rest]
+    if role == "work":
+        work(*rest)
+    else:
+        {"link": link, "node": node}[role]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,148 @@
+"""Processes of a link or a node: started together, started again when they end, and stopped by their ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capfl.errors import ConfigError
+
+AGAIN = 5.0  # seconds until a process that has ended is started again
+GRACE = 10.0  # seconds that processes have to end when they are told to
+PAUSE = 0.2  # seconds between two looks at them
+LAST_LINES = 4  # of the output of one that has ended
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {
+        "PATH": path,  # Flower starts its own commands by name
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def script(name: str) -> str:
+    """The path of one of Flower's commands.
+
+    Raises:
+        ConfigError: it is not beside the running Python and not on the path.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise ConfigError(f"the command {name} is missing; pip install capfl[flower]")
+    return found
+
+
+def pinned(role: str, *arguments: str) -> list[str]:
+    """The command of a process of ``capfl.engines.flower.pinned``."""
+    return [sys.executable, "-m", "capfl.engines.flower.pinned", role, *arguments]
+
+
+@dataclass
+class Process:
+    """One process of several that run at once. Its output is appended to a file."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    running: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as output:
+            # a session of its own: Ctrl-C is for us alone, and whatever it starts can be ended with it
+            self.running = subprocess.Popen(
+                self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def ended(self) -> int | None:
+        """Its exit status, once, when it has ended; then nothing that it started is left."""
+        if self.running is None:
+            return None
+        # not yet reaped, so that nobody else has the number of its group
+        if os.waitid(os.P_PID, self.running.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        self._signal(signal.SIGKILL)
+        status = self.running.wait()
+        self.running, self.due = None, time.monotonic() + AGAIN
+        return status
+
+    def tell_to_end(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def end(self, by: float) -> None:
+        """Wait for its end, and end it at a time of the monotonic clock."""
+        while self.running is not None and self.ended() is None:
+            if time.monotonic() > by:
+                self._signal(signal.SIGKILL)
+            time.sleep(0.05)
+
+    def last_words(self) -> list[str]:
+        """The last lines of its output."""
+        with open(self.log, "rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+        return [line for line in lines if line.strip()][-LAST_LINES:]
+
+    def _signal(self, number: int) -> None:
+        if self.running is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.running.pid, number)
+
+
+def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Generator[None]:
+    """Keep processes running. A step starts what is due; closing the iterator ends them all, the last one first."""
+    try:
+        while True:
+            for process in processes:
+                if (status := process.ended()) is not None:
+                    said = "\n  ".join([f"see {process.log}", *process.last_words()])
+                    say(f"{process.name} ended with {status}, starts again in {AGAIN:.0f} s; {said}")
+                if process.running is None and time.monotonic() >= process.due:
+                    process.start()
+            yield
+    finally:
+        for process in reversed(processes):
+            process.tell_to_end()
+        by = time.monotonic() + GRACE
+        for process in reversed(processes):
+            process.end(by)
+
+
+@contextmanager
+def told_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or Ctrl-C has come, within the block."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

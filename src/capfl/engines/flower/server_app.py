@@ -1,0 +1,106 @@
+"""Flower's app at the link: the same run as everywhere, with clients at the nodes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from capfl.checkpoint import RunFolder
+from capfl.config import Config
+from capfl.config.load import from_toml
+from capfl.data import clients_of
+from capfl.engines.flower.delivery import Delivery, Patience
+from capfl.engines.flower.nodes import Nodes
+from capfl.engines.flower.records import Ask
+from capfl.errors import CapflError
+from capfl.experiment import Remote, resume, run
+from capfl.report.progress import Plain, Reporter
+from capfl.report.summary import Summary
+from capfl.report.tables import summary_table
+from capfl.roles import Agreement
+from capfl.types import ClientId, Exchange, Failure, Kind, Request
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Run, or go on with, what ``capfl flower run`` has submitted."""
+    given = context.run_config
+    config = from_toml(str(given["config"]))
+    console = Console(file=sys.stdout, width=120)
+    patience = Patience(float(given["answer"]), float(given["node"]))
+    try:
+        summary, path = serve(grid, config, bool(given["resume"]), patience, Plain(console))
+    except CapflError as error:
+        print(f"error: {type(error).__name__}\n{error}", flush=True)
+        raise
+    console.print(summary_table(summary))
+    console.print(f"{summary.seconds:.0f} s; everything but the clients' own adapters is in {path}", soft_wrap=True)
+    sys.stdout.flush()
+
+
+def serve(grid: Grid, config: Config, again: bool, patience: Patience, reporter: Reporter) -> tuple[Summary, Path]:
+    """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
+    assert config.out is not None
+    sites = Sites(grid, config, RunFolder(Path(config.out)), patience, reporter)
+    remote = Remote(sites.clients, sites.exchange)
+    return resume(Path(config.out), remote, reporter) if again else run(config, remote, reporter)
+
+
+class Sites:
+    """The clients of a run, at nodes of their own. What happens to nodes is noted in ``network.jsonl``."""
+
+    def __init__(self, grid: Grid, config: Config, folder: RunFolder, patience: Patience, reporter: Reporter) -> None:
+        self.clients = sorted(clients_of(config.data, config.partition))
+        self._grid, self._folder, self._patience, self._reporter = grid, folder, patience, reporter
+        self._nodes: Nodes | None = None
+        self._run = self._main = ""
+
+    def exchange(self, agreement: Agreement) -> Exchange:
+        """The exchange for one method of the run; the first one asked for is the run's own."""
+        method = agreement.method.name
+        if self._nodes is None:
+            self._main, self._run = method, self._name()
+            self._nodes = Nodes(self._grid, self._run, self.clients, self._note)
+        nodes, run = self._nodes, self._run
+        path = self._folder.path
+        place = self._folder if method == self._main else RunFolder(path / "references" / method)
+
+        def exchange(
+            kind: Kind, round: int, clients: Sequence[ClientId], request: Request
+        ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+            used = {client: record.round for record in place.rounds() for client in record.clients}
+
+            def ask(client: ClientId) -> Ask:
+                return Ask(run, kind, method, round, client, used.get(client, 0), request(client))
+
+            return Delivery(self._grid, nodes, self._patience, ask).replies(clients)
+
+        return exchange
+
+    def _name(self) -> str:
+        """The name of the run at its sites, which it keeps when it is resumed."""
+        if not (self._folder.path / "network.json").is_file():
+            readable = re.sub(r"[^\w.-]", "-", self._folder.path.name).lstrip(".-") or "run"
+            self._folder.write_json("network.json", {"run": f"{readable}-{secrets.token_hex(4)}"})
+        return str(self._folder.read_json("network.json")["run"])
+
+    def _note(self, event: str, about: Mapping[str, Any]) -> None:
+        row = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": event, **about}
+        with open(self._folder.path / "network.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        said = (
+            f"REFUSED: {about['reason']}" if event == "refused" else f"{about['client']} {event}: node {about['node']}"
+        )
+        self._reporter.note(said)
