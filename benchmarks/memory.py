@@ -21,7 +21,7 @@ from pathlib import Path
 def child(model: str, clients: int) -> None:
     """One run; prints its own peak."""
     from capfl.config import load_config
-    from capfl.engines import serial
+    from capfl.engines.serial import serial
     from capfl.experiment import run
 
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from capfl.config import Config, load_config
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from capfl.report.summary import Summary
 

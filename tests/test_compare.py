@@ -17,7 +17,7 @@ from capfl.compare.results import read_results
 from capfl.compare.spec import make_plan
 from capfl.compare.table import make_rows
 from capfl.config import load_config
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from commands import command, refused
 from support import TINY

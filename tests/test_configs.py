@@ -12,7 +12,7 @@ import pytest
 from capfl.compare.spec import make_plan as make_comparison
 from capfl.config import load_config
 from capfl.data.clinc import INTENTS
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from capfl.plan import make_plan
 from support import TINY

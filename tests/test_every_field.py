@@ -15,7 +15,7 @@ import torch
 from capfl.checkpoint import ClientStore
 from capfl.config import load_config
 from capfl.config.keys import all_keys
-from capfl.engines import ENGINES
+from capfl.engines.simulation import ENGINES
 from capfl.errors import CapflError
 from capfl.experiment import run
 from capfl.model import tiny

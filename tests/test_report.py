@@ -13,7 +13,7 @@ import pytest
 from capfl.compare.spec import make_plan
 from capfl.config import load_config
 from capfl.config.load import load_command
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from capfl.page.parts import command as as_command
 from capfl.report.ledger import read_ledger

@@ -15,7 +15,7 @@ import pytest
 
 from capfl.checkpoint import RunFolder
 from capfl.config import to_toml
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.errors import CheckpointError
 from capfl.experiment import resume
 from support import tiny_config, tiny_run

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from capfl.checkpoint import ClientStore
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.errors import ConfigError
 from capfl.experiment import run
 from capfl.roles import Agreement

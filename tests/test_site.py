@@ -13,7 +13,7 @@ from capfl import checkpoint
 from capfl.checkpoint import RunFolder
 from capfl.config import Config
 from capfl.data import clients_of, deal
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, WireError
 from capfl.experiment import Remote, resume, run
 from capfl.report.summary import Summary

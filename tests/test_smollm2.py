@@ -10,7 +10,7 @@ import pytest
 
 from capfl.config import load_config
 from capfl.config.schema import ModelConfig
-from capfl.engines import serial
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from capfl.model.base import load_base
 from capfl.model.tokens import encode

@@ -125,6 +125,13 @@ class ClientStore:
         for n in sorted(n for n in self._rounds(state.client) if n < round)[:-1]:
             self._path(state.client, n).unlink()
 
+    def forget(self, client: ClientId, after: int) -> None:
+        """Drop the states of training after this round: the server never used what came of it."""
+        for n in sorted(n for n in self._rounds(client) if n > after):
+            path = self._path(client, n)
+            if client_from_bytes(path.read_bytes(), self._template).trained > after:
+                path.unlink()
+
     def _path(self, client: ClientId, round: int) -> Path:
         return self.folder / f"{client}.{round:06d}"
 

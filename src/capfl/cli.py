@@ -195,7 +195,7 @@ def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
 
 
 def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> None:
-    from capfl.engines import ENGINES
+    from capfl.engines.simulation import ENGINES
     from capfl.experiment import config_of, resume, run
     from capfl.report.progress import reporting
     from capfl.report.tables import summary_table

@@ -48,7 +48,7 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
     """
     name, main = next(iter(finished.items()))
     said, asking = main.evaluations(config)
-    ledger = [*(entry for record in main.records for entry in record.ledger), *asking.ledger]
+    ledger = [*(entry for record in main.records for entry in record.ledger), *asking.messages]
     failures: list[Failure] = asking.failures
     alone: dict[ClientId, Evaluation] = said if name == "local" else {}
     if "local" in finished and name != "local":

@@ -54,12 +54,18 @@ def run(config: Config, engine: Engine | Remote, reporter: Reporter | None = Non
         ConfigError: the folder is in use, or a name in the config is unknown.
         CapflError: anything else that its subclasses name.
     """
+    path = new_folder(config)
+    return _run(config, RunFolder(path), engine, reporter or Silent(), fresh=True)
+
+
+def new_folder(config: Config) -> Path:
+    """Where a run goes. Raises ConfigError if something is there, or the method does not exist."""
     method = build(config.method, config.seed)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     path = Path(config.out or f"runs/{stamp}-{method.name}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
-    return _run(config, RunFolder(path), engine, reporter or Silent(), fresh=True)
+    return path
 
 
 def resume(path: Path, engine: Engine | Remote, reporter: Reporter | None = None) -> tuple[Summary, Path]:

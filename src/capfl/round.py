@@ -68,7 +68,7 @@ def run_round(
         losses={u.client: u.loss for u in used},
         steps={u.client: u.steps for u in used},
         failures=tuple(asking.failures),
-        ledger=tuple(asking.ledger),
+        ledger=tuple(asking.messages),
         seconds=time.monotonic() - began,
         ranks=ranks,
         aggregation_error=error,
@@ -100,7 +100,7 @@ def validate_round(
     return replace(state, versions=versions), replace(
         record,
         failures=(*record.failures, *asking.failures),
-        ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in asking.ledger)),
+        ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in asking.messages)),
         seconds=record.seconds + time.monotonic() - began,
         validation_accuracy=score.accuracy,
         validation_loss=score.loss,
@@ -119,6 +119,11 @@ class Asking:
     config: FederationConfig
     ledger: list[Entry] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def messages(self) -> list[Entry]:
+        """The ledger, client by client: however an engine interleaves them, it is the same."""
+        return sorted(self.ledger, key=lambda entry: entry.client)
 
     def replies(self, clients: Sequence[ClientId], read: Read[Reply]) -> Iterator[Reply]:
         """What those say who answer, in the order of ``clients``; the policy says what a failure means.

@@ -94,8 +94,12 @@ class Client:
     def __exit__(self, *raised: object) -> None:
         self._cache.__exit__(*raised)
 
-    def answer(self, kind: Kind, method: str, request: bytes) -> bytes:
+    def answer(self, kind: Kind, method: str, request: bytes, used: int | None = None) -> bytes:
         """The reply to a request of one of the run's methods: the first of ``agreements``, or a reference.
+
+        Args:
+            used: the round of the client's last update that the server used, if it says so. Replies get lost or come
+                too late; what the client has learnt in later rounds did not happen then.
 
         Raises:
             ConfigError: the run has no such method.
@@ -107,6 +111,8 @@ class Client:
         agreement = self.agreements[method]
         own, initial = agreement.method, agreement.initial
         store = ClientStore(self.folder / "state" / method, initial, lambda client: own.init_client(client, initial))
+        if used is not None:
+            store.forget(self.id, after=used)
         site = self._federation.site(self.id, own, self._keep if method == self._main else None)
         return visit(kind, round_of(request), request, site, store, agreement)
 

@@ -12,7 +12,8 @@ from adapters import CODECS, same, total
 from capfl import adapter as algebra
 from capfl import checkpoint
 from capfl.config.schema import FederationConfig, MethodConfig
-from capfl.engines import debug, serial
+from capfl.engines.debug import debug
+from capfl.engines.serial import serial
 from capfl.experiment import run
 from capfl.methods import METHODS, build
 from capfl.roles import server

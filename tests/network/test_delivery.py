@@ -1,4 +1,4 @@
-"""Requests and replies over a Grid: who is asked, in which order answers come, and what becomes of those that do not."""
+"""Requests and replies over a Grid: who is asked, in which order answers come, what becomes of those that do not."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Array, ArrayRecord, Error, RecordDict
-from fake_grid import Behaviour, FakeGrid, hello, obedient
 
 from capfl.engines.flower.delivery import Delivery, Patience
 from capfl.engines.flower.nodes import Nodes
 from capfl.engines.flower.records import Ask, Reply, pack, unpack
 from capfl.errors import WireError
 from capfl.types import Failure
+from fake_grid import Behaviour, FakeGrid, hello, obedient
 
 CLIENTS = ["a", "b", "c"]
 
@@ -179,9 +179,7 @@ def test_a_node_whose_key_is_anothers_is_refused() -> None:
     grid.names = {10: "a", 20: "c", 30: "a"}
     world = World(grid)
     failure = dict(world.ask())["b"]
-    assert failure == Failure(
-        "b", "absent", "node 10 says that it is 'b', but its key is that of 'a'; waited 50 s"
-    )
+    assert failure == Failure("b", "absent", "node 10 says that it is 'b', but its key is that of 'a'; waited 50 s")
     assert len(world.of("refused")) == 1
 
 
@@ -249,5 +247,5 @@ def test_no_strategy_of_flower_averages_it() -> None:
     question = Message(pack(Ask("r", "train")), dst_node_id=10, message_type="train")
     grid.push_messages([question])
     replies = [Message(content, reply_to=question) for _ in range(2)]
-    with pytest.raises(TypeError, match="capfl.message"):
+    with pytest.raises(TypeError, match=r"capfl\.message"):
         FedAvg().aggregate_train(1, replies)

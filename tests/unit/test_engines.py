@@ -9,7 +9,9 @@ import torch
 
 from capfl.checkpoint import ClientStore
 from capfl.config.schema import CodecConfig
-from capfl.engines import ENGINES, debug, serial
+from capfl.engines.debug import debug
+from capfl.engines.serial import serial
+from capfl.engines.simulation import ENGINES
 from capfl.errors import CheckpointError, ClientError, TrainingError
 from capfl.methods.local import local
 from capfl.roles import Agreement, server

@@ -20,7 +20,7 @@ from capfl.types import ClientId
 VERSIONS = ("capfl", "torch", "transformers")
 
 app = ClientApp()
-_open: dict[Path, Client] = {}  # of the last run only, with its model
+_open: dict[Path, Client] = {}  # with their models; those of the last run only
 
 
 def hello(message: Message, context: Context) -> Message:
@@ -58,8 +58,8 @@ def _client(run: str, context: Context) -> Client:
         raise WireError(f"{run!r} is no name of a run")
     given, place = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
     if place not in _open:
-        for _, before in [_open.popitem() for _ in list(_open)]:
-            before.__exit__(None, None, None)
+        for before in [other for other in _open if other.name != run]:
+            _open.pop(before).__exit__(None, None, None)
         own = dict(json.loads(str(given.get("settings", "{}"))))
         config = from_toml(str(context.run_config["config"]), own)
         _open[place] = Client(config, _me(context), place, Path(str(given["data"])))

@@ -56,15 +56,20 @@ class Delivery:
     def replies(self, clients: Sequence[ClientId]) -> Iterator[tuple[ClientId, bytes | Failure]]:
         """Ask the clients. Whoever does not answer is a Failure, of stage ``absent``, ``deadline``, ``node`` or own."""
         self._waiting, until = list(clients), self.clock() + self.patience.node
-        for client in clients:
-            while client not in self._held:
-                self.nodes.look()
-                self._send()
-                self._receive()
-                self._give_up(until)
-                if client not in self._held:
-                    self.sleep(PAUSE)
-            yield client, _taken(self._held.pop(client))
+        try:
+            for client in clients:
+                while client not in self._held:
+                    self.nodes.look()
+                    self._send()
+                    self._receive()
+                    self._give_up(until)
+                    if client not in self._held:
+                        self.sleep(PAUSE)
+                yield client, _taken(self._held.pop(client))
+        finally:  # nobody takes the rest
+            for answer in self._held.values():
+                if not isinstance(answer, Failure):
+                    answer.close()
 
     def _send(self) -> None:
         for client in list(self._waiting):

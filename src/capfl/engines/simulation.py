@@ -1,0 +1,8 @@
+"""The engines whose clients are all in this process, by name."""
+
+from __future__ import annotations
+
+from capfl.engines.debug import debug
+from capfl.engines.serial import serial
+
+ENGINES = {"serial": serial, "debug": debug}

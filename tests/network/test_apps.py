@@ -1,0 +1,249 @@
+"""Both of Flower's apps, handing messages to each other in one process: a run over them is the serial run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from flwr.app import Context, Error, Message, RecordDict
+
+from capfl.checkpoint import RunFolder
+from capfl.config import Config, to_toml
+from capfl.engines.flower import client_app
+from capfl.engines.flower.delivery import Patience
+from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.engines.flower.server_app import serve
+from capfl.engines.serial import serial
+from capfl.errors import CheckpointError, ClientError, ConfigError
+from capfl.experiment import run
+from capfl.report.progress import Silent
+from capfl.report.summary import Summary
+from capfl.types import Failure
+from fake_grid import FakeGrid
+from support import tiny_config
+
+SIZES = {"north": 30, "south": 40, "west": 24}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A file for each client, with labels of its own."""
+    return write_files(tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_open() -> Iterator[None]:
+    """Every test begins with nodes that have just started."""
+    yield
+    forget_everything()
+
+
+def forget_everything() -> None:
+    while client_app._open:
+        client_app._open.popitem()[1].__exit__(None, None, None)
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    paths = {client: folder / f"{client}.jsonl" for client in SIZES}
+    for client, size in SIZES.items():
+        rows = [
+            {"text": f"{client} asks {i * 7 % 13}", "label": "abcd"[i % (2 + len(client) % 3)]} for i in range(size)
+        ]
+        paths[client].write_text("\n".join(map(json.dumps, rows)))
+    return paths
+
+
+def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
+    ours: dict[str, object] = {
+        "data__sets": [str(path) for path in files.values()],
+        "partition__kind": "by_task",
+        "evaluation__references": ["local"],
+        "evaluation__every": 0,
+        "runtime__cache": "memory",
+        "codec__values": "ternary",
+    }
+    return tiny_config(out, **ours | changes)
+
+
+class Apps(FakeGrid):
+    """A node for each client, whose messages go to the client's app."""
+
+    def __init__(self, config: Config, files: dict[str, Path], state: Path) -> None:
+        super().__init__({})
+        self.contexts: dict[int, Context] = {}
+        for node, (client, path) in enumerate(files.items(), start=100):
+            given = {"client": client, "data": str(path), "state": str(state / client)}
+            self.contexts[node] = Context(1, node, given, RecordDict(), {"config": to_toml(config)})
+            self.nodes[node] = lambda ask: None
+        self.lose: list[tuple[str, str, int]] = []  # (kind, client, round) of replies that do not arrive
+        self.before: Callable[[Ask], None] = lambda ask: None
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
+        ids: list[str | None] = []
+        for message in messages:
+            ids += super().push_messages([message])
+            _, node, ask = self.sent[-1]
+            self.before(ask)
+            reply = client_app.app(message=message, context=self.contexts[node])
+            about = (ask.kind, ask.client, ask.round)
+            if about in self.lose:
+                self.lose.remove(about)
+                self.answer(message, 0.0, Error(5))
+            else:
+                self.answer(message, 0.0, unpack(Reply, reply.content))
+        return ids
+
+
+def networked(config: Config, files: dict[str, Path], state: Path, again: bool = False, **grid: Any) -> Summary:
+    apps = Apps(config, files, state)
+    for name, value in grid.items():
+        setattr(apps, name, value)
+    return serve(apps, config, again, Patience(60, 0), Silent())[0]
+
+
+def bits(folder: Path, *names: str) -> dict[str, bytes]:
+    files = (p for name in names or ("",) for p in sorted((folder / name).rglob("*")) if p.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+METHODS = {
+    "fedit": {},
+    "ca-pfl": {"method__name": "ca-pfl"},
+    "feedback": {"codec__mask": "top", "codec__density": 0.1},
+    "some": {"federation__fraction": 0.6, "federation__rounds": 4},
+    "own factors": {"method__name": "fedsa-lora", "codec__values": "fp32"},
+}
+
+
+@pytest.mark.parametrize("changes", METHODS.values(), ids=list(METHODS))
+def test_a_run_over_nodes_is_the_serial_run(changes: dict[str, Any], tmp_path: Path, files: dict[str, Path]) -> None:
+    one, _ = run(config_for(tmp_path / "serial", files, **changes), serial)
+    two = networked(config_for(tmp_path / "nodes", files, **changes), files, tmp_path / "sites")
+    assert two.rows == one.rows
+    assert two.ledger == one.ledger
+    assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
+    assert bits(tmp_path / "nodes" / "adapters" / "global") == bits(tmp_path / "serial" / "adapters" / "global")
+    for client in files:
+        (place,) = (tmp_path / "sites" / client / "runs").iterdir()
+        kept = bits(tmp_path / "serial" / "adapters" / "clients" / client)
+        assert bits(place / "adapter") == kept
+        for method in place.joinpath("state").iterdir():
+            whole = tmp_path / "serial" if method.name != "local" else tmp_path / "serial" / "references" / "local"
+            for path in method.iterdir():
+                assert path.read_bytes() == (whole / "state" / "clients" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("changes", [METHODS["feedback"], METHODS["ca-pfl"], METHODS["own factors"]])
+def test_a_reply_that_is_lost_after_training_did_not_happen(
+    changes: dict[str, Any], tmp_path: Path, files: dict[str, Path]
+) -> None:
+    """A client goes on from the last update that the server used, as if it had failed before it trained."""
+    skip = changes | {"federation__on_failure": "skip", "federation__rounds": 4, "evaluation__references": []}
+    lost = [("train", "south", 2), ("train", "south", 3), ("train", "west", 3)]
+
+    def unlucky(site: Any, store: Any, agreement: Any) -> Any:
+        """The serial engine, whose clients fail in place of it."""
+        whole = serial(site, store, agreement)
+
+        def exchange(kind: Any, round: int, clients: Any, request: Any) -> Any:
+            for client in clients:
+                if (kind, client, round) in lost:
+                    request(client)
+                    yield client, Failure(client, "node", "it has gone")
+                else:
+                    yield from whole(kind, round, [client], request)
+
+        return exchange
+
+    one, _ = run(config_for(tmp_path / "serial", files, **skip), unlucky)
+    two = networked(config_for(tmp_path / "nodes", files, **skip), files, tmp_path / "sites", lose=list(lost))
+    assert two.rows == one.rows
+    assert two.ledger == one.ledger
+    assert two.failures == one.failures == 3
+
+
+def test_a_lost_reply_is_asked_for_again(tmp_path: Path, files: dict[str, Path]) -> None:
+    retry = METHODS["feedback"] | {"federation__on_failure": "retry"}
+    one, _ = run(config_for(tmp_path / "serial", files, **retry), serial)
+    lost = [("train", "south", 2), ("evaluate", "west", 3)]
+    two = networked(config_for(tmp_path / "nodes", files, **retry), files, tmp_path / "sites", lose=lost)
+    assert [row.personal for row in two.rows] == [row.personal for row in one.rows]
+    assert two.failures == 1
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_clients(tmp_path: Path, files: dict[str, Path]) -> None:
+    settings = METHODS["ca-pfl"] | {"federation__rounds": 3}
+    one, _ = run(config_for(tmp_path / "serial", files, **settings), serial)
+    config = config_for(tmp_path / "nodes", files, **settings)
+    with pytest.raises(ClientError, match="it has gone"):
+        networked(config, files, tmp_path / "sites", lose=[("train", "south", 2)])
+    assert len(list((tmp_path / "sites" / "south" / "runs").iterdir())) == 1
+    two = networked(config, files, tmp_path / "sites", again=True)
+    assert len(list((tmp_path / "sites" / "south" / "runs").iterdir())) == 1
+    assert two.rows == one.rows
+    assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
+
+
+def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, files: dict[str, Path]) -> None:
+    def disaster(ask: Ask) -> None:
+        if (ask.kind, ask.client, ask.round) == ("train", "south", 3) and not disasters:
+            disasters.append(ask)
+            forget_everything()
+            shutil.rmtree(tmp_path / "sites" / "south")
+
+    disasters: list[Ask] = []
+    settings = METHODS["feedback"] | {"federation__on_failure": "retry", "federation__rounds": 4}
+    config = config_for(tmp_path / "nodes", files, **settings)
+    summary = networked(config, files, tmp_path / "sites", before=disaster)
+    assert [row.id for row in summary.rows] == ["north", "south", "west"]
+    rounds = RunFolder(tmp_path / "nodes").rounds()
+    (failure,) = [failure for record in rounds for failure in record.failures]
+    assert (failure.client, failure.stage) == ("south", "WireError")
+    assert all(record.clients == ("north", "south", "west") for record in rounds)
+    told = [entry.bytes for entry in rounds[2].ledger if (entry.client, entry.direction) == ("south", "down")]
+    assert len(told) == 2
+    assert told[1] > told[0]  # it is charged for what it is told again
+
+
+def test_what_goes_wrong_at_a_site_comes_back_as_a_failure(tmp_path: Path, files: dict[str, Path]) -> None:
+    files["south"].unlink()
+    config = config_for(tmp_path / "nodes", files)
+    with pytest.raises(ClientError, match=r"client 'south' failed in round 1 \(DataError\): .*south\.jsonl"):
+        networked(config, files, tmp_path / "sites")
+
+
+@pytest.mark.parametrize("run_name", ["../elsewhere", ".hidden", "a/b", ""])
+def test_a_run_cannot_leave_its_folder_at_the_site(run_name: str, tmp_path: Path, files: dict[str, Path]) -> None:
+    apps = Apps(config_for(tmp_path / "out", files), files, tmp_path / "sites")
+    question = Message(pack(Ask(run_name, "train", "fedit", 1, "north")), dst_node_id=100, message_type="train")
+    apps.push_messages([question])
+    (reply,) = apps.pull_messages([question.metadata.message_id])
+    assert unpack(Reply, reply.content).stage == "WireError"
+    assert not list(tmp_path.glob("sites/**/site.json"))
+
+
+def test_nodes_are_noted_in_the_runs_folder(tmp_path: Path, files: dict[str, Path]) -> None:
+    networked(config_for(tmp_path / "nodes", files, evaluation__references=[]), files, tmp_path / "sites")
+    rows = [json.loads(line) for line in (tmp_path / "nodes" / "network.jsonl").read_text().splitlines()]
+    assert [(row["event"], row["client"]) for row in rows] == [("joined", c) for c in files]
+    name = json.loads((tmp_path / "nodes" / "network.json").read_text())["run"]
+    assert name.startswith("nodes-")
+
+
+def test_a_pooled_reference_is_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    config = config_for(tmp_path / "nodes", files, evaluation__references=["centralised"])
+    with pytest.raises(ConfigError, match="everybody's data"):
+        networked(config, files, tmp_path / "sites")
+
+
+def test_an_apps_folder_that_is_no_run_is_not_resumed(tmp_path: Path, files: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        networked(config_for(tmp_path / "nodes", files), files, tmp_path / "sites", again=True)
