@@ -27,9 +27,7 @@ from capfl.report.progress import Silent
 from capfl.report.summary import Summary
 from capfl.types import Failure
 from fake_grid import FakeGrid
-from support import tiny_config
-
-SIZES = {"north": 30, "south": 40, "west": 24}
+from sites import bits, config_for, write_files
 
 
 @pytest.fixture
@@ -48,29 +46,6 @@ def _nothing_open() -> Iterator[None]:
 def forget_everything() -> None:
     while client_app._open:
         client_app._open.popitem()[1].__exit__(None, None, None)
-
-
-def write_files(folder: Path) -> dict[str, Path]:
-    folder.mkdir()
-    paths = {client: folder / f"{client}.jsonl" for client in SIZES}
-    for client, size in SIZES.items():
-        rows = [
-            {"text": f"{client} asks {i * 7 % 13}", "label": "abcd"[i % (2 + len(client) % 3)]} for i in range(size)
-        ]
-        paths[client].write_text("\n".join(map(json.dumps, rows)))
-    return paths
-
-
-def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
-    ours: dict[str, object] = {
-        "data__sets": [str(path) for path in files.values()],
-        "partition__kind": "by_task",
-        "evaluation__references": ["local"],
-        "evaluation__every": 0,
-        "runtime__cache": "memory",
-        "codec__values": "ternary",
-    }
-    return tiny_config(out, **ours | changes)
 
 
 class Apps(FakeGrid):
@@ -107,11 +82,6 @@ def networked(config: Config, files: dict[str, Path], state: Path, again: bool =
     for name, value in grid.items():
         setattr(apps, name, value)
     return serve(apps, config, again, Patience(60, 0), Silent())[0]
-
-
-def bits(folder: Path, *names: str) -> dict[str, bytes]:
-    files = (p for name in names or ("",) for p in sorted((folder / name).rglob("*")) if p.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 METHODS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import sys
 import traceback
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def answer(message: Message, context: Context) -> Message:
             raise WireError("a hello that comes as a request")
         reply = Reply(_me(context), blob=_client(ask.run, context).answer(ask.kind, ask.method, ask.blob, ask.used))
     except Exception as error:
-        if not isinstance(error, CapflError):
-            traceback.print_exc()
+        traceback.print_exception(error, limit=0 if isinstance(error, CapflError) else None)
+        sys.stderr.flush()
         reply = Reply(_me(context), type(error).__name__, str(error) or "no reason given")
     return Message(pack(reply), reply_to=message)
 

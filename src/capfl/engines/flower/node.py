@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 from capfl.engines.flower.processes import PAUSE, Process, environment, free_port, pinned, supervise, told_to_stop
@@ -64,9 +66,23 @@ class Node:
         return found
 
     def serve(self, say: Callable[[str], None]) -> None:
-        """Run until SIGTERM or Ctrl-C. Raises as ``processes``."""
-        with told_to_stop() as stop, closing(supervise(self.processes(), say)) as steps:
+        """Run until SIGTERM or Ctrl-C.
+
+        Raises:
+            DataError: the data cannot be read.
+            ConfigError: as ``processes``.
+        """
+        processes = self.processes()
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
+            other.submit(_read, self.data).result()
+        with told_to_stop() as stop, closing(supervise(processes, say)) as steps:
             for _ in steps:
                 if stop():
                     return
                 time.sleep(PAUSE)
+
+
+def _read(data: Path) -> None:
+    from capfl.data import read_file
+
+    read_file(data)

@@ -19,7 +19,7 @@ from capfl.engines.flower.processes import environment
 
 PAUSE = 2.0  # seconds between two looks at a run
 LOST = 300.0  # seconds for which a link may be away while a run is followed
-FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b")  # lines in a run's log
+FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
 
 Say = Callable[[str], None]
 

@@ -1,0 +1,163 @@
+"""A real network on this machine, for tests: the commands that the documents tell people to run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capfl.engines.flower.processes import free_port
+
+
+def capfl(*words: object) -> list[str]:
+    return [sys.executable, "-m", "capfl.cli", "flower", *map(str, words)]
+
+
+def wait_for(what: Callable[[], object], within: float, about: str) -> None:
+    """Wait until something is true; no test depends on how long that takes."""
+    by = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < by, f"{about}: not within {within:.0f} s"
+        time.sleep(0.1)
+
+
+@dataclass
+class Started:
+    """A command that was started, and its output."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ended(self, within: float) -> int:
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {within:.0f} s:\n{self.said()}") from None
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def children(pid: int) -> dict[int, str]:
+    """Process ids and command lines of a process's children."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+            if int(words[1]) == pid and words[0] != "Z":
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+@dataclass
+class Network:
+    """A link and the nodes that a test starts. ``stop`` ends them by their process ids."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    keys: bool = True
+    started: list[Started] = field(default_factory=list)
+    meter: Meter | None = None  # between one node and the link
+
+    def start(self, name: str, *words: object) -> Started:
+        log = self.folder / f"{name}.out"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                capfl(*words), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.folder,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+        self.started.append(Started(process, log))
+        return self.started[-1]
+
+    def start_link(self, clients: Iterable[str]) -> Started:
+        words: list[object] = ["--port", self.port, "--home", self.home]
+        if self.keys:
+            made = subprocess.run(capfl("keys", self.folder / "keys", "--nodes", ",".join(clients)), check=False)
+            assert made.returncode == 0
+            words += ["--keys", self.folder / "keys"]
+        link = self.start("link", "link", *words, *([] if self.keys else ["--insecure"]))
+        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, 120, "the link")
+        assert "link ready" in link.said(), link.said()
+        return link
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "link"
+
+    def state(self, client: str) -> Path:
+        return self.folder / "nodes" / client
+
+    def start_node(self, client: str, data: Path, *words: object, port: int | None = None) -> Started:
+        place = self.folder / "keys"
+        how = ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{client}.key"] if self.keys else ["--insecure"]
+        link = f"127.0.0.1:{port or self.port}"
+        given = ["--link", link, "--client", client, "--data", data, "--state", self.state(client)]
+        return self.start(f"node-{client}", "node", *given, *(words or how))
+
+    def run(self, name: str, *words: object) -> Started:
+        return self.start(name, "run", "--home", self.home, *words)
+
+    def stop(self) -> None:
+        for started in self.started:
+            started.process.terminate()
+        for started in self.started:
+            started.stop()
+        if self.meter is not None:
+            self.meter.close()
+
+
+class Meter:
+    """Passes on whatever comes to a port of its own, to another one, and counts the bytes each way."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.up, self.down = target, 0, 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with self._listening, contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as far:
+            while True:
+                for end in select.select([near, far], [], [])[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    if end is near:
+                        self.up += len(data)
+                    else:
+                        self.down += len(data)
+                    (far if end is near else near).sendall(data)
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

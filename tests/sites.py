@@ -1,0 +1,42 @@
+"""Three sites with data of their own, and a tiny run over them, for the tests of the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from capfl.config import Config
+from support import tiny_config
+
+SIZES = {"north": 30, "south": 40, "west": 24}
+
+
+def write_files(folder: Path) -> dict[str, Path]:
+    """A file for each client, with labels of its own."""
+    folder.mkdir(parents=True)
+    paths = {client: folder / f"{client}.jsonl" for client in SIZES}
+    for client, size in SIZES.items():
+        rows = [
+            {"text": f"{client} asks {i * 7 % 13}", "label": "abcd"[i % (2 + len(client) % 3)]} for i in range(size)
+        ]
+        paths[client].write_text("\n".join(map(json.dumps, rows)))
+    return paths
+
+
+def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
+    ours: dict[str, object] = {
+        "data__sets": [str(path) for path in files.values()],
+        "partition__kind": "by_task",
+        "evaluation__references": ["local"],
+        "evaluation__every": 0,
+        "runtime__cache": "memory",
+        "codec__values": "ternary",
+    }
+    return tiny_config(out, **ours | changes)
+
+
+def bits(folder: Path, name: str = "") -> dict[str, bytes]:
+    """Everything below a folder, or a file; of adapters their tensors, because PEFT writes lists in any order."""
+    place = folder / name
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "adapter_config.json"}
