@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -11,11 +12,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capfl.checkpoint import RunFolder
+from capfl.config import to_toml
 from capfl.engines.flower.processes import free_port
+from sites import bits, config_for
+
+SETTINGS: dict[str, object] = {
+    "evaluation__references": [], "runtime__cache": "memory", "federation__rounds": 3, "train__steps": 2
+}  # fmt: skip
 
 
 def capfl(*words: object) -> list[str]:
@@ -56,6 +64,18 @@ class Started:
                 self.process.wait()
 
 
+def child_of(parent: Started | int, words: str) -> int:
+    """The one child of a process whose command line has these words, as soon as it is there."""
+    pid = parent if isinstance(parent, int) else parent.process.pid
+
+    def found() -> list[int]:
+        return [child for child, command in children(pid).items() if words in command]
+
+    wait_for(found, 60, words)
+    (child,) = found()
+    return child
+
+
 def children(pid: int) -> dict[int, str]:
     """Process ids and command lines of a process's children."""
     found = {}
@@ -77,6 +97,8 @@ class Network:
     port: int = field(default_factory=free_port)
     keys: bool = True
     started: list[Started] = field(default_factory=list)
+    nodes: dict[str, Started] = field(default_factory=dict)
+    link: Started | None = None
     meter: Meter | None = None  # between one node and the link
 
     def start(self, name: str, *words: object) -> Started:
@@ -99,6 +121,7 @@ class Network:
         link = self.start("link", "link", *words, *([] if self.keys else ["--insecure"]))
         wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, 120, "the link")
         assert "link ready" in link.said(), link.said()
+        self.link = link
         return link
 
     @property
@@ -113,7 +136,8 @@ class Network:
         how = ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{client}.key"] if self.keys else ["--insecure"]
         link = f"127.0.0.1:{port or self.port}"
         given = ["--link", link, "--client", client, "--data", data, "--state", self.state(client)]
-        return self.start(f"node-{client}", "node", *given, *(words or how))
+        self.nodes[client] = self.start(f"node-{client}", "node", *given, *(words or how))
+        return self.nodes[client]
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)
@@ -161,3 +185,32 @@ class Meter:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def submitted(network: Network, files: Mapping[str, Path], name: str, **changes: object) -> tuple[Path, Path]:
+    """Where a run's config is, and where the run will be."""
+    out = network.folder / "runs" / name
+    config = config_for(out, files, **SETTINGS | changes)
+    place = network.folder / f"{name}.toml"
+    place.write_text(to_toml(config))
+    return place, out
+
+
+def personal(network: Network, client: str, out: Path) -> Path:
+    return network.state(client) / "runs" / json.loads((out / "network.json").read_text())["run"]
+
+
+def alike(network: Network, files: Iterable[str], out: Path, serially: Path, but: tuple[str, ...] = ()) -> None:
+    """Bits, table and ledger are those of the serial engine; all but some of it."""
+    for name in ("state/server", "adapters/global"):
+        assert bits(out, name) == bits(serially, name)
+    for client in files:
+        assert bits(personal(network, client, out) / "adapter") == bits(serially / "adapters" / "clients" / client)
+    one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
+    assert two["models"] == one["models"]
+    if "bytes" not in but:
+        assert two["clients"] == one["clients"]
+        assert two["bytes"] == one["bytes"]
+    if "ledger" not in but:
+        ledgers = [[record.ledger for record in RunFolder(place).rounds()] for place in (serially, out)]
+        assert ledgers[1] == ledgers[0]

@@ -97,14 +97,16 @@ def run(
     """Run what `capfl run` runs, over the nodes of the link on this machine. Each of data.sets is a client's own."""
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         _check()
+        if resume is not None and (config or sets or context.args):
+            raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
+        given = load_given(context, config, sets)
+
         from capfl.data import clients_of
         from capfl.engines.flower.delivery import Patience
         from capfl.engines.flower.submit import submit
         from capfl.experiment import config_of, new_folder
 
-        if resume is not None and (config or sets or context.args):
-            raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        given = config_of(resume) if resume else load_given(context, config, sets)
+        given = config_of(resume) if resume else given
         place = resume or new_folder(given)
         given = given.model_copy(update={"out": str(place.absolute())})
         clients_of(given.data, given.partition)

@@ -118,6 +118,9 @@ def test_a_request_to_a_node_that_has_just_gone_fails() -> None:
     world.ask()
     del world.grid.nodes[10]
     assert dict(world.ask(round=2))["b"] == Failure("b", "node", "it has gone")
+    world.grid.at(world.grid.now + 20, lambda: world.grid.nodes.update({10: obedient("b")}))
+    assert dict(world.ask(["b"], round=2))["b"] == b"re:b2"  # asked again, it is waited for
+    assert world.asked().count((10, "b")) == 3
 
 
 def test_a_client_without_a_node_is_waited_for() -> None:

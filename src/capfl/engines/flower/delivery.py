@@ -18,11 +18,11 @@ from capfl.types import ClientId, Failure
 PAUSE = 0.2  # seconds between two questions whether replies have come
 IN_MEMORY = 2**18  # bytes of a reply; a longer one waits for its turn on disk
 
-EXPIRED = 3  # error codes of Flower; this one and 5 come from the link itself, whatever node was asked
+EXPIRED, GONE = 3, 5  # error codes of Flower; these two come from the link itself, whatever node was asked
 ERRORS = {
     1: "its app cannot be loaded",
     2: "its app raised an error",
-    5: "it has gone",
+    GONE: "it has gone",
     8: "the process that was to answer has ended",
 }
 
@@ -125,6 +125,8 @@ class Delivery:
         if code == EXPIRED:
             self._fail(client, "deadline", f"no answer within {self.patience.answer:.0f} s")
         else:
+            if code == GONE:
+                self.nodes.forget(client)
             what = ERRORS.get(code, f"Flower's error {code}")
             self._fail(client, "node", f"{what}: {reason}" if reason else what)
 

@@ -14,6 +14,13 @@ from pathlib import Path
 from capfl.engines.flower.processes import PAUSE, Process, environment, free_port, pinned, supervise, told_to_stop
 from capfl.errors import ConfigError
 
+HINTS = {
+    "code: 2004": "the link does not let it in: its key is not registered there, or a node with this key is there "
+    "already; one that was killed counts as there for up to a minute",
+    "code: 2001": "the link does not let it in: it lets in nodes with keys only; give --key",
+    "CERTIFICATE_VERIFY_FAILED": "the link's certificate is not for this address, or not of the authority of --ca",
+}
+
 
 @dataclass(frozen=True)
 class Node:
@@ -59,7 +66,7 @@ class Node:
         node += ["--auth-supernode-private-key", str(self.key)] if self.key else []
         node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
         node += ["--isolation", "process" if self.keep_model else "subprocess"]
-        found = [Process(f"node {self.client}", pinned("node", *node), inside, self.state / "node.log")]
+        found = [Process(f"node {self.client}", pinned("node", *node), inside, self.state / "node.log", HINTS)]
         if self.keep_model:
             work = pinned("work", f"127.0.0.1:{port}")
             found.append(Process(f"worker {self.client}", work, inside, self.state / "worker.log"))

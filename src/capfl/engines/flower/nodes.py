@@ -63,8 +63,10 @@ class Nodes:
         return "; ".join(reasons) or "no node of that name is connected"
 
     def forget(self, client: ClientId) -> None:
-        """Ask a client's node again whose it is."""
-        self._of.pop(client, None)
+        """Take nothing for granted about a client's node: look for it at once, and ask it whose it is."""
+        if (node := self._of.pop(client, None)) is not None:
+            self._note("left", {"client": client, "node": str(node)})
+        self._looked = -LOOK_EVERY
 
     def look(self) -> None:
         """See who has come and who has gone, every ``LOOK_EVERY`` seconds; ask those who came."""

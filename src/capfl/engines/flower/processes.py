@@ -18,7 +18,7 @@ from capfl.errors import ConfigError
 AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
-LAST_LINES = 4  # of the output of one that has ended
+LAST_LINES = 6  # of the output of one that has ended
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -55,12 +55,17 @@ def pinned(role: str, *arguments: str) -> list[str]:
 
 @dataclass
 class Process:
-    """One process of several that run at once. Its output is appended to a file."""
+    """One process of several that run at once. Its output is appended to a file.
+
+    Args:
+        hints: what words in its output mean, for when it ends.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    hints: Mapping[str, str] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
 
@@ -96,11 +101,12 @@ class Process:
             time.sleep(0.05)
 
     def last_words(self) -> list[str]:
-        """The last lines of its output."""
+        """The last lines of its output; or what they mean, if that is known."""
         with open(self.log, "rb") as file:
             file.seek(max(0, self.log.stat().st_size - 4096))
-            lines = file.read().decode(errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-LAST_LINES:]
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = lines[-LAST_LINES:]
+        return [hint for word, hint in self.hints.items() if any(word in line for line in lines)] or lines
 
     def _signal(self, number: int) -> None:
         if self.running is not None:
@@ -110,12 +116,16 @@ class Process:
 
 def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Generator[None]:
     """Keep processes running. A step starts what is due; closing the iterator ends them all, the last one first."""
+    said = ""
     try:
         while True:
             for process in processes:
                 if (status := process.ended()) is not None:
-                    said = "\n  ".join([f"see {process.log}", *process.last_words()])
-                    say(f"{process.name} ended with {status}, starts again in {AGAIN:.0f} s; {said}")
+                    words = "\n  ".join([f"see {process.log}", *process.last_words()])
+                    what = f"{process.name} ended with {status}, starts again every {AGAIN:.0f} s; {words}"
+                    if what != said:  # once, not every few seconds
+                        say(what)
+                    said = what
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
             yield

@@ -1,0 +1,44 @@
+"""A network for the tests of a file, and the serial run that runs over it are to be like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from capfl.engines.serial import serial
+from capfl.experiment import run
+from sites import config_for, write_files
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file for each client."""
+    return write_files(tmp_path_factory.mktemp("files") / "data")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Iterator[object]:
+    """A link and three nodes; what one of them says and hears is counted."""
+    from deployment import Meter, Network
+
+    made = Network(tmp_path_factory.mktemp("network"))
+    try:
+        made.start_link(sites)
+        made.meter = Meter(made.port)
+        for client, path in sites.items():
+            made.start_node(client, path, port=made.meter.port if client == "north" else None)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def serially(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Path:
+    """The folder of the serial run."""
+    from deployment import SETTINGS
+
+    out = tmp_path_factory.mktemp("serial") / "run"
+    run(config_for(out, sites, **SETTINGS), serial)
+    return out
