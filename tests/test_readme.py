@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
+import typer
 
+from capfl.cli import app
 from capfl.config.keys import all_keys, flags
 from support import TINY
 
-COMPARE = ("splits", "seeds", "baseline", "processes", "show", "tracker")
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -24,13 +26,23 @@ def test_the_python_example_runs(runs: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["north", "south"]
 
 
+def options(command: click.Command) -> set[str]:
+    """The flags of a command and of those under it."""
+    own = {
+        flag.removeprefix("--").replace("-", "_")
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
+    return own.union(*(options(each) for each in getattr(command, "commands", {}).values()))
+
+
 def test_every_flag_and_file_it_names_exists() -> None:
     texts = [README, *(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))]
     pattern = r"`([^`\n]*--[^`\n]*)`|^(.*capfl .*)$"
     commands = "\n".join(part for text in texts for found in re.findall(pattern, text, re.M) for part in found)
     scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     of_scripts = {flag.replace("-", "_") for flag in re.findall(r'add_argument\("--([a-z-]+)"', scripts)}
-    known = set(flags()) | {"resume", "set", "only", "no_calibrate", "run", *COMPARE} | of_scripts
+    known = set(flags()) | options(typer.main.get_command(app)) | of_scripts
     named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z_.-]+)", commands)}
     others = {"no_deps", "strict"}  # of pip and mypy
     assert named - known - others == set()
