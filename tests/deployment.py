@@ -95,7 +95,6 @@ class Network:
 
     folder: Path
     port: int = field(default_factory=free_port)
-    keys: bool = True
     started: list[Started] = field(default_factory=list)
     nodes: dict[str, Started] = field(default_factory=dict)
     link: Started | None = None
@@ -113,12 +112,9 @@ class Network:
         return self.started[-1]
 
     def start_link(self, clients: Iterable[str]) -> Started:
-        words: list[object] = ["--port", self.port, "--home", self.home]
-        if self.keys:
-            made = subprocess.run(capfl("keys", self.folder / "keys", "--nodes", ",".join(clients)), check=False)
-            assert made.returncode == 0
-            words += ["--keys", self.folder / "keys"]
-        link = self.start("link", "link", *words, *([] if self.keys else ["--insecure"]))
+        keys = self.folder / "keys"
+        assert subprocess.run(capfl("keys", keys, "--nodes", ",".join(clients)), check=False).returncode == 0
+        link = self.start("link", "link", "--port", self.port, "--home", self.home, "--keys", keys)
         wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, 120, "the link")
         assert "link ready" in link.said(), link.said()
         self.link = link
@@ -131,13 +127,18 @@ class Network:
     def state(self, client: str) -> Path:
         return self.folder / "nodes" / client
 
-    def start_node(self, client: str, data: Path, *words: object, port: int | None = None) -> Started:
+    def start_node(
+        self, client: str, data: Path, *how: object, port: int | None = None, key: str = "", state: Path | None = None
+    ) -> Started:
+        """A node of a client; with another's ``key``, or any other proof of who it is."""
         place = self.folder / "keys"
-        how = ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{client}.key"] if self.keys else ["--insecure"]
+        proof = ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{key or client}.key"]
         link = f"127.0.0.1:{port or self.port}"
-        given = ["--link", link, "--client", client, "--data", data, "--state", self.state(client)]
-        self.nodes[client] = self.start(f"node-{client}", "node", *given, *(words or how))
-        return self.nodes[client]
+        given = ["--link", link, "--client", client, "--data", data, "--state", state or self.state(client)]
+        node = self.start(f"node-{client}{key}", "node", *given, *(how or proof))
+        if state is None:
+            self.nodes[client] = node
+        return node
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)
@@ -155,7 +156,7 @@ class Meter:
     """Passes on whatever comes to a port of its own, to another one, and counts the bytes each way."""
 
     def __init__(self, target: int) -> None:
-        self.target, self.up, self.down = target, 0, 0
+        self.target, self.up, self.down, self._began = target, 0, 0, time.monotonic()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -178,6 +179,10 @@ class Meter:
                     else:
                         self.down += len(data)
                     (far if end is near else near).sendall(data)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
 
     def close(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)

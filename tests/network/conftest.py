@@ -25,7 +25,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) ->
 
     made = Network(tmp_path_factory.mktemp("network"))
     try:
-        made.start_link(sites)
+        made.start_link([*sites, "extra"])
         made.meter = Meter(made.port)
         for client, path in sites.items():
             made.start_node(client, path, port=made.meter.port if client == "north" else None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,25 +12,82 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from capfl.checkpoint import RunFolder
+from capfl.engines.flower.connection import Connection
+from capfl.engines.flower.processes import environment, free_port
 from capfl.types import Entry
-from deployment import Network, alike, submitted
+from deployment import Network, alike, capfl, submitted, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
+
+FRAMING = 8_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
+IDLE = 1_500  # bytes a second of a node that asks whether there is anything for it to do
 
 
 def test_a_run_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
     network: Network, sites: dict[str, Path], serially: Path
 ) -> None:
     config, out = submitted(network, sites, "parity")
+    meter = network.meter
+    assert meter is not None
+    impostor = network.start_node("south", sites["south"], key="extra", state=network.folder / "impostor")
+    wait_for(lambda: nodes(network).count("online") == 4, 120, "four nodes")
+    up, down, began = meter.up, meter.down, meter.seconds
     done = network.run("parity", config)
-    assert done.ended(300) == 0, done.said()
+    assert done.ended(400) == 0, done.said()
+    up, down, seconds = meter.up - up, meter.down - down, meter.seconds - began
+    impostor.stop()
+
+    # what came out
     alike(network, sites, out, serially)
     assert "mean" in done.said()
 
+    # what went over the wire between one node and the link
     summary = RunFolder(out).read_json("summary.json")
     entries = [entry for record in RunFolder(out).rounds() for entry in record.ledger]
     entries += [Entry(**row) for row in summary["bytes"]["delivery"]]
     own = [entry for entry in entries if entry.client == "north"]
-    assert {entry.direction for entry in own} == {"up", "down"}
-    assert network.meter.up > sum(entry.bytes for entry in own if entry.direction == "up")
-    assert network.meter.down > sum(entry.bytes for entry in own if entry.direction == "down")
+    sent = sum(entry.bytes for entry in own if entry.direction == "up")
+    received = sum(entry.bytes for entry in own if entry.direction == "down")
+    messages = len(own) / 2 + 1  # and the question whose node it is
+    print(f"up {up} for {sent}, down {down} for {received}, {messages} messages, {seconds:.0f} s")
+    assert sent + received < up + down < sent + received + messages * FRAMING + seconds * IDLE
+
+    # who was not let into the run
+    events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
+    (refused,) = [event for event in events if event["event"] == "refused"]
+    assert "says that it is 'south', but its key is that of 'extra'" in refused["reason"]
+    assert "REFUSED" in done.said()
+    assert not list((network.folder / "impostor").glob("runs/*"))
+
+
+def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
+    """A wrong key, a wrong authority, plain text; and no key, which our own command does not even try."""
+    other, ours = network.folder / "other", network.folder / "keys"
+    assert subprocess.run(capfl("keys", other, "--nodes", "north"), check=False).returncode == 0
+    before = nodes(network)
+    data, there = sites["north"], network.folder
+    right, wrong = ["--ca", ours / "ca.crt"], ["--ca", other / "ca.crt"]
+    own, strange = ["--key", ours / "nodes" / "extra.key"], ["--key", other / "nodes" / "north.key"]
+    key = network.start_node("key", data, *right, *strange, state=there / "a")
+    authority = network.start_node("authority", data, *wrong, *own, state=there / "b")
+    plain = network.start_node("plain", data, "--insecure", state=there / "c")
+    command = [sys.executable, "-m", "capfl.engines.flower.pinned", "node", "--superlink", f"127.0.0.1:{network.port}"]
+    command += ["--root-certificates", str(ours / "ca.crt"), "--port", str(free_port()), "--isolation", "process"]
+    keyless = subprocess.run(
+        command, env=environment(there / "d"), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert keyless.returncode == 1
+    assert "All SuperNodes must be registered" in keyless.stdout + keyless.stderr
+    wait_for(lambda: "its key is not registered there" in key.said(), 120, "the refusal of a key")
+    wait_for(lambda: "is not for this address, or not of the authority" in authority.said(), 120, "a wrong certificate")
+    log = there / "c" / "node.log"
+    wait_for(lambda: log.exists() and log.read_text().count("Connection attempt failed") > 2, 120, "plain text")
+    assert nodes(network) == before
+    for node in (key, authority, plain):
+        node.stop()
+        assert "Traceback" not in node.said()
+
+
+def nodes(network: Network) -> list[str]:
+    """The status of every node that the link knows."""
+    return sorted(str(node["status"]) for node in Connection(network.home).ask("supernode", "list")["nodes"])

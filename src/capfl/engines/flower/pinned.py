@@ -37,19 +37,24 @@ class Gate:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(OPEN) or _is_local(scope):
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and scope["path"].startswith(OPEN)) or _is_local(scope):
             await self.app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"only from the link's own machine\n"})
+        elif kind == "http":
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"only from the link's own machine\n"})
 
 
 def _is_local(scope: Scope) -> bool:
+    """Does a request come from the link's own machine, over whichever of its addresses?"""
+    if not scope["client"]:
+        return False
     try:
         host = ipaddress.ip_address(scope["client"][0])
-    except (TypeError, ValueError):
+    except ValueError:
         return False
-    return (getattr(host, "ipv4_mapped", None) or host).is_loopback
+    plain = getattr(host, "ipv4_mapped", None) or host
+    return bool(plain.is_loopback) or scope["client"][0] == scope["server"][0]
 
 
 def link() -> None:
@@ -63,10 +68,16 @@ def link() -> None:
 
 
 def node() -> None:
-    """``flower-supernode``."""
+    """``flower-supernode``, which ends when it has lost the link for good.
+
+    Left to itself it would stay, without a word to the link: one of its threads goes on.
+    """
     from flwr.supernode.cli import flower_supernode
 
-    flower_supernode()
+    try:
+        flower_supernode()
+    finally:
+        os._exit(1)
 
 
 def work(address: str) -> None:

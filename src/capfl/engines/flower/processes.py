@@ -68,10 +68,12 @@ class Process:
     hints: Mapping[str, str] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
+    said: int = field(default=0, init=False)  # bytes in its log before it was started
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
+            self.said = output.tell()
             # a session of its own: Ctrl-C is for us alone, and whatever it starts can be ended with it
             self.running = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -103,7 +105,7 @@ class Process:
     def last_words(self) -> list[str]:
         """The last lines of its output; or what they mean, if that is known."""
         with open(self.log, "rb") as file:
-            file.seek(max(0, self.log.stat().st_size - 4096))
+            file.seek(max(self.said, self.log.stat().st_size - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         lines = lines[-LAST_LINES:]
         return [hint for word, hint in self.hints.items() if any(word in line for line in lines)] or lines
