@@ -16,7 +16,10 @@ from capfl.data import clients_of, deal
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, WireError
 from capfl.experiment import Remote, resume, run
+from capfl.page import write_page
+from capfl.report.ledger import read_ledger
 from capfl.report.summary import Summary
+from capfl.report.tables import summary_table
 from capfl.roles import Agreement, server
 from capfl.site import Client
 from capfl.types import ClientId, Exchange, Failure, Item, Kind, Request
@@ -327,3 +330,15 @@ def test_what_a_client_does_not_answer(tmp_path: Path, files: list[str]) -> None
     with pytest.raises(WireError, match="shorter than a header"):
         client.answer("train", "fedit", b"")
     assert not (tmp_path / "site/state").exists()
+
+
+def test_page_ledger_and_table_of_a_run_over_sites(tmp_path: Path, files: list[str]) -> None:
+    config = config_of(tmp_path / "run", files, evaluation__every=1)
+    summary, out = run(config, Sites(config, tmp_path / "sites").remote)
+    ledger = read_ledger(out).to_json()
+    assert (ledger["bytes_up"], ledger["bytes_down"]) == (summary.total_bytes("up"), summary.total_bytes("down"))
+    assert ledger["messages_up"] == ledger["messages_down"] == 3 * (2 + 2 + 1)
+    page = write_page(out, out / "report.html").read_text()
+    assert all(client in page for client in ("north", "south"))
+    assert summary.cache == {}
+    assert summary_table(summary).row_count == 3 + 4

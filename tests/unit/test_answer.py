@@ -17,7 +17,7 @@ from capfl.methods.fedsa_lora import fedsa_lora
 from capfl.methods.local import local
 from capfl.roles import Agreement, agreements, refuse_pooled, server
 from capfl.roles.answer import answer, personal
-from capfl.roles.client import Site
+from capfl.roles.client import Site, aging
 from capfl.round import run_round, validate_round
 from capfl.types import Adapter, ClientState, Failure, HeldOut, Score, ServerState, SplitName, Trained
 from capfl.wire import decode_broadcast
@@ -211,3 +211,13 @@ def test_a_message_for_somebody_else_changes_nothing(kind):
 def test_a_method_without_a_global_adapter_knows_no_more_than_it_is_told():
     agreed = Agreement(local(), FP32, START)
     assert agreed.whole({}) == START
+
+
+def test_a_residual_ages_by_the_rounds_since_the_client_trained_whatever_it_has_been_told_since():
+    codec = CodecConfig(values="bf16", mask="top", density=0.5, residual_decay=0.5, residual_rounds=3)
+    agreed = Agreement(fedit(), codec, START)
+    left = {"m.A": torch.tensor([[8.0], [0.0]])}
+    for trained, version, expected in ((4, 3, 4.0), (2, 4, 1.0), (1, 4, None), (5, 4, 8.0)):
+        memory = ClientState("a", version=version, residual=left, trained=trained)
+        aged = aging(memory, 5, agreed).residual
+        assert (float(aged["m.A"][0, 0]) if aged else None) == expected, trained

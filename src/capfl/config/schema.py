@@ -169,7 +169,10 @@ class FederationConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every: Annotated[int, Field(ge=0)] = Field(1, description="rounds between validations of the global model; 0: none")
+    every: Annotated[int, Field(ge=0)] = Field(
+        1,
+        description="rounds between validations of the global model, which clients elsewhere are sent for it; 0: none",
+    )
     max_items: Positive | None = Field(None, description="most items of a split that are scored for each client")
     batch_size: Positive = Field(32, description="sequences scored at once")
     personal: bool = Field(True, description="evaluate a personal model for each client at the end")
