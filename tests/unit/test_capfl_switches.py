@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -18,7 +19,7 @@ from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
 from capfl.roles import Agreement
 from capfl.roles import client as role
-from capfl.types import Adapter, ClientState
+from capfl.types import Adapter, ClientState, Trained
 from fake import CLIENTS, Fake, bits, initial
 from support import tiny_run
 
@@ -93,9 +94,25 @@ def test_the_gate_is_the_importance_over_its_mean_and_goes_into_b() -> None:
     assert bits(role.effective(initial(), memory, plain)) == bits(initial())
 
 
+def test_a_rank_is_not_felt_less_for_having_a_small_gate() -> None:
+    """The loss is as sensitive to a gate whatever it is now: training reports g dL/dg."""
+    method = fake("fp32", gate=True, rank_floor=0.0).agreement.method
+    shown = []
+    for kappa in ([0.01, 0.02, 0.03, 0.02], [0.02, 0.02, 0.02, 0.02]):
+        memory = memory_of(kappa)
+        memory = replace(memory, notes=memory.notes | {f"prior {n}": memory.notes[n] for n in ("alpha", "beta")})
+        memory = replace(memory, notes=memory.notes | {"evidence": torch.full((4,), 0.02)})
+        gate = torch.tensor(kappa) / 0.02
+        _, after = method.collect(
+            initial(), Trained(initial(), (1.0,), gate * torch.tensor([1.0, 2.0, 3.0, 4.0])), memory
+        )
+        shown.append(after.notes["evidence"])
+    torch.testing.assert_close(shown[0], shown[1])
+
+
 def test_what_is_sent_has_no_gate_in_it() -> None:
     """The fake trains no model, so with and without a gate the same changes are made, sent and averaged."""
-    gated, plain = fake("fp32", gate=True), fake("fp32")
+    gated, plain = (fake("fp32", gate=on, rank_floor=0.0) for on in (True, False))
     gated.play(3)
     plain.play(3)
     assert bits(gated.state.adapter) == bits(plain.state.adapter)

@@ -181,6 +181,11 @@ def capfl(settings: Settings, seed: int) -> Method:
         """What a personal model begins with: no rank that the client has dropped."""
         return _without(start, ~alive(memory.notes))
 
+    def gate(memory: ClientState) -> Tensor:
+        """Of every rank, (n,) float32: its importance over the mean."""
+        kappa = _gamma(memory.notes).mean()
+        return (kappa / kappa.mean()).float()
+
     def penalty(received: Adapter, memory: ClientState) -> Penalty:
         n_train = float(memory.notes["items"][0])
         weights = settings.alpha_s / n_train * _gamma(memory.notes).mean_inverse()
@@ -194,9 +199,7 @@ def capfl(settings: Settings, seed: int) -> Method:
                 terms.append(settings.alpha_f / 2 * algebra.squared_distance(now, constants))
             return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
 
-        kappa = _gamma(memory.notes).mean()
-        gate = (kappa / kappa.mean()).float() if settings.gate else None
-        return Penalty(term, constants | (received if anchored else {}), gate)
+        return Penalty(term, constants | (received if anchored else {}), gate(memory) if settings.gate else None)
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
         """The change, and what training has shown of the ranks so far."""
@@ -204,6 +207,8 @@ def capfl(settings: Settings, seed: int) -> Method:
         shown = huber(norms, DELTA)
         if settings.evidence == "sensitivity":  # in units of h, whose mean it keeps
             felt = trained.sensitivity.double()
+            if settings.gate:  # by the gate itself: else a rank would be felt less for having a small one
+                felt = felt / gate(memory)
             shown = felt * (shown.mean() / felt.mean().clamp_min(TINY))
         shown = shown.clamp_min(TINY)
         prior = _gamma(memory.notes, PRIOR)
