@@ -13,6 +13,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from capfl.compare.statistics import Interval
+from capfl.compare.table import interval, spread
+from capfl.report.tables import size
+
 BEGIN, END = "<!-- results: python benchmarks/readme.py -->", "<!-- end of results -->"
 SPLITS = {
     "peers": "two domains of three clients each (CLINC150)",
@@ -37,7 +41,7 @@ def table(rows: list[dict[str, Any]], variants: list[str]) -> str:
                 spread(row["personal"]),
                 spread(row["worst"]),
                 apart(row["difference"]),
-                size(row["bytes_total"]),
+                size(statistics.fmean(row["bytes_total"])),
             ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -47,20 +51,8 @@ def find(rows: list[dict[str, Any]], split: str, variant: str) -> dict[str, Any]
     return next((r for r in rows if r["split"] == split and r["label"] == variant and len(r["seeds"]) >= FEWEST), None)
 
 
-def spread(values: list[float]) -> str:
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
-
-
 def apart(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    mean, low, high = (f"{100 * difference[key]:+.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})" + (", crosses 0" if difference["crosses_zero"] else "")
-
-
-def size(values: list[float]) -> str:
-    kilobytes = statistics.fmean(values) / 1000
-    return f"{kilobytes / 1000:.1f} MB" if kilobytes >= 1000 else f"{kilobytes:.0f} kB"
+    return interval(difference and Interval(*(difference[key] for key in ("mean", "low", "high"))))
 
 
 def into(readme: str, text: str) -> str:

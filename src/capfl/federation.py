@@ -43,6 +43,7 @@ class Federation:
         self.clients = sorted(splits)
         self._trained = trained
         self._rows: dict[ClientId, Rows] = {}
+        self._held_out: dict[ClientId, HeldOut] = {}
         self._scorable: dict[tuple[ClientId, SplitName], Scorable] = {}
 
     def participants(self, method: Method) -> list[ClientId]:
@@ -110,6 +111,11 @@ class Federation:
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items, of which the first ``evaluation.max_items`` are scored."""
+        if client not in self._held_out:  # a client's site is made anew for every visit
+            self._held_out[client] = self._count_held_out(client)
+        return self._held_out[client]
+
+    def _count_held_out(self, client: ClientId) -> HeldOut:
         test = [self.items[i] for i in self._indices(client, "test")]
         number = len(test[: self.config.evaluation.max_items])
         if not test or not all(item.choices for item in test):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Run over sites of their own, with Flower.", no_args_is_help=True, add_completion=False)
 
+_Number = Annotated[int, typer.Argument(help="of the run, as `capfl flower run` gave it", metavar="RUN")]
 _Home = Annotated[Path | None, typer.Option(help="the link's folder; by default in the user's state folder")]
 _Answer = Annotated[float, typer.Option(min=1, help="seconds that a node has to answer a request")]
 _Node = Annotated[float, typer.Option(min=0, help="seconds for which a client without a node is waited for")]
@@ -117,7 +118,7 @@ def run(
 
 @app.command()
 def follow(
-    number: Annotated[int, typer.Argument(help="of the run, as `capfl flower run` gave it", metavar="RUN")],
+    number: _Number,
     home: _Home = None,
 ) -> None:
     """Say what a run says, from its beginning to its end. The exit code says whether it succeeded."""
@@ -128,7 +129,7 @@ def follow(
 
 @app.command()
 def stop(
-    number: Annotated[int, typer.Argument(help="of the run, as `capfl flower run` gave it", metavar="RUN")],
+    number: _Number,
     home: _Home = None,
 ) -> None:
     """End a run. `capfl flower run --resume` goes on with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -153,8 +154,6 @@ def told_to_stop() -> Iterator[Callable[[], bool]]:
 
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
