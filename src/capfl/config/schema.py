@@ -232,11 +232,13 @@ class Config(Section):
     @classmethod
     def _fills_in_the_codec(cls, tree: Any) -> Any:
         """Of flasc, whose codec is part of the method, where the config says nothing else."""
-        if not isinstance(tree, dict) or not all(isinstance(tree.get(key, {}), dict) for key in ("method", "codec")):
+        if not isinstance(tree, dict):
             return tree
-        if tree.get("method", {}).get("name") != "flasc":
+        parts = [tree.get(key, {}) for key in ("method", "codec")]
+        method, codec = (p.model_dump(exclude_unset=True) if isinstance(p, Section) else p for p in parts)
+        if not isinstance(method, dict) or not isinstance(codec, dict) or method.get("name") != "flasc":
             return tree
-        return tree | {"codec": FLASC | tree.get("codec", {})}
+        return tree | {"codec": FLASC | codec}
 
     @model_validator(mode="after")
     def _flasc_sends_the_largest(self) -> Self:
