@@ -20,8 +20,8 @@ FP32 = up_codec(CodecConfig(values="fp32"), 0)
 
 
 def test_by_hand():
-    # tag 8, nine bytes: a weight of 10, and a body of five
-    assert relay.pack([(10, b"hello"), (2, b"")]).hex() == "08090000000a00000068656c6c6f080400000002000000"
+    # tag 11, nine bytes: a weight of 10, and a body of five
+    assert relay.pack([(10, b"hello"), (2, b"")]).hex() == "0b090000000a00000068656c6c6f0b0400000002000000"
 
 
 @given(st.lists(st.tuples(st.integers(1, 2**32 - 1), st.binary(max_size=9)), min_size=1, max_size=4))
@@ -36,7 +36,7 @@ def test_there_and_back(bodies):
         (b"", "there are none"),
         (relay.pack([(0, b"body")]), "has no weight"),
         (relay.pack([(1, b"")])[:-1], "is cut off"),
-        (b"\x08\x02\x00\x00\x00ab", "has no weight"),
+        (b"\x0b\x02\x00\x00\x00ab", "has no weight"),
         (b"\x01" + relay.pack([(1, b"body")])[1:], "section 1 where one of RELAYED was expected"),
     ],
 )
