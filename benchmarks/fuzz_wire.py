@@ -44,6 +44,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
 from capfl.wire import (
     Codec,
+    adding,
     advance,
     broadcast,
     compensate,
@@ -198,7 +199,7 @@ def decode(blob: bytes, codec: Codec, update: bool) -> bool:
         notes = message.notes
     else:
         told = decode_broadcast(blob, codec, SCHEMA, KINDS)
-        memory = receive(told, MEMORY, codec, TEMPLATE, START)
+        memory = receive(told, MEMORY, adding(codec, TEMPLATE), TEMPLATE, START)
         found, whole, notes = memory.known, memory.version >= 0, told.notes
     whole = whole and all(name in KINDS and bool(t.isfinite().all()) for name, t in notes.items())
     return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())

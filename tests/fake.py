@@ -10,7 +10,7 @@ import torch
 from adapters import CODECS
 from capfl import adapter as algebra
 from capfl import checkpoint
-from capfl.config.schema import FederationConfig, MethodConfig
+from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.errors import WireError
 from capfl.methods import build
 from capfl.roles import Agreement, client, server
@@ -34,7 +34,13 @@ CLIENTS = ["a", "b", "c"]
 
 
 def of(method: str, codec: str) -> Agreement:
-    return Agreement(build(MethodConfig(name=method)), CODECS[codec], initial(), "base", seed=3)
+    return Agreement(build(MethodConfig(name=method)), codec_of(method, codec), initial(), "base", seed=3)
+
+
+def codec_of(method: str, codec: str) -> CodecConfig:
+    """A codec of the table, with what is part of the method itself: of flasc, that the largest values are sent."""
+    part = {"mask": "top", "scope": "global", "compensation": "off"} if method == "flasc" else {}
+    return CODECS[codec].model_copy(update=part)
 
 
 def initial() -> Adapter:
@@ -97,7 +103,7 @@ class Fake:
     def __init__(self, method: str, codec: str) -> None:
         self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
         self.agreement = of(method, codec)
-        self.state = server.start(self.agreement)
+        self.state = server.start(self.agreement, CLIENTS)
         self.memory: dict[ClientId, ClientState] = {}
         self.sizes: list[tuple[str, int]] = []
         self.arrived: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from capfl import adapter as algebra
+from capfl.checkpoint import RunFolder
 from capfl.config import load_config
 from capfl.config.keys import all_keys
 from capfl.data import load_items, render
 from capfl.methods import METHODS
 from capfl.model.base import load_base
 from capfl.model.export import load_adapter
+from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
+from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
 from commands import TINY_FLAGS, command, refused
 from support import TINY, tiny_run
@@ -284,6 +288,28 @@ def test_eval_agrees_with_a_direct_computation(finished: Path) -> None:
     assert said["base_accuracy"] == found["base_accuracy"]
     assert said["loss"] == pytest.approx(found["loss"], rel=1e-4)
     assert said["accuracy"] != said["base_accuracy"]  # so that the adapter was really used
+
+
+@pytest.mark.parametrize("method", ["fedex-lora", "flora", "hetlora"])
+def test_eval_of_a_saved_adapter_is_that_of_the_patched_base(tmp_path: Path, method: str) -> None:
+    """Saved, the patch is more ranks: 16 or 32 where the run's adapter has 8."""
+    tiny_run(tmp_path / "run", method__name=method, train__learning_rate=0.05, train__steps=12)
+    said = json.loads(command("eval", tmp_path / "run" / "adapters" / "global", *HELPDESK).stdout)
+
+    config = load_config(None, TINY)
+    model = AdaptedModel(load_base(config.model), config.lora)
+    state = RunFolder(tmp_path / "run").server(model.initial_adapter(0))
+    assert state is not None
+    tokenizer = model.base.tokenizer
+    examples = [encode(render(item, "letter"), "letter", tokenizer, 256) for item in load_items(config.data, 0)]
+    with HiddenCache("off", 0) as cache:
+        found = score(model, cache, Scorable("all", examples), state.whole, 32)
+        factors = score(model, cache, Scorable("all", examples), algebra.unpatched(state.whole), 32)
+    assert said["items"] == found.total == 60
+    assert said["accuracy"] == found.accuracy
+    assert said["loss"] == pytest.approx(found.loss, rel=1e-5)
+    if method != "hetlora":
+        assert said["loss"] != pytest.approx(factors.loss, rel=1e-3)  # the patch is in it
 
 
 def test_eval_of_completions_counts_tokens(finished: Path, tmp_path: Path) -> None:

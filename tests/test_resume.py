@@ -83,6 +83,24 @@ def test_killed_at_any_write(runs: Path, uninterrupted: dict[str, object], monke
     assert n > 20
 
 
+@pytest.mark.parametrize("method", ["fedex-lora", "flora", "hetlora", "flasc"])
+def test_a_base_that_was_patched_and_moments_and_ranks_are_there_again(
+    runs: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"federation__rounds": 3, "method__name": method, "evaluation__every": 1}
+    tiny_run(runs / "whole", **settings)
+    whole = everything(runs / "whole")
+    for n in (4, 7, 9, 12):
+        out = runs / str(n)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killer(n))
+            with pytest.raises(Killed):
+                tiny_run(out, **settings)
+        assert (out / "config.toml").is_file()
+        resume(out, serial)
+        assert everything(out) == whole, f"killed at write {n}"
+
+
 def test_killed_with_signal_9_at_random_moments(runs: Path, uninterrupted: dict[str, object]) -> None:
     runs.mkdir()
     config = runs / "config.toml"

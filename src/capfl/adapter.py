@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from capfl.rng import stream
 from capfl.types import Adapter
+
+
+def drawn(shapes: Mapping[str, Sequence[int]], seed: int, *keys: int) -> Adapter:
+    """A from Kaiming-uniform with PEFT's bound 1/sqrt(d_in), B = 0: nothing is added to the base.
+
+    Args:
+        shapes: of the factors, by name.
+        keys: what tells one draw under a seed from another; none for the adapter that a run begins with.
+    """
+    adapter: Adapter = {}
+    for name, shape in shapes.items():
+        if name.endswith(".A"):
+            bound = 1.0 / np.sqrt(shape[1])
+            values = stream(seed, "init", name, *keys).uniform(-bound, bound, tuple(shape))
+            adapter[name] = torch.from_numpy(values.astype(np.float32))
+        else:
+            adapter[name] = torch.zeros(*shape)
+    return adapter
+
+
+def zeros(a: Adapter) -> Adapter:
+    """Zeros in the shapes of an adapter."""
+    return {name: torch.zeros_like(t) for name, t in a.items()}
 
 
 def add(a: Adapter, b: Adapter) -> Adapter:
@@ -88,7 +113,22 @@ def moved(change: Adapter) -> Adapter:
     return {name: t for name, t in change.items() if name.rpartition(".")[2] in which}
 
 
-def factors(a: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
+def unpatched(a: Adapter) -> Adapter:
+    """The factors, without what is added to the base itself."""
+    return {name: t for name, t in a.items() if not name.endswith(".W")}
+
+
+def blank(a: Mapping[str, Tensor]) -> Adapter:
+    """A patch ``MODULE.W`` (d_out, d_in) of zeros for every module of an adapter: one zero each, expanded."""
+    return {f"{module}.W": up.new_zeros(1).expand(len(up), down.shape[1]) for module, down, up in factors(a)}
+
+
+def shapes(a: Mapping[str, Tensor]) -> Adapter:
+    """The adapter without its values, on torch's meta device."""
+    return {name: torch.empty_like(t, device="meta") for name, t in a.items()}
+
+
+def factors(a: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(module, A, B) of every complete pair, in the adapter's order. A is (r, d_in), B is (d_out, r)."""
     for name, t in a.items():
         module, _, factor = name.rpartition(".")
@@ -116,6 +156,17 @@ def gated(a: Adapter, gate: Tensor | None) -> Adapter:
     """B diag(g) for B, with a gate (n,) on the ranks of all modules: the same update as B diag(g) A. None: as it is."""
     parts = by_module(gate, a) if gate is not None else ()
     return a | {f"{module}.B": a[f"{module}.B"] * own for module, own in parts}
+
+
+def without(a: Adapter, dropped: Tensor) -> Adapter:
+    """The adapter with zeros in B's columns and A's rows of the ranks dropped, (n,) bool."""
+    changed = dict(a)
+    for module, gone in by_module(dropped, a):
+        if bool(gone.any()):
+            down, up = a[f"{module}.A"].clone(), a[f"{module}.B"].clone()
+            down[gone], up[:, gone] = 0.0, 0.0
+            changed |= {f"{module}.A": down, f"{module}.B": up}
+    return changed
 
 
 def pruned(a: Adapter) -> Adapter:

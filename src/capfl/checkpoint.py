@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from capfl import adapter as algebra
 from capfl.errors import CheckpointError
 from capfl.files import naming, write_atomically
 from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRecord, ServerState
@@ -21,12 +22,15 @@ from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRec
 def server_to_bytes(state: ServerState) -> bytes:
     log = {str(n): _bytes(body) for n, body in enumerate(state.log)}
     groups = {name: _bytes(server_to_bytes(group)) for name, group in sorted(state.groups.items())}
+    adapter, known = state.adapter, state.known
+    own = {name: t for name, t in known.items() if not _same_bits(t, adapter.get(name))}  # none is written twice
     scalars = {
         "round": state.round,
+        "known": list(known),
         "versions": dict(sorted(state.versions.items())),
         "group_of": dict(sorted(state.group_of.items())),
     }
-    tensors = {"adapter": state.adapter, "known": state.known, "log": log, "groups": groups, "notes": state.notes}
+    tensors = {"adapter": adapter, "known": own, "log": log, "groups": groups, "notes": state.notes}
     return _pack(tensors, scalars)
 
 
@@ -36,7 +40,7 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     Raises:
         CheckpointError: it is damaged, or made for another adapter.
     """
-    tensors, (round, versions, group_of) = _unpack(blob, round=int, versions=dict, group_of=dict)
+    tensors, (round, known, versions, group_of) = _unpack(blob, round=int, known=list, versions=dict, group_of=dict)
     log, inner, notes = tensors.pop("log", {}), tensors.pop("groups", {}), tensors.pop("notes", {})
     fitting = _fitting(tensors, template)
     if set(log) != {str(n) for n in range(len(log))}:
@@ -45,7 +49,12 @@ def server_from_bytes(blob: bytes, template: Adapter) -> ServerState:
     if unknown := set(group_of.values()) - inner.keys():
         raise CheckpointError(f"saved state is damaged: it has clients in a group {min(unknown)!r} that is not there")
     groups = {name: server_from_bytes(t.numpy().tobytes(), template) for name, t in sorted(inner.items())}
-    return ServerState(round, fitting("adapter"), fitting("known"), tuple(bodies), versions, groups, group_of, notes)
+    adapter = fitting("adapter")
+    own = adapter | fitting("known")
+    if missing := sorted(set(known) - own.keys()):
+        raise CheckpointError(f"saved state is damaged: it has no {missing[0]!r}, which clients know")
+    whole = {name: own[name] for name in known}
+    return ServerState(round, adapter, whole, tuple(bodies), versions, groups, group_of, notes)
 
 
 def client_to_bytes(state: ClientState) -> bytes:
@@ -73,6 +82,10 @@ def _pack(groups: Mapping[str, Adapter], scalars: dict[str, Any]) -> bytes:
     return save(tensors, metadata={"state": json.dumps(scalars)})
 
 
+def _same_bits(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    return b is not None and torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
 def _bytes(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
@@ -96,12 +109,14 @@ def _unpack(blob: bytes, **kinds: type) -> tuple[dict[str, Adapter], list[Any]]:
 
 
 def _fitting(groups: dict[str, Adapter], template: Adapter) -> Callable[[str], Adapter]:
-    """Gives each group in the template's order, after all of them have been checked against it."""
+    """Gives each group in the template's order, after all of them have been checked against it, and a patch of it."""
+    whole = template | algebra.blank(algebra.shapes(template))
     for named in groups.values():
         for name, t in named.items():
-            if name not in template or template[name].shape != t.shape or template[name].dtype != t.dtype:
+            expected = whole.get(name)
+            if expected is None or expected.shape != t.shape or expected.dtype != t.dtype:
                 raise CheckpointError(f"saved state has a tensor {name!r} of shape {tuple(t.shape)} that does not fit")
-    return lambda group: {name: groups[group][name] for name in template if name in groups.get(group, {})}
+    return lambda group: {name: groups[group][name] for name in whole if name in groups.get(group, {})}
 
 
 class ClientStore:

@@ -21,7 +21,7 @@ from capfl.federation import Federation
 from capfl.files import write_atomically
 from capfl.methods import build
 from capfl.model.base import load_base
-from capfl.model.export import save_adapter
+from capfl.model.export import PatchFactors, save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.shared import SharedBlocks
@@ -115,6 +115,8 @@ def _run(
     with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.client) if items else None
 
+        factors = PatchFactors()
+
         # rounds: the method itself, then the references that its clients could have had instead
         finished: dict[str, Finished] = {}
         for name, agreement in agreed.items():
@@ -124,7 +126,7 @@ def _run(
             else:
                 assert federation is not None
                 adapters = folder.path / "adapters" / "clients" if not finished else None
-                exchange = _simulated(engine, agreement, federation, place, adapters)
+                exchange = _simulated(engine, agreement, federation, place, adapters, factors)
                 participants = federation.participants(agreement.method)
             finished[name] = run_method(agreement, participants, exchange, federation, config, place, reporter)
 
@@ -132,7 +134,7 @@ def _run(
         reporter.note("evaluating every client")
         main = next(iter(finished.values()))
         if main.agreement.method.has_global:
-            save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global")
+            save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global", factors)
         summary = evaluate(finished, config.federation, federation)
         summary = replace(summary, seconds=time.monotonic() - began)
     folder.write_json("summary.json", summary.to_json())
@@ -141,7 +143,12 @@ def _run(
 
 
 def _simulated(
-    engine: Engine, agreement: Agreement, federation: Federation, folder: RunFolder, adapters: Path | None
+    engine: Engine,
+    agreement: Agreement,
+    federation: Federation,
+    folder: RunFolder,
+    adapters: Path | None,
+    factors: PatchFactors,
 ) -> Exchange:
     """The exchange with clients of this process, whose states are in the run's folder."""
     method, initial = agreement.method, agreement.initial
@@ -150,7 +157,7 @@ def _simulated(
     def site(client: ClientId) -> Site:
         if adapters is None:
             return federation.site(client, method)
-        return federation.site(client, method, lambda own: save_adapter(own, peft_config, adapters / client))
+        return federation.site(client, method, lambda own: save_adapter(own, peft_config, adapters / client, factors))
 
     store = folder.clients(initial, lambda client: method.init_client(client, initial))
     return engine(site, store, agreement)
@@ -172,7 +179,7 @@ def run_method(
             asked to validate the newest version, and have then been told it.
     """
     method, rounds = agreement.method, config.federation.rounds
-    state = folder.server(agreement.initial) or server.start(agreement)
+    state = folder.server(agreement.initial) or server.start(agreement, participants)
     folder.forget_after(state.round)
     n_visits = sample_size(len(participants), config.federation.fraction)
     reporter.start(method.name, rounds, state.round, n_visits)

@@ -55,7 +55,7 @@ def run_round(
     # clients: every reply comes back, in the order of ids
     def updates() -> Iterator[Update]:
         for update in asking.replies(chosen, server.read_update):
-            used.append(replace(update, adapter={}))
+            used.append(replace(update, adapter={}, body=b""))
             if (alive := agreement.method.alive(update.notes)) is not None:
                 ranks[update.client] = algebra.living(alive, agreement.initial)
             yield update

@@ -27,7 +27,7 @@ def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dic
         only: ``field=value`` pairs; items without them are left out.
 
     Raises:
-        ModelError: the folder holds no adapter that fits the model it names, or one of a rank above its ``r``.
+        ModelError: the folder holds no adapter that fits the model it names.
         DataError: no item is left.
     """
     adapter, saved = load_adapter(folder)
@@ -36,11 +36,12 @@ def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dic
     modules = {name.rpartition(".")[0] for name in adapter}
     name = saved.base_model_name_or_path or config.model.path
     layers = sorted({int(part) for module in modules for part in module.split(".") if part.isdigit()})
+    rank = max(saved.r, *algebra.ranks(adapter).values())
     model = AdaptedModel(
         load_base(config.model.model_copy(update={"path": name})),
         LoraConfig(
-            rank=saved.r,
-            alpha=saved.lora_alpha,
+            rank=rank,
+            alpha=saved.lora_alpha * rank / saved.r,
             targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
             layers=",".join(map(str, layers)),
         ),

@@ -13,13 +13,14 @@ ClientId = str
 Adapter = dict[str, torch.Tensor]
 """LoRA factors by name: ``"<module>.A"`` of shape (r, d_in) and ``"<module>.B"`` of shape (d_out, r).
 
-A part of an adapter (only the A factors, say) is an Adapter with fewer names.
+A part of an adapter (only the A factors, say) is an Adapter with fewer names. A method that changes the base has a
+patch beside them, ``"<module>.W"`` of shape (d_out, d_in): the module then adds s (B A + W) to its frozen weight.
 """
 
 Notes = dict[str, torch.Tensor]
 """Short vectors (n,) in float32 by name, that a method sends or remembers beside an adapter."""
 
-NoteKind = Literal["bf16", "positive"]
+NoteKind = Literal["bf16", "positive", "marks"]
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -116,7 +117,7 @@ class Broadcast:
     round: int
     client: ClientId
     state: bytes | None  # the whole adapter, encoded, or
-    differences: tuple[bytes, ...]  # from one version to the next, encoded, oldest first
+    differences: tuple[bytes, ...]  # from one version to the next, encoded or relayed, oldest first
     notes: Notes = field(default_factory=dict)
 
 
@@ -131,6 +132,7 @@ class Update:
     steps: int  # optimiser steps taken this round
     loss: float  # mean training loss over those steps, nats a token
     notes: Notes = field(default_factory=dict)
+    body: bytes = b""  # the adapter as it came, for methods that relay it
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,11 @@ from capfl.methods import METHODS, build
 from capfl.roles import server
 from capfl.round import run_round
 from capfl.types import Adapter, ClientId, ServerState
-from capfl.wire import up_codec
-from fake import CLIENTS, Fake, bits, initial, steps
+from fake import CLIENTS, Fake, bits, codec_of, initial, steps
 from support import tiny_config
 
 SOME = FederationConfig(fraction=0.6)  # two of the three in each round
-UP = {name: up_codec(config, 3) for name, config in CODECS.items()}
-UNBIASED = [name for name, codec in UP.items() if codec.unbiased]
-FEEDBACK = [name for name, codec in UP.items() if codec.compensation == "feedback"]
-LOSSLESS_IN_THE_END = [name for name in FEEDBACK if CODECS[name].residual_decay == 1]
+FORGETS = ["flora"]  # its factors are drawn anew, so a residual of the old ones would be for nothing
 PRECISION = {"fp32": 1e-6, "bf16": 2e-4, "8bit": 2e-4, "4bit": 4e-3, "ternary-dense": 0.03}
 
 
@@ -35,7 +31,7 @@ every_codec = pytest.mark.parametrize("codec", CODECS)
 every_method = pytest.mark.parametrize("method", METHODS)
 # whose server adds the mean change as it is; the others' products of factors are in unit/test_aggregation.py
 every_plain_mean = pytest.mark.parametrize(
-    "method", [name for name in METHODS if name not in ("lora-fair", "flexlora")]
+    "method", [name for name in METHODS if name not in ("lora-fair", "flexlora", "flora", "hetlora", "flasc")]
 )
 
 
@@ -84,17 +80,19 @@ def test_what_arrived_and_what_is_left_sum_to_what_changed(method: str, codec: s
     """For every client, however often it took part. A residual that is given up or shrunk is lost, and said to be."""
     fake = Fake(method, codec)
     fake.play(7, SOME)
+    feedback = fake.agreement.up.compensation == "feedback"
     for name in CLIENTS:
         assert 1 <= len(fake.changes[name]) < 7
         residual = fake.memory[name].residual
+        since = -1 if method in FORGETS else 0
         if not fake.agreement.version_0:
             assert fake.arrived[name] == [{}] * len(fake.changes[name])
-        elif codec in LOSSLESS_IN_THE_END:
-            got, expected = total([*fake.arrived[name], residual], initial()), total(fake.changes[name], initial())
-            for key, t in expected.items():
+        elif feedback and CODECS[codec].residual_decay == 1:
+            got = total([*fake.arrived[name][since:], residual], initial())
+            for key, t in total(fake.changes[name][since:], initial()).items():
                 torch.testing.assert_close(got[key], t, atol=1e-7, rtol=0)
             assert bool(residual) != fake.agreement.up.exact
-        elif codec not in FEEDBACK:
+        elif not feedback:
             assert residual == {}
 
 
@@ -107,14 +105,15 @@ def test_a_message_has_the_right_scale(method: str, codec: str) -> None:
     along what it was to say, the length of that.
     """
     fake = Fake(method, codec)
-    fake.play(8 if codec in UNBIASED else 3)
+    unbiased = fake.agreement.up.unbiased
+    fake.play(8 if unbiased else 3)
 
     def dot(a: Adapter, b: Adapter) -> float:
         return sum(float((a[key].double() * t.double()).sum()) for key, t in b.items())
 
     if not fake.agreement.version_0:
         assert all(said == {} for _, said in fake.sent)
-    elif codec in UNBIASED:
+    elif unbiased:
         along = sum(dot(whole, said) for whole, said in fake.sent)
         assert abs(along / sum(dot(whole, whole) for whole, _ in fake.sent) - 1) < 0.1
     else:
@@ -142,7 +141,7 @@ def test_a_client_that_lost_its_disk_is_asked_again_and_goes_on(method: str, cod
     fake.changes["b"].clear()
     (record,) = fake.play(1, policy)
     assert record.clients == ("a", "b", "c")
-    assert [failure.client for failure in record.failures] == ([] if fake.agreement.down.exact else ["b"])
+    assert [failure.client for failure in record.failures] == ([] if fake.agreement.always_whole else ["b"])
     assert fake.play(1, policy)[0].failures == ()
 
 
@@ -160,14 +159,15 @@ def test_the_mean_change_stays_within_the_codecs_precision(method: str, codec: s
     expected = algebra.add(initial(), algebra.weighted_mean(parts))
     for key, t in expected.items():
         torch.testing.assert_close(fake.state.adapter[key], t, atol=PRECISION[codec], rtol=0)
-    for key, t in fake.state.known.items():
+    for key, t in algebra.unpatched(fake.state.known).items():
         torch.testing.assert_close(t, expected[key], atol=2 * PRECISION[codec], rtol=0)
 
 
 @every_codec
 @every_method
 def test_a_whole_run_is_the_same_on_every_engine(method: str, codec: str, runs: Path) -> None:
-    changes = {f"codec__{key}": value for key, value in CODECS[codec].model_dump(exclude_unset=True).items()}
+    given = codec_of(method, codec).model_dump(exclude_unset=True)
+    changes = {f"codec__{key}": value for key, value in given.items()}
     states = []
     for name, engine in (("serial", serial), ("debug", debug)):
         out = runs / name

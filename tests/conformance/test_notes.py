@@ -65,7 +65,7 @@ def test_notes_go_both_ways_are_remembered_and_are_counted(codec: str) -> None:
 
 def test_a_plan_counts_notes() -> None:
     agreement = Agreement(NOTING, CODECS["default"], initial(), "base", seed=3)
-    traffic = measure(agreement, CLIENTS, some_miss=False)
+    traffic = measure(agreement, CLIENTS, some_miss=False)["a"]
     assert (traffic.up[-1]["notes"], traffic.down[-1]["notes"]) == (5 + 4, 5 + 3)
 
 

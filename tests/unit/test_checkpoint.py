@@ -356,3 +356,32 @@ def test_json_files(folder):
     (folder.path / "bad.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"cannot read .*bad.json"):
         folder.read_json("bad.json")
+
+
+# -- nothing is written twice ------------------------------------------------------------------------------------
+
+
+def test_what_clients_know_of_the_adapter_is_written_once():
+    adapter = {"m.A": torch.randn(2, 300), "m.B": torch.randn(300, 2)}
+    apart = {name: t + 1 for name, t in adapter.items()}
+    once, twice = (server_to_bytes(ServerState(1, adapter, known)) for known in (adapter, apart))
+    assert len(twice) - len(once) > 4 * 1200
+    for blob, known in ((once, adapter), (twice, apart)):
+        back = server_from_bytes(blob, adapter)
+        assert list(back.known) == list(known)
+        assert all(torch.equal(back.known[name], t) for name, t in known.items())
+        assert server_to_bytes(back) == blob
+
+
+def test_zeros_of_either_sign_are_not_the_same():
+    known = {name: -t for name, t in TEMPLATE.items()}
+    back = server_from_bytes(server_to_bytes(ServerState(1, TEMPLATE, known)), TEMPLATE)
+    assert torch.signbit(back.known["m.A"]).all()
+    assert not torch.signbit(back.adapter["m.A"]).any()
+
+
+def test_a_state_that_lacks_what_clients_know_is_damaged():
+    blob = server_to_bytes(ServerState(1, TEMPLATE, TEMPLATE))
+    assert blob.count(b'\\"m.B\\"]') == 1
+    with pytest.raises(CheckpointError, match=r"it has no 'm\.C', which clients know"):
+        server_from_bytes(blob.replace(b'\\"m.B\\"]', b'\\"m.C\\"]'), TEMPLATE)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import ALIASES, all_keys, flags
 from capfl.config.load import load_command
+from capfl.config.schema import CodecConfig, MethodConfig
 from capfl.errors import ConfigError
+from capfl.methods import build
 
 
 def mistakes(*arguments: str, sets: tuple[str, ...] = (), file: Path | None = None) -> list[str]:
@@ -262,3 +264,41 @@ def test_files_that_cannot_be_read(write, tmp_path):
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Config().lora.rank = 3
+
+
+# -- flasc, whose codec is part of the method ---------------------------------------------------------------
+
+
+def test_flasc_without_codec_settings_has_its_own():
+    config = load_config(None, {"method.name": "flasc"})
+    own = {"values": "fp32", "density": 0.25, "down_density": 1.0, "mask": "top", "scope": "global"}
+    assert config.codec == CodecConfig(**own, compensation="off")
+    assert Config(method=MethodConfig(name="flasc")).codec == config.codec
+    assert load_config(None, {"method.name": "fedit"}).codec == CodecConfig()
+
+
+def test_flasc_keeps_to_settings_that_are_given(write):
+    given = {"method.name": "flasc", "codec.values": "ternary", "codec.compensation": "feedback", "codec.density": 0.1}
+    codec = load_config(None, given).codec
+    assert (codec.values, codec.compensation, codec.density) == ("ternary", "feedback", 0.1)
+    assert (codec.mask, codec.scope, codec.down_density) == ("top", "global", 1.0)
+    again = load_config(write(to_toml(load_config(None, given))))
+    assert again.codec == codec
+    assert Config(method=MethodConfig(name="flasc"), codec=CodecConfig(values="bf16")).codec.mask == "top"
+
+
+def test_flasc_with_a_random_mask_is_a_contradiction():
+    (line,) = mistakes("--method", "flasc", "--mask", "random")
+    assert line == "codec.mask: flasc sends the largest values; use codec.mask = top, or leave it out"
+    assert mistakes("--method", "flasc", sets=("codec=3",))
+
+
+def test_shares_of_the_rank_are_a_list():
+    config = load_command(None, [], ["--method", "hetlora", "--rank-shares", "1,0.5"])
+    assert config.method.rank_shares == (1.0, 0.5)
+    for wrong in ("", "0", "1.5", "half"):
+        assert mistakes("--method", "hetlora", f"--rank-shares={wrong}")[0].startswith("method.rank_shares")
+    with pytest.raises(
+        ConfigError, match=r"method.rank_shares: fedit does not use it; .* use flora, flexlora, hetlora"
+    ):
+        build(load_command(None, [], ["--rank-shares", "1,0.5"]).method)

@@ -13,22 +13,27 @@ from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ModelError
 from capfl.model import tiny
 from capfl.model.base import load_base
-from capfl.model.export import load_adapter, save_adapter
+from capfl.model.export import PatchFactors, load_adapter, save_adapter
 from capfl.model.lora import AdaptedModel
 from support import tiny_run
 
 
-@pytest.mark.parametrize("alpha", [4.0, 64.0])
-def test_stock_peft_loads_every_adapter_of_a_run_to_the_same_logits(runs: Path, alpha: float) -> None:
-    tiny_run(runs, lora__alpha=alpha, train__learning_rate=0.05)
+@pytest.mark.parametrize(
+    ("alpha", "method"), [(4.0, "fedit"), (64.0, "fedit"), (4.0, "fedex-lora"), (64.0, "flora"), (4.0, "hetlora")]
+)
+def test_stock_peft_loads_every_adapter_of_a_run_to_the_same_logits(runs: Path, alpha: float, method: str) -> None:
+    tiny_run(runs, lora__alpha=alpha, train__learning_rate=0.05, method__name=method)
     ids = torch.arange(1, 13).reshape(2, 6)
     folders = [runs / "adapters" / "global", *sorted((runs / "adapters" / "clients").iterdir())]
     assert len(folders) == 3
     logits = []
     for folder in folders:
         adapter, _ = load_adapter(folder)
-        ours = AdaptedModel(load_base(ModelConfig(path="tiny")), LoraConfig(layers="top:2", alpha=alpha))
-        ours.write(adapter)
+        rank = max(algebra.ranks(adapter).values())
+        ours = AdaptedModel(
+            load_base(ModelConfig(path="tiny")), LoraConfig(layers="top:2", alpha=alpha * rank / 8, rank=rank)
+        )
+        ours.write(algebra.padded(adapter, ours.initial_adapter(0)))
         stock = peft.PeftModel.from_pretrained(tiny.model(), str(folder)).eval()
         with torch.no_grad():
             expected = stock(input_ids=ids).logits
@@ -100,3 +105,49 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="damaged"):
         load_adapter(tmp_path)
+
+
+# -- a patch of the base --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank_of_patch", [0, 3, 12, 16])
+def test_stock_peft_has_the_patch_as_more_ranks(tmp_path: Path, rank_of_patch: int) -> None:
+    """A patch of low rank costs as many ranks, one of full rank the matrix itself; with logits of the patched base."""
+    ours = AdaptedModel(load_base(ModelConfig(path="tiny")), LoraConfig(layers="top:2", alpha=4.0))
+    generator = torch.Generator().manual_seed(0)
+    adapter = {name: 0.3 * torch.randn(t.shape, generator=generator) for name, t in ours.initial_adapter(0).items()}
+    for name, t in algebra.blank(adapter).items():
+        left, right = torch.randn(len(t), rank_of_patch), torch.randn(rank_of_patch, t.shape[1])
+        adapter[name] = 0.1 * left @ right
+    save_adapter(adapter, ours.peft_config(), tmp_path)
+    back, _ = load_adapter(tmp_path)
+    for module, rank in algebra.ranks(back).items():
+        smaller = min(adapter[f"{module}.W"].shape)
+        assert rank == min(8 + min(rank_of_patch, smaller), smaller)
+        whole = adapter[f"{module}.B"].double() @ adapter[f"{module}.A"].double() + adapter[f"{module}.W"].double()
+        got = back[f"{module}.B"].double() @ back[f"{module}.A"].double()
+        assert float((whole - got).norm() / whole.norm()) < 1e-6
+    ids = torch.arange(1, 13).reshape(2, 6)
+    ours.write(adapter)
+    with torch.no_grad():
+        found = ours.logits(ids, torch.arange(12), ours.lower(ids)).reshape(2, 6, -1)
+        expected = peft.PeftModel.from_pretrained(tiny.model(), str(tmp_path)).eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_patch_alone_is_no_more_ranks_than_it_has(tmp_path: Path) -> None:
+    ours = AdaptedModel(load_base(ModelConfig(path="tiny")), LoraConfig(layers="top:2"))
+    adapter = ours.initial_adapter(0)
+    module = ours.targets[0]
+    adapter[f"{module}.W"] = torch.outer(torch.arange(32.0), torch.ones(32))
+    save_adapter(algebra.pruned(adapter), ours.peft_config(), tmp_path)
+    back, _ = load_adapter(tmp_path)
+    assert set(algebra.ranks(back).values()) == {1}
+    torch.testing.assert_close(back[f"{module}.B"] @ back[f"{module}.A"], adapter[f"{module}.W"])
+
+
+def test_factors_of_a_patch_are_found_once(tmp_path: Path) -> None:
+    factors, patch = PatchFactors(), torch.randn(5, 4)
+    first = factors.of("m", patch)
+    assert factors.of("m", patch.clone())[0] is first[0]
+    assert factors.of("m", 2 * patch)[0] is not first[0]

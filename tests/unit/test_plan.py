@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.schema import CodecConfig, LoraConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
@@ -15,7 +16,7 @@ from capfl.methods.fedit import fedit
 from capfl.model import tiny
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
-from capfl.model.shapes import adapter_shapes, initial_adapter, skeleton
+from capfl.model.shapes import adapter_shapes, skeleton
 from capfl.plan import make_plan
 from capfl.plan.bytes import SETTLING, measure
 from capfl.plan.memory import estimate
@@ -68,6 +69,15 @@ def test_dense_float32_costs_what_the_run_says_to_the_byte(tmp_path: Path) -> No
         {"federation__fraction": 0.5, "data__sites": 4, "federation__rounds": SETTLING + 5},
         {"method__name": "centralised"},
         {"method__name": "local", "codec__values": "ternary", "codec__density": 0.1},
+        {"method__name": "fedex-lora", "data__sites": 4, "federation__rounds": 3},
+        {"method__name": "flora", "data__sites": 5, "federation__rounds": 3, "codec__values": "bf16"},
+        {
+            "method__name": "fedex-lora",
+            "data__sites": 6,
+            "federation__rounds": SETTLING + 2,
+            "federation__fraction": 0.5,
+        },
+        {"method__name": "flexlora", "data__sites": 5, "method__rank_shares": [1.0, 0.5, 0.25]},
     ],
 )
 def test_totals_follow_who_is_drawn_and_what_the_method_sends(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -100,6 +110,41 @@ def test_a_sparse_run_costs_about_what_is_foretold(tmp_path: Path) -> None:
     assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=0.05)
 
 
+def test_a_whole_version_of_flora_is_no_more_than_foretold(tmp_path: Path) -> None:
+    """Its B is zero, as in version 0, and need not be sent to who comes late; a plan reckons with it."""
+    some = {"method__name": "flora", "data__sites": 6, "federation__rounds": SETTLING + 2, "federation__fraction": 0.5}
+    made, summary = plan(**ALIKE, **some), tiny_run(tmp_path / "run", **ALIKE, **some)
+    assert made.total_up == summary.total_bytes("up")
+    assert 0.9 * made.total_down < summary.total_bytes("down") < made.total_down
+
+
+@pytest.mark.parametrize(("method", "apart"), [("hetlora", 0.1), ("flasc", 0.3)])
+def test_methods_that_choose_what_they_send_cost_about_what_is_foretold(
+    tmp_path: Path, method: str, apart: float
+) -> None:
+    """What is largest is not by chance in a real run, so flasc's largest are more often the same."""
+    settings = {"method__name": method, "data__sites": 4, "lora__layers": "all", "federation__rounds": 4}
+    made, summary = plan(**ALIKE, **settings), tiny_run(tmp_path / "run", **ALIKE, **settings)
+    assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.1)
+    assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=apart)
+
+
+def test_all_updates_of_a_round_go_down_where_they_are_relayed() -> None:
+    few, many = (plan(method__name="fedex-lora", data__sites=sites) for sites in (2, 8))
+    assert few.up["values"] == many.up["values"]
+    assert many.bytes_down == pytest.approx(4 * few.bytes_down, rel=0.02)
+    assert few.bytes_down == pytest.approx(2 * few.bytes_up, rel=0.02)
+    assert many.memory["patch"] > 0 == plan().memory["patch"]
+
+
+def test_clients_of_unequal_rank_are_planned_each_for_itself() -> None:
+    equal, unequal = (plan(method__name="flexlora", data__sites=4, method__rank_shares=s) for s in ([1.0], [1.0, 0.5]))
+    values = [made.up["values"] for made in (equal, unequal)]
+    assert values[1] == 0.75 * values[0]  # the mean over clients
+    assert unequal.total_up < 0.8 * equal.total_up
+    assert unequal.total_down < 0.8 * equal.total_down
+
+
 def test_local_sends_nothing_but_headers() -> None:
     made = plan(method__name="local")
     assert {part for part, n in {**made.up, **made.down}.items() if n} == {"header"}
@@ -121,9 +166,9 @@ def test_partial_training_sends_what_changed() -> None:
     """A method that trains B only: A is all zeros in its update, and zeros are not sent."""
     from dataclasses import replace
 
-    initial = initial_adapter(adapter_shapes(skeleton(ModelConfig(path="tiny")), LoraConfig()), 0)
+    initial = algebra.drawn(adapter_shapes(skeleton(ModelConfig(path="tiny")), LoraConfig()), 0)
     half = replace(fedit(), trainable=lambda round, name: name.endswith(".B"))
-    traffic = measure(Agreement(half, CodecConfig(values="fp32"), initial), ["a", "b"], some_miss=False)
+    traffic = measure(Agreement(half, CodecConfig(values="fp32"), initial), ["a", "b"], some_miss=False)["a"]
     assert traffic.up[-1]["values"] == 4 * sum(t.numel() for name, t in initial.items() if name.endswith(".B"))
 
 

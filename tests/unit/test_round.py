@@ -16,7 +16,7 @@ from capfl.methods.fedit import fedit
 from capfl.roles import Agreement
 from capfl.round import run_round, sample
 from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Kind, Request, RoundRecord, ServerState, Update
-from capfl.wire import Codec, decode_broadcast, encode_update, receive, schema_hash, up_codec
+from capfl.wire import Codec, adding, decode_broadcast, encode_update, receive, schema_hash, up_codec
 
 START = {"m.A": torch.tensor([[1.0, 2.0]]), "m.B": torch.tensor([[0.0]])}
 AGREED = Agreement(fedit(), CodecConfig(values="fp32"), START)
@@ -147,7 +147,7 @@ def test_every_client_is_told_the_round_and_the_newest_version_of_the_global_ada
     for client, blob in exchange.sent:
         told = decode_broadcast(blob, AGREED.up, AGREED.schema)
         assert (told.round, told.client) == (7, client)
-        memory = receive(told, ClientState(client), AGREED.down, START, AGREED.version_0)
+        memory = receive(told, ClientState(client), adding(AGREED.down, START), START, AGREED.version_0)
         assert all(torch.equal(memory.known[name], t) for name, t in newest.items())
 
 

@@ -39,7 +39,8 @@ class Key:
 
     @property
     def is_list(self) -> bool:
-        return get_origin(self.info.annotation) is tuple
+        annotation = self.info.annotation
+        return any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation)))
 
     @property
     def may_be_none(self) -> bool:

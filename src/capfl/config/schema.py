@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -128,7 +128,29 @@ class MethodConfig(Section):
     gate: bool | None = Field(
         None, description="ca-pfl: scale each rank of a client's update by its importance over the mean; by default not"
     )
+    rank_shares: tuple[Density, ...] | None = Field(
+        None,
+        min_length=1,
+        description="hetlora, flexlora, flora: clients' shares of lora.rank, dealt out in turn by client id, such as "
+        "1,0.5; by default 1,0.5,0.25 (hetlora) or 1",
+    )
+    prune_to: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="hetlora: a client that prunes itself keeps this share of its ranks; by default 0.85"
+    )
+    prune_weight: NonNegative | None = Field(
+        None, description="hetlora: weight of ||B|| ||A|| of the ranks that may be pruned; by default 5e-3"
+    )
+    start_density: Density | None = Field(
+        None, description="flasc: share of the global adapter's values, the largest, that clients get; by default 0.25"
+    )
+    server_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="flasc: learning rate of the server's AdamW; by default 1e-3"
+    )
 
+
+FLASC: dict[str, object] = {  # the codec that the method is published with
+    "values": "fp32", "density": 0.25, "down_density": 1.0, "mask": "top", "scope": "global", "compensation": "off",
+}  # fmt: skip
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
 
@@ -205,6 +227,24 @@ class Config(Section):
     codec: CodecConfig = CodecConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fills_in_the_codec(cls, tree: Any) -> Any:
+        """Of flasc, whose codec is part of the method, where the config says nothing else."""
+        if not isinstance(tree, dict):
+            return tree
+        parts = [tree.get(key, {}) for key in ("method", "codec")]
+        method, codec = (p.model_dump(exclude_unset=True) if isinstance(p, Section) else p for p in parts)
+        if not isinstance(method, dict) or not isinstance(codec, dict) or method.get("name") != "flasc":
+            return tree
+        return tree | {"codec": FLASC | codec}
+
+    @model_validator(mode="after")
+    def _flasc_sends_the_largest(self) -> Self:
+        if self.method.name == "flasc" and self.codec.mask != "top":
+            raise ValueError("codec.mask: flasc sends the largest values; use codec.mask = top, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _has_one_density(self) -> Self:

@@ -1,7 +1,8 @@
-"""Weighted means of products B A, from their factors: no (d_out, d_in) matrix is ever formed."""
+"""Weighted means of products B A: as stacked factors, and as the matrix itself where a base is patched with it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,24 +15,24 @@ from capfl.types import Adapter
 class Products:
     """M = sum_k p_k B_k A_k of every module, with p_k proportional to the weights, as stacked factors in float64.
 
+    No (d_out, d_in) matrix is ever formed.
+
     Args:
-        start: what the changes were made to.
-        changes: of each client, any of the factors, and its weight.
+        parts: factors of each client, and its weight.
 
     Raises:
-        ValueError: no changes.
+        ValueError: no parts.
     """
 
-    def __init__(self, start: Adapter, changes: Sequence[tuple[Adapter, float]]) -> None:
-        if not changes:
+    def __init__(self, parts: Sequence[tuple[Adapter, float]]) -> None:
+        if not parts:
             raise ValueError("cannot average no products")
-        total = sum(weight for _, weight in changes)
-        parts = [(weight / total, algebra.add(start, change)) for change, weight in changes]
+        total = sum(weight for _, weight in parts)
         self._up: dict[str, Tensor] = {}
         self._down: dict[str, Tensor] = {}
-        for module in algebra.ranks(start):
-            self._up[module] = torch.cat([p * part[f"{module}.B"].double() for p, part in parts], dim=1)
-            self._down[module] = torch.cat([part[f"{module}.A"].double() for _, part in parts])
+        for module in algebra.ranks(parts[0][0]):
+            self._up[module] = torch.cat([w / total * part[f"{module}.B"].double() for part, w in parts], dim=1)
+            self._down[module] = torch.cat([part[f"{module}.A"].double() for part, _ in parts])
 
     def times(self, module: str, right: Tensor) -> Tensor:
         """M right, (d_out, n) for ``right`` (d_in, n)."""
@@ -64,6 +65,40 @@ class Products:
             stacked = torch.cat([self._up[module], -up.double()], dim=1), torch.cat([self._down[module], down.double()])
             apart += _square(*stacked)
         return (max(apart, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+
+
+class MeanProduct:
+    """sum_k p_k B_k A_k of every module, ``MODULE.W`` (d_out, d_in) in float32, of parts that come one by one.
+
+    What is summed up takes as much memory as a patch, however many parts there are.
+    """
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._sums: Adapter = {}
+
+    def add(self, part: Adapter, weight: float) -> None:
+        """Add one client's factors."""
+        self._weight += weight
+        for module, down, up in algebra.factors(part):
+            name = f"{module}.W"
+            if name in self._sums:
+                self._sums[name].addmm_(up * weight, down)
+            else:
+                self._sums[name] = (up * weight) @ down
+
+    def value(self) -> Adapter:
+        """The mean, once: the memory of the sums is handed on. Raises ValueError: no parts."""
+        if not self._weight:
+            raise ValueError("cannot average no products")
+        sums, self._sums = self._sums, {}
+        return {name: t.div_(self._weight) for name, t in sums.items()}
+
+
+def norm(adapter: Adapter) -> float:
+    """||B A||_F over all modules, from the factors."""
+    squares = [_square(up.double(), down.double()) for _, down, up in algebra.factors(adapter)]
+    return math.sqrt(max(0.0, sum(squares)))
 
 
 def _square(up: Tensor, down: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
@@ -11,11 +12,15 @@ from capfl.methods.base import Method
 from capfl.methods.capfl import Settings, capfl
 from capfl.methods.centralised import centralised
 from capfl.methods.ditto import ditto
+from capfl.methods.fedex_lora import fedex_lora
 from capfl.methods.fedit import fedit
 from capfl.methods.fedprox import fedprox
 from capfl.methods.fedsa_lora import fedsa_lora
 from capfl.methods.ffa_lora import ffa_lora
+from capfl.methods.flasc import flasc
 from capfl.methods.flexlora import flexlora
+from capfl.methods.flora import flora
+from capfl.methods.hetlora import hetlora
 from capfl.methods.local import local
 from capfl.methods.lora_fair import lora_fair
 from capfl.methods.rolora import rolora
@@ -41,11 +46,27 @@ METHODS: dict[str, Factory] = {
     "rolora": Factory(lambda config, seed: rolora()),
     "fedsa-lora": Factory(lambda config, seed: fedsa_lora()),
     "lora-fair": Factory(lambda config, seed: lora_fair()),
-    "flexlora": Factory(lambda config, seed: flexlora()),
+    "fedex-lora": Factory(lambda config, seed: fedex_lora()),
+    "flora": Factory(lambda config, seed: flora(seed, config.rank_shares or ()), ("rank_shares",)),
+    "flexlora": Factory(lambda config, seed: flexlora(config.rank_shares or ()), ("rank_shares",)),
+    "hetlora": Factory(
+        lambda config, seed: hetlora(**_given(config, shares="rank_shares", gamma="prune_to", weight="prune_weight")),
+        ("rank_shares", "prune_to", "prune_weight"),
+    ),
+    "flasc": Factory(
+        lambda config, seed: flasc(**_given(config, start_density="start_density", rate="server_learning_rate")),
+        ("start_density", "server_learning_rate"),
+    ),
     "ditto": Factory(lambda config, seed: ditto(DITTO if config.alpha_f is None else config.alpha_f), ("alpha_f",)),
     "local": Factory(lambda config, seed: local()),
     "centralised": Factory(lambda config, seed: centralised()),
 }
+
+
+def _given(config: MethodConfig, **settings: str) -> dict[str, Any]:
+    """Arguments by the names of their settings, of which only those that the config gives."""
+    found = {argument: getattr(config, setting) for argument, setting in settings.items()}
+    return {argument: value for argument, value in found.items() if value is not None}
 
 
 def build(config: MethodConfig, seed: int = 0) -> Method:

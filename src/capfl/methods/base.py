@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from capfl import adapter as algebra
 from capfl.types import (
     Adapter,
     ClientId,
@@ -18,6 +19,19 @@ from capfl.types import (
     Trained,
     Update,
 )  # fmt: skip
+
+Relay = Callable[[Adapter, int, Iterable[tuple[Adapter, float]]], Adapter]
+"""(version, round, clients' changes of that round with their weights) -> the next version, on either side."""
+
+
+ALIVE = "alive"  # the note of which ranks a client has, (n,): see methods.unequal
+
+
+def reached(server: ServerState, update: Update) -> tuple[Adapter, float]:
+    """Where a client's training has led, as far as the server knows, and the client's weight in the mean."""
+    factors = algebra.add(server.told(update.client).whole, update.adapter)
+    alive = update.notes.get(ALIVE)
+    return (factors if alive is None else algebra.without(factors, alive == 0)), update.n_train
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class Method:
     about: str  # one line
     citation: str
     travels: str  # which factors, each way
-    exact: bool | None  # is the server's product of means the mean of the clients' products? None: no such mean
+    exact: bool | None  # is what the server adds to the base the mean of what clients add? None: no such mean
     init_server: Callable[[Adapter], ServerState]
     init_client: Callable[[ClientId, Adapter], ClientState]
     broadcast: Callable[[ServerState], Adapter]  # what all clients are to know; the same tensors every round
@@ -40,6 +54,9 @@ class Method:
     penalty: Callable[[Adapter, ClientState], Penalty] | None  # (received, memory) -> term added to the loss
     collect: Callable[[Adapter, Trained, ClientState], tuple[Adapter, ClientState]]  # (start, trained, memory)
     aggregate: Callable[[ServerState, Iterable[Update]], ServerState]  # updates come one by one, by client id
+    relay: Relay | None = None  # the clients' own changes go down, and everybody makes the next version of them
+    reached: Callable[[ServerState, Update], tuple[Adapter, float]] = reached  # factors and weight, for exactness
+    enrol: Callable[[ServerState, Sequence[ClientId]], ServerState] | None = None  # who takes part, before round 1
     has_global: bool = True  # does the server's adapter mean anything?
     private: Callable[[Adapter, ClientState], tuple[Adapter, Penalty]] | None = None  # a second training, of its own
     settle: Callable[[Adapter, ClientState], Adapter] = lambda start, memory: start  # what a personal model begins with
@@ -54,3 +71,13 @@ class Method:
     describes: bool = False  # does a client note what its data are like, see roles.client.Site?
     importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
     alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all
+
+
+def making(relay: Relay) -> Callable[[ServerState, Iterable[Update]], ServerState]:
+    """The ``aggregate`` of a method that relays: the server does what its clients will do."""
+
+    def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
+        changes = ((update.adapter, float(update.n_train)) for update in updates)
+        return replace(server, adapter=relay(server.adapter, server.round + 1, changes))
+
+    return aggregate

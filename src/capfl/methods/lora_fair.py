@@ -20,7 +20,7 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.maths.products import Products
-from capfl.methods.base import Method
+from capfl.methods.base import Method, reached
 from capfl.methods.fedit import add_mean_change, fedit
 from capfl.types import ServerState, Update
 
@@ -32,7 +32,7 @@ def lora_fair(strength: float = LAMBDA) -> Method:
 
     def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
         heard = list(updates)
-        products = Products(server.whole, [(update.adapter, update.n_train) for update in heard])
+        products = Products([reached(server, update) for update in heard])
         mean = add_mean_change(server, heard)
         refined = dict(mean.adapter)
         for module, down, up in algebra.factors(mean.adapter):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import peft
 import safetensors
+import torch
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.errors import ModelError
@@ -21,11 +23,30 @@ from capfl.types import Adapter
 _PREFIX = "base_model.model."
 
 
-def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path) -> None:
+_NIL = 1e-6  # of the largest singular value: below, a patch in float32 has rounding errors alone
+
+
+class PatchFactors:
+    """Patches of the base as factors. Adapters of one round share a patch, so the last of each module is remembered."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def of(self, module: str, patch: Tensor) -> tuple[Tensor, Tensor]:
+        """B (d_out, R) and A (R, d_in), float32, with product ``patch`` (d_out, d_in) and R its numerical rank."""
+        if module not in self._found or not torch.equal(self._found[module][0], patch):
+            self._found[module] = patch, *_factored(patch)
+        return self._found[module][1:]
+
+
+def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, factors: PatchFactors | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; each appears whole or not at all.
 
-    Ranks are those of the tensors. Where a module's is not ``config.r`` its alpha follows, so that alpha / r stays.
+    Ranks are those of the tensors. Where a module's is not ``config.r`` its alpha follows, so that alpha / r stays. A
+    patch of the base is more ranks of the same adapter, at most as many as the module's smaller side in all, so that it
+    is to be had without capfl; the relative error of B A + W is about 1e-6 at most.
     """
+    adapter = _unpatched(adapter, factors or PatchFactors())
     own = {module: rank for module, rank in algebra.ranks(adapter).items() if rank != config.r}
     alphas = {module: config.lora_alpha * rank / config.r for module, rank in own.items()}
     config = replace(config, rank_pattern=own, alpha_pattern=alphas)
@@ -39,6 +60,40 @@ def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path) -> Non
         config.save_pretrained(work)
         for file in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(Path(work, file), folder / file)
+
+
+def _unpatched(adapter: Adapter, factors: PatchFactors) -> Adapter:
+    """The same update with the patch among the factors."""
+    changed = algebra.unpatched(adapter)
+    for module, down, up in algebra.factors(adapter):
+        patch = adapter.get(f"{module}.W")
+        if patch is None or not bool(patch.any()):
+            continue
+        more_up, more_down = factors.of(module, patch)
+        if bool(up.any()) and bool(down.any()):
+            more_up, more_down = torch.cat([up, more_up], dim=1), torch.cat([down, more_down])
+        if len(more_down) > min(patch.shape):  # then the matrix itself is shorter
+            more_up, more_down = _whole(up.double() @ down.double() + patch)
+        changed |= {f"{module}.A": more_down, f"{module}.B": more_up}
+    return changed
+
+
+def _factored(patch: Tensor) -> tuple[Tensor, Tensor]:
+    if patch.shape[0] > patch.shape[1]:
+        up, down = _factored(patch.T)
+        return down.T, up.T
+    exact = patch.double()
+    squares, left = torch.linalg.eigh(exact @ exact.T)  # left singular vectors, the largest last
+    left = left[:, squares > _NIL**2 * squares[-1]]
+    if left.shape[1] == len(patch):
+        return _whole(exact)
+    return left.float(), (left.T @ exact).float()
+
+
+def _whole(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix of full rank and an identity, the identity on its smaller side."""
+    d_out, d_in = matrix.shape
+    return (torch.eye(d_out), matrix.float()) if d_out <= d_in else (matrix.float(), torch.eye(d_in))
 
 
 def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:

@@ -17,6 +17,7 @@ from capfl.config.schema import LoraConfig
 from capfl.errors import ModelError
 from capfl.model import shapes
 from capfl.model.base import Base
+from capfl.model.patch import Patch
 from capfl.types import Adapter
 
 _NAME = "capfl"
@@ -41,6 +42,10 @@ class AdaptedModel:
         self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
+        scale = config.alpha / config.rank
+        self._patches = {
+            f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in self.targets
+        }
         self.train(False)  # PEFT injects modules with their dropout on
         self._gates: list[RemovableHandle] = []
         self._in_tuple = False  # do the layers return their hidden states in a tuple?
@@ -63,15 +68,17 @@ class AdaptedModel:
 
     def initial_adapter(self, seed: int) -> Adapter:
         """A from Kaiming-uniform with PEFT's bound 1/sqrt(d_in), B = 0: the base model itself."""
-        return shapes.initial_adapter({name: tuple(p.shape) for name, p in self.parameters.items()}, seed)
+        return algebra.drawn({name: tuple(p.shape) for name, p in self.parameters.items()}, seed)
 
     def write(self, adapter: Adapter) -> None:
-        """Copy values into the live factors.
+        """Copy values into the live factors, and patch the base if the adapter does; it is clean again otherwise.
 
         Raises:
             ModelError: a tensor is missing, unknown or of another shape; nothing has been written then.
         """
         expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        patches = {name: tuple(t.shape) for name, t in algebra.blank(algebra.shapes(self.parameters)).items()}
+        expected |= {name: shape for name, shape in patches.items() if name in adapter}
         found = {name: tuple(t.shape) for name, t in adapter.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
@@ -82,6 +89,8 @@ class AdaptedModel:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(adapter[name])
+        for name, patch in self._patches.items():
+            patch.write(adapter.get(name))
 
     def _find_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         modules = dict(self.base.module.named_modules())

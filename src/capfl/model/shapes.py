@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig
@@ -16,8 +15,6 @@ from transformers.pytorch_utils import Conv1D
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model import tiny
-from capfl.rng import stream
-from capfl.types import Adapter
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -84,19 +81,6 @@ def adapter_shapes(module: nn.Module, config: LoraConfig) -> Shapes:
         d_in, d_out = linear[name]
         shapes[f"{name}.A"], shapes[f"{name}.B"] = (config.rank, d_in), (d_out, config.rank)
     return shapes
-
-
-def initial_adapter(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Adapter:
-    """A from Kaiming-uniform with PEFT's bound 1/sqrt(d_in), B = 0: the base model itself."""
-    adapter: Adapter = {}
-    for name, shape in shapes.items():
-        if name.endswith(".A"):
-            bound = 1.0 / np.sqrt(shape[1])
-            values = stream(seed, "init", name).uniform(-bound, bound, shape)
-            adapter[name] = torch.from_numpy(values.astype(np.float32))
-        else:
-            adapter[name] = torch.zeros(shape)
-    return adapter
 
 
 # -- which layers are adapted --------------------------------------------------------------------------

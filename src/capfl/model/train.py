@@ -29,7 +29,7 @@ def local_steps(
     trainable: Callable[[str], bool] = lambda name: True,
     penalty: Penalty | None = None,
 ) -> Trained:
-    """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed.
+    """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed, nor is its patch.
 
     The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``. Where the penalty has a gate,
     what is trained are the factors without it: ``algebra.gated`` gives the adapter that the loss was of.
@@ -72,7 +72,7 @@ def local_steps(
     finally:
         model.train(False)
         model.gate(None)
-    trained = algebra.copy(dict(model.parameters))
+    trained = start | algebra.copy(dict(model.parameters))
     if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
         step = first_step + len(plan) - 1
         raise TrainingError(f"the adapter is not finite after step {step}; lower train.learning_rate")

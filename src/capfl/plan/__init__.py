@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -11,8 +12,8 @@ from capfl.config import Config
 from capfl.errors import CapflError
 from capfl.federation import POOLED
 from capfl.methods import build
-from capfl.model.shapes import adapter_shapes, initial_adapter, skeleton
-from capfl.plan.bytes import dense_fp32_round_trip, measure, totals
+from capfl.model.shapes import adapter_shapes, skeleton
+from capfl.plan.bytes import dense_fp32_round_trip, mean_parts, measure, totals
 from capfl.plan.clients import Clients, find_clients
 from capfl.plan.memory import estimate, process_bytes
 from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
@@ -41,12 +42,14 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
 
     # bytes
     who = [POOLED] if method.pooled else clients.ids
-    agreement = agreements(config, initial_adapter(shapes, config.seed), config.model.path)[method.name]
+    agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
     choices = all(item.choices for item in clients.items)
     n_visits = sample_size(len(who), config.federation.fraction)
-    hidden = int(cast(Any, module).config.hidden_size)
-    traffic = measure(agreement, who, some_miss=n_visits < len(who), hidden=hidden, choices=choices)
-    run = totals(traffic, who, config.federation, config.seed)
+    width = int(cast(Any, module).config.hidden_size)
+    traffic = measure(agreement, who, n_visits < len(who), width, choices, n_visits)
+    run = totals(traffic, config.federation, config.seed)
+    each = list(traffic.values())
+    one = each[0]
 
     # time
     seconds: dict[str, float] | None = None
@@ -55,7 +58,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     if not reason:
         try:
             measured, federation = calibrate(config, method, clients)
-            seconds = extrapolate(federation, method, measured, traffic.seconds)
+            seconds = extrapolate(federation, method, measured, one.seconds)
         except CapflError as error:
             reason = str(error)
 
@@ -68,7 +71,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         answers=measured.answers if measured else 1 if letters else length,
         rows=None if clients.missing else len(clients.items),
         lossy=not (agreement.up.exact and agreement.down.exact),
-        log=traffic.log,
+        log=one.log,
+        patched=agreement.method.relay is not None,
         process=process,
     )  # fmt: skip
     return Plan(
@@ -79,13 +83,13 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         clients_from=clients.source,
         visits=n_visits,
         rounds=config.federation.rounds,
-        up=traffic.up[-1],
-        down=traffic.down[-1],
-        first_up=traffic.up[0],
-        first_down=traffic.down[0],
+        up=mean_parts([t.up[-1] for t in each]),
+        down=mean_parts([t.down[-1] for t in each]),
+        first_up=mean_parts([t.up[0] for t in each]),
+        first_down=mean_parts([t.down[0] for t in each]),
         catch_up=run.catch_up / run.messages,
-        dense_fp32_round_trip=dense_fp32_round_trip(agreement.initial, traffic.client),
-        entropy_bound=traffic.entropy_bound,
+        dense_fp32_round_trip=dense_fp32_round_trip(agreement.initial, one.client),
+        entropy_bound=fmean(t.entropy_bound for t in each),
         total_up=run.up,
         total_down=run.down,
         delivery=run.delivery,

@@ -11,6 +11,7 @@ With P the elements of the adapter, in bytes, on host and device together::
     hidden       tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
     server       24 P (adapter, version known, sum and addend in double precision) + the log of differences
+    patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
 
 ``tokens`` are batch_size * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an element of
@@ -36,12 +37,13 @@ from capfl.model.hidden import BLOCK
 from capfl.model.shapes import Shapes, chosen_layers, decoder_layers, linear_layers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
 
 
 def estimate(
     config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, rows: int | None, lossy: bool,
-    log: int, process: int,
+    log: int, process: int, patched: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes by what they are for, and their ``total``.
 
@@ -53,12 +55,14 @@ def estimate(
         lossy: do messages lose anything, so that residuals and versions are kept?
         log: bytes of the differences that the server keeps.
         process: bytes that the process takes without any model.
+        patched: does the method change the base?
     """
     size = BYTES[config.model.dtype]
     layers = decoder_layers(module)
     lowest = min(chosen_layers(config.lora.layers, len(layers)))
     vocabulary, hidden = cast(Any, module).get_input_embeddings().weight.shape
     adapter = 4 * sum(prod(shape) for shape in shapes.values())
+    patch = sum(4 * shape[1] * shapes[f"{name[:-2]}.B"][0] for name, shape in shapes.items() if name.endswith(".A"))
     kept = sum(_kept(layer, config, size, hidden) for layer in layers[lowest:])
     training = config.train.batch_size * (length * kept + 12 * answers * vocabulary)
     at_once = max(BLOCK if lowest else 0, config.evaluation.batch_size)
@@ -73,6 +77,7 @@ def estimate(
         "hidden": cached if lowest and config.runtime.cache == "memory" else 0,
         "client": (4 if lossy else 2) * adapter,
         "server": 6 * adapter + log,
+        "patch": PATCHES * patch if patched else 0,
         "process": process,
     }
     return found | {"total": sum(found.values())}

@@ -21,7 +21,11 @@ from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.plan.clients import Clients
+from capfl.roles import Agreement, server
+from capfl.roles.client import described, hear, penalty
 from capfl.round import sample_size
+from capfl.types import Adapter, ClientId, Penalty
+from capfl.wire import decode_broadcast
 
 STEPS = 3  # timed, after one to warm up
 SCORED = 16  # items
@@ -65,12 +69,13 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
     start = model.initial_adapter(config.seed)
 
     with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
-        penalty = method.penalty(start, method.init_client(client, start)) if method.penalty else None
+        federation = Federation(config, clients.items, dict(clients.splits), model, cache)
+        term = _penalty(federation, client, method, start)
 
         def train(steps: Sequence[Sequence[int]]) -> None:
             local_steps(
                 model, cache, rows, steps, start, config.train,
-                trainable=lambda name: method.trainable(1, name), penalty=penalty,
+                trainable=lambda name: method.trainable(1, name), penalty=term,
             )  # fmt: skip
 
         hidden, _ = _timed(lambda: [rows.batch(model, cache, batch) for batch in plan])
@@ -79,7 +84,6 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
         step, _ = _timed(lambda: train(plan[1:]))
         score(model, cache, scorable, start, config.evaluation.batch_size)  # fills the cache
         item, _ = _timed(lambda: score(model, cache, scorable, start, config.evaluation.batch_size))
-        federation = Federation(config, clients.items, dict(clients.splits), model, cache)
     return Calibration(
         load=load,
         step=step / STEPS,
@@ -89,6 +93,15 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
         length=max(rows.lengths),
         answers=max(len(row.targets) for row in rows.rows),
     ), federation
+
+
+def _penalty(federation: Federation, client: ClientId, method: Method, start: Adapter) -> Penalty | None:
+    """What the method adds to the loss of a client that has been told its first message."""
+    agreed = Agreement(method, federation.config.agreed_codec, start, seed=federation.config.seed)
+    asked = server.request(server.start(agreed, federation.participants(method)), client, agreed)
+    told = decode_broadcast(asked.blob, agreed.down, agreed.schema, method.kinds)
+    memory = hear(told, method.init_client(client, start), agreed)
+    return penalty(described(memory, federation.site(client, method), method), agreed)
 
 
 def extrapolate(federation: Federation, method: Method, measured: Calibration, visit: float) -> dict[str, float]:

@@ -18,7 +18,9 @@ Parts = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes are those of one client in one round, if not said otherwise. Each direction has its parts."""
+    """Bytes are those of one client in one round, if not said otherwise: the mean where clients differ by more than the
+    length of their ids. Each direction has its parts.
+    """
 
     model: str
     method: str

@@ -12,7 +12,7 @@ from capfl.errors import ConfigError
 from capfl.methods import build
 from capfl.methods.base import Method
 from capfl.types import Adapter, Notes
-from capfl.wire import MODELS, Codec, down_codec, schema_hash, up_codec
+from capfl.wire import MODELS, Codec, adding, down_codec, relay, schema_hash, up_codec
 
 
 def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
 class Agreement:
     """What server and clients agreed on before the first round.
 
-    ``initial`` is the adapter that everybody can derive from the seed. It is also the template that messages are
+    ``initial`` is the adapter that everybody can derive from the seed. It is also the template that changes are
     decoded against. ``base`` identifies the base model. ``models`` are those that clients score at the end, as far as
     the method has them, and ``mix``, if given, is in place of the method's own.
     """
@@ -56,6 +56,26 @@ class Agreement:
     def version_0(self) -> Adapter:
         """What every client knows of the global adapter before it is told anything."""
         return self.method.broadcast(self.method.init_server(self.initial))
+
+    @cached_property
+    def template(self) -> Adapter:
+        """Every tensor that a version may have: the factors, and the patch of a method that has one."""
+        return self.initial | self.version_0
+
+    @property
+    def always_whole(self) -> bool:
+        """Is everybody sent the whole adapter every round, and need not keep it?"""
+        return self.down.exact and not self.method.relay
+
+    def lead(self, version: Adapter, difference: bytes, number: int) -> Adapter:
+        """The version of a number, from the one before it and what was sent. Raises WireError: it is damaged."""
+        if not self.method.relay:
+            return adding(self.down, self.initial)(version, difference, number)
+        changes = (
+            (self.up.decode(body, self.initial, number), float(weight))
+            for weight, body in relay.unpack(memoryview(difference))
+        )
+        return self.method.relay(version, number, changes)
 
     def whole(self, known: Adapter) -> Adapter:
         """The server's adapter as a client knows it: a version, and the factors that do not travel."""

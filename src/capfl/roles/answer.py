@@ -31,7 +31,7 @@ def validate(request: bytes, memory: ClientState, site: Site, agreement: Agreeme
     if memory.trained:
         memory = hear(told, memory, agreement)
     else:
-        memory = receive(told, memory, agreement.down, agreement.initial, agreement.version_0)
+        memory = receive(told, memory, agreement.lead, agreement.template, agreement.version_0)
     score = site.score("validation", agreement.whole(memory.known))
     return encode_validation(Validation(told.round, site.client, score), agreement.up, agreement.schema), memory
 

@@ -80,7 +80,7 @@ def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement
     memory = replace(
         memory,
         steps=memory.steps + len(trained.losses),
-        known={} if agreement.down.exact else memory.known,  # the whole adapter will come again
+        known={} if agreement.always_whole else memory.known,  # the whole adapter will come again
         residual=residual,
         trained=told.round,
     )
@@ -108,7 +108,7 @@ def opened(request: bytes, site: Site, agreement: Agreement) -> Broadcast:
 
 def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
     """The memory of a client that has been told the newest version."""
-    memory = receive(told, memory, agreement.down, agreement.initial, agreement.version_0)
+    memory = receive(told, memory, agreement.lead, agreement.template, agreement.version_0)
     return agreement.method.heed(told.notes, memory) if agreement.method.heed else memory
 
 

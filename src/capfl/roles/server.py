@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from capfl.errors import WireError
 from capfl.maths.products import Products
+from capfl.methods.base import Method
 from capfl.roles import Agreement, spent_on
 from capfl.types import Adapter, ClientId, Evaluation, ServerState, Update, Validation
 from capfl.wire import (
@@ -17,12 +18,20 @@ from capfl.wire import (
     decode_update,
     decode_validation,
     encode_broadcast,
+    led,
+    relay,
 )  # fmt: skip
+from capfl.wire.layout import Bools
 
 
-def start(agreement: Agreement) -> ServerState:
-    """The state before the first round: clients know version 0."""
-    return replace(agreement.method.init_server(agreement.initial), known=agreement.version_0)
+def start(agreement: Agreement, clients: Sequence[ClientId] = ()) -> ServerState:
+    """The state before the first round: clients know version 0.
+
+    Args:
+        clients: who will take part, for a method that has different things in mind for them.
+    """
+    state = replace(agreement.method.init_server(agreement.initial), known=agreement.version_0)
+    return agreement.method.enrol(state, clients) if agreement.method.enrol else state
 
 
 def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
@@ -32,10 +41,10 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     version = 0 if again else state.versions.get(client, 0)
-    message = broadcast(state.told(client), client, version, agreement.initial, agreement.version_0)
+    message = broadcast(state.told(client), client, version, agreement.template, agreement.version_0)
     if agreement.method.brief:
         message = replace(message, notes=agreement.method.brief(state, client))
-    return encode_broadcast(message, agreement.down, agreement.schema, agreement.method.kinds)
+    return encode_broadcast(message, agreement.down, agreement.schema, agreement.method.kinds, agreement.always_whole)
 
 
 def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
@@ -87,27 +96,39 @@ def close_round(
     """
     method = agreement.method
     inexact = method.exact is False
-    changes: list[tuple[Adapter, float]] = []
+    parts: list[tuple[Adapter, float]] = []
+    bodies: list[tuple[int, bytes]] = []
     versions = {client: version for client, version in state.versions.items() if client not in asked}
 
     def heard() -> Iterator[Update]:
         for update in updates:
             versions[update.client] = state.round
             if inexact:
-                changes.append((update.adapter, update.n_train))
+                parts.append(method.reached(state, update))
+            if method.relay:
+                bodies.append((update.n_train, update.body))
             yield update
 
     new = method.aggregate(state, heard())
-    error = Products(state.whole, changes).error(new.adapter) if inexact else None
+    error = Products(parts).error(new.adapter) if inexact else None
     for client in list(versions):  # a group that was split off this round has the log of what it was split off from
         if new.told(client).log is not state.told(client).log:
             del versions[client]
-    groups = {name: _next(group, state, agreement) for name, group in new.groups.items()}
-    return replace(_next(new, state, agreement), versions=versions, groups=groups), error
+    groups = {name: _next(group, state, agreement, _ranks(group, method)) for name, group in new.groups.items()}
+    new = replace(new, round=state.round + 1)
+    whole = led(new, new.adapter, relay.pack(bodies)) if method.relay else _next(new, state, agreement)
+    return replace(whole, versions=versions, groups=groups), error
 
 
-def _next(new: ServerState, old: ServerState, agreement: Agreement) -> ServerState:
+def _ranks(group: ServerState, method: Method) -> Bools | None:
+    """Which ranks the clients of a group have, if it has been noted."""
+    alive = method.alive(group.notes) if group.notes else None
+    return None if alive is None else alive.numpy()
+
+
+def _next(new: ServerState, old: ServerState, agreement: Agreement, alive: Bools | None = None) -> ServerState:
     """The state, or a group of it, with its next version: of the elements that ``old`` told clients to send."""
     new = replace(new, round=old.round + 1)
     importance = spent_on(old.notes, agreement.method).get("importance")
-    return advance(new, agreement.method.broadcast(new), agreement.down, agreement.initial, importance)
+    target = agreement.method.broadcast(new)
+    return advance(new, target, agreement.down, agreement.initial, importance, alive)

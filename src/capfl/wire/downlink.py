@@ -8,6 +8,7 @@ where that is shorter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,31 +18,45 @@ from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, ClientId, ClientState, ServerState
 from capfl.wire.body import pack, unpack
 from capfl.wire.codec import Codec
-from capfl.wire.layout import Ints, Layout
+from capfl.wire.layout import Bools, Ints, Layout
 from capfl.wire.scales import Doubles
 from capfl.wire.values import VALUES
 
 PLAIN = VALUES["fp32"]  # a whole adapter must arrive exactly: later differences build on it
 
+Lead = Callable[[Adapter, bytes, int], Adapter]
+"""(version, difference, number of the next version) -> the next version. Raises WireError: damaged."""
+
 
 def advance(
-    state: ServerState, target: Adapter, codec: Codec, template: Adapter, importance: Doubles | None = None
+    state: ServerState,
+    target: Adapter,
+    codec: Codec,
+    template: Adapter,
+    importance: Doubles | None = None,
+    alive: Bools | None = None,
 ) -> ServerState:
     """The version of the round that ``state`` has completed, as near to ``target`` as one message leads.
 
     Args:
-        importance: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all, whatever it is.
+        importance, alive: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all that changed,
+            whatever they are.
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(state, known=target, log=())
     difference = _changed(algebra.subtract(target, state.known), by_rank=importance is not None)
-    body = codec.encode(difference, template, state.round, importance)
+    body = codec.encode(difference, template, state.round, importance, alive)
     known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
+    if codec.unbiased:  # nothing is carried over: what clients know is the global adapter
+        state = replace(state, adapter=state.adapter | known)
+    return led(state, known, body)
+
+
+def led(state: ServerState, known: Adapter, body: bytes) -> ServerState:
+    """The state with a newest version, and with the difference that leads there from the one before."""
     log = (*state.log, body)
     while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):  # the whole adapter is shorter
         log = log[1:]
-    if codec.unbiased:  # nothing is carried over: what clients know is the global adapter
-        state = replace(state, adapter=state.adapter | known)
     return replace(state, known=known, log=log)
 
 
@@ -56,10 +71,17 @@ def _changed(difference: Adapter, by_rank: bool) -> Adapter:
 
 
 def broadcast(state: ServerState, client: ClientId, version: int, template: Adapter, version_0: Adapter) -> Broadcast:
-    """What leads a client that knows ``version`` to the newest, in the fewest bytes."""
+    """What leads a client that knows ``version`` to the newest, in the fewest bytes.
+
+    Args:
+        template: has every tensor of a version.
+    """
     n_missed = state.round - version
     differences = state.log[len(state.log) - n_missed :] if n_missed <= len(state.log) else None
     if differences is not None and n_missed < 2:
+        return Broadcast(state.round + 1, client, None, differences)
+    least = 4 * sum(int((t != version_0[name]).sum()) for name, t in state.known.items())  # of what follows
+    if differences is not None and sum(map(len, differences)) <= least:
         return Broadcast(state.round + 1, client, None, differences)
     whole = _whole(state.known, template, version_0)
     if differences is not None and sum(map(len, differences)) <= len(whole):
@@ -67,8 +89,12 @@ def broadcast(state: ServerState, client: ClientId, version: int, template: Adap
     return Broadcast(state.round + 1, client, whole, ())
 
 
-def receive(told: Broadcast, memory: ClientState, codec: Codec, template: Adapter, version_0: Adapter) -> ClientState:
+def receive(told: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter) -> ClientState:
     """The memory of a client that has been told; ``known`` is then the newest version.
+
+    Args:
+        lead: what to do with a difference.
+        template: as for ``broadcast``.
 
     Raises:
         WireError: a difference leads from a version that the client does not have, or a body is damaged.
@@ -86,8 +112,13 @@ def receive(told: Broadcast, memory: ClientState, codec: Codec, template: Adapte
         )
     for version, body in enumerate(told.differences, first + 1):
         if version > memory.version:
-            known = algebra.add(known, codec.decode(memoryview(body), template, version))
+            known = lead(known, body, version)
     return replace(memory, known=known, version=newest)
+
+
+def adding(codec: Codec, template: Adapter) -> Lead:
+    """How differences lead that are changes, encoded by a codec: each is added."""
+    return lambda version, body, number: algebra.add(version, codec.decode(memoryview(body), template, number))
 
 
 def _whole(known: Adapter, template: Adapter, version_0: Adapter) -> bytes:

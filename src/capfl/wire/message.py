@@ -26,7 +26,15 @@ class Message:
     parts: dict[str, int]
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kinds = NO_NOTES) -> Message:
+def encode_broadcast(
+    message: Broadcast, codec: Codec, schema: bytes, kinds: Kinds = NO_NOTES, always_whole: bool | None = None
+) -> Message:
+    """A broadcast whose bodies have been encoded.
+
+    Args:
+        always_whole: is everybody sent the whole adapter, or is that catching up? By default if the codec is exact.
+    """
+    always_whole = codec.exact if always_whole is None else always_whole
     header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client)
     body = b"".join(write(Section.DIFFERENCE, d) for d in message.differences)
     if message.state is not None:
@@ -36,7 +44,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, kinds: Kin
     late = list(message.differences[:-1])  # what a client that takes part in every round would not be sent
     punctual = list(message.differences[-1:])
     if message.state is not None:
-        (punctual if codec.exact else late).append(message.state)
+        (punctual if always_whole else late).append(message.state)
     counted = parts(noted + b"".join(punctual)) | {"catch-up": sum(map(len, late))}
     return Message(blob, counted | {"header": len(blob) - sum(n for part, n in counted.items() if part != "header")})
 
@@ -79,7 +87,8 @@ def decode_update(
     told = notes.read(noted, kinds)
     counted = parts(body)
     counted["header"] += len(blob) - len(body)
-    return Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, told), counted
+    update = Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, told, bytes(rest))
+    return update, counted
 
 
 def split_notes(body: memoryview) -> tuple[memoryview, memoryview]:

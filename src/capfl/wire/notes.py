@@ -1,7 +1,8 @@
 """Short vectors that travel beside an adapter: a client's features, the parameters of a posterior or a prior.
 
 Each is one byte for its place in the method's list of notes, two for its length n, two for its length in bytes, and
-data: bfloat16, or positive numbers with three bits of mantissa. Both sides know from the list which.
+data: bfloat16, positive numbers with three bits of mantissa, or marks of 0 or 1, a bit each. Both sides know from the
+list which.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def _write(name: str, note: torch.Tensor, kind: NoteKind) -> bytes:
         raise WireError(f"note {name!r} is not a vector of 1 to {LONGEST} finite numbers")
     if kind == "bf16":
         data = note.detach().cpu().to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    elif kind == "marks":
+        if not bool(((note == 0) | (note == 1)).all()):
+            raise WireError(f"note {name!r} has marks other than 0 and 1")
+        data = np.packbits(note.detach().cpu().numpy().astype(np.bool_)).tobytes()
     elif not bool((note > 0).all()):
         raise WireError(f"note {name!r} has numbers that are not positive")
     else:
@@ -82,6 +87,11 @@ def _read(name: str, data: memoryview, size: int, kind: NoteKind) -> torch.Tenso
         if len(data) != 2 * size or not size:
             raise WireError(f"note {name!r} has {len(data)} bytes for {size} numbers")
         note = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+    elif kind == "marks":
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))
+        if len(data) != (size + 7) // 8 or bits[size:].any():
+            raise WireError(f"note {name!r} has {len(data)} bytes for {size} marks, or marks beyond them")
+        note = torch.from_numpy(bits[:size].astype(np.float32))
     else:
         note = torch.from_numpy(_POSITIVE.read(data, size).astype(np.float32))
     if not size or not bool(note.isfinite().all()) or (kind == "positive" and not bool((note > 0).all())):

@@ -19,6 +19,7 @@ class Section(IntEnum):
     SCORES = 8  # of models, by their place in a list
     TEST = 9  # how many test items there are, and what accuracy takes no model
     KEPT = 10  # the rank of every module that the client keeps
+    RELAYED = 11  # a weight, and sections again: the update of one client
     DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
     STATE = 17  # sections again: the global adapter itself
 
@@ -35,6 +36,7 @@ PARTS = {
 
 
 HEAD = 5  # bytes of tag and length
+WEIGHT = 4  # bytes of a relayed update's weight
 
 
 def write(tag: Section, data: bytes) -> bytes:
@@ -60,9 +62,17 @@ def read(body: memoryview, allowed: tuple[Section, ...]) -> Iterator[tuple[Secti
 
 
 def parts(body: bytes | memoryview) -> dict[str, int]:
-    """How many bytes of a body of tensors belong to each part. Tags and lengths of sections count as header."""
+    """How many bytes of a body of tensors, or of relayed ones, belong to each part.
+
+    Tags, lengths and weights of sections count as header.
+    """
     counted = dict.fromkeys(("header", *PARTS.values()), 0)
-    for tag, data in read(memoryview(body), tuple(PARTS)):
+    for tag, data in read(memoryview(body), (*PARTS, Section.RELAYED)):
         counted["header"] += HEAD
-        counted[PARTS[tag]] += len(data)
+        if tag is Section.RELAYED:
+            counted["header"] += WEIGHT
+            for part, n in parts(data[WEIGHT:]).items():
+                counted[part] += n
+        else:
+            counted[PARTS[tag]] += len(data)
     return counted

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
+from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model import smollm2, tiny
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
-from capfl.model.shapes import KNOWN, adapter_shapes, initial_adapter, skeleton
+from capfl.model.shapes import KNOWN, adapter_shapes, skeleton
 
 KINDS = [
     {},
@@ -33,7 +34,7 @@ def check_same(path: str, config: LoraConfig) -> None:
     model = AdaptedModel(load_base(ModelConfig(path=path, device="cpu")), config)
     shapes = adapter_shapes(skeleton(ModelConfig(path=path)), config)
     assert list(shapes.items()) == [(name, tuple(p.shape)) for name, p in model.parameters.items()]
-    real, own = model.initial_adapter(5), initial_adapter(shapes, 5)
+    real, own = model.initial_adapter(5), algebra.drawn(shapes, 5)
     assert all(torch.equal(real[name], own[name]) for name in real)
 
 

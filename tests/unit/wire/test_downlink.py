@@ -14,6 +14,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, ClientState, ServerState
 from capfl.wire import (
     Codec,
+    adding,
     advance,
     broadcast,
     decode_broadcast,
@@ -53,7 +54,7 @@ class Server:
         self.sent.append((told, message.parts))
         decoded = decode_broadcast(message.blob, self.codec, SCHEMA)
         assert decoded == told
-        return receive(decoded, memory, self.codec, self.template, self.start)
+        return receive(decoded, memory, adding(self.codec, self.template), self.template, self.start)
 
 
 def bits(adapter: Adapter) -> bytes:
@@ -89,7 +90,7 @@ def test_present_absent_new_and_after_a_lost_disk(name, template, visits, lost):
                 told = broadcast(server.state, "b", versions["b"], template, server.start)
                 if told.state is None and versions["b"]:  # it does not serve, so it is noticed
                     with pytest.raises(WireError, match="'b' knows version 0"):
-                        receive(told, memory, server.codec, template, server.start)
+                        receive(told, memory, adding(server.codec, template), template, server.start)
                 versions["b"] = 0  # as after any failure
             memory = server.tell(memory, versions.get(client, 0))
             assert bits(memory.known) == bits(server.state.known)
@@ -202,7 +203,7 @@ def test_the_whole_adapter_is_what_is_no_longer_as_it_began():
     # names 6, positions 5 + 9 + 1 + 2, values 5 + 4
     assert told.state is not None
     assert len(told.state) == 6 + 17 + 9
-    memory = receive(told, ClientState("a"), SPARSE, tiny, server.start)
+    memory = receive(told, ClientState("a"), adding(SPARSE, tiny), tiny, server.start)
     assert same(memory.known, moved_one)
     assert not same(server.start, moved_one)
 
@@ -220,13 +221,21 @@ def test_differences_that_are_known_are_skipped():
     memory = ClientState("a")
     for version in range(1, 5):
         memory = receive(
-            Broadcast(version + 1, "a", None, server.state.log[:version]), memory, SPARSE, LARGE, LARGE_START
+            Broadcast(version + 1, "a", None, server.state.log[:version]),
+            memory,
+            adding(SPARSE, LARGE),
+            LARGE,
+            LARGE_START,
         )
         assert memory.version == version
     assert bits(memory.known) == bits(server.state.known)
     ahead_of_some = Broadcast(5, "a", None, server.state.log[1:])
-    at_three = receive(Broadcast(4, "a", None, server.state.log[:3]), ClientState("a"), SPARSE, LARGE, LARGE_START)
-    assert bits(receive(ahead_of_some, at_three, SPARSE, LARGE, LARGE_START).known) == bits(server.state.known)
+    at_three = receive(
+        Broadcast(4, "a", None, server.state.log[:3]), ClientState("a"), adding(SPARSE, LARGE), LARGE, LARGE_START
+    )
+    assert bits(receive(ahead_of_some, at_three, adding(SPARSE, LARGE), LARGE, LARGE_START).known) == bits(
+        server.state.known
+    )
 
 
 def test_a_client_that_the_message_does_not_reach():
@@ -234,7 +243,9 @@ def test_a_client_that_the_message_does_not_reach():
     told = Broadcast(6, "a", None, server.state.log[3:])  # from 3 to 5
     for version in (0, 2, 6):
         with pytest.raises(WireError, match=f"'a' knows version {version} .* what leads from 3 to 5"):
-            receive(told, ClientState("a", known=LARGE_START, version=version), SPARSE, LARGE, LARGE_START)
+            receive(
+                told, ClientState("a", known=LARGE_START, version=version), adding(SPARSE, LARGE), LARGE, LARGE_START
+            )
 
 
 def test_what_leads_from_the_beginning_serves_everybody():
@@ -242,7 +253,9 @@ def test_what_leads_from_the_beginning_serves_everybody():
     server = moved(SPARSE, 3, LARGE)
     told = Broadcast(4, "a", None, server.state.log)
     for version in (0, 1, 3, 9):
-        memory = receive(told, ClientState("a", known=normal(5, LARGE), version=version), SPARSE, LARGE, LARGE_START)
+        memory = receive(
+            told, ClientState("a", known=normal(5, LARGE), version=version), adding(SPARSE, LARGE), LARGE, LARGE_START
+        )
         assert (memory.version, bits(memory.known)) == (3, bits(server.state.known))
 
 
@@ -250,14 +263,16 @@ def test_the_whole_adapter_serves_everybody():
     server = moved(SPARSE, 5)
     told = broadcast(replace(server.state, log=()), "a", 0, SMALL, START)
     for version in (0, 4, 9):
-        memory = receive(told, ClientState("a", steps=7, known=normal(5), version=version), SPARSE, SMALL, START)
+        memory = receive(
+            told, ClientState("a", steps=7, known=normal(5), version=version), adding(SPARSE, SMALL), SMALL, START
+        )
         assert (memory.version, memory.steps, bits(memory.known)) == (5, 7, bits(server.state.known))
 
 
 def test_memory_is_replaced_and_not_changed():
     server = moved(SPARSE, 2)
     memory = ClientState("a", version=1, known=normal(5))
-    receive(Broadcast(3, "a", None, server.state.log[1:]), memory, SPARSE, SMALL, START)
+    receive(Broadcast(3, "a", None, server.state.log[1:]), memory, adding(SPARSE, SMALL), SMALL, START)
     assert (memory.version, same(memory.known, normal(5))) == (1, True)
     assert same(START, normal(99))
 

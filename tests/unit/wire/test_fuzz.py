@@ -17,6 +17,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
 from capfl.wire import (
     Codec,
+    adding,
     advance,
     broadcast,
     compensate,
@@ -84,7 +85,7 @@ def read(blob: bytes, codec: str) -> None:
         pass
     try:
         told = decode_broadcast(blob, DOWN[codec], SCHEMA, KINDS)
-        after = receive(told, MEMORY, DOWN[codec], SMALL, START)
+        after = receive(told, MEMORY, adding(DOWN[codec], SMALL), SMALL, START)
         assert fits(after.known)
         assert list(after.known) == list(SMALL) or told.state is not None
     except WireError:
@@ -141,5 +142,5 @@ def test_what_is_undamaged_passes():
             assert fits(decode_update(blob, UP[name], SCHEMA, SMALL, KINDS)[0].adapter)
         for blob in broadcasts_of(name):
             told = decode_broadcast(blob, DOWN[name], SCHEMA, KINDS)
-            assert list(receive(told, MEMORY, DOWN[name], SMALL, START).known) == list(SMALL)
+            assert list(receive(told, MEMORY, adding(DOWN[name], SMALL), SMALL, START).known) == list(SMALL)
         assert torch.equal(MEMORY.known["q.A"], normal(98)["q.A"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapters import KINDS, SMALL, important, living, normal, paired, same
 from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, ClientState, ServerState
-from capfl.wire import Codec, advance, broadcast, compensate, ranks, receive
+from capfl.wire import Codec, adding, advance, broadcast, compensate, ranks, receive
 from capfl.wire.layout import Layout
 from capfl.wire.ranks import Ranks
 from capfl.wire.sections import Section, read, write
@@ -265,7 +265,7 @@ def test_a_difference_follows_importance(mask):
     state = advance(ServerState(1, target, start), target, codec, SMALL, FOUR)
     assert state.log == (codec.encode({n: target[n] - start[n] for n in start}, SMALL, 1, FOUR),)
     assert torch.equal(state.known["q.A"][1], start["q.A"][1])
-    memory = receive(broadcast(state, "a", 0, SMALL, start), ClientState("a"), codec, SMALL, start)
+    memory = receive(broadcast(state, "a", 0, SMALL, start), ClientState("a"), adding(codec, SMALL), SMALL, start)
     assert same(memory.known, state.known)
     assert not same(state.known, start)
 
@@ -357,7 +357,7 @@ def test_only_what_is_drawn_says_how_important_ranks_are():
         (ALIVE + FEWER, "not how important they are"),
     ]:
         with pytest.raises(WireError, match=message):
-            receive(Broadcast(2, "a", NAMES + body, ()), ClientState("a"), DRAWN, SMALL, normal(9))
+            receive(Broadcast(2, "a", NAMES + body, ()), ClientState("a"), adding(DRAWN, SMALL), SMALL, normal(9))
 
 
 def test_tensors_whose_ranks_have_no_importance():

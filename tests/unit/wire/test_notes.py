@@ -85,3 +85,31 @@ def test_anything_else_is_refused_or_read(data):
         return
     assert set(back) <= set(KINDS)
     assert all(bool(t.isfinite().all()) for t in back.values())
+
+
+# -- marks -------------------------------------------------------------------------------------------------
+
+MARKS = {"alive": "marks"}
+
+
+def test_marks_by_hand():
+    alive = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    written = notes.write({"alive": alive}, MARKS)
+    assert written.hex() == "0009000200b080"  # place 0, 9 marks, 2 bytes: 10110000 1
+    assert torch.equal(notes.read(memoryview(written), MARKS)["alive"], alive)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_marks_there_and_back(marks):
+    alive = torch.tensor(marks).float()
+    back = notes.read(memoryview(notes.write({"alive": alive}, MARKS)), MARKS)["alive"]
+    assert back.dtype == torch.float32
+    assert torch.equal(back, alive)
+
+
+def test_what_are_no_marks():
+    with pytest.raises(WireError, match="marks other than 0 and 1"):
+        notes.write({"alive": torch.tensor([0.5])}, MARKS)
+    for damaged in ("0009000100b0", "0009000300b08000", "0009000200b0c0", "0000000000"):
+        with pytest.raises(WireError, match="'alive'"):
+            notes.read(memoryview(bytes.fromhex(damaged)), MARKS)
