@@ -191,7 +191,7 @@ def observe(place: Path, settings: dict[str, object], broken: bool, widest: list
         seen["threads"] = torch.get_num_threads()
         torch.set_num_threads(threads)
     report = summary.to_json()
-    del report["seconds"]
+    del report["seconds"], report["peak_memory"]
     return seen | {
         "place": out.name,
         "widest": max(widest),

@@ -91,6 +91,7 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
         evaluation_failures=tuple(failures),
         cache=_used(federation.cache) if federation else {},
         seconds=0.0,
+        peak_memory=0,
     )
 
 

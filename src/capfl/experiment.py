@@ -31,6 +31,7 @@ from capfl.roles import Agreement, agreements, refuse_pooled, server
 from capfl.roles.client import Site
 from capfl.round import run_round, sample_size, validate_round
 from capfl.types import ClientId, Exchange, RoundRecord, ServerState
+from capfl.usage import peak_memory
 
 Engine = Callable[[Callable[[ClientId], Site], ClientStore, Agreement], Exchange]
 """Makes the exchange with clients whose data and states are in this process: (site of a client, states, agreement)."""
@@ -136,7 +137,7 @@ def _run(
         if main.agreement.method.has_global:
             save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global", factors)
         summary = evaluate(finished, config.federation, federation)
-        summary = replace(summary, seconds=time.monotonic() - began)
+        summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
     folder.write_json("summary.json", summary.to_json())
     reporter.finish(summary)
     return summary, folder.path

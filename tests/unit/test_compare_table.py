@@ -25,7 +25,7 @@ def result(label: str, seed: int, personal: list[float], validated: tuple[float,
         for n, accuracy in enumerate(validated, start=1)
     )
     sizes = {"up": 2000, "down": 1000, "total": 3000}
-    summary = {"method": label, "rounds": 2, "clients": clients, "bytes": sizes, "seconds": 60.0}
+    summary = {"method": label, "rounds": 2, "clients": clients, "bytes": sizes, "seconds": 60.0, "peak_memory": 2e9}
     return Result(label, seed, Path(), Config(), summary, records)
 
 
@@ -74,6 +74,7 @@ def test_the_rows_and_their_markdown(tmp_path: Path) -> None:
     assert cells["personal, %"] == ["55.0 ± 7.1", "75.0 ± 7.1"]
     assert cells["clearly worse off"] == ["", "0 %"]
     assert "global, %" not in cells  # nobody has it
+    assert cells["memory"] == ["2 GB", "2 GB"]
     assert cells["against local"][1].startswith("+20.0 (")
     assert "crosses 0 |" not in markdown(rows, plan)
     turned = make_rows({"base": {"local": ALONE, "fedit": {0: result("fedit", 0, [0.4, 0.6])}}}, plan)

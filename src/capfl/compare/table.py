@@ -40,6 +40,7 @@ class Row:
     within: Mapping[float, tuple[float, ...]]  # budget -> validation accuracy for each seed that it lasted for
     rank: tuple[float, ...]
     seconds: tuple[float, ...]
+    memory: tuple[float, ...]  # bytes, the most that the process had
 
     def to_json(self) -> dict[str, Any]:
         row = {key.rstrip("_"): value for key, value in asdict(self).items()}
@@ -93,6 +94,7 @@ def _row(
         within={b: kept for b, found in within.items() if (kept := tuple(a for a in found if a is not None))},
         rank=tuple(statistics.fmean(row["rank"] for row in run.clients) for run in runs),
         seconds=tuple(run.summary["seconds"] for run in runs),
+        memory=tuple(run.summary["peak_memory"] for run in runs),
     )
 
 
@@ -167,6 +169,7 @@ def columns(rows: Sequence[Row], baseline: str) -> list[tuple[str, list[str]]]:
         *[(f"at {size(b)}, %", [spread(row.within.get(b, ())) for row in rows]) for b in budgets],
         ("rank", [f"{statistics.fmean(row.rank):.3g}" for row in rows]),
         ("time", [f"{statistics.fmean(row.seconds):.0f} s" for row in rows]),
+        ("memory", [_mean_size(row.memory) for row in rows]),
     ]
     return [(heading, cells) for heading, cells in every if any(cells)]
 
@@ -182,6 +185,7 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         "two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is better",
         "clearly worse off: share of clients more than 1.96 standard errors below local-only",
         "up and down: bytes for each client and round; in all: the whole run; final evaluation included",
+        "memory: the most that the process of the run had, all clients in it",
     ]
     if any(row.bytes_to_target for row in rows):
         what = f"{percent(plan.spec.target)} %" if plan.spec.target else f"where {plan.baseline} ends, less one point"
@@ -213,7 +217,7 @@ def as_csv(rows: Sequence[Row]) -> str:
             "split": row.split, "variant": row.label, "seeds": " ".join(map(str, row.seeds)),
         }  # fmt: skip
         measured = ("global_", "personal", "local_only", "worst", "bytes_up", "bytes_down", "bytes_total", "rank")
-        for name in (*measured, "seconds"):
+        for name in (*measured, "seconds", "memory"):
             values = getattr(row, name)
             line[name.rstrip("_")] = statistics.fmean(values) if values else ""
             line[f"{name.rstrip('_')}_sd"] = statistics.stdev(values) if len(values) > 1 else ""

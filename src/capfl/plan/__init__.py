@@ -15,11 +15,12 @@ from capfl.methods import build
 from capfl.model.shapes import adapter_shapes, skeleton
 from capfl.plan.bytes import dense_fp32_round_trip, mean_parts, measure, totals
 from capfl.plan.clients import Clients, find_clients
-from capfl.plan.memory import estimate, process_bytes
+from capfl.plan.memory import estimate
 from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
 from capfl.report.plan import Plan
 from capfl.roles import agreements
 from capfl.round import sample_size
+from capfl.usage import peak_memory
 
 
 def make_plan(config: Config, calibration: bool = True) -> Plan:
@@ -34,7 +35,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         DataError: the data are here, but cannot be shared out as the config asks.
     """
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
-    process = process_bytes()
+    process = peak_memory()
     method = build(config.method, config.seed)
     module = skeleton(config.model)
     shapes = adapter_shapes(module, config.lora)

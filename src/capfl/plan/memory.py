@@ -25,8 +25,6 @@ themselves is not in the estimate: runs of SmolLM2 on a CPU peaked 10 to 20 % ab
 
 from __future__ import annotations
 
-import resource
-import sys
 from math import prod
 from typing import Any, cast
 
@@ -81,12 +79,6 @@ def estimate(
         "process": process,
     }
     return found | {"total": sum(found.values())}
-
-
-def process_bytes() -> int:
-    """The most memory that this process has had so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _kept(layer: nn.Module, config: Config, size: int, hidden: int) -> int:

@@ -49,6 +49,7 @@ class Summary:
     evaluation_failures: tuple[Failure, ...]  # of the last messages; a client that did not answer has no row
     cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
     seconds: float
+    peak_memory: int  # bytes; of the process, its clients too where they are in it; since it began or was resumed
 
     def accuracies(self, model: str) -> list[float] | None:
         """One accuracy a client, or None if the model was not evaluated."""
@@ -117,6 +118,7 @@ class Summary:
             "evaluation_failures": [asdict(failure) for failure in self.evaluation_failures],
             "cache": self.cache,
             "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
         }
 
 
