@@ -16,7 +16,16 @@ from capfl.types import Entry, RoundRecord
 def result(label: str, seed: int, personal: list[float], validated: tuple[float, ...] = ()) -> Result:
     """A run of one client for each accuracy, 400 test items each, 1000 bytes up and 500 down a round."""
     clients = [
-        {"id": f"c{i}", "n_test": 400, "global": None, "personal": value, "local_only": None, "rank": 4.0}
+        {
+            "id": f"c{i}",
+            "n_test": 400,
+            "chance": 0.25,
+            "base": 0.3,
+            "global": None,
+            "personal": value,
+            "local_only": None,
+            "rank": 4.0,
+        }
         for i, value in enumerate(personal)
     ]
     ledger = [Entry(1, "c0", "up", 1000, {}), Entry(1, "c0", "down", 500, {})]
@@ -77,5 +86,6 @@ def test_the_rows_and_their_markdown(tmp_path: Path) -> None:
     assert cells["memory"] == ["2 GB", "2 GB"]
     assert cells["against local"][1].startswith("+20.0 (")
     assert "crosses 0 |" not in markdown(rows, plan)
+    assert "**base**: chance 25.0 ± 0.0 %; base model 30.0 ± 0.0 %" in markdown(rows, plan)
     turned = make_rows({"base": {"local": ALONE, "fedit": {0: result("fedit", 0, [0.4, 0.6])}}}, plan)
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)

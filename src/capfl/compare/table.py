@@ -26,6 +26,8 @@ class Row:
     split: str
     label: str
     seeds: tuple[int, ...]
+    chance: tuple[float, ...]  # mean over clients; empty where answers have no options
+    base: tuple[float, ...]
     global_: tuple[float, ...]  # mean over clients; empty where there is no such model
     personal: tuple[float, ...]
     local_only: tuple[float, ...]
@@ -80,6 +82,8 @@ def _row(
         split=split,
         label=label,
         seeds=tuple(seeds),
+        chance=_means(runs, "chance"),
+        base=_means(runs, "base"),
         global_=_means(runs, "global"),
         personal=_means(runs, "personal"),
         local_only=_means(runs, "local_only"),
@@ -202,9 +206,13 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         own = [row for row in rows if row.split == split]
         about = plan.spec.splits[split].about
         cols = columns(own, plan.baseline)
+        most = max(own, key=lambda row: len(row.seeds))
+        known = {"chance": spread(most.chance), "base model": spread(most.base)}
+        levels = "; ".join(f"{name} {level} %" for name, level in known.items() if level)
+        said = "; ".join(filter(None, (about, levels)))
         lines = ["| " + " | ".join(heading for heading, _ in cols) + " |", "|" + "---|" * len(cols)]
         lines += ["| " + " | ".join(cells[i] for _, cells in cols) + " |" for i in range(len(own))]
-        texts.append("\n".join([f"**{split}**" + (f": {about}" if about else ""), "", *lines]))
+        texts.append("\n".join([f"**{split}**" + (f": {said}" if said else ""), "", *lines]))
     return "\n\n".join([*texts, caption(rows, plan)]) + "\n"
 
 
@@ -216,7 +224,18 @@ def as_csv(rows: Sequence[Row]) -> str:
         line: dict[str, object] = {
             "split": row.split, "variant": row.label, "seeds": " ".join(map(str, row.seeds)),
         }  # fmt: skip
-        measured = ("global_", "personal", "local_only", "worst", "bytes_up", "bytes_down", "bytes_total", "rank")
+        measured = (
+            "chance",
+            "base",
+            "global_",
+            "personal",
+            "local_only",
+            "worst",
+            "bytes_up",
+            "bytes_down",
+            "bytes_total",
+            "rank",
+        )
         for name in (*measured, "seconds", "memory"):
             values = getattr(row, name)
             line[name.rstrip("_")] = statistics.fmean(values) if values else ""
