@@ -10,10 +10,12 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config.schema import MethodConfig
-from capfl.maths.gamma import Gamma
+from capfl.maths.fourier import frequencies
+from capfl.maths.gamma import Gamma, barycentre
 from capfl.maths.huber import huber
 from capfl.methods import METHODS, build
 from capfl.methods.capfl import DELTA, LEAST_SHAPE, PRIOR_MEAN, PRIOR_SHAPE, Settings, capfl
+from capfl.methods.peers import fourier_of
 from capfl.types import ClientState, ServerState, Trained, Update
 from fake import described, n_train
 
@@ -52,8 +54,12 @@ def fresh(**settings):
     return method, method.init_server(START)
 
 
+def posterior(memory):
+    return Gamma(memory.notes["alpha"].double(), memory.notes["beta"].double())
+
+
 def kappa(memory):
-    return Gamma(memory.notes["alpha"].double(), memory.notes["beta"].double()).mean()
+    return posterior(memory).mean()
 
 
 def trained_by(method, server, columns, client="a", rounds=1):
@@ -124,6 +130,20 @@ def test_the_modulator_has_a_gradient_and_moves():
     assert memory.notes["up"].abs().max() > 0.1
     again = trained_by(method, server, [0.001, 0.01, 0.03, 0.1], rounds=2)
     assert not torch.equal(memory.notes["up"], again.notes["up"])
+
+
+def test_the_modulator_maps_features_to_the_posterior():
+    columns, z = [0.001, 0.01, 0.03, 0.1], torch.nn.functional.normalize(torch.arange(256.0), dim=0)
+
+    def after(z, **settings):
+        method, server = fresh(**settings)
+        memory = told(method, server)
+        memory = replace(memory, notes=memory.notes | {"z": z})
+        return method.collect(adapter(columns), felt(columns), memory)[1].notes
+
+    assert after(z)["down"].numel() == 256 * 16
+    assert not torch.equal(after(z)["alpha"], after(z.flip(0))["alpha"])
+    assert torch.equal(after(z, kappa="free")["alpha"], after(z.flip(0), kappa="free")["alpha"])
 
 
 def test_clients_that_differ_have_posteriors_that_differ():
@@ -290,6 +310,20 @@ def test_a_newcomer_joins_its_like():
     assert later.group_of == {"a": "0000", "b": "0000", "c": "0001"}
     for name in ("0000", "0001"):  # b was in no group yet, so its change went to the whole alone
         assert torch.equal(later.groups[name].adapter["q.B"], after.groups[name].adapter["q.B"])
+
+
+def test_a_newcomers_first_posterior_follows_features():
+    """It is the moment-matched mean of the others', by their items times z . z_k; b describes itself as a does."""
+    method, server = fresh(peers="all")
+    columns = {"a": [0.1, 0.03, 0.01, 0.003], "c": [0.003, 0.01, 0.03, 0.1]}
+    memories = {client: trained_by(method, server, of, client) for client, of in columns.items()}
+    sent = [update(method, memory, client, adapter([0.1] * N)) for client, memory in memories.items()]
+    after = method.meet(method.aggregate(server, sent), "b", described("b"))
+    z = {client: fourier_of(after, client, lambda d: frequencies(0, d, 256)) for client in "abc"}
+    likeness = {client: float(z["b"] @ z[client]) for client in "ac"}
+    assert likeness["a"] > 0.99 > 0.7 > likeness["c"] > 0
+    parts = [(posterior(memories[client]), n_train(client) * likeness[client]) for client in "ac"]
+    torch.testing.assert_close(kappa(told(method, after, "b")), barycentre(parts).mean(), rtol=1e-5, atol=0)
 
 
 def test_a_group_learns_from_its_members_alone():
