@@ -1,4 +1,4 @@
-"""Negative control: what the public CA-PFL code does, on the data of ``benchmarks/personal.toml``.
+"""Negative control: what the public CA-PFL code does, on the data of ``benchmarks/methods.toml``.
 
     python benchmarks/public_code.py --data-dir DIR --out FILE [--splits peers ...] [--seeds 0 1 2]
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.rng import torch_stream
 from capfl.types import Adapter, ClientId
 
-SPEC = Path(__file__).with_name("personal.toml")
+SPEC = Path(__file__).with_name("methods.toml")
 LEAST, SPAN = 0.25, 0.25  # of a column's or row's values: hard-coded there
 BYTES_SENT, BYTES_RECEIVED = 12, 4
 
@@ -57,9 +58,10 @@ def main() -> None:
         if any((row["split"], row["seed"]) == (cell.split, cell.seed) for row in rows):
             continue
         settings = dict(cell.settings) | {"seed": cell.seed}
-        if data := kept_rows(plan, cell.split, options.out.parent):
-            settings["data.dir"] = str(data)
-        rows.append({"split": cell.split, "seed": cell.seed, **run(load_config(plan.base, settings))})
+        with tempfile.TemporaryDirectory() as place:
+            if data := kept_rows(plan, cell.split, Path(place)):
+                settings["data.dir"] = str(data)
+            rows.append({"split": cell.split, "seed": cell.seed, **run(load_config(plan.base, settings))})
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
         print({key: value for key, value in rows[-1].items() if key != "clients"}, flush=True)
 
