@@ -1,8 +1,9 @@
-"""The README's results from a comparison: its table, between two marks in the text, and its picture.
+"""A comparison into the documents: its tables between marks in a page, its rows and its picture in the README.
 
-    python benchmarks/readme.py docs/results/methods.json --readme README.md --figure docs/results/methods.svg
+    python benchmarks/readme.py FOLDER --page docs/results/methods.md --name methods
+    python benchmarks/readme.py FOLDER --readme README.md --figure docs/results/methods.svg
 
-The JSON is the comparison.json that `capfl compare benchmarks/methods.toml` writes.
+FOLDER is one of `capfl compare`. Its comparison.json goes beside the page, as NAME.json.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from capfl.compare.statistics import Interval
 from capfl.compare.table import interval, spread
 from capfl.report.tables import size
 
-BEGIN, END = "<!-- results: python benchmarks/readme.py -->", "<!-- end of results -->"
+END = "<!-- end of table -->"
 SPLITS = {
     "peers": "two domains of three clients each (CLINC150)",
     "conflict": "alike but for two code books (helpdesk)",
     "domains": "nobody has a peer (CLINC150)",
 }
+VARIANTS = ("local", "fedit-dense", "fedit", "fedex-lora", "lora-fair", "ca-pfl")
 FEWEST = 2  # seeds of a row that is shown
 
 
@@ -55,16 +57,25 @@ def apart(difference: dict[str, Any] | None) -> str:
     return interval(difference and Interval(*(difference[key] for key in ("mean", "low", "high"))))
 
 
-def into(readme: str, text: str) -> str:
-    """The README with the text between the marks.
+def begin(name: str) -> str:
+    """The mark before the table of a comparison."""
+    return f"<!-- table: {name} -->"
+
+
+def into(page: str, name: str, text: str) -> str:
+    """The page with the text after the mark of that name.
 
     Raises:
-        ValueError: it has no marks.
+        ValueError: it has no such mark, or no end after it.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"the README needs the lines {BEGIN!r} and {END!r}, once each")
-    before, _, rest = readme.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    if page.count(begin(name)) != 1 or END not in page.partition(begin(name))[2]:
+        raise ValueError(f"the page needs a line {begin(name)!r}, once, and {END!r} after it")
+    before, _, rest = page.partition(begin(name))
+    return f"{before}{begin(name)}\n{text}\n{END}{rest.partition(END)[2]}"
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    path.write_text(into(path.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
 def draw(rows: list[dict[str, Any]], variants: list[str], path: Path) -> None:
@@ -94,14 +105,22 @@ def draw(rows: list[dict[str, Any]], variants: list[str], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", type=Path)
-    parser.add_argument("--readme", type=Path, required=True)
-    parser.add_argument("--figure", type=Path, required=True)
-    parser.add_argument("--variants", default="local,fedit,fedsa-lora,lora-fair,ca-pfl", help="rows, in their order")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", default="methods", help="of the mark and of the JSON file")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="rows of README and figure, in their order")
     args = parser.parse_args()
-    rows, variants = json.loads(args.comparison.read_text())["rows"], args.variants.split(",")
-    args.readme.write_text(into(args.readme.read_text(encoding="utf-8"), table(rows, variants)), encoding="utf-8")
-    draw(rows, variants, args.figure)
+    said = (args.folder / "comparison.json").read_text(encoding="utf-8")
+    rows, variants = json.loads(said)["rows"], args.variants.split(",")
+    if args.page:
+        fill(args.page, args.name, (args.folder / "table.md").read_text(encoding="utf-8").strip())
+        args.page.with_name(f"{args.name}.json").write_text(said, encoding="utf-8")
+    if args.readme:
+        fill(args.readme, args.name, table(rows, variants))
+    if args.figure:
+        draw(rows, variants, args.figure)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The tables in README and docs/results are those of the committed comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/results/methods.md"
+
+
+@pytest.fixture
+def readme(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme
+
+    return readme
+
+
+def rows_of(name: str) -> list[dict]:
+    return json.loads(PAGE.with_name(f"{name}.json").read_text(encoding="utf-8"))["rows"]
+
+
+def test_the_readme_has_the_rows_of_the_comparison(readme: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.into(text, "methods", readme.table(rows_of("methods"), list(readme.VARIANTS))) == text
+
+
+@pytest.mark.parametrize("name", ["methods", "ablations", "commonsense"])
+def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, name: str) -> None:
+    _, _, rest = PAGE.read_text(encoding="utf-8").partition(readme.begin(name))
+    lines = [line for line in rest.partition(readme.END)[0].splitlines() if line.startswith("| ")]
+    rows = rows_of(name)
+    told = [line for line in lines if not line.startswith("| variant ")]
+    assert len(told) == len(rows) > 0
+    for line, row in zip(told, rows, strict=True):
+        assert line.startswith(f"| {row['label']} | {', '.join(map(str, row['seeds']))} |")
+        assert readme.spread(row["personal"]) in line
+        assert readme.apart(row["difference"]) in line
+
+
+BEGIN = "<!-- table: methods -->"
+
+
+@pytest.mark.parametrize("page", ["no marks", BEGIN, f"<!-- end of table -->{BEGIN}"])
+def test_a_page_without_marks_is_refused(readme: ModuleType, page: str) -> None:
+    with pytest.raises(ValueError, match="the page needs a line '<!-- table: methods -->'"):
+        readme.into(page, "methods", "text")
