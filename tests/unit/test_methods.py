@@ -193,7 +193,8 @@ def test_local_keeps_its_own_adapter_and_sends_no_tensor():
     agreement = Agreement(method, FP32, START)
     memory = method.init_client("a", START)
     assert equal(memory.adapter, START)
-    assert method.personal(memory) is memory.adapter
+    assert method.install({}, memory) is memory.adapter
+    assert method.personal is None  # this adapter after a last round of steps, as other methods have it
     starts = []
 
     def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:

@@ -10,7 +10,10 @@ from capfl.types import Adapter, ClientState, ServerState, Trained, Update
 
 
 def local() -> Method:
-    """Each client keeps its own adapter from round to round."""
+    """Each client keeps its own adapter from round to round.
+
+    Its model is this adapter after one more round of steps, as the personal models of other methods have them.
+    """
 
     def keep(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
         return {}, replace(memory, adapter=trained.adapter)
@@ -35,5 +38,4 @@ def local() -> Method:
         collect=keep,
         aggregate=heed_nothing,
         has_global=False,
-        personal=lambda memory: memory.adapter,
     )

@@ -95,7 +95,7 @@ class Agreement:
 def agreements(config: Config, initial: Adapter, base: str) -> dict[str, Agreement]:
     """What is agreed on for the method of a run, and then for each of its references, by name.
 
-    The local-only reference takes a last round of local steps where the method's personal model does.
+    The local-only reference takes no last round of local steps where the method's personal model takes none.
 
     Raises:
         ConfigError: the method, or a setting of it, does not exist.
@@ -107,8 +107,8 @@ def agreements(config: Config, initial: Adapter, base: str) -> dict[str, Agreeme
     for name in config.evaluation.references:
         if name != main.name:
             method = build(MethodConfig(name=name))
-            if name == "local" and config.evaluation.personal and not main.pooled and main.personal is None:
-                method = replace(method, personal=None)
+            if name == "local" and not (config.evaluation.personal and not main.pooled and main.personal is None):
+                method = replace(method, personal=lambda memory: memory.adapter)
             made[name] = Agreement(method, codec, initial, base, seed, ("personal",))
     return made
 
