@@ -118,10 +118,10 @@ def test_the_client_does_not_touch_the_servers_tensors(runs: Path) -> None:
 
 
 def test_a_client_without_peers_ends_where_training_alone_does(runs: Path) -> None:
-    """To the bit, with all ranks and no regulariser: joining takes nothing from it."""
+    """To the bit, with all ranks: joining takes nothing from it."""
     shared = {"federation__rounds": 3, "evaluation__every": 0}
     alone = tiny_run(runs / "a", method__name="local", **shared)
-    apart = {"method__name": "ca-pfl", "method__peer_distance": 1e-12, "method__budget": "uniform", "method__alpha_s": 0.0}
+    apart = {"method__name": "ca-pfl", "method__peer_distance": 1e-12, "method__budget": "uniform"}
     joined = tiny_run(runs / "b", codec__values="ternary", **apart, **shared)
     for row in alone.rows:
         mine, theirs = (load_file(runs / at / f"adapters/clients/{row.id}/adapter_model.safetensors") for at in "ba")

@@ -232,11 +232,25 @@ def test_a_uniform_budget_has_no_ranks():
 # -- the loss --------------------------------------------------------------------------------------------
 
 
+def with_peers(memory, count=2):
+    return replace(memory, notes=memory.notes | {"peers": torch.tensor([float(count)])})
+
+
+@pytest.mark.parametrize(("peers", "count", "free"), [
+    ("features", 0, True), ("features", 1, True), ("features", 2, False), ("all", 0, False),
+])  # fmt: skip
+def test_without_peers_the_loss_is_the_tasks_alone(peers, count, free):
+    method, server = fresh(alpha_s=0.3, alpha_f=0.7, peers=peers)
+    memory = told(method, server)
+    found = method.penalty(START, with_peers(memory, count) if count else memory)
+    assert (float(found.term(adapter([0.1] * N), found.constants)) == 0) is free
+
+
 def test_the_penalty_is_what_the_equations_say():
     method, server = fresh(alpha_s=0.3, alpha_f=0.7)
     memory = with_kappa(told(method, server), [0.01, 0.02, 0.04, 0.05])
     now = adapter([0.005, 0.02, 0.03, 0.1], seed=1)
-    found = method.penalty(START, memory)
+    found = method.penalty(START, with_peers(memory))
     h = huber(torch.tensor([0.005, 0.02, 0.03, 0.1]), DELTA)
     inverse = 2 / torch.tensor([0.01, 0.02, 0.04, 0.05])  # beta / (alpha - 1) with alpha = 2
     expected = 0.3 / n_train("a") * float((inverse * h).sum()) + 0.7 / 2 * float(algebra.squared_distance(now, START))
@@ -245,14 +259,14 @@ def test_the_penalty_is_what_the_equations_say():
 
 def test_a_client_with_few_items_is_regularised_more():
     method, server = fresh()
-    few, many = (method.penalty(START, told(method, server, client)) for client in "ac")  # 10 and 30 items
+    few, many = (method.penalty(START, with_peers(told(method, server, client))) for client in "ac")  # 10, 30 items
     ratio = few.term(START, few.constants) / many.term(START, many.constants)
     assert float(ratio) == pytest.approx(n_train("c") / n_train("a"), rel=1e-5)
 
 
 def test_the_regulariser_reaches_the_factors():
     method, server = fresh()
-    found = method.penalty(START, told(method, server))
+    found = method.penalty(START, with_peers(told(method, server)))
     now = {name: t.clone().requires_grad_() for name, t in START.items()}
     found.term(now, found.constants).backward()
     assert now["q.B"].grad.abs().min() > 0
@@ -402,7 +416,7 @@ def test_every_setting_has_a_key():
     assert set(Settings.names()) == set(METHODS["ca-pfl"].settings) <= set(MethodConfig.model_fields)
     method = build(MethodConfig(name="ca-pfl", alpha_s=0.0, alpha_f=0.0))
     server = method.init_server(START)
-    found = method.penalty(START, told(method, server))
+    found = method.penalty(START, with_peers(told(method, server)))
     assert float(found.term(START, found.constants)) == 0
 
 

@@ -15,7 +15,9 @@ where :math:`e_i` is the loss's sensitivity to the rank during training, in unit
 **Local training** minimises, with :math:`E_q[1 / \kappa]` of the round before,
 
 .. math:: F_k(\theta) + \frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i
-          + \frac{\alpha_f}{2} \lVert \theta - \theta_g \rVert^2.
+          + \frac{\alpha_f}{2} \lVert \theta - \theta_g \rVert^2
+
+where the client has peers, and :math:`F_k` alone where it has none or does not know yet: joining takes nothing from it.
 
 **Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client does not send it,
 and its personal model does without it. Until then it trains with what its peers have made of the rank: clients who
@@ -187,19 +189,21 @@ def capfl(settings: Settings, seed: int) -> Method:
         return (kappa / kappa.mean()).float()
 
     def penalty(received: Adapter, memory: ClientState) -> Penalty:
+        own_gate = gate(memory) if settings.gate else None
+        if finds_peers and _n_peers(memory) < 2:
+            return Penalty(lambda now, constants: next(iter(now.values())).new_zeros(()), {}, own_gate)
         n_train = float(memory.notes["items"][0])
         weights = settings.alpha_s / n_train * _gamma(memory.notes).mean_inverse()
         constants = dict(algebra.by_module(weights.float(), received))
-        anchored = settings.alpha_f and not _is_alone(memory)
 
         def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
             ups = [name.removesuffix(".B") for name in algebra.factor(now, "B")]  # none while A alone is trained
             terms = [(constants[module] * huber(_column_norms(now[f"{module}.B"]), DELTA)).sum() for module in ups]
-            if anchored:
+            if settings.alpha_f:
                 terms.append(settings.alpha_f / 2 * algebra.squared_distance(now, constants))
             return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
 
-        return Penalty(term, constants | (received if anchored else {}), gate(memory) if settings.gate else None)
+        return Penalty(term, constants | (received if settings.alpha_f else {}), own_gate)
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
         """The change, and what training has shown of the ranks so far."""
@@ -314,7 +318,12 @@ def _bounded(prior: Gamma) -> Gamma:
 
 def _is_alone(memory: ClientState) -> bool:
     """Has it no peers, and an adapter of its own to go on from?"""
-    return "peers" in memory.notes and float(memory.notes["peers"][0]) == 1 and bool(memory.adapter)
+    return _n_peers(memory) == 1 and bool(memory.adapter)
+
+
+def _n_peers(memory: ClientState) -> int:
+    """Clients in its group, itself included; 0 if it has not been told."""
+    return int(memory.notes["peers"][0]) if "peers" in memory.notes else 0
 
 
 def _column_norms(up: Tensor) -> Tensor:
