@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         summary, path = serve(grid, config, bool(given["resume"]), patience, Plain(console))
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
-        raise
+        raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
     console.print(summary_table(summary))
     console.print(f"{summary.seconds:.0f} s; everything but the clients' own adapters is in {path}", soft_wrap=True)
     sys.stdout.flush()
