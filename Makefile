@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-slow check format benchmarks clean
+.PHONY: help demo test test-slow test-network check format benchmarks clean
 
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
 	@echo "make test        the tests, without the slow ones"
 	@echo "make test-slow   the slow tests"
+	@echo "make test-network  a run over a link and nodes of this machine, and who is not let in"
 	@echo "make check       ruff, mypy --strict, import order, tests"
 	@echo "make benchmarks  speed, memory and codecs"
 
@@ -27,6 +28,9 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow
+
+test-network: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m network
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ from capfl.engines.flower import client_app
 from capfl.engines.flower.delivery import Patience
 from capfl.engines.flower.records import Ask, Reply, pack, unpack
 from capfl.engines.flower.server_app import serve
+from capfl.engines.flower.simulation import simulate
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError
 from capfl.experiment import run
@@ -28,6 +29,7 @@ from capfl.report.summary import Summary
 from capfl.types import Failure
 from fake_grid import FakeGrid
 from sites import bits, config_for, write_files
+from support import tiny_config
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def networked(config: Config, files: dict[str, Path], state: Path, again: bool =
     apps = Apps(config, files, state)
     for name, value in grid.items():
         setattr(apps, name, value)
-    return serve(apps, config, again, Patience(60, 0), Silent())[0]
+    return serve(apps, sorted(files), config, again, Patience(60, 0), Silent())[0]
 
 
 METHODS = {
@@ -217,3 +219,27 @@ def test_a_pooled_reference_is_refused(tmp_path: Path, files: dict[str, Path]) -
 def test_an_apps_folder_that_is_no_run_is_not_resumed(tmp_path: Path, files: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="not a run folder"):
         networked(config_for(tmp_path / "nodes", files), files, tmp_path / "sites", again=True)
+
+
+@pytest.mark.parametrize("changes", [METHODS["feedback"], METHODS["some"]], ids=["feedback", "some"])
+def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    shared = changes | {"partition__kind": "iid", "partition__clients": 4, "evaluation__every": 0}
+    one, _ = run(tiny_config(tmp_path / "serial", **shared), serial)
+    two, _ = simulate(tiny_config(tmp_path / "nodes", **shared), False, Silent())
+    assert two.rows == one.rows
+    assert two.ledger == one.ledger
+    assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
+    for row in two.rows:
+        kept = bits(tmp_path / "nodes" / "nodes" / row.id / "adapter")
+        assert kept == bits(tmp_path / "serial" / "adapters" / "clients" / row.id)
+
+
+def test_a_simulated_network_validates_by_message_and_goes_on(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "nodes", federation__rounds=3)
+    one, _ = simulate(config, False, Silent())
+    record = RunFolder(tmp_path / "nodes").rounds()[0]
+    assert record.validation_loss is not None
+    two, _ = simulate(config, True, Silent())
+    assert two.rows == one.rows

@@ -14,9 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfl.engines.flower import check_flower
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -136,6 +139,26 @@ def work(address: str) -> None:
             print(f"node {address}: {type(error).__name__}: {error}", flush=True)
             time.sleep(1)
         time.sleep(IDLE)
+
+
+def identify() -> None:
+    """Have this process pass for one of Flower's, which is what it takes to make messages."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+
+
+def carried(message: Message) -> Message:
+    """A message as it arrives: taken apart into the objects that Flower moves, and put together from them."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    name = message.object_id
+    message.metadata.__dict__["_message_id"] = name
+    moved = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+    arrived: Message = inflate_object_from_contents(name, moved)
+    arrived.metadata.__dict__["_message_id"] = name
+    return arrived
 
 
 def end_with_parent() -> None:

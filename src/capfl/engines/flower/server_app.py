@@ -41,7 +41,8 @@ def main(grid: Grid, context: Context) -> None:
     console = Console(file=sys.stdout, width=120)
     patience = Patience(float(given["answer"]), float(given["node"]))
     try:
-        summary, path = serve(grid, config, bool(given["resume"]), patience, Plain(console))
+        clients = sorted(clients_of(config.data, config.partition))
+        summary, path = serve(grid, clients, config, bool(given["resume"]), patience, Plain(console))
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
         raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
@@ -50,19 +51,23 @@ def main(grid: Grid, context: Context) -> None:
     sys.stdout.flush()
 
 
-def serve(grid: Grid, config: Config, again: bool, patience: Patience, reporter: Reporter) -> tuple[Summary, Path]:
+def serve(
+    grid: Grid, clients: Sequence[ClientId], config: Config, again: bool, patience: Patience, reporter: Reporter
+) -> tuple[Summary, Path]:
     """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
     assert config.out is not None
-    sites = Sites(grid, config, RunFolder(Path(config.out)), patience, reporter)
-    remote = Remote(sites.clients, sites.exchange)
+    sites = Sites(grid, clients, RunFolder(Path(config.out)), patience, reporter)
+    remote = Remote(clients, sites.exchange)
     return resume(Path(config.out), remote, reporter) if again else run(config, remote, reporter)
 
 
 class Sites:
     """The clients of a run, at nodes of their own. What happens to nodes is noted in ``network.jsonl``."""
 
-    def __init__(self, grid: Grid, config: Config, folder: RunFolder, patience: Patience, reporter: Reporter) -> None:
-        self.clients = sorted(clients_of(config.data, config.partition))
+    def __init__(
+        self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Reporter
+    ) -> None:
+        self._clients = clients
         self._grid, self._folder, self._patience, self._reporter = grid, folder, patience, reporter
         self._nodes: Nodes | None = None
         self._run = self._main = ""
@@ -72,7 +77,7 @@ class Sites:
         method = agreement.method.name
         if self._nodes is None:
             self._main, self._run = method, self._name()
-            self._nodes = Nodes(self._grid, self._run, self.clients, self._note)
+            self._nodes = Nodes(self._grid, self._run, self._clients, self._note)
         nodes, run = self._nodes, self._run
         path = self._folder.path
         place = self._folder if method == self._main else RunFolder(path / "references" / method)
