@@ -42,12 +42,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def _nothing_open() -> Iterator[None]:
     """Every test begins with nodes that have just started."""
     yield
-    forget_everything()
-
-
-def forget_everything() -> None:
-    while client_app._open:
-        client_app._open.popitem()[1].__exit__(None, None, None)
+    client_app.close()
 
 
 class Apps(FakeGrid):
@@ -168,7 +163,7 @@ def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, fil
     def disaster(ask: Ask) -> None:
         if (ask.kind, ask.client, ask.round) == ("train", "south", 3) and not disasters:
             disasters.append(ask)
-            forget_everything()
+            client_app.close()
             shutil.rmtree(tmp_path / "sites" / "south")
 
     disasters: list[Ask] = []

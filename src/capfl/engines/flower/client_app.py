@@ -66,6 +66,12 @@ for kind in (app.train(), app.evaluate("validate"), app.evaluate()):
     kind(answer)
 
 
+def close() -> None:
+    """Let go of the clients and their models."""
+    while _open:
+        _open.popitem()[1].__exit__(None, None, None)
+
+
 def _me(context: Context) -> ClientId:
     return str(context.node_config["client"])
 

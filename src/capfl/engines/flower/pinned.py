@@ -88,6 +88,7 @@ def work(address: str) -> None:
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
     """
+    import httpx
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, SubStatus
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -97,15 +98,27 @@ def work(address: str) -> None:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    from capfl.engines.flower.client_app import app
+    from capfl.engines.flower.client_app import app, close
 
     def connect(component: str, *interceptors: Any) -> Any:
         return RuntimeHttpClient.from_server_address(
             address, True, None, [RuntimeVersionHttpInterceptor(component_name=component), *interceptors]
         )
 
+    def beating(client: Any) -> Callable[[], bool]:
+        beat = make_task_heartbeat_fn_http(client)  # interrupts this process when the run was stopped
+
+        def still() -> bool:
+            try:
+                return bool(beat())
+            except httpx.HTTPStatusError:  # the node was started anew, and knows nothing of this message
+                signal.raise_signal(signal.SIGINT)
+                return True
+
+        return still
+
     def answer(client: Any) -> None:
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(beating(client))
         heartbeat.start()
         try:
             message, context, _, _ = pull_task_input(client)
@@ -133,8 +146,9 @@ def work(address: str) -> None:
                 finally:
                     client.close()
                 continue
-        except KeyboardInterrupt:  # the heartbeat says that the run was stopped
-            print("the run was stopped", flush=True)
+        except KeyboardInterrupt:  # by the heartbeat
+            print("nobody waits for this answer any more", flush=True)
+            close()
         except Exception as error:  # the node is starting, has ended, or has ended with this message half answered
             print(f"node {address}: {type(error).__name__}: {error}", flush=True)
             time.sleep(1)

@@ -60,6 +60,7 @@ class Process:
 
     Args:
         hints: what words in its output mean, for when it ends.
+        takes: others that are ended with it when it ends by itself, and start again with it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Process:
     environment: Mapping[str, str]
     log: Path
     hints: Mapping[str, str] = field(default_factory=dict)
+    takes: Sequence[Process] = ()
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
     said: int = field(default=0, init=False)  # bytes in its log before it was started
@@ -129,15 +131,20 @@ def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Gener
                     if what != said:  # once, not every few seconds
                         say(what)
                     said = what
+                    _end(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
             yield
     finally:
-        for process in reversed(processes):
-            process.tell_to_end()
-        by = time.monotonic() + GRACE
-        for process in reversed(processes):
-            process.end(by)
+        _end(processes)
+
+
+def _end(processes: Sequence[Process]) -> None:
+    for process in reversed(processes):
+        process.tell_to_end()
+    by = time.monotonic() + GRACE
+    for process in reversed(processes):
+        process.end(by)
 
 
 @contextmanager
