@@ -55,7 +55,12 @@ def test_one_that_ends_starts_again_and_that_is_said_once(tmp_path: Path) -> Non
 
 def test_a_hint_stands_for_the_last_words(tmp_path: Path) -> None:
     said: list[str] = []
-    refused = python(tmp_path, "refused", "print('[code: 2004] Failed'); exit(1)", {"code: 2004": "it is not let in"})
+    refused = python(
+        tmp_path,
+        "refused",
+        "print('[code: 2004] Failed'); print('INFO: bye\\n' * 20); exit(1)",
+        {"code: 2004": "it is not let in"},
+    )
     with closing(supervise([refused], said.append)) as steps:
         step_until(steps, lambda: said)
     assert "it is not let in" in said[0]

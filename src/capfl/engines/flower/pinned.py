@@ -7,8 +7,10 @@ messages one after the other with the model loaded, where Flower itself would st
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import queue
 import signal
 import sys
 import threading
@@ -87,41 +89,55 @@ def work(address: str) -> None:
     """Answer the messages of the node at an address, until the process is ended.
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
+    Messages are fetched beside the work, because a SuperNode may announce one that it will never have: of a run that
+    ended while it was on its way.
     """
     import httpx
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, SubStatus
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.heartbeat import HeartbeatSender
     from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
     from capfl.engines.flower.client_app import app, close
 
+    fetched: queue.SimpleQueue[tuple[Any, Any, Any, Any]] = queue.SimpleQueue()
+    busy_with: list[Any] = []
+
     def connect(component: str, *interceptors: Any) -> Any:
         return RuntimeHttpClient.from_server_address(
             address, True, None, [RuntimeVersionHttpInterceptor(component_name=component), *interceptors]
         )
 
-    def beating(client: Any) -> Callable[[], bool]:
-        beat = make_task_heartbeat_fn_http(client)  # interrupts this process when the run was stopped
-
-        def still() -> bool:
+    def fetch(client: Any) -> None:
+        def still_wanted() -> bool:
             try:
-                return bool(beat())
+                wanted = bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+            except httpx.TransportError:
+                return False  # to be asked again soon
             except httpx.HTTPStatusError:  # the node was started anew, and knows nothing of this message
+                wanted = False
+            if not wanted and client in busy_with:
                 signal.raise_signal(signal.SIGINT)
-                return True
+            return True
 
-        return still
-
-    def answer(client: Any) -> None:
-        heartbeat = HeartbeatSender(beating(client))
+        heartbeat = HeartbeatSender(still_wanted)
         heartbeat.start()
         try:
             message, context, _, _ = pull_task_input(client)
+        except Exception as error:
+            print(f"a message was announced and did not come: {type(error).__name__}: {error}", flush=True)
+            heartbeat.stop()
+            client.close()
+        else:
+            fetched.put((client, heartbeat, message, context))
+
+    def answer(client: Any, heartbeat: Any, message: Any, context: Any) -> None:
+        busy_with.append(client)
+        try:
             status, details = SubStatus.COMPLETED, ""
             try:
                 reply = app(message=message, context=context)
@@ -131,8 +147,9 @@ def work(address: str) -> None:
             push_message(client, reply, context)
             push_task_output(client=client, context=context, sub_status=status, details=details)
         finally:
-            if heartbeat.is_running:
-                heartbeat.stop()
+            busy_with.clear()
+            heartbeat.stop()
+            client.close()
 
     node = connect("SuperExec")
     question = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
@@ -141,18 +158,15 @@ def work(address: str) -> None:
             task = node.AcquireTask(question)
             if task.HasField("task") and task.token:
                 client = connect("flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
-                try:
-                    answer(client)
-                finally:
-                    client.close()
-                continue
-        except KeyboardInterrupt:  # by the heartbeat
+                threading.Thread(target=fetch, args=(client,), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                answer(*fetched.get(timeout=IDLE))
+        except KeyboardInterrupt:
             print("nobody waits for this answer any more", flush=True)
             close()
-        except Exception as error:  # the node is starting, has ended, or has ended with this message half answered
+        except Exception as error:  # the node is starting, or has ended with this message half answered
             print(f"node {address}: {type(error).__name__}: {error}", flush=True)
             time.sleep(1)
-        time.sleep(IDLE)
 
 
 def identify() -> None:

@@ -110,8 +110,8 @@ class Process:
         with open(self.log, "rb") as file:
             file.seek(max(self.said, self.log.stat().st_size - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        lines = lines[-LAST_LINES:]
-        return [hint for word, hint in self.hints.items() if any(word in line for line in lines)] or lines
+        hints = [hint for word, hint in self.hints.items() if any(word in line for line in lines)]
+        return hints or [line for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
 
     def _signal(self, number: int) -> None:
         if self.running is not None:
