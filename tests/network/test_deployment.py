@@ -1,4 +1,7 @@
-"""A link and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in."""
+"""A link and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in.
+
+The same run by all three engines: in one process, over virtual nodes, and over real ones.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from capfl.checkpoint import RunFolder
 from capfl.engines.flower.connection import Connection
 from capfl.engines.flower.processes import environment, free_port
+from capfl.engines.flower.simulation import simulate
+from capfl.report.progress import Silent
 from capfl.types import Entry
-from deployment import Network, alike, capfl, submitted, wait_for
+from deployment import SETTINGS, Network, alike, capfl, submitted, wait_for
+from sites import config_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
@@ -23,7 +29,12 @@ FRAMING = 8_000  # bytes of a request and its reply beside capfl's own: Flower's
 IDLE = 1_500  # bytes a second of a node that asks whether there is anything for it to do
 
 
-def test_a_run_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
+def test_a_run_over_virtual_nodes_is_the_serial_run(sites: dict[str, Path], serially: Path, tmp_path: Path) -> None:
+    _, out = simulate(config_for(tmp_path / "run", sites, **SETTINGS), False, Silent())
+    alike({client: out / "nodes" / client for client in sites}, out, serially)
+
+
+def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
     network: Network, sites: dict[str, Path], serially: Path
 ) -> None:
     config, out = submitted(network, sites, "parity")
@@ -38,7 +49,7 @@ def test_a_run_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
     impostor.stop()
 
     # what came out
-    alike(network, sites, out, serially)
+    alike(network.personal(sites, out), out, serially)
     assert "mean" in done.said()
 
     # what went over the wire between one node and the link

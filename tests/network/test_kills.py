@@ -49,7 +49,7 @@ def test_a_node_that_is_killed_comes_back_and_nothing_is_lost(
     kill(worker)
     assert done.ended(400) == 0, done.said()
     assert [failure[1:] for failure in failures(out)] == [("south", "node")]
-    alike(network, sites, out, serially, but=("ledger", "bytes"))
+    alike(network.personal(sites, out), out, serially, but=("ledger", "bytes"))
     events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events if e["client"] == "south"] == ["joined", "left", "joined"]
 
@@ -62,7 +62,7 @@ def test_a_worker_that_is_killed_while_it_trains(network: Network, sites: dict[s
     kill(child_of(network.nodes["west"], "pinned work"))
     assert done.ended(400) == 0, done.said()
     assert failures(out) in ([(1, "west", "node")], [])  # or it had just answered
-    alike(network, sites, out, serially, but=("ledger", "bytes"))
+    alike(network.personal(sites, out), out, serially, but=("ledger", "bytes"))
 
 
 def test_a_link_that_is_killed_comes_back_and_the_run_goes_on(
@@ -76,7 +76,7 @@ def test_a_link_that_is_killed_comes_back_and_the_run_goes_on(
     os.kill(worker, signal.SIGCONT)
     assert done.ended(400) == 0, done.said()
     assert failures(out) == []
-    alike(network, sites, out, serially)
+    alike(network.personal(sites, out), out, serially)
 
 
 def test_a_server_that_is_killed_goes_on_from_its_last_round(
@@ -94,7 +94,7 @@ def test_a_server_that_is_killed_goes_on_from_its_last_round(
     assert len(RunFolder(out).rounds()) < 3
     again = network.run("again", "--resume", out)
     assert again.ended(400) == 0, again.said()
-    alike(network, sites, out, serially)
+    alike(network.personal(sites, out), out, serially)
 
 
 def test_a_node_that_is_too_slow_misses_rounds_and_catches_up(network: Network, sites: dict[str, Path]) -> None:
