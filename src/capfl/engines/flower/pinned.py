@@ -77,12 +77,26 @@ def node() -> None:
 
     Left to itself it would stay, without a word to the link: one of its threads goes on.
     """
+    from flwr.supernode import fleet_http_connection
     from flwr.supernode.cli import flower_supernode
 
+    made = fleet_http_connection.make_simple_http_retry_invoker
+    fleet_http_connection.make_simple_http_retry_invoker = lambda: patient(made())
     try:
         flower_supernode()
     finally:
         os._exit(1)
+
+
+def patient(invoker: Any) -> Any:
+    """Have requests tried again whose connection is cut off before it is secure.
+
+    Flower takes it for a wrong certificate and drops what was to be sent. It is how a link that has just died looks,
+    and behind a proxy it looks so until it is back.
+    """
+    gives_up = invoker.should_giveup
+    invoker.should_giveup = lambda error: "UNEXPECTED_EOF" not in str(error) and gives_up(error)
+    return invoker
 
 
 def work(address: str) -> None:

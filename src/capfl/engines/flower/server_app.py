@@ -21,6 +21,7 @@ from capfl.config.load import from_toml
 from capfl.data import clients_of
 from capfl.engines.flower.delivery import Delivery, Patience
 from capfl.engines.flower.nodes import Nodes
+from capfl.engines.flower.pinned import patient
 from capfl.engines.flower.records import Ask
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
@@ -36,6 +37,7 @@ app = ServerApp()
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, what ``capfl flower run`` has submitted."""
+    patient(grid._retry_invoker)
     given = context.run_config
     config = from_toml(str(given["config"]))
     console = Console(file=sys.stdout, width=120)
