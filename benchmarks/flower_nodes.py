@@ -38,7 +38,7 @@ METERED, KILLED = SITES[0], SITES[2]
 IDLE = 30.0  # seconds for which the metered node is watched before it has anything to do
 WITHIN = 1800.0  # seconds for anything to happen
 SETTINGS = {
-    "lora.targets": "q_proj,v_proj", "data.items": 120, "data.conflict": 0.25, "train.steps": 5, "train.batch_size": 8,
+    "lora.targets": "q_proj,v_proj", "data.items": 80, "data.conflict": 0.25, "train.steps": 4, "train.batch_size": 8,
     "train.learning_rate": 4e-3, "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
     "federation.on_failure": "retry",
 }  # fmt: skip
@@ -62,7 +62,7 @@ def measure(
             proof = network.proof(client) + ([] if keep_model else ["--no-keep-model"])
             network.start_node(client, path, *proof, port=meter.port if client == METERED else None)
         peak = Peak([started.process.pid for started in network.started])
-        wait_for(lambda: online(network) == len(data), 120, "the nodes")
+        wait_for(lambda: online(network) == len(data), WITHIN, "the nodes")
         before = meter.up + meter.down
         time.sleep(IDLE)
         idle = (meter.up + meter.down - before) / IDLE

@@ -26,6 +26,9 @@ SETTINGS: dict[str, object] = {
 }  # fmt: skip
 
 
+WITHIN = 600.0  # seconds for anything to happen, on a machine that has much else to do
+
+
 def capfl(*words: object) -> list[str]:
     return [sys.executable, "-m", "capfl.cli", "flower", *map(str, words)]
 
@@ -71,7 +74,7 @@ def child_of(parent: Started | int, words: str) -> int:
     def found() -> list[int]:
         return [child for child, command in children(pid).items() if words in command]
 
-    wait_for(found, 60, words)
+    wait_for(found, WITHIN, words)
     (child,) = found()
     return child
 
@@ -115,7 +118,7 @@ class Network:
         keys = self.folder / "keys"
         assert subprocess.run(capfl("keys", keys, "--nodes", ",".join(clients)), check=False).returncode == 0
         link = self.start("link", "link", "--port", self.port, "--home", self.home, "--keys", keys)
-        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, 120, "the link")
+        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, WITHIN, "the link")
         assert "link ready" in link.said(), link.said()
         self.link = link
         return link
