@@ -25,8 +25,8 @@ from sites import config_for
 
 pytestmark = pytest.mark.slow
 
-FRAMING = 8_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
-IDLE = 1_500  # bytes a second of a node that asks whether there is anything for it to do
+FRAMING = 20_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
+IDLE = 600  # bytes a second of a node that asks whether there is anything for it to do
 
 
 def test_a_run_over_virtual_nodes_is_the_serial_run(sites: dict[str, Path], serially: Path, tmp_path: Path) -> None:
