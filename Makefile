@@ -3,13 +3,15 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+NETWORK ?= tests/network
 
-.PHONY: help demo test test-slow check format benchmarks clean
+.PHONY: help demo test test-slow test-network check format benchmarks clean
 
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
 	@echo "make test        the tests, without the slow ones"
 	@echo "make test-slow   the slow tests"
+	@echo "make test-network  of the slow tests those with a link and nodes: parity, who is not let in, kills"
 	@echo "make check       ruff, mypy --strict, import order, tests"
 	@echo "make benchmarks  speed, memory and codecs"
 
@@ -27,6 +29,9 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow
+
+test-network: $(VENV)/ready
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow $(NETWORK)
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .

@@ -26,6 +26,9 @@ SETTINGS: dict[str, object] = {
 }  # fmt: skip
 
 
+WITHIN = 600.0  # seconds for anything to happen, on a machine that has much else to do
+
+
 def capfl(*words: object) -> list[str]:
     return [sys.executable, "-m", "capfl.cli", "flower", *map(str, words)]
 
@@ -71,7 +74,7 @@ def child_of(parent: Started | int, words: str) -> int:
     def found() -> list[int]:
         return [child for child, command in children(pid).items() if words in command]
 
-    wait_for(found, 60, words)
+    wait_for(found, WITHIN, words)
     (child,) = found()
     return child
 
@@ -115,7 +118,7 @@ class Network:
         keys = self.folder / "keys"
         assert subprocess.run(capfl("keys", keys, "--nodes", ",".join(clients)), check=False).returncode == 0
         link = self.start("link", "link", "--port", self.port, "--home", self.home, "--keys", keys)
-        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, 120, "the link")
+        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, WITHIN, "the link")
         assert "link ready" in link.said(), link.said()
         self.link = link
         return link
@@ -127,18 +130,26 @@ class Network:
     def state(self, client: str) -> Path:
         return self.folder / "nodes" / client
 
+    def proof(self, name: str) -> list[object]:
+        """What a node shows of who it is, and knows the link by."""
+        place = self.folder / "keys"
+        return ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{name}.key"]
+
     def start_node(
         self, client: str, data: Path, *how: object, port: int | None = None, key: str = "", state: Path | None = None
     ) -> Started:
         """A node of a client; with another's ``key``, or any other proof of who it is."""
-        place = self.folder / "keys"
-        proof = ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{key or client}.key"]
         link = f"127.0.0.1:{port or self.port}"
         given = ["--link", link, "--client", client, "--data", data, "--state", state or self.state(client)]
-        node = self.start(f"node-{client}{key}", "node", *given, *(how or proof))
+        node = self.start(f"node-{client}{key}", "node", *given, *(how or self.proof(key or client)))
         if state is None:
             self.nodes[client] = node
         return node
+
+    def personal(self, clients: Iterable[str], out: Path) -> dict[str, Path]:
+        """What clients have of a run on their own disks."""
+        name = json.loads((out / "network.json").read_text())["run"]
+        return {client: self.state(client) / "runs" / name for client in clients}
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)
@@ -201,16 +212,12 @@ def submitted(network: Network, files: Mapping[str, Path], name: str, **changes:
     return place, out
 
 
-def personal(network: Network, client: str, out: Path) -> Path:
-    return network.state(client) / "runs" / json.loads((out / "network.json").read_text())["run"]
-
-
-def alike(network: Network, files: Iterable[str], out: Path, serially: Path, but: tuple[str, ...] = ()) -> None:
-    """Bits, table and ledger are those of the serial engine; all but some of it."""
+def alike(personal: Mapping[str, Path], out: Path, serially: Path, but: tuple[str, ...] = ()) -> None:
+    """Bits, table and ledger are those of the serial engine; all but some of it. ``personal``: clients' own folders."""
     for name in ("state/server", "adapters/global"):
         assert bits(out, name) == bits(serially, name)
-    for client in files:
-        assert bits(personal(network, client, out) / "adapter") == bits(serially / "adapters" / "clients" / client)
+    for client, place in personal.items():
+        assert bits(place / "adapter") == bits(serially / "adapters" / "clients" / client)
     one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
     assert two["models"] == one["models"]
     if "bytes" not in but:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from platformdirs import user_state_path
+from rich.console import Console
 
+from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
@@ -98,21 +100,15 @@ def run(
     """Run what `capfl run` runs, over the nodes of the link on this machine. Each of data.sets is a client's own."""
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         _check()
-        if resume is not None and (config or sets or context.args):
-            raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        given = load_given(context, config, sets)
+        given = _given(context, config, sets, resume)
 
         from capfl.data import clients_of
         from capfl.engines.flower.delivery import Patience
         from capfl.engines.flower.submit import submit
-        from capfl.experiment import config_of, new_folder
 
-        given = config_of(resume) if resume else given
-        place = resume or new_folder(given)
-        given = given.model_copy(update={"out": str(place.absolute())})
         clients_of(given.data, given.partition)
         number = submit(_link(home), given, resume is not None, Patience(answer, node))
-        typer.echo(f"run {number} in {place}")
+        typer.echo(f"run {number} in {given.out}")
         _follow(home, number)
 
 
@@ -141,6 +137,29 @@ def stop(
 
 
 @app.command(context_settings=FLAGS)
+def simulate(
+    context: typer.Context,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder", metavar="RUN")] = None,
+) -> None:
+    """Run over virtual nodes in this process, one a client: the network without its sockets, for any partition."""
+    with errors(go_on="capfl flower simulate --resume RUN_FOLDER"):
+        _check()
+        given = _given(context, config, sets, resume)
+
+        from capfl.engines.flower.simulation import simulate as run_simulation
+        from capfl.report.progress import reporting
+        from capfl.report.tables import summary_table
+
+        console = Console()
+        with reporting(console) as reporter:
+            summary, place = run_simulation(given, resume is not None, reporter)
+        console.print(summary_table(summary))
+        console.print(f"{summary.seconds:.0f} s; everything is in {place}", highlight=False, soft_wrap=True)
+
+
+@app.command(context_settings=FLAGS)
 def demo(context: typer.Context, sets: Sets = None) -> None:
     """A link and three nodes on this machine, with TLS and keys, and a run over them. Ends by itself."""
     with errors(go_on="the same command"):
@@ -151,6 +170,18 @@ def demo(context: typer.Context, sets: Sets = None) -> None:
         config, data = prepare(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)))
         if not run_demo(config, data, _say):
             raise typer.Exit(1)
+
+
+def _given(context: typer.Context, config: Path | None, sets: list[str] | None, resume: Path | None) -> Config:
+    """The config of a run that is to be started or gone on with, with its folder as an absolute path."""
+    if resume is not None and (config or sets or context.args):
+        raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
+    given = load_given(context, config, sets)
+
+    from capfl.experiment import config_of, new_folder
+
+    given = config_of(resume) if resume else given
+    return given.model_copy(update={"out": str((resume or new_folder(given)).absolute())})
 
 
 def _follow(home: Path | None, number: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,17 @@ from capfl.engines.flower import client_app
 from capfl.engines.flower.delivery import Patience
 from capfl.engines.flower.records import Ask, Reply, pack, unpack
 from capfl.engines.flower.server_app import serve
+from capfl.engines.flower.simulation import simulate
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError
 from capfl.experiment import run
+from capfl.model.base import load_base
 from capfl.report.progress import Silent
 from capfl.report.summary import Summary
 from capfl.types import Failure
 from fake_grid import FakeGrid
 from sites import bits, config_for, write_files
+from support import tiny_config
 
 
 @pytest.fixture
@@ -40,12 +44,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def _nothing_open() -> Iterator[None]:
     """Every test begins with nodes that have just started."""
     yield
-    forget_everything()
-
-
-def forget_everything() -> None:
-    while client_app._open:
-        client_app._open.popitem()[1].__exit__(None, None, None)
+    client_app.close()
 
 
 class Apps(FakeGrid):
@@ -59,6 +58,9 @@ class Apps(FakeGrid):
             self.contexts[node] = Context(1, node, given, RecordDict(), {"config": to_toml(config)})
             self.nodes[node] = lambda ask: None
         self.lose: list[tuple[str, str, int]] = []  # (kind, client, round) of replies that do not arrive
+        self.twice: list[tuple[str, str, int]] = []  # of requests that arrive twice
+        self.late: list[tuple[str, str, int]] = []  # of replies in whose place that of the round before arrives
+        self.said: dict[tuple[str, str, int], list[Reply]] = {}
         self.before: Callable[[Ask], None] = lambda ask: None
 
     def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
@@ -67,21 +69,27 @@ class Apps(FakeGrid):
             ids += super().push_messages([message])
             _, node, ask = self.sent[-1]
             self.before(ask)
-            reply = client_app.app(message=message, context=self.contexts[node])
             about = (ask.kind, ask.client, ask.round)
+            for _ in range(1 + (about in self.twice)):
+                reply = client_app.app(message=message, context=self.contexts[node])
+                self.said.setdefault(about, []).append(unpack(Reply, reply.content))
             if about in self.lose:
                 self.lose.remove(about)
                 self.answer(message, 0.0, Error(5))
+            elif about in self.late:
+                self.late.remove(about)
+                self.answer(message, 0.0, self.said[ask.kind, ask.client, ask.round - 1][-1])
             else:
-                self.answer(message, 0.0, unpack(Reply, reply.content))
+                self.answer(message, 0.0, self.said[about][-1])
         return ids
 
 
 def networked(config: Config, files: dict[str, Path], state: Path, again: bool = False, **grid: Any) -> Summary:
-    apps = Apps(config, files, state)
+    """A run over the apps; with ``theirs``, the nodes are given another config."""
+    apps = Apps(grid.pop("theirs", config), files, state)
     for name, value in grid.items():
         setattr(apps, name, value)
-    return serve(apps, config, again, Patience(60, 0), Silent())[0]
+    return serve(apps, sorted(files), config, again, Patience(60, 0), Silent())[0]
 
 
 METHODS = {
@@ -166,7 +174,7 @@ def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, fil
     def disaster(ask: Ask) -> None:
         if (ask.kind, ask.client, ask.round) == ("train", "south", 3) and not disasters:
             disasters.append(ask)
-            forget_everything()
+            client_app.close()
             shutil.rmtree(tmp_path / "sites" / "south")
 
     disasters: list[Ask] = []
@@ -181,6 +189,73 @@ def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, fil
     told = [entry.bytes for entry in rounds[2].ledger if (entry.client, entry.direction) == ("south", "down")]
     assert len(told) == 2
     assert told[1] > told[0]  # it is charged for what it is told again
+
+
+@pytest.mark.parametrize("changes", [METHODS["feedback"], METHODS["ca-pfl"], METHODS["own factors"]])
+def test_a_request_that_arrives_twice_is_answered_twice_with_the_same_bits(
+    changes: dict[str, Any], tmp_path: Path, files: dict[str, Path]
+) -> None:
+    one, _ = run(config_for(tmp_path / "serial", files, **changes), serial)
+    twice, said = [("train", "south", 1), ("train", "south", 2), ("evaluate", "west", 3)], {}
+    config = config_for(tmp_path / "nodes", files, **changes)
+    two = networked(config, files, tmp_path / "sites", twice=twice, said=said)
+    assert two.rows == one.rows
+    assert two.ledger == one.ledger
+    assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
+    for about in twice[:2]:
+        first, second = said[about][:2]
+        assert first == second
+
+
+def test_a_reply_of_an_earlier_round_is_refused_and_recorded(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Under the right request, so that only the message's own round gives it away."""
+    retry = METHODS["feedback"] | {"federation__on_failure": "retry", "federation__rounds": 3}
+    one, _ = run(config_for(tmp_path / "serial", files, **retry), serial)
+    config = config_for(tmp_path / "nodes", files, **retry)
+    two = networked(config, files, tmp_path / "sites", late=[("train", "south", 2)])
+    (failure,) = RunFolder(tmp_path / "nodes").rounds()[1].failures
+    assert (failure.client, failure.stage) == ("south", "decode")
+    assert failure.reason == "reply of client 'south' is for round 1, this is round 2"
+    assert [row.personal for row in two.rows] == [row.personal for row in one.rows]
+    (unread,) = [e for e in RunFolder(tmp_path / "nodes").rounds()[1].ledger if "unreadable" in e.parts]
+    assert (unread.client, unread.direction) == ("south", "up")  # it has crossed the wire, and is counted
+
+
+def test_a_site_with_another_base_is_refused(
+    tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capfl.site.load_base", lambda config: replace(load_base(config), revision="another"))
+    with pytest.raises(
+        ClientError, match=r"\(WireError\): .*for another adapter: base model, targets, layers or ranks differ"
+    ):
+        networked(config_for(tmp_path / "nodes", files), files, tmp_path / "sites")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"lora__rank": 2}, r"\(WireError\): .*for another adapter: base model, targets, layers or ranks differ"),
+        ({"codec__values": "bf16"}, r"\(WireError\): .*the sites' codecs differ; align configs"),
+        ({"method__name": "ditto"}, r"\(ConfigError\): method 'fedit' is not one of this run's: ditto, local"),
+    ],
+    ids=["rank", "codec", "method"],
+)
+def test_a_site_with_another_config_is_refused(
+    theirs: dict[str, Any], said: str, tmp_path: Path, files: dict[str, Path]
+) -> None:
+    config = config_for(tmp_path / "nodes", files)
+    with pytest.raises(ClientError, match=said):
+        networked(config, files, tmp_path / "sites", theirs=config_for(tmp_path / "nodes", files, **theirs))
+
+
+def test_a_run_does_not_go_on_at_its_sites_with_another_config(tmp_path: Path, files: dict[str, Path]) -> None:
+    config = config_for(tmp_path / "nodes", files)
+    with pytest.raises(ClientError, match="it has gone"):
+        networked(config, files, tmp_path / "sites", lose=[("train", "south", 2)])
+    client_app.close()
+    other = config_for(tmp_path / "nodes", files, train__learning_rate=0.5)
+    with pytest.raises(ClientError, match=r"\(CheckpointError\): .*begun by another run or config"):
+        networked(config, files, tmp_path / "sites", again=True, theirs=other)
 
 
 def test_what_goes_wrong_at_a_site_comes_back_as_a_failure(tmp_path: Path, files: dict[str, Path]) -> None:
@@ -217,3 +292,27 @@ def test_a_pooled_reference_is_refused(tmp_path: Path, files: dict[str, Path]) -
 def test_an_apps_folder_that_is_no_run_is_not_resumed(tmp_path: Path, files: dict[str, Path]) -> None:
     with pytest.raises(CheckpointError, match="not a run folder"):
         networked(config_for(tmp_path / "nodes", files), files, tmp_path / "sites", again=True)
+
+
+@pytest.mark.parametrize("changes", [METHODS["feedback"], METHODS["some"]], ids=["feedback", "some"])
+def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    shared = changes | {"partition__kind": "iid", "partition__clients": 4, "evaluation__every": 0}
+    one, _ = run(tiny_config(tmp_path / "serial", **shared), serial)
+    two, _ = simulate(tiny_config(tmp_path / "nodes", **shared), False, Silent())
+    assert two.rows == one.rows
+    assert two.ledger == one.ledger
+    assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
+    for row in two.rows:
+        kept = bits(tmp_path / "nodes" / "nodes" / row.id / "adapter")
+        assert kept == bits(tmp_path / "serial" / "adapters" / "clients" / row.id)
+
+
+def test_a_simulated_network_validates_by_message_and_goes_on(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "nodes", federation__rounds=3)
+    one, _ = simulate(config, False, Silent())
+    record = RunFolder(tmp_path / "nodes").rounds()[0]
+    assert record.validation_loss is not None
+    two, _ = simulate(config, True, Silent())
+    assert two.rows == one.rows

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from flwr.app import Array, ArrayRecord, Error, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
 
 from capfl.engines.flower.delivery import Delivery, Patience
 from capfl.engines.flower.nodes import Nodes
-from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.engines.flower.records import SHORT, Ask, Reply, pack, unpack
 from capfl.errors import WireError
 from capfl.types import Failure
 from fake_grid import Behaviour, FakeGrid, hello, obedient
@@ -206,6 +206,19 @@ def test_a_node_that_was_busy_when_it_was_asked_is_asked_again() -> None:
     assert len(tries) == 2
 
 
+def test_a_node_whose_answer_was_lost_with_the_link_is_asked_again() -> None:
+    tries: list[Ask] = []
+
+    def lost(ask: Ask) -> tuple[float, Reply | Error] | None:
+        if ask.kind == "hello":
+            tries.append(ask)
+            return None if len(tries) == 1 else (0.0, hello("b"))
+        return 1.0, Reply("b", blob=b"at last")
+
+    assert dict(World(three(n10=lost), node=200.0).ask())["b"] == b"at last"
+    assert len(tries) == 2
+
+
 def test_a_node_that_answers_as_another_client_fails_and_is_asked_again() -> None:
     names = ["b", "b", "c2"]
 
@@ -223,8 +236,9 @@ def test_the_link_may_refuse_a_message() -> None:
     assert dict(world.ask(["b"]))["b"] == Failure("b", "node", "the link did not take the message")
 
 
-def test_what_is_packed_is_unpacked() -> None:
-    ask = Ask("r", "validate", "ca-pfl", 7, "north", 6, b"\n\x00{}\n" * 100)
+@pytest.mark.parametrize("length", [0, 600, SHORT, 2 * SHORT])
+def test_what_is_packed_is_unpacked(length: int) -> None:
+    ask = Ask("r", "validate", "ca-pfl", 7, "north", 6, (b"\n\x00{}\n" * length)[:length])
     assert unpack(Ask, pack(ask)) == ask
     reply = Reply("north", "WireError", 'a "reason"\nof two lines', b"")
     assert unpack(Reply, pack(reply)) == reply
@@ -238,17 +252,21 @@ def test_what_was_not_packed_is_refused() -> None:
     foreign = Array("bytes", (1,), "numpy.ndarray", b"x")
     with pytest.raises(WireError, match=r"numpy\.ndarray"):
         unpack(Ask, RecordDict({"capfl": ArrayRecord({"capfl": foreign})}))
+    with pytest.raises(WireError, match="type 'str' is none of capfl's"):
+        unpack(Ask, RecordDict({"capfl": ConfigRecord({"capfl": "text"})}))
 
 
-def test_no_strategy_of_flower_averages_it() -> None:
+@pytest.mark.parametrize("length", [600, 2 * SHORT])
+def test_no_strategy_of_flower_averages_it(length: int) -> None:
     from flwr.app import Message, MetricRecord
+    from flwr.serverapp.exception import InconsistentMessageReplies
     from flwr.serverapp.strategy import FedAvg
 
-    content = pack(Reply("north", blob=b"bytes"))
+    content = pack(Reply("north", blob=bytes(length)))
     content["metrics"] = MetricRecord({"num-examples": 3})
     grid = three()
     question = Message(pack(Ask("r", "train")), dst_node_id=10, message_type="train")
     grid.push_messages([question])
     replies = [Message(content, reply_to=question) for _ in range(2)]
-    with pytest.raises(TypeError, match=r"capfl\.message"):
+    with pytest.raises((InconsistentMessageReplies, TypeError), match=r"ArrayRecord|capfl\.message"):
         FedAvg().aggregate_train(1, replies)

@@ -1,4 +1,7 @@
-"""A link and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in."""
+"""A link and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in.
+
+The same run by all three engines: in one process, over virtual nodes, and over real ones.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,39 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from capfl.checkpoint import RunFolder
 from capfl.engines.flower.connection import Connection
 from capfl.engines.flower.processes import environment, free_port
+from capfl.engines.flower.simulation import simulate
+from capfl.report.progress import Silent
 from capfl.types import Entry
-from deployment import Network, alike, capfl, submitted, wait_for
+from deployment import SETTINGS, WITHIN, Network, alike, capfl, submitted, wait_for
+from sites import config_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.network]
+pytestmark = pytest.mark.slow
 
-FRAMING = 8_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
-IDLE = 1_500  # bytes a second of a node that asks whether there is anything for it to do
+FRAMING = 20_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
+IDLE = 600  # bytes a second of a node that asks whether there is anything for it to do
 
 
-def test_a_run_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
+def test_a_run_over_virtual_nodes_is_the_serial_run(sites: dict[str, Path], serially: Path, tmp_path: Path) -> None:
+    _, out = simulate(config_for(tmp_path / "run", sites, **SETTINGS), False, Silent())
+    alike({client: out / "nodes" / client for client in sites}, out, serially)
+
+
+def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
     network: Network, sites: dict[str, Path], serially: Path
 ) -> None:
     config, out = submitted(network, sites, "parity")
     meter = network.meter
     assert meter is not None
     impostor = network.start_node("south", sites["south"], key="extra", state=network.folder / "impostor")
-    wait_for(lambda: nodes(network).count("online") == 4, 120, "four nodes")
+    wait_for(lambda: nodes(network).count("online") == 4, WITHIN, "four nodes")
     up, down, began = meter.up, meter.down, meter.seconds
     done = network.run("parity", config)
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     up, down, seconds = meter.up - up, meter.down - down, meter.seconds - began
     impostor.stop()
 
     # what came out
-    alike(network, sites, out, serially)
+    alike(network.personal(sites, out), out, serially)
     assert "mean" in done.said()
 
     # what went over the wire between one node and the link
@@ -74,14 +85,16 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "capfl.engines.flower.pinned", "node", "--superlink", f"127.0.0.1:{network.port}"]
     command += ["--root-certificates", str(ours / "ca.crt"), "--port", str(free_port()), "--isolation", "process"]
     keyless = subprocess.run(
-        command, env=environment(there / "d"), capture_output=True, text=True, timeout=120, check=False
+        command, env=environment(there / "d"), capture_output=True, text=True, timeout=WITHIN, check=False
     )
     assert keyless.returncode == 1
     assert "All SuperNodes must be registered" in keyless.stdout + keyless.stderr
-    wait_for(lambda: "its key is not registered there" in key.said(), 120, "the refusal of a key")
-    wait_for(lambda: "is not for this address, or not of the authority" in authority.said(), 120, "a wrong certificate")
+    wait_for(lambda: "its key is not registered there" in key.said(), WITHIN, "the refusal of a key")
+    wait_for(
+        lambda: "is not for this address, or not of the authority" in authority.said(), WITHIN, "a wrong certificate"
+    )
     log = there / "c" / "node.log"
-    wait_for(lambda: log.exists() and log.read_text().count("Connection attempt failed") > 2, 120, "plain text")
+    wait_for(lambda: log.exists() and log.read_text().count("Connection attempt failed") > 2, WITHIN, "plain text")
     assert nodes(network) == before
     for node in (key, authority, plain):
         node.stop()

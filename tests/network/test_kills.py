@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from capfl.checkpoint import RunFolder
-from deployment import Network, alike, child_of, kill, submitted, wait_for
+from deployment import WITHIN, Network, alike, child_of, kill, submitted, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -24,13 +24,15 @@ def hold(network: Network, client: str, out: Path) -> int:
     """Stop the worker of a client that has joined, and wait until its node has a request that is not answered."""
     worker = child_of(network.nodes[client], "pinned work")
     events = out / "network.jsonl"
-    wait_for(lambda: events.is_file() and f'"{client}"' in events.read_text(), 120, f"{client} in the run")
+    wait_for(lambda: events.is_file() and f'"{client}"' in events.read_text(), WITHIN, f"{client} in the run")
     os.kill(worker, signal.SIGSTOP)
 
     def said(words: str) -> int:
         return (network.state(client) / "node.log").read_text().count(words)
 
-    wait_for(lambda: said("Receiving: train message") > said("Sending: train message"), 120, "a request for training")
+    wait_for(
+        lambda: said("Receiving: train message") > said("Sending: train message"), WITHIN, "a request for training"
+    )
     return worker
 
 
@@ -47,9 +49,9 @@ def test_a_node_that_is_killed_comes_back_and_nothing_is_lost(
     worker = hold(network, "south", out)
     kill(child_of(network.nodes["south"], "pinned node"))
     kill(worker)
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     assert [failure[1:] for failure in failures(out)] == [("south", "node")]
-    alike(network, sites, out, serially, but=("ledger", "bytes"))
+    alike(network.personal(sites, out), out, serially, but=("ledger", "bytes"))
     events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events if e["client"] == "south"] == ["joined", "left", "joined"]
 
@@ -58,11 +60,11 @@ def test_a_worker_that_is_killed_while_it_trains(network: Network, sites: dict[s
     config, out = submitted(network, sites, "worker", **RETRY)
     done = network.run("worker", config)
     log = network.state("west") / "worker.log"
-    wait_for(lambda: "worker-" in log.read_text(), 120, "the client's first step")
+    wait_for(lambda: "worker-" in log.read_text(), WITHIN, "the client's first step")
     kill(child_of(network.nodes["west"], "pinned work"))
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) in ([(1, "west", "node")], [])  # or it had just answered
-    alike(network, sites, out, serially, but=("ledger", "bytes"))
+    alike(network.personal(sites, out), out, serially, but=("ledger", "bytes"))
 
 
 def test_a_link_that_is_killed_comes_back_and_the_run_goes_on(
@@ -74,9 +76,9 @@ def test_a_link_that_is_killed_comes_back_and_the_run_goes_on(
     kill(child_of(network.link, "pinned link"))
     wait_for(lambda: "link ended with -9" in network.link.said(), 30, "the death of the link")
     os.kill(worker, signal.SIGCONT)
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) == []
-    alike(network, sites, out, serially)
+    alike(network.personal(sites, out), out, serially)
 
 
 def test_a_server_that_is_killed_goes_on_from_its_last_round(
@@ -85,25 +87,25 @@ def test_a_server_that_is_killed_goes_on_from_its_last_round(
     config, out = submitted(network, sites, "server")
     worker = child_of(network.nodes["south"], "pinned work")
     done = network.run("server", config)
-    wait_for(lambda: (out / "rounds.jsonl").is_file() and RunFolder(out).rounds(), 120, "the first round")
+    wait_for(lambda: (out / "rounds.jsonl").is_file() and RunFolder(out).rounds(), WITHIN, "the first round")
     os.kill(worker, signal.SIGSTOP)
     kill(child_of(child_of(network.link, "flower-superexec"), "flwr-serverapp"))
-    assert done.ended(200) == 1, done.said()
+    assert done.ended(WITHIN) == 1, done.said()
     assert "finished:failed" in done.said()
     os.kill(worker, signal.SIGCONT)
     assert len(RunFolder(out).rounds()) < 3
     again = network.run("again", "--resume", out)
-    assert again.ended(400) == 0, again.said()
-    alike(network, sites, out, serially)
+    assert again.ended(WITHIN) == 0, again.said()
+    alike(network.personal(sites, out), out, serially)
 
 
 def test_a_node_that_is_too_slow_misses_rounds_and_catches_up(network: Network, sites: dict[str, Path]) -> None:
     config, out = submitted(network, sites, "slow", federation__rounds=6, **SKIP)
-    done = network.run("slow", config, "--answer", 15)
+    done = network.run("slow", config, "--answer", 30)
     worker = hold(network, "south", out)
-    wait_for(lambda: len(failures(out)) == 2, 200, "two rounds without south")
+    wait_for(lambda: len(failures(out)) == 2, WITHIN, "two rounds without south")
     os.kill(worker, signal.SIGCONT)
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     assert {failure[1:] for failure in failures(out)} == {("south", "deadline")}
     records = RunFolder(out).rounds()
     used = [record.round for record in records if "south" in record.clients]
@@ -119,6 +121,6 @@ def test_a_node_that_never_comes_back_is_left_out(network: Network, sites: dict[
     config, out = submitted(network, sites, "gone", **SKIP)
     network.nodes["south"].stop()
     done = network.run("gone", config, "--node", 5)
-    assert done.ended(400) == 0, done.said()
+    assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) == [(round, "south", "absent") for round in (1, 2, 3)]
     assert [row["id"] for row in RunFolder(out).read_json("summary.json")["clients"]] == ["north", "west"]

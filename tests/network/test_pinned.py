@@ -11,9 +11,12 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
+import httpx
+from flwr.supercore.retry import make_simple_http_retry_invoker
+
 from capfl.engines import flower
 from capfl.engines.flower import check_flower
-from capfl.engines.flower.pinned import Gate
+from capfl.engines.flower.pinned import Gate, patient
 from capfl.errors import ConfigError
 
 
@@ -84,6 +87,30 @@ def test_flower_puts_the_gate_before_everything_else() -> None:
     source = inspect.getsource(main._get_middleware)
     assert source.index("extensions.get_middleware()") < source.index("Middleware(")
     assert main.extensions is extensions
+
+
+@pytest.mark.parametrize(
+    ("said", "given_up"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)", False),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate", True),
+        ("[Errno 111] Connection refused", False),
+    ],
+)
+def test_a_link_that_is_away_is_waited_for_and_a_wrong_one_is_not(said: str, given_up: bool) -> None:
+    invoker = make_simple_http_retry_invoker()
+    assert invoker.should_giveup(httpx.ConnectError(said)) is ("SSL" in said)  # left to itself
+    assert patient(invoker).should_giveup(httpx.ConnectError(said)) is given_up
+
+
+def test_flower_asks_where_it_is_replaced_how_patient_it_is_to_be() -> None:
+    """``node`` replaces a function of the first module, and a run an attribute of the second one's Grid."""
+    from flwr.superlink.grid import http_grid
+    from flwr.supernode import fleet_http_connection
+
+    call = "retry_invoker = make_simple_http_retry_invoker()"
+    assert call in inspect.getsource(fleet_http_connection)
+    assert f"self._{call}" in inspect.getsource(http_grid)
 
 
 def test_the_version_is_the_one_that_it_is_written_for() -> None:

@@ -55,7 +55,12 @@ def test_one_that_ends_starts_again_and_that_is_said_once(tmp_path: Path) -> Non
 
 def test_a_hint_stands_for_the_last_words(tmp_path: Path) -> None:
     said: list[str] = []
-    refused = python(tmp_path, "refused", "print('[code: 2004] Failed'); exit(1)", {"code: 2004": "it is not let in"})
+    refused = python(
+        tmp_path,
+        "refused",
+        "print('[code: 2004] Failed'); print('INFO: bye\\n' * 20); exit(1)",
+        {"code: 2004": "it is not let in"},
+    )
     with closing(supervise([refused], said.append)) as steps:
         step_until(steps, lambda: said)
     assert "it is not let in" in said[0]
@@ -117,3 +122,20 @@ def test_nothing_goes_out_and_nothing_is_installed(tmp_path: Path) -> None:
 def test_a_command_that_is_missing_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no-such-command is missing; pip install capfl\[flower\]"):
         script("no-such-command")
+
+
+def test_one_takes_another_with_it_and_both_start_again(tmp_path: Path) -> None:
+    log = tmp_path / "node.log"
+    node = python(tmp_path, "node", "import time; print('here'); time.sleep(600)")
+    worker = python(tmp_path, "worker", "import time; time.sleep(600)")
+    worker.takes = [node]
+    with closing(supervise([node, worker], lambda text: None)) as steps:
+        step_until(steps, lambda: log.exists() and log.read_text() == "here\n" and worker.running)
+        before = node.running.pid
+        os.kill(worker.running.pid, signal.SIGKILL)
+        step_until(steps, lambda: log.read_text() == "here\nhere\n")
+        assert not alive(before)
+        before = worker.running.pid
+        os.kill(node.running.pid, signal.SIGKILL)
+        step_until(steps, lambda: log.read_text() == "here\nhere\nhere\n")
+        assert worker.running.pid == before  # the other way round it does not

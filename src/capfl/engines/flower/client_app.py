@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -26,27 +27,49 @@ _open: dict[Path, Client] = {}  # with their models; those of the last run only
 
 def hello(message: Message, context: Context) -> Message:
     """Say whose node this is."""
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    return Message(pack(Reply(_me(context), blob=json.dumps(versions).encode())), reply_to=message)
+    return Message(pack(introduction(_me(context))), reply_to=message)
 
 
 def answer(message: Message, context: Context) -> Message:
     """Answer a request of the run. What goes wrong is an answer, too."""
+    me = _me(context)
+
+    def said(ask: Ask) -> bytes:
+        assert ask.kind != "hello"
+        return _client(ask.run, context).answer(ask.kind, ask.method, ask.blob, ask.used)
+
     try:
-        ask = unpack(Ask, message.content)
-        if ask.kind == "hello":
-            raise WireError("a hello that comes as a request")
-        reply = Reply(_me(context), blob=_client(ask.run, context).answer(ask.kind, ask.method, ask.blob, ask.used))
+        reply = replied(me, unpack(Ask, message.content), said)
+    except WireError as error:
+        reply = Reply(me, "WireError", str(error))
+    return Message(pack(reply), reply_to=message)
+
+
+def introduction(me: ClientId) -> Reply:
+    """Who a client is, and what it runs."""
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return Reply(me, blob=json.dumps(versions).encode())
+
+
+def replied(me: ClientId, ask: Ask, answer: Callable[[Ask], bytes]) -> Reply:
+    """An answer, or why there is none."""
+    try:
+        return Reply(me, blob=answer(ask))
     except Exception as error:
         traceback.print_exception(error, limit=0 if isinstance(error, CapflError) else None)
         sys.stderr.flush()
-        reply = Reply(_me(context), type(error).__name__, str(error) or "no reason given")
-    return Message(pack(reply), reply_to=message)
+        return Reply(me, type(error).__name__, str(error) or "no reason given")
 
 
 app.query()(hello)
 for kind in (app.train(), app.evaluate("validate"), app.evaluate()):
     kind(answer)
+
+
+def close() -> None:
+    """Let go of the clients and their models."""
+    while _open:
+        _open.popitem()[1].__exit__(None, None, None)
 
 
 def _me(context: Context) -> ClientId:

@@ -68,8 +68,9 @@ class Node:
         node += ["--isolation", "process" if self.keep_model else "subprocess"]
         found = [Process(f"node {self.client}", pinned("node", *node), inside, self.state / "node.log", HINTS)]
         if self.keep_model:
-            work = pinned("work", f"127.0.0.1:{port}")
-            found.append(Process(f"worker {self.client}", work, inside, self.state / "worker.log"))
+            # a SuperNode waits for ever for a reply whose sender has ended while it was sending
+            work, log = pinned("work", f"127.0.0.1:{port}"), self.state / "worker.log"
+            found.append(Process(f"worker {self.client}", work, inside, log, takes=tuple(found)))
         return found
 
     def serve(self, say: Callable[[str], None]) -> None:

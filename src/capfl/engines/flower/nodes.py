@@ -18,6 +18,7 @@ from capfl.types import ClientId
 
 LOOK_EVERY = 2.0  # seconds
 HELLO_WITHIN = 60.0  # seconds; a node that is busy answers later, and is asked again
+ASKED_AGAIN = 1.5 * HELLO_WITHIN  # seconds without a word, not even that the message has expired
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Nodes:
     ) -> None:
         self._grid, self._run, self._clients, self._note, self._clock = grid, run, frozenset(clients), note, clock
         self._of: dict[ClientId, int] = {}
-        self._asked: dict[int, str] = {}  # node -> id of the message that asks it
+        self._asked: dict[int, tuple[str, float]] = {}  # node -> id of the message that asks it, and until when
         self._refused: dict[int, Refused] = {}
         self._names: dict[int, str] = {}  # under which the link knows the node's key; without keys, empty
         self._looked = -LOOK_EVERY
@@ -82,11 +83,14 @@ class Nodes:
             if node not in self._names or (refused.rival is not None and refused.client not in self._of):
                 del self._refused[node]  # the place is free now
         settled = {*self._of.values(), *self._refused}
-        self._asked = {node: id for node, id in self._asked.items() if node in self._names}
+        # an answer that was on its way when the link died never comes, and no word of it either
+        self._asked = {
+            node: (id, due) for node, (id, due) in self._asked.items() if node in self._names and self._looked < due
+        }
         for node in sorted(self._names.keys() - settled - self._asked.keys()):
             self._ask(node)
         if self._asked:
-            for message in self._grid.pull_messages(list(self._asked.values())):
+            for message in self._grid.pull_messages([id for id, _ in self._asked.values()]):
                 self._hear(message)
 
     def _ask(self, node: int) -> None:
@@ -94,10 +98,10 @@ class Nodes:
         hello = Message(content, dst_node_id=node, message_type=MESSAGE_TYPES["hello"], ttl=HELLO_WITHIN)
         (id,) = self._grid.push_messages([hello])
         if id is not None:
-            self._asked[node] = id
+            self._asked[node] = id, self._clock() + ASKED_AGAIN
 
     def _hear(self, message: Message) -> None:
-        (node,) = [node for node, id in self._asked.items() if id == message.metadata.reply_to_message_id]
+        (node,) = [node for node, (id, _) in self._asked.items() if id == message.metadata.reply_to_message_id]
         del self._asked[node]
         if message.has_error():  # it has gone, or was busy for too long: if it is here, it is asked again
             return

@@ -7,16 +7,21 @@ messages one after the other with the model loaded, where Flower itself would st
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capfl.engines.flower import check_flower
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -72,40 +77,81 @@ def node() -> None:
 
     Left to itself it would stay, without a word to the link: one of its threads goes on.
     """
+    from flwr.supernode import fleet_http_connection
     from flwr.supernode.cli import flower_supernode
 
+    made = fleet_http_connection.make_simple_http_retry_invoker
+    fleet_http_connection.make_simple_http_retry_invoker = lambda: patient(made())
     try:
         flower_supernode()
     finally:
         os._exit(1)
 
 
+def patient(invoker: Any) -> Any:
+    """Have requests tried again whose connection is cut off before it is secure.
+
+    Flower takes it for a wrong certificate and drops what was to be sent. It is how a link that has just died looks,
+    and behind a proxy it looks so until it is back.
+    """
+    gives_up = invoker.should_giveup
+    invoker.should_giveup = lambda error: "UNEXPECTED_EOF" not in str(error) and gives_up(error)
+    return invoker
+
+
 def work(address: str) -> None:
     """Answer the messages of the node at an address, until the process is ended.
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
+    Messages are fetched beside the work, because a SuperNode may announce one that it will never have: of a run that
+    ended while it was on its way.
     """
+    import httpx
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, SubStatus
-    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
-    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.heartbeat import HeartbeatSender
     from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    from capfl.engines.flower.client_app import app
+    from capfl.engines.flower.client_app import app, close
+
+    fetched: queue.SimpleQueue[tuple[Any, Any, Any, Any]] = queue.SimpleQueue()
+    busy_with: list[Any] = []
 
     def connect(component: str, *interceptors: Any) -> Any:
         return RuntimeHttpClient.from_server_address(
             address, True, None, [RuntimeVersionHttpInterceptor(component_name=component), *interceptors]
         )
 
-    def answer(client: Any) -> None:
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    def fetch(client: Any) -> None:
+        def still_wanted() -> bool:
+            try:
+                wanted = bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+            except httpx.TransportError:
+                return False  # to be asked again soon
+            except httpx.HTTPStatusError:  # the node was started anew, and knows nothing of this message
+                wanted = False
+            if not wanted and client in busy_with:
+                signal.raise_signal(signal.SIGINT)
+            return True
+
+        heartbeat = HeartbeatSender(still_wanted)
         heartbeat.start()
         try:
             message, context, _, _ = pull_task_input(client)
+        except Exception as error:
+            print(f"a message was announced and did not come: {type(error).__name__}: {error}", flush=True)
+            heartbeat.stop()
+            client.close()
+        else:
+            fetched.put((client, heartbeat, message, context))
+
+    def answer(client: Any, heartbeat: Any, message: Any, context: Any) -> None:
+        busy_with.append(client)
+        try:
             status, details = SubStatus.COMPLETED, ""
             try:
                 reply = app(message=message, context=context)
@@ -115,8 +161,9 @@ def work(address: str) -> None:
             push_message(client, reply, context)
             push_task_output(client=client, context=context, sub_status=status, details=details)
         finally:
-            if heartbeat.is_running:
-                heartbeat.stop()
+            busy_with.clear()
+            heartbeat.stop()
+            client.close()
 
     node = connect("SuperExec")
     question = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
@@ -125,17 +172,35 @@ def work(address: str) -> None:
             task = node.AcquireTask(question)
             if task.HasField("task") and task.token:
                 client = connect("flwr-clientapp", RuntimeTokenHttpInterceptor(task.token))
-                try:
-                    answer(client)
-                finally:
-                    client.close()
-                continue
-        except KeyboardInterrupt:  # the heartbeat says that the run was stopped
-            print("the run was stopped", flush=True)
-        except Exception as error:  # the node is starting, has ended, or has ended with this message half answered
+                threading.Thread(target=fetch, args=(client,), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                answer(*fetched.get(timeout=IDLE))
+        except KeyboardInterrupt:
+            print("nobody waits for this answer any more", flush=True)
+            close()
+        except Exception as error:  # the node is starting, or has ended with this message half answered
             print(f"node {address}: {type(error).__name__}: {error}", flush=True)
             time.sleep(1)
-        time.sleep(IDLE)
+
+
+def identify() -> None:
+    """Have this process pass for one of Flower's, which is what it takes to make messages."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+
+
+def carried(message: Message) -> Message:
+    """A message as it arrives: taken apart into the objects that Flower moves, and put together from them."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    name = message.object_id
+    message.metadata.__dict__["_message_id"] = name
+    moved = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+    arrived: Message = inflate_object_from_contents(name, moved)
+    arrived.metadata.__dict__["_message_id"] = name
+    return arrived
 
 
 def end_with_parent() -> None:

@@ -60,6 +60,7 @@ class Process:
 
     Args:
         hints: what words in its output mean, for when it ends.
+        takes: others that are ended with it when it ends by itself, and start again with it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Process:
     environment: Mapping[str, str]
     log: Path
     hints: Mapping[str, str] = field(default_factory=dict)
+    takes: Sequence[Process] = ()
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
     said: int = field(default=0, init=False)  # bytes in its log before it was started
@@ -108,8 +110,8 @@ class Process:
         with open(self.log, "rb") as file:
             file.seek(max(self.said, self.log.stat().st_size - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        lines = lines[-LAST_LINES:]
-        return [hint for word, hint in self.hints.items() if any(word in line for line in lines)] or lines
+        hints = [hint for word, hint in self.hints.items() if any(word in line for line in lines)]
+        return hints or [line for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
 
     def _signal(self, number: int) -> None:
         if self.running is not None:
@@ -129,15 +131,20 @@ def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Gener
                     if what != said:  # once, not every few seconds
                         say(what)
                     said = what
+                    _end(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
             yield
     finally:
-        for process in reversed(processes):
-            process.tell_to_end()
-        by = time.monotonic() + GRACE
-        for process in reversed(processes):
-            process.end(by)
+        _end(processes)
+
+
+def _end(processes: Sequence[Process]) -> None:
+    for process in reversed(processes):
+        process.tell_to_end()
+    by = time.monotonic() + GRACE
+    for process in reversed(processes):
+        process.end(by)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What travels between the server and the nodes: capfl's bytes in one record, which no averaging can take apart.
 
-A request or a reply is a line of JSON and, after it, a message of ``capfl.wire``. Flower carries the two as one array,
-of a type of our own, because its strategies refuse arrays of types that they do not know.
+A request or a reply is a line of JSON and, after it, a message of ``capfl.wire``. Flower carries the two as one value:
+in a record of settings while they are short, because each part of a message takes two requests of its own, and as an
+array, in pieces, when they are long. Its strategies average neither: they want arrays, and of a type that they know.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from capfl.errors import WireError
 from capfl.types import ClientId, Kind
 
 NAME, TYPE = "capfl", "capfl.message"
+SHORT = 2**20  # bytes; Flower holds a setting in memory several times over
 
 MESSAGE_TYPES: Mapping[Kind | Literal["hello"], str] = {
     "hello": "query",
@@ -55,6 +57,8 @@ Said = TypeVar("Said", Ask, Reply)
 def pack(message: Ask | Reply) -> RecordDict:
     header = {key: value for key, value in vars(message).items() if key != "blob"}
     data = json.dumps(header, separators=(",", ":")).encode() + b"\n" + message.blob
+    if len(data) <= SHORT:
+        return RecordDict({NAME: ConfigRecord({NAME: data})})
     return RecordDict({NAME: ArrayRecord({NAME: Array(dtype="bytes", shape=(len(data),), stype=TYPE, data=data)})})
 
 
@@ -65,10 +69,18 @@ def unpack(kind: type[Said], content: RecordDict) -> Said:
         WireError: it was not made by ``pack``, or of another kind.
     """
     try:
-        array = content.array_records[NAME][NAME]
-        if array.stype != TYPE:
-            raise WireError(f"a record of type {array.stype!r} is none of capfl's")
-        header, _, blob = array.data.partition(b"\n")
+        header, _, blob = _carried(content[NAME]).partition(b"\n")
         return kind(**json.loads(header), blob=blob)
     except (KeyError, ValueError, TypeError) as error:
         raise WireError(f"a message of the network cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _carried(record: Mapping[str, Any]) -> bytes:
+    value = record[NAME]
+    if isinstance(value, Array):
+        if value.stype != TYPE:
+            raise WireError(f"a record of type {value.stype!r} is none of capfl's")
+        value = value.data
+    if not isinstance(value, bytes):
+        raise WireError(f"a value of type {type(value).__name__!r} is none of capfl's")
+    return value

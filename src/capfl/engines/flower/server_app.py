@@ -21,6 +21,7 @@ from capfl.config.load import from_toml
 from capfl.data import clients_of
 from capfl.engines.flower.delivery import Delivery, Patience
 from capfl.engines.flower.nodes import Nodes
+from capfl.engines.flower.pinned import patient
 from capfl.engines.flower.records import Ask
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
@@ -36,33 +37,39 @@ app = ServerApp()
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, what ``capfl flower run`` has submitted."""
+    patient(grid._retry_invoker)
     given = context.run_config
     config = from_toml(str(given["config"]))
     console = Console(file=sys.stdout, width=120)
     patience = Patience(float(given["answer"]), float(given["node"]))
     try:
-        summary, path = serve(grid, config, bool(given["resume"]), patience, Plain(console))
+        clients = sorted(clients_of(config.data, config.partition))
+        summary, path = serve(grid, clients, config, bool(given["resume"]), patience, Plain(console))
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
-        raise
+        raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
     console.print(summary_table(summary))
     console.print(f"{summary.seconds:.0f} s; everything but the clients' own adapters is in {path}", soft_wrap=True)
     sys.stdout.flush()
 
 
-def serve(grid: Grid, config: Config, again: bool, patience: Patience, reporter: Reporter) -> tuple[Summary, Path]:
+def serve(
+    grid: Grid, clients: Sequence[ClientId], config: Config, again: bool, patience: Patience, reporter: Reporter
+) -> tuple[Summary, Path]:
     """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
     assert config.out is not None
-    sites = Sites(grid, config, RunFolder(Path(config.out)), patience, reporter)
-    remote = Remote(sites.clients, sites.exchange)
+    sites = Sites(grid, clients, RunFolder(Path(config.out)), patience, reporter)
+    remote = Remote(clients, sites.exchange)
     return resume(Path(config.out), remote, reporter) if again else run(config, remote, reporter)
 
 
 class Sites:
     """The clients of a run, at nodes of their own. What happens to nodes is noted in ``network.jsonl``."""
 
-    def __init__(self, grid: Grid, config: Config, folder: RunFolder, patience: Patience, reporter: Reporter) -> None:
-        self.clients = sorted(clients_of(config.data, config.partition))
+    def __init__(
+        self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Reporter
+    ) -> None:
+        self._clients = clients
         self._grid, self._folder, self._patience, self._reporter = grid, folder, patience, reporter
         self._nodes: Nodes | None = None
         self._run = self._main = ""
@@ -72,7 +79,7 @@ class Sites:
         method = agreement.method.name
         if self._nodes is None:
             self._main, self._run = method, self._name()
-            self._nodes = Nodes(self._grid, self._run, self.clients, self._note)
+            self._nodes = Nodes(self._grid, self._run, self._clients, self._note)
         nodes, run = self._nodes, self._run
         path = self._folder.path
         place = self._folder if method == self._main else RunFolder(path / "references" / method)

@@ -1,0 +1,209 @@
+"""A real run over a network on this machine: `helpdesk` at three sites, a link and three nodes over TLS with keys.
+
+    python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--no-keep-model] [--kill]
+                                      [--page PAGE.html] [--out RESULT.json]
+
+Beside the same run by the serial engine: are the bits the same, how long does a round take, what is on one node's
+socket beside the bytes of the ledger, how much memory does every process take. With ``--kill`` one node and its worker
+are ended by SIGKILL while they train, in the middle of the run; their supervisor and the run's policy do the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from capfl.checkpoint import RunFolder
+from capfl.config import Config, load_config, to_toml
+from capfl.config.keys import flat
+from capfl.engines.flower.connection import Connection
+from capfl.engines.flower.demo import prepare
+from capfl.page import write_page
+from flower_scale import alone
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from deployment import Meter, Network, child_of, kill, wait_for
+from sites import bits
+
+SITES = ("airline", "bank", "hospital")
+METERED, KILLED = SITES[0], SITES[2]
+IDLE = 30.0  # seconds for which the metered node is watched before it has anything to do
+WITHIN = 1800.0  # seconds for anything to happen
+SETTINGS = {
+    "lora.targets": "q_proj,v_proj", "data.items": 80, "data.conflict": 0.25, "train.steps": 4, "train.batch_size": 8,
+    "train.learning_rate": 4e-3, "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
+    "federation.on_failure": "retry",
+}  # fmt: skip
+
+
+def measure(
+    config: Config, data: dict[str, Path], keep_model: bool, killing: bool, page: Path | None
+) -> dict[str, Any]:
+    """Both runs, one after the other."""
+    assert config.out is not None
+    place = Path(config.out).parent
+    (place / "run.toml").write_text(to_toml(config))
+    settings = dict(flat(config.model_dump(mode="json"))) | {"out": str(place / "serial")}
+    serially = alone("serial", settings)
+
+    network = Network(place)
+    try:
+        network.start_link(data)
+        network.meter = meter = Meter(network.port)
+        for client, path in data.items():
+            proof = network.proof(client) + ([] if keep_model else ["--no-keep-model"])
+            network.start_node(client, path, *proof, port=meter.port if client == METERED else None)
+        peak = Peak([started.process.pid for started in network.started])
+        wait_for(lambda: online(network) == len(data), WITHIN, "the nodes")
+        before = meter.up + meter.down
+        time.sleep(IDLE)
+        idle = (meter.up + meter.down - before) / IDLE
+        before, began = meter.up + meter.down, time.monotonic()
+        going = network.run("out", place / "run.toml")
+        if killing:
+            kill_while_training(network, RunFolder(place / "run"), config.federation.rounds // 2)
+        status = going.ended(WITHIN)
+        print(going.said())
+        if status:
+            raise SystemExit(status)
+        on_the_wire, seconds = meter.up + meter.down - before, time.monotonic() - began
+    finally:
+        network.stop()
+
+    run = RunFolder(place / "run")
+    summary, records = run.read_json("summary.json"), run.rounds()
+    if page is not None:
+        write_page(run.path, page)
+        page.write_text(page.read_text().replace(f"{place.parent}/", ""))  # where it was on this machine says nothing
+    (own,) = [row for row in summary["clients"] if row["id"] == METERED]
+    payload, messages = own["bytes_up"] + own["bytes_down"], 1 + config.federation.rounds + 1  # hello, evaluation
+    framing = on_the_wire - payload - idle * seconds
+    return {
+        "config": SETTINGS | {"model": config.model.path, "layers": config.lora.layers, "rounds": len(records)},
+        "keep_model": keep_model,
+        "same_bits": same_bits(network, run.path, place / "serial", data),
+        "accuracy": {client["id"]: {kind: client[kind] for kind in ("base", "global", "personal")}
+                     for client in summary["clients"]},
+        "serial": serially,
+        "nodes": {
+            "seconds_a_round": [round(record.seconds, 1) for record in records],
+            "seconds": round(summary["seconds"], 1),
+            "seconds_of_the_command": round(seconds, 1),
+            "peak_mib": peak.read(),
+        },
+        "one_node": {
+            "requests": messages,
+            "ledger_bytes": payload,
+            "wire_bytes": on_the_wire,
+            "idle_bytes_a_second": round(idle),
+            "framing_bytes_a_request": round(framing / messages),
+            "framing_percent_of_ledger": round(100 * framing / payload, 1),
+        },
+        "failures": [[record.round, f.client, f.stage, f.reason] for record in records for f in record.failures],
+        "events": [
+            [row["time"], row["event"], row["client"]]
+            for row in map(json.loads, (run.path / "network.jsonl").read_text().splitlines())
+        ],
+    }  # fmt: skip
+
+
+def online(network: Network) -> int:
+    nodes = Connection(network.home).ask("supernode", "list")["nodes"]
+    return sum(node["status"] == "online" for node in nodes)
+
+
+def kill_while_training(network: Network, run: RunFolder, after: int) -> None:
+    """End a node and its worker, when it has a request of a later round that it has not answered."""
+    log = network.state(KILLED) / "node.log"
+
+    def busy() -> bool:
+        said = log.read_text(errors="replace")
+        return said.count("Receiving: train message") > said.count("Sending: train message")
+
+    wait_for(lambda: (run.path / "rounds.jsonl").is_file() and len(run.rounds()) >= after, WITHIN, f"round {after}")
+    wait_for(busy, WITHIN, "a request for training")
+    for words in ("pinned node", "pinned work"):
+        kill(child_of(network.nodes[KILLED], words))
+
+
+def same_bits(network: Network, out: Path, serially: Path, clients: dict[str, Path]) -> bool:
+    """Are the server's state, the global adapter and every client's own adapter those of the serial engine?"""
+    pairs = [(out / name, serially / name) for name in ("state/server", "adapters/global")]
+    for client, place in network.personal(clients, out).items():
+        pairs.append((place / "adapter", serially / "adapters" / "clients" / client))
+    return all(bits(one) == bits(two) for one, two in pairs)
+
+
+class Peak:
+    """The peak of resident memory of processes and of everything that they have started, looked at every second."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self.pids, self._found = pids, dict[str, int]()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def read(self) -> dict[str, int]:
+        """MiB by kind of process, the largest of its kind."""
+        return dict(sorted(self._found.items()))
+
+    def _watch(self) -> None:
+        while True:
+            parents: dict[int, int] = {}
+            for stat in Path("/proc").glob("[0-9]*/stat"):
+                with suppress(OSError, IndexError, ValueError):
+                    parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            for pid in parents:
+                above = pid
+                while above in parents and above not in self.pids:
+                    above = parents[above]
+                if above in self.pids:
+                    with suppress(OSError, StopIteration):
+                        self._note(pid)
+            time.sleep(1)
+
+    def _note(self, pid: int) -> None:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        kind = next((word for name in ("link", "node", "work") for word in words if word == name), "")
+        pinned = any("pinned" in word for word in words)
+        for name in ("flower-superexec", "flwr-serverapp", "flwr-clientapp"):
+            if any(word.endswith(name) for word in words):
+                kind, pinned = name, True
+        label = kind if pinned else f"supervisor of a {kind}"
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
+        self._found[label] = max(size, self._found.get(label, 0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--no-keep-model", action="store_true")
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        layers = "top:2" if args.model == "tiny" else "top:6"
+        given = SETTINGS | {
+            "model.path": args.model, "lora.layers": layers, "federation.rounds": args.rounds,
+            "out": f"{folder}/network",
+        }  # fmt: skip
+        given |= dict(pair.partition("=")[::2] for pair in args.set)
+        config, data = prepare(load_config(None, given))
+        result = measure(config, data, not args.no_keep_model, args.kill, args.page)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A network without sockets: the server's side as on a link, and a node in this process for each client.
+
+Flower's own simulation runs nodes in Ray, in processes with a model each. Here all have one model, like the clients of
+the serial engine; every message goes through Flower's encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
+
+from capfl.checkpoint import ClientStore
+from capfl.config import Config
+from capfl.data import deal
+from capfl.engines.flower.client_app import introduction, replied
+from capfl.engines.flower.delivery import Patience
+from capfl.engines.flower.pinned import carried, identify
+from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.engines.flower.server_app import serve
+from capfl.federation import Federation
+from capfl.model.base import load_base
+from capfl.model.export import save_adapter
+from capfl.model.hidden import HiddenCache
+from capfl.model.lora import AdaptedModel
+from capfl.report.progress import Reporter
+from capfl.report.summary import Summary
+from capfl.roles import agreements
+from capfl.site import visit
+from capfl.types import ClientId
+
+PATIENCE = Patience(answer=1e9, node=60.0)  # a node here answers before it is asked whether it has
+
+
+class LocalGrid:
+    """What a run needs of Flower's Grid, with a node for each client."""
+
+    def __init__(self, clients: Sequence[ClientId], answer: Callable[[ClientId, Ask], Reply]) -> None:
+        identify()
+        self._clients, self._answer = dict(enumerate(clients, start=1)), answer
+        self._replies: dict[str, Message] = {}
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, name=client) for node, client in self._clients.items()]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for sent in messages:
+            message = carried(sent)
+            ids.append(str(message.metadata.message_id))
+            reply = self._answer(self._clients[message.metadata.dst_node_id], unpack(Ask, message.content))
+            self._replies[ids[-1]] = carried(Message(pack(reply), reply_to=message))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(id) for id in message_ids if id in self._replies]
+
+
+def simulate(config: Config, again: bool, reporter: Reporter) -> tuple[Summary, Path]:
+    """A run over virtual nodes. What each of them would have on its disk is in ``nodes/CLIENT`` of the run's folder.
+
+    Raises:
+        CapflError: as ``experiment.run``.
+    """
+    assert config.out is not None
+    items, splits = deal(config.data, config.partition, config.seed)
+    model = AdaptedModel(load_base(config.model), config.lora)
+    agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
+    nodes, main, peft_config = Path(config.out) / "nodes", next(iter(agreed)), model.peft_config()
+    with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30)) as cache:
+        federation = Federation(config, items, splits, model, cache, reporter.client)
+
+        def answer(client: ClientId, ask: Ask) -> Reply:
+            if ask.kind == "hello":
+                return introduction(client)
+            kind, agreement = ask.kind, agreed[ask.method]
+            method, initial = agreement.method, agreement.initial
+            place = nodes / client
+            store = ClientStore(
+                place / "state" / ask.method, initial, lambda client: method.init_client(client, initial)
+            )
+            store.forget(client, after=ask.used)
+            site = federation.site(
+                client,
+                method,
+                lambda own: save_adapter(own, peft_config, place / "adapter") if ask.method == main else None,
+            )
+            return replied(client, ask, lambda ask: visit(kind, ask.round, ask.blob, site, store, agreement))
+
+        return serve(LocalGrid(federation.clients, answer), federation.clients, config, again, PATIENCE, reporter)
