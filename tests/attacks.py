@@ -188,6 +188,15 @@ LIES: dict[str, Attack] = {
 }
 """What no client of CA-PFL can have to say of its data and its ranks."""
 
+RANKS: dict[str, Attack] = {
+    "no marks": saying(alive=lambda t: None),
+    "a rank too many": saying(alive=lambda t: torch.cat([t, t[:1]])),
+    "a rank less": saying(alive=lambda t: t[1:]),
+    "ranks that it was not told to have": saying(alive=lambda t: 0 * t + 1),
+    "no rank of the last module": saying(alive=lambda t: torch.cat([t[:-2], 0 * t[-2:]])),
+}
+"""What no client of a method with unequal ranks can have to say of them: here, of two in every module."""
+
 
 def attacked(engine: Engine, attack: Attack, villains: Sequence[ClientId]) -> Engine:
     """The engine, with the updates of some clients replaced. Other messages pass as they are."""

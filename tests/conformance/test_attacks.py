@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters import resealed
-from attacks import CLAIMS, LIES, REFUSED, Attack, Message
+from attacks import CLAIMS, LIES, RANKS, REFUSED, Attack, Message
 from capfl import checkpoint
 from capfl.config.schema import FederationConfig
 from capfl.methods import METHODS
@@ -74,7 +74,17 @@ class Damaged(Fake):
             yield client, reply
 
 
-@pytest.mark.parametrize(("method", "codec"), [("ca-pfl", "default"), ("ca-pfl", "bf16"), ("fedit", "fp32")])
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [
+        ("ca-pfl", "default"),
+        ("ca-pfl", "bf16"),
+        ("fedit", "fp32"),
+        ("hetlora", "default"),
+        ("flora", "default"),
+        ("flasc", "fp32"),
+    ],
+)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(damage=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3))
 def test_whatever_is_in_a_message_the_server_goes_on(method: str, codec: str, damage: list[tuple[int, int]]) -> None:
@@ -100,3 +110,13 @@ def test_lies_about_data_and_ranks_are_refused(codec: str) -> None:
         assert "note" in failure.reason or "posterior" in failure.reason or "description" in failure.reason
     assert all(bool(t.isfinite().all()) for t in fake.state.adapter.values())
     assert all(bool(t.isfinite().all()) for t in fake.state.notes.values() if isinstance(t, torch.Tensor))
+
+
+@pytest.mark.parametrize("codec", ["fp32", "default", "ternary"])
+def test_lies_about_unequal_ranks_are_refused(codec: str) -> None:
+    fake = Attacked("hetlora", codec, list(RANKS.values()))  # by turns, client b has one of two ranks
+    for name in RANKS:
+        (record,) = fake.play(1, SKIP)
+        assert [failure.client for failure in record.failures] == ["b"], f"{name} was let in"
+        assert "note 'alive'" in record.failures[0].reason
+        assert record.ranks.keys() == {"a", "c"}

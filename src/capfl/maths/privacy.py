@@ -41,7 +41,7 @@ def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
         from dp_accounting.rdp import RdpAccountant
     except ImportError as error:
         raise ConfigError(
-            "privacy: needs the package dp-accounting to count epsilon; pip install 'capfl[privacy]'"
+            "privacy.noise_multiplier: needs the package dp-accounting to count epsilon; pip install 'capfl[privacy]'"
         ) from error
     if not rounds:
         return 0.0

@@ -127,9 +127,9 @@ def capfl(settings: Settings, seed: int) -> Method:
             told |= {f"own {name}": server.notes[f"{name}/{client}"] for name in ("alpha", "beta")}
         return told | peers.count(server, client)
 
-    def inspect(server: ServerState, said: Notes) -> None:
+    def inspect(server: ServerState, update: Update) -> None:
         """A posterior of every rank that is not out of all proportion to the prior, and a description or none."""
-        prior = _gamma(server.notes)
+        prior, said = _gamma(server.notes), update.notes
         for name in ("alpha", "beta"):
             if name not in said or said[name].shape != prior.alpha.shape:
                 raise WireError(f"note {name!r} is not {len(prior.alpha)} numbers, one a rank")

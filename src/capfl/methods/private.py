@@ -46,7 +46,7 @@ def private(method: Method, config: PrivacyConfig, up: Codec, initial: Adapter, 
         raise ConfigError(
             f"privacy.delta: {config.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
         )
-    refuse_other_than_mean(method, "privacy", "fedit")
+    refuse_other_than_mean(method, "privacy.noise_multiplier")
     clip, noise, delta = config.clip, config.noise_multiplier, config.delta
     epsilon(noise, 1, delta)  # says now, not after a round, that it cannot be counted
 

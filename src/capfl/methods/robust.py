@@ -39,11 +39,11 @@ def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
     if config.robust == "none":
         return method
     if config.robust == "clip":
-        refuse_lonely(method, "federation.robust")
+        refuse_no_mean(method, "federation.robust")
         return replace(method, exact=None, aggregate=lambda server, updates: method.aggregate(
             server, clipped(list(updates), config.robust_clip)
         ))  # fmt: skip
-    refuse_other_than_mean(method, f"federation.robust = {config.robust}", "federation.robust = clip")
+    refuse_other_than_mean(method, f"federation.robust = {config.robust}", f"federation.robust = clip, or {MEANS}")
     if up.mask == "top" and up.density < 1:
         raise ConfigError(
             f"federation.robust = {config.robust}: with codec.mask = top every client sends other elements, and the "
@@ -95,25 +95,32 @@ def middle(changes: Sequence[Adapter], trim: float) -> Adapter:
 
 # -- what is refused --------------------------------------------------------------------------------
 
+MEANS = "fedit, ffa-lora or another method that averages changes"
 
-def refuse_lonely(method: Method, key: str) -> None:
-    """Raises ConfigError: no client's change meets another's."""
+
+def refuse_no_mean(method: Method, key: str) -> None:
+    """Raises ConfigError: the server makes no mean of clients' changes that anybody is told."""
     if method.pooled:
         raise ConfigError(f"{key}: {method.name} trains one model on all data in one place; leave it out")
     if method.travels == "nothing":
         raise ConfigError(f"{key}: with {method.name} clients send nothing that it would be about; leave it out")
+    if method.relay:
+        raise ConfigError(
+            f"{key}: with {method.name} every client gets the others' updates as they came and averages them itself, "
+            f"which nothing that the server does can change; leave it out, or use {MEANS}"
+        )
 
 
-def refuse_other_than_mean(method: Method, key: str, instead: str) -> None:
+def refuse_other_than_mean(method: Method, key: str, instead: str = MEANS) -> None:
     """Raises ConfigError: the method's server does not just add the mean of its clients' changes."""
-    refuse_lonely(method, key)
+    refuse_no_mean(method, key)
     if method.report:
         raise ConfigError(
             f"{key}: clients of {method.name} say more than their changes, and the server makes more of them than one "
-            f"mean; use {instead}, or fedit, ffa-lora or another method that averages changes"
+            f"mean; use {instead}"
         )
     if method.aggregate is not add_mean_change:
         raise ConfigError(
-            f"{key}: {method.name} makes its adapter of the clients' products of factors, and not of a mean of changes "
-            f"that this could stand in for; use {instead}, or fedit, ffa-lora or another method that averages changes"
+            f"{key}: the server of {method.name} does more with changes than to add their mean, which is all that this "
+            f"could take the place of; use {instead}"
         )

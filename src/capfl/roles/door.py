@@ -70,13 +70,11 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> None:
         density = agreement.up.density_in(update.round)
         longest = limits.longest(update.n_train, algebra.size(update.adapter), density)
         if (found := algebra.norm(update.adapter)) > longest:
-            raise WireError(
-                f"update has norm {found:.6g}; federation.max_norm lets in {longest:.6g}"
-            )
+            raise WireError(f"update has norm {found:.6g}; federation.max_norm lets in {longest:.6g}")
 
     # what it says beside the change
     for name, length in (limits.notes if limits else {}).items():
         if name in update.notes and len(update.notes[name]) != length:
             raise WireError(f"note {name!r} has {len(update.notes[name])} numbers, expected {length}")
     if method.inspect:
-        method.inspect(state, update.notes)
+        method.inspect(state, update)
