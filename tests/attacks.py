@@ -87,6 +87,13 @@ def farthest(honest: Message, first: bytes) -> bytes:
     return flipped(0.9 * longest / max(1e-9, algebra.norm(said.adapter)))(honest, first)
 
 
+def noise(honest: Message, first: bytes) -> bytes:
+    """Ten times as long as the honest change, in a direction of chance."""
+    change, draw = honest.said.adapter, torch.Generator().manual_seed(honest.said.round)
+    drawn = {name: torch.randn(t.shape, generator=draw) for name, t in change.items()}
+    return honest.changed(algebra.scaled(drawn, 10 * algebra.norm(change) / algebra.norm(drawn)))
+
+
 def heavy(honest: Message, first: bytes) -> bytes:
     """Backwards, for as many items as the door lets in."""
     assert honest.agreement.limits is not None
@@ -150,8 +157,11 @@ REFUSED: dict[str, Attack] = {
 
 ADMITTED: dict[str, Attack] = {
     "flipped": flipped(1.0),
+    "ten times flipped": flipped(10.0),
     "farthest": farthest,
     "heavy": heavy,
+    "noise": noise,
+    "free rider": flipped(0.0),
     "stale": stale,
 }
 """What an honest client might have said: only another mean than the plain one is proof against it."""
@@ -233,7 +243,7 @@ WORDS = {
 
 LEARNS: dict[str, object] = {
     "model.path": "tiny", "lora.layers": "top:2", "lora.targets": ["q_proj", "v_proj", "up_proj", "down_proj"],
-    "partition.kind": "iid", "partition.clients": 10, "federation.rounds": 15, "federation.on_failure": "skip",
+    "partition.kind": "by:site", "federation.rounds": 15, "federation.on_failure": "skip",
     "train.steps": 5, "train.batch_size": 16, "train.learning_rate": 3e-2, "train.schedule": "linear",
     "codec.values": "4bit",
     "evaluation.references": [], "evaluation.personal": False, "evaluation.every": 0,
@@ -244,13 +254,16 @@ LEARNS: dict[str, object] = {
 VILLAINS = ("03", "07")  # two of the ten
 
 
-def colours(path: Path, n: int = 1000, seed: int = 0) -> Path:
-    """``n`` items such as "the scarlet hat", labelled by colour."""
+def colours(path: Path, n: int = 1000, seed: int = 0, liars: Sequence[ClientId] = ()) -> Path:
+    """``n`` items such as "the scarlet hat", labelled by colour, of ten sites; those of liars by the next colour."""
     draw = random.Random(seed)
-    rows = []
-    for _ in range(n):
-        label = draw.choice(list(WORDS))
+    rows, names = [], list(WORDS)
+    for i in range(n):
+        site = f"{i % 10:02}"
+        label = draw.choice(names)
         article, thing = draw.choice(("a", "the", "one")), draw.choice(("hat", "car", "cup", "box"))
-        rows.append(json.dumps({"text": f"{article} {draw.choice(WORDS[label])} {thing}", "label": label}))
+        text = f"{article} {draw.choice(WORDS[label])} {thing}"
+        said = names[(names.index(label) + 1) % len(names)] if site in liars else label
+        rows.append(json.dumps({"text": text, "label": said, "site": site}))
     path.write_text("\n".join(rows), encoding="utf-8")
     return path
