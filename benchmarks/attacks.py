@@ -1,11 +1,11 @@
-"""What clients that attack do to the accuracy of the others, without and with robust aggregation; and what privacy costs.
+"""What attacking clients do to the accuracy of the others, with each robust mean; and what privacy costs.
 
     python benchmarks/attacks.py [--seeds 3] [--refused] [--json FILE]
 
-Ten clients teach a random model of 50,000 parameters the colours of things (tests/attacks.py); two of them attack from
-the first round on. Accuracies are of the global adapter on the test items of the eight others, in per cent, mean and, in
-brackets, the lowest over seeds. Chance is 25. ``--refused`` adds what the door refuses: the same with every rule, so it
-runs without one, with one seed.
+Ten clients teach a random model of 50,000 parameters the colours of things (tests/attacks.py); two of them attack
+from the first round on. Accuracies are of the global adapter on the test items of the eight others, in per cent, mean
+and, in brackets, the lowest over seeds. Chance is 25. ``--refused`` adds what the door refuses: the same with every
+rule, so it runs without one, with one seed.
 """
 
 from __future__ import annotations
