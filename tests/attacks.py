@@ -157,7 +157,6 @@ REFUSED: dict[str, Attack] = {
 
 ADMITTED: dict[str, Attack] = {
     "flipped": flipped(1.0),
-    "ten times flipped": flipped(10.0),
     "farthest": farthest,
     "heavy": heavy,
     "noise": noise,
