@@ -10,10 +10,11 @@ import torch
 from adapters import CODECS
 from capfl import adapter as algebra
 from capfl import checkpoint
-from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
+from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, TrainConfig
 from capfl.errors import WireError
 from capfl.methods import build
 from capfl.roles import Agreement, client, server
+from capfl.roles.door import Limits
 from capfl.round import run_round
 from capfl.types import (
     Adapter,
@@ -31,10 +32,14 @@ from capfl.types import (
 from capfl.wire import decode_broadcast
 
 CLIENTS = ["a", "b", "c"]
+LIMITS = Limits(
+    TrainConfig(steps=2, learning_rate=0.01), 1000, 2.0, {"features": 48, "deviation": 16, "answers": 1}
+)  # what honest clients keep to, under every method and codec
 
 
 def of(method: str, codec: str) -> Agreement:
-    return Agreement(build(MethodConfig(name=method)), codec_of(method, codec), initial(), "base", seed=3)
+    made = build(MethodConfig(name=method))
+    return Agreement(made, codec_of(method, codec), initial(), "base", seed=3, limits=LIMITS)
 
 
 def codec_of(method: str, codec: str) -> CodecConfig:

@@ -50,6 +50,11 @@ def absent_device() -> str:
     return "mps" if torch.cuda.is_available() else "cuda"
 
 
+def key_file(files: Path) -> object:
+    (files / "key").write_text("5a" * 32)
+    return f"file:{files / 'key'}"
+
+
 IID = {"partition.kind": "iid", "partition.clients": 2}
 DIRICHLET: dict[str, Value] = {"partition.kind": "dirichlet", "partition.clients": 2, "partition.min_items": 3}
 SHARDS: dict[str, Value] = {"partition.kind": "shards", "partition.clients": 3}
@@ -62,6 +67,8 @@ SPARSE: dict[str, Value] = {"codec.density": 0.1, "codec.mask": "top"}
 ABSENT: dict[str, Value] = {  # of four clients one takes part in the second round and the fourth, not in the third
     **SPARSE, "data.sites": 4, "federation.fraction": 0.5, "federation.rounds": 4,
 }  # fmt: skip
+
+PRIVATE: dict[str, Value] = {"privacy.clip": 0.1, "privacy.noise_multiplier": 1.0, "privacy.seed": 1}
 
 CHANGES = {
     "seed": Change(1, "state"),
@@ -100,6 +107,11 @@ CHANGES = {
     "federation.fraction": Change(0.5, "state", SOME),
     "federation.on_failure": Change("skip", "error", SOME, broken=True),
     "federation.retries": Change(2, "rounds", {**SOME, "federation.on_failure": "retry"}, broken=True),
+    "federation.max_items": Change(20, "error"),
+    "federation.max_norm": Change(1e-3, "error"),
+    "federation.robust": Change("median", "state", SOME),
+    "federation.robust_clip": Change(0.5, "state", {**SOME, "federation.robust": "clip"}),
+    "federation.robust_trim": Change(0.2, "state", {**SOME, "data.sites": 5, "federation.robust": "trimmed"}),
     "train.epochs": Change(2, "state", EPOCHS),
     "train.steps": Change(3, "state"),
     "train.batch_size": Change(3, "state"),
@@ -140,6 +152,10 @@ CHANGES = {
     "codec.residual_rounds": Change(1, "state", ABSENT),
     "codec.warmup_rounds": Change(2, "bytes", SPARSE),
     "codec.warmup_density": Change(0.5, "bytes", {**SPARSE, "codec.warmup_rounds": 2}),
+    "privacy.clip": Change(0.05, "state", PRIVATE),
+    "privacy.noise_multiplier": Change(2.0, "state", PRIVATE),
+    "privacy.delta": Change(1e-3, "rounds", PRIVATE),
+    "privacy.seed": Change(2, "state", PRIVATE),
     "evaluation.every": Change(2, "rounds"),
     "evaluation.max_items": Change(1, "rounds"),
     "evaluation.batch_size": Change(2, "widest"),
@@ -150,6 +166,7 @@ CHANGES = {
     "runtime.cache": Change("off", "cache"),
     "runtime.cache_gib": Change(1e-6, "cache"),
     "runtime.cache_dir": Change(lambda files: str(files / "shared"), "shared"),
+    "runtime.state_key": Change(key_file, "state"),
     "runtime.threads": Change(2, "threads"),
 }
 

@@ -23,6 +23,7 @@ from capfl.report.tables import summary_table
 from capfl.roles import Agreement, server
 from capfl.site import Client
 from capfl.types import ClientId, Exchange, Failure, Item, Kind, Request
+from capfl.vault import MAGIC
 from support import tiny_config
 
 LABELS = {"north": ("red", "green", "blue"), "south": ("up", "down"), "a b": ("red", "up", "left", "right")}
@@ -246,6 +247,44 @@ def test_a_client_that_does_not_answer_in_the_end(policy: str, method: str, tmp_
         assert list(rows) == ["a_b", "south"]
     else:
         assert (rows["north"].local_only, rows["south"].local_only is None) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"federation__robust": "median"},
+        {"federation__robust": "clip", "method__name": "ca-pfl"},
+        {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 3},
+    ],
+)
+def test_what_the_server_does_on_its_own_is_the_same_over_sites(
+    changes: dict[str, object], tmp_path: Path, files: list[str]
+) -> None:
+    one, two, sites = both(tmp_path, files, codec__values="ternary", **changes)
+    assert accuracies(one) == accuracies(two)
+    assert learnt(tmp_path / "serial", sites) == learnt(tmp_path / "apart", sites)
+    assert one.epsilon == two.epsilon
+
+
+def test_each_site_may_lock_its_states(tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SITE_KEY", "5a" * 32)
+    plain, *_ = both(tmp_path / "plain", files)
+    _, locked, sites = both(tmp_path / "locked", files, restarts=True, runtime__state_key="env:SITE_KEY")
+    assert accuracies(locked) == accuracies(plain)
+    kept = [path for client in sites.clients for path in (sites.folder / client / "state").glob("*/*")]
+    assert len(kept) >= 3
+    assert all(path.read_bytes().startswith(MAGIC) for path in kept)
+    monkeypatch.setenv("SITE_KEY", "a5" * 32)
+    stranger = sites.start("south")
+    with pytest.raises(CheckpointError, match=r"south\.\d+ cannot be opened"):
+        stranger.answer("train", "fedit", server_request(sites, tmp_path / "locked" / "apart"))
+
+
+def server_request(sites: Sites, out: Path) -> bytes:
+    agreement = sites.clients["south"].agreements["fedit"]
+    state = RunFolder(out).server(agreement.initial)
+    assert state is not None
+    return server.request(state, "south", agreement).blob
 
 
 # -- a client alone ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -49,6 +50,11 @@ def add(a: Adapter, b: Adapter) -> Adapter:
 def subtract(a: Adapter, b: Adapter) -> Adapter:
     """a - b, on the names of a."""
     return {name: t - b[name] for name, t in a.items()}
+
+
+def scaled(a: Adapter, factor: float) -> Adapter:
+    """factor a."""
+    return {name: factor * t for name, t in a.items()}
 
 
 def between(a: Adapter, b: Adapter, share: float) -> Adapter:
@@ -201,6 +207,11 @@ def padded(a: Adapter, template: Adapter) -> Adapter:
 def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """||a - b||^2 over the names of a; a scalar that gradients flow through."""
     return torch.stack([(t - b[name]).square().sum() for name, t in a.items()]).sum()
+
+
+def norm(a: Adapter) -> float:
+    """The L2 norm of all elements together, summed in float64."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in a.values()))
 
 
 def size(a: Adapter) -> int:

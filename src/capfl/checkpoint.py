@@ -17,6 +17,7 @@ from capfl import adapter as algebra
 from capfl.errors import CheckpointError
 from capfl.files import naming, write_atomically
 from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRecord, ServerState
+from capfl.vault import Vault
 
 
 def server_to_bytes(state: ServerState) -> bytes:
@@ -122,21 +123,34 @@ def _fitting(groups: dict[str, Adapter], template: Adapter) -> Callable[[str], A
 class ClientStore:
     """Client states by round: ``CLIENT.ROUND``. A round that is run again starts from the state before it."""
 
-    def __init__(self, folder: Path, template: Adapter, init: Callable[[ClientId], ClientState]) -> None:
+    def __init__(
+        self, folder: Path, template: Adapter, init: Callable[[ClientId], ClientState], vault: Vault | None = None
+    ) -> None:
         self.folder = folder
         self._template = template
         self._init = init
+        self._vault = vault or Vault()
 
     def load(self, client: ClientId, before: int) -> ClientState:
-        """The newest state from a round before this one, or the initial state."""
+        """The newest state from a round before this one, or the initial state.
+
+        Raises:
+            CheckpointError: the file is damaged, made for another adapter, or not to be opened; names it.
+        """
         earlier = [n for n in self._rounds(client) if n < before]
         if not earlier:
             return self._init(client)
-        return client_from_bytes(self._path(client, max(earlier)).read_bytes(), self._template)
+        path = self._path(client, max(earlier))
+        blob = self._vault.unlock(path.read_bytes(), path)
+        try:
+            return client_from_bytes(blob, self._template)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def save(self, state: ClientState, round: int) -> None:
         """Keep a state, and of the earlier ones only the newest, which a repetition of this round would need."""
-        write_atomically(self._path(state.client, round), client_to_bytes(state))
+        path = self._path(state.client, round)
+        write_atomically(path, self._vault.lock(client_to_bytes(state), path))
         for n in sorted(n for n in self._rounds(state.client) if n < round)[:-1]:
             self._path(state.client, n).unlink()
 
@@ -172,8 +186,10 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot read {self.path / name}: {error}; is {self.path} a run folder?") from error
 
-    def clients(self, template: Adapter, init: Callable[[ClientId], ClientState]) -> ClientStore:
-        return ClientStore(self.path / "state" / "clients", template, init)
+    def clients(
+        self, template: Adapter, init: Callable[[ClientId], ClientState], vault: Vault | None = None
+    ) -> ClientStore:
+        return ClientStore(self.path / "state" / "clients", template, init, vault)
 
     def commit(self, state: ServerState, record: RoundRecord) -> None:
         """Append the record, then replace the server's state."""

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation
 from capfl.files import write_atomically
 from capfl.methods import build
+from capfl.methods.private import private
+from capfl.methods.robust import robust
 from capfl.model.base import load_base
 from capfl.model.export import PatchFactors, save_adapter
+from capfl.model.features import lengths
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.shared import SharedBlocks
@@ -29,9 +33,11 @@ from capfl.report.progress import Reporter, Silent
 from capfl.report.summary import Summary
 from capfl.roles import Agreement, agreements, refuse_pooled, server
 from capfl.roles.client import Site
+from capfl.roles.door import Limits
 from capfl.round import run_round, sample_size, validate_round
 from capfl.types import ClientId, Exchange, RoundRecord, ServerState
 from capfl.usage import peak_memory
+from capfl.vault import Vault, open_vault
 
 Engine = Callable[[Callable[[ClientId], Site], ClientStore, Agreement], Exchange]
 """Makes the exchange with clients whose data and states are in this process: (site of a client, states, agreement)."""
@@ -95,6 +101,7 @@ def _run(
     began = time.monotonic()
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
     build(config.method, config.seed)  # a name that is wrong is said before data and model are loaded
+    vault = Vault() if isinstance(engine, Remote) else open_vault(config.runtime.state_key, folder.path)
 
     # data: who holds what, where it is held in this process
     items, splits = ([], {}) if isinstance(engine, Remote) else deal(config.data, config.partition, config.seed)
@@ -107,6 +114,7 @@ def _run(
     agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
     if isinstance(engine, Remote):
         refuse_pooled(agreed)
+    agreed = _guarded(agreed, config, len(clients), model)
 
     # from here on the run exists: what was wrong with its data or model has been said before
     _record_inputs(config, folder, digest(items, splits) if items else ",".join(clients), splits, reporter, fresh)
@@ -127,7 +135,7 @@ def _run(
             else:
                 assert federation is not None
                 adapters = folder.path / "adapters" / "clients" if not finished else None
-                exchange = _simulated(engine, agreement, federation, place, adapters, factors)
+                exchange = _simulated(engine, agreement, federation, place, vault, adapters, factors)
                 participants = federation.participants(agreement.method)
             finished[name] = run_method(agreement, participants, exchange, federation, config, place, reporter)
 
@@ -137,10 +145,33 @@ def _run(
         if main.agreement.method.has_global:
             save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global", factors)
         summary = evaluate(finished, config.federation, federation)
+        if epsilon := main.records[-1].epsilon:
+            summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
         summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
     folder.write_json("summary.json", summary.to_json())
     reporter.finish(summary)
     return summary, folder.path
+
+
+def _guarded(
+    agreed: Mapping[str, Agreement], config: Config, clients: int, model: AdaptedModel
+) -> dict[str, Agreement]:
+    """The agreements with what the server does on its own: limits of claims, and another mean of the method's changes.
+
+    Raises:
+        ConfigError: robust aggregation or privacy cannot be had with the method.
+    """
+    guarded: dict[str, Agreement] = {}
+    for name, agreement in agreed.items():
+        method, federation = agreement.method, config.federation
+        told = lengths(model) if method.describes else {}
+        limits = None if method.pooled else Limits(config.train, federation.max_items, federation.max_norm, told)
+        if not guarded:  # the references are what clients could have had instead
+            method = robust(method, federation, agreement.up)
+            asked = sample_size(clients, federation.fraction)
+            method = private(method, config.privacy, agreement.up, agreement.initial, clients, asked)
+        guarded[name] = replace(agreement, method=method, limits=limits)
+    return guarded
 
 
 def _simulated(
@@ -148,6 +179,7 @@ def _simulated(
     agreement: Agreement,
     federation: Federation,
     folder: RunFolder,
+    vault: Vault,
     adapters: Path | None,
     factors: PatchFactors,
 ) -> Exchange:
@@ -160,7 +192,7 @@ def _simulated(
             return federation.site(client, method)
         return federation.site(client, method, lambda own: save_adapter(own, peft_config, adapters / client, factors))
 
-    store = folder.clients(initial, lambda client: method.init_client(client, initial))
+    store = folder.clients(initial, lambda client: method.init_client(client, initial), vault)
     return engine(site, store, agreement)
 
 
@@ -185,6 +217,7 @@ def run_method(
     n_visits = sample_size(len(participants), config.federation.fraction)
     reporter.start(method.name, rounds, state.round, n_visits)
     validated = config.evaluation.every if method.has_global and config.partition.validation else 0
+    taken = Counter(client for record in folder.rounds() for client in record.clients)
 
     def due(record: RoundRecord) -> bool:
         return bool(validated) and record.round % validated == 0 and record.validation_loss is None
@@ -199,6 +232,9 @@ def run_method(
             state, _ = ask(state, record)
     while state.round < rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
+        taken.update(record.clients)
+        if method.epsilon:
+            record = replace(record, epsilon=method.epsilon(max(taken.values())))
         if due(record) and federation is not None:
             score = federation.validate(state)
             record = replace(record, validation_accuracy=score.accuracy, validation_loss=score.loss)

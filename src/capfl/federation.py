@@ -88,12 +88,12 @@ class Federation:
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
         config = self.config
-        per_epoch = math.ceil(len(self._indices(client, "train")) / config.train.batch_size)
+        alone = config.train.steps_of(len(self._indices(client, "train")))
         if client != POOLED:
-            return config.train.steps or config.train.epochs * per_epoch
+            return alone
         if config.train.steps:
-            return config.train.steps * sample_size(len(self.clients), config.federation.fraction)
-        return max(1, round(config.train.epochs * per_epoch * config.federation.fraction))
+            return alone * sample_size(len(self.clients), config.federation.fraction)
+        return max(1, round(alone * config.federation.fraction))
 
     def score(self, client: ClientId, split: SplitName, adapter: Adapter) -> Score:
         """Score an adapter on one split of one client."""

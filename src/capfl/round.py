@@ -11,7 +11,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError
 from capfl.rng import stream
-from capfl.roles import Agreement, server
+from capfl.roles import Agreement, door, server
 from capfl.types import (
     ClientId,
     Entry,
@@ -46,16 +46,23 @@ def run_round(
     began = time.monotonic()
     round = state.round + 1
     used: list[Update] = []
+    norms: dict[ClientId, float] = {}
     ranks: dict[ClientId, list[int]] = {}
 
     # server: who takes part, and what each of them is told
     chosen = sample(clients, config.fraction, seed, round)
     asking = Asking("train", round, state, agreement, exchange, config)
 
+    def read(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
+        update, parts = server.read_update(reply, client, round, agreement)
+        door.admit(update, state, agreement)
+        return update, parts
+
     # clients: every reply comes back, in the order of ids
     def updates() -> Iterator[Update]:
-        for update in asking.replies(chosen, server.read_update):
+        for update in asking.replies(chosen, read):
             used.append(replace(update, adapter={}, body=b""))
+            norms[update.client] = algebra.norm(update.adapter)
             if (alive := agreement.method.alive(update.notes)) is not None:
                 ranks[update.client] = algebra.living(alive, agreement.initial)
             yield update
@@ -70,6 +77,7 @@ def run_round(
         failures=tuple(asking.failures),
         ledger=tuple(asking.messages),
         seconds=time.monotonic() - began,
+        norms=norms,
         ranks=ranks,
         aggregation_error=error,
     )

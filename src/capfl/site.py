@@ -23,6 +23,7 @@ from capfl.roles import Agreement, agreements, refuse_pooled
 from capfl.roles.answer import answer
 from capfl.roles.client import Site
 from capfl.types import Adapter, ClientId, Item, Kind
+from capfl.vault import open_vault
 from capfl.wire import round_of
 
 
@@ -58,7 +59,8 @@ class Client:
         trained: told of every visit's mean training loss.
 
     Raises:
-        ConfigError: who holds what, or a reference, depends on everybody's data; or there is no such client.
+        ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; or the key
+            of its states is not where ``runtime.state_key`` says.
         DataError: the data cannot be used.
         CheckpointError: the folder is another client's or another run's, or its data have changed.
     """
@@ -84,6 +86,7 @@ class Client:
         self.agreements = agreements(config, initial, model.base.revision)
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
+        self._vault = open_vault(config.runtime.state_key, folder)
         self._cache = HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder)
         self._federation = Federation(config, items, splits, model, self._cache, trained)
         self._main = next(iter(self.agreements))
@@ -110,7 +113,8 @@ class Client:
             raise ConfigError(f"method {method!r} is not one of this run's: {', '.join(self.agreements)}")
         agreement = self.agreements[method]
         own, initial = agreement.method, agreement.initial
-        store = ClientStore(self.folder / "state" / method, initial, lambda client: own.init_client(client, initial))
+        place = self.folder / "state" / method
+        store = ClientStore(place, initial, lambda client: own.init_client(client, initial), self._vault)
         if used is not None:
             store.forget(self.id, after=used)
         site = self._federation.site(self.id, own, self._keep if method == self._main else None)

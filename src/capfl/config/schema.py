@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -80,6 +82,10 @@ class TrainConfig(Section):
     )
     weight_decay: NonNegative = Field(0.0, description="AdamW")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient clipping")
+
+    def steps_of(self, n_items: int) -> int:
+        """Optimiser steps that a client with so many training items takes in a round."""
+        return self.steps or self.epochs * math.ceil(n_items / self.batch_size)
 
 
 Density = Annotated[float, Field(gt=0, le=1)]
@@ -188,6 +194,44 @@ class FederationConfig(Section):
         "stop", description="a client that fails: `stop` the run, `skip` it, or `retry` and then skip it"
     )
     retries: Positive = Field(1, description="how often `retry` asks again")
+    max_items: Annotated[int, Field(gt=0, lt=2**32)] = Field(
+        1_000_000, description="most training items that a client may claim; its update counts for so many"
+    )
+    max_norm: PositiveFloat = Field(
+        2.0, description="a longer update is refused; in units of the farthest that local steps lead"
+    )
+    robust: Literal["none", "clip", "median", "trimmed"] = Field(
+        "none", description="`clip` changes before their mean, or of every element the `median` or `trimmed` mean"
+    )
+    robust_clip: PositiveFloat = Field(
+        1.0, description="clip: longest change and most items that count, in units of the round's median"
+    )
+    robust_trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.25, description="trimmed: share of the values of a coordinate that is left out at either end"
+    )
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of clients towards whoever sees the global adapter; on if both numbers are given."""
+
+    clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
+    noise_multiplier: PositiveFloat | None = Field(
+        None, description="standard deviation of the noise on the sum of changes, in units of clip"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta); below 1 / clients")
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="for tests: noise that can be repeated, and protects from nobody who knows this number"
+    )
+
+    @model_validator(mode="after")
+    def _is_on_or_off(self) -> Self:
+        if (self.clip is None) != (self.noise_multiplier is None):
+            raise ValueError("clip and noise_multiplier make sense together only; give both or neither")
+        return self
+
+    @property
+    def on(self) -> bool:
+        return self.noise_multiplier is not None
 
 
 class EvaluationConfig(Section):
@@ -211,7 +255,17 @@ class RuntimeConfig(Section):
     cache: Literal["memory", "disk", "off"] = Field("disk", description="hidden states below the lowest adapted layer")
     cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
     cache_dir: str | None = Field(None, description="folder of hidden states that runs share, kept when they end")
+    state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
+        None, description="where the key that encrypts clients' states is: `env:VARIABLE` or `file:PATH`"
+    )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+
+    @model_validator(mode="after")
+    def _keeps_nothing_in_clear(self) -> Self:
+        if self.state_key and self.cache_dir:
+            raise ValueError("hidden states, from which texts can be guessed, are kept in cache_dir in clear; leave "
+                             "out cache_dir or state_key")  # fmt: skip
+        return self
 
 
 class Config(Section):
@@ -225,6 +279,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     method: MethodConfig = MethodConfig()
     codec: CodecConfig = CodecConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -252,6 +307,15 @@ class Config(Section):
         if ratio is not None and self.codec.density not in (None, ratio):
             raise ValueError(
                 f"method.base_sparsity_ratio {ratio} and codec.density {self.codec.density} name one thing; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _clips_once(self) -> Self:
+        if self.privacy.on and self.federation.robust != "none":
+            raise ValueError(
+                f"privacy clips every change and adds its noise to their mean, and federation.robust = "
+                f"{self.federation.robust} is another; leave one of them out"
             )
         return self
 

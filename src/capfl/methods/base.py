@@ -67,9 +67,11 @@ class Method:
     brief: Callable[[ServerState, ClientId], Notes] | None = None  # what a client is told beside its adapter
     heed: Callable[[Notes, ClientState], ClientState] | None = None  # (told, memory), once a round before install
     report: Callable[[ClientState], Notes] | None = None  # what a client says beside its change
+    inspect: Callable[[ServerState, Update], None] | None = None  # raises WireError where a client's report cannot be
     meet: Callable[[ServerState, ClientId, Notes], ServerState] | None = None  # a client that has yet to train says who
     describes: bool = False  # does a client note what its data are like, see roles.client.Site?
     importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
+    epsilon: Callable[[int], float] | None = None  # of differential privacy, for a client's part in so many rounds
     alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all
 
 

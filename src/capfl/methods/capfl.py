@@ -52,6 +52,7 @@ from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.config.schema import MethodConfig
+from capfl.errors import WireError
 from capfl.maths import ard, modulator
 from capfl.maths.fourier import Doubles, frequencies
 from capfl.maths.gamma import Gamma, barycentre, moved
@@ -69,6 +70,7 @@ PRIOR_STEP = 0.5  # how far a prior moves in a round, in log space
 WIDEST = 2.0  # a rank's share of a budget is within this factor of the mean: what is rare is scaled up, and noisy
 NEWS = 1 / 3  # of the evidence, in log space, is the last round's: where the loss is nearly nil, it is noise
 TINY = 1e-30
+FARTHEST = 1e3  # a posterior is within this factor of the prior, in shape and in mean; honest ones stay within 30
 PRIOR = "prior "  # what a client calls the server's prior, beside its own posterior
 PERSONAL_MIX = 0.5  # of a personal model: halfway from the peers' adapter to where local steps lead
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
@@ -126,6 +128,20 @@ def capfl(settings: Settings, seed: int) -> Method:
             told["z"] = peers.fourier_of(server, client, omega)
             told |= {f"own {name}": server.notes[f"{name}/{client}"] for name in ("alpha", "beta")}
         return told | peers.count(server, client)
+
+    def inspect(server: ServerState, update: Update) -> None:
+        """A posterior of every rank that is not out of all proportion to the prior, and a description or none."""
+        prior, said = _gamma(server.notes), update.notes
+        for name in ("alpha", "beta"):
+            if name not in said or said[name].shape != prior.alpha.shape:
+                raise WireError(f"note {name!r} is not {len(prior.alpha)} numbers, one a rank")
+        own = _gamma(said)
+        for what, ratio in (("shape", own.alpha / prior.alpha), ("mean", own.mean() / prior.mean())):
+            if bool(((ratio < 1 / FARTHEST) | (ratio > FARTHEST)).any()):
+                raise WireError(f"the posterior's {what} is not within a factor of {FARTHEST:g} of the prior's")
+        if unknown := said.keys() - {"alpha", "beta", *peers.DESCRIPTION}:
+            raise WireError(f"note {min(unknown)!r} is the server's to send, not a client's")
+        peers.inspect(said)
 
     def meet(server: ServerState, client: ClientId, said: Notes) -> ServerState:
         """A newcomer goes to its peers, and begins with the posterior of those whose features are like its own.
@@ -259,6 +275,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         brief=brief,
         heed=heed,
         report=report,
+        inspect=inspect,
         meet=meet,
         describes=True,
         mix=lambda memory: 1.0 if _is_alone(memory) else PERSONAL_MIX,

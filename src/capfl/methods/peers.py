@@ -11,11 +11,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from capfl.errors import WireError
 from capfl.maths.fourier import Doubles, Frame, fourier, frame_of
 from capfl.maths.peers import agreement, clusters, effect_sizes
 from capfl.types import ClientId, Notes, ServerState
 
 NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
+LARGEST_STATE = 1e6  # of a base model, in any dimension
 DESCRIPTION = ("features", "deviation", "answers")  # what a client says of its data
 EVERYBODY = ""  # the name of the group that all clients are in
 
@@ -48,6 +50,17 @@ def fellows(server: ServerState, client: ClientId) -> dict[ClientId, float]:
     group = server.group_of.get(client)
     own = [name for name in others if group is not None and server.group_of.get(name) == group]
     return {name: float(server.notes[f"items/{name}"][0]) for name in own or others}
+
+
+def inspect(said: Notes) -> None:
+    """Raises WireError: a description that lacks a part, or with numbers that no model and no data give."""
+    there = [name for name in DESCRIPTION if name in said]
+    if there and len(there) < len(DESCRIPTION):
+        raise WireError(f"a description of data is {', '.join(DESCRIPTION)}, and a client said {', '.join(there)} only")
+    for name in there:
+        least = {"features": -LARGEST_STATE, "deviation": 0.0, "answers": 1.0}[name]
+        if bool(((said[name] < least) | (said[name] > LARGEST_STATE)).any()):
+            raise WireError(f"note {name!r} has numbers that are not between {least:g} and {LARGEST_STATE:g}")
 
 
 def introduced(server: ServerState, described: Mapping[ClientId, Notes]) -> ServerState:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from capfl import adapter as algebra
+from capfl.errors import WireError
 from capfl.methods.base import ALIVE, Method
 from capfl.types import Adapter, ClientId, ClientState, Notes, ServerState, Update
 
@@ -46,6 +47,16 @@ def unequal(method: Method, shares: Sequence[float]) -> Method:
     def install(received: Adapter, memory: ClientState) -> Adapter:
         return algebra.without(method.install(received, memory), ~living(memory.notes))
 
+    def inspect(server: ServerState, update: Update) -> None:
+        """Marks of every rank: one at least of each module, and none that the client was not told to have."""
+        told, said = brief(server, update.client)[ALIVE], update.notes.get(ALIVE)
+        if said is None or said.shape != told.shape:
+            raise WireError(f"note {ALIVE!r} is not {len(told)} marks, one a rank")
+        if bool((said > told).any()):
+            raise WireError(f"note {ALIVE!r} has ranks that the client was not told to have")
+        if not all(algebra.living(said, server.adapter)):
+            raise WireError(f"note {ALIVE!r} leaves a module without any rank")
+
     def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
         new = method.aggregate(server, updates)
         groups = {name: told_first(new.adapter, group) for name, group in new.groups.items()}
@@ -68,6 +79,7 @@ def unequal(method: Method, shares: Sequence[float]) -> Method:
         brief=brief,
         heed=heed,
         report=lambda memory: {ALIVE: memory.notes[ALIVE]},
+        inspect=inspect,
         importance=lambda notes: torch.ones_like(notes[ALIVE]) if ALIVE in notes else None,
         alive=lambda notes: living(notes) if ALIVE in notes else None,
     )

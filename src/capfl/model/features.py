@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,12 @@ class Description:
     features: Doubles
     deviation: Doubles
     answers: float
+
+
+def lengths(model: AdaptedModel) -> dict[str, int]:
+    """How many numbers there are in each part of a ``Description``."""
+    hidden = int(cast(Any, model.base.module).config.hidden_size)
+    return {"features": (1 + PATTERNS) * hidden, "deviation": hidden, "answers": 1}
 
 
 @torch.no_grad()

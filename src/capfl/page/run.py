@@ -83,6 +83,11 @@ def words(summary: Mapping[str, Any]) -> list[str]:
         f"It took {parts.duration(summary['seconds'])}."
         + (f" {summary['failures']} replies failed." if summary["failures"] else "")
     )
+    if privacy := summary.get("privacy"):  # the folders of older runs have none
+        texts.append(
+            f"What a client's changes add to the global adapter is private to epsilon {privacy['epsilon']:.3g} at "
+            f"delta {privacy['delta']:g}; losses, counts and the clients' own models are not covered."
+        )
     return texts
 
 

@@ -94,6 +94,8 @@ def round_line(record: RoundRecord, rounds: int, n_bytes: int) -> str:
     parts = [f"round {record.round}/{rounds}", f"clients {len(record.clients)}", f"loss {record.loss:.3f}"]
     if record.validation_accuracy is not None:
         parts.append(f"validation {percent(record.validation_accuracy)} %")
+    if record.epsilon is not None:
+        parts.append(f"epsilon {record.epsilon:.3g}")
     parts.append(f"up {size(record.bytes_up)}  down {size(record.bytes_down)}  so far {size(n_bytes)}")
     parts += [f"FAILED {failure.client}: {failure.stage}: {failure.reason}" for failure in record.failures]
     return "  ".join(parts)

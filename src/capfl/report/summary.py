@@ -50,6 +50,8 @@ class Summary:
     cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
     seconds: float
     peak_memory: int  # bytes; of the process, its clients too where they are in it; since it began or was resumed
+    epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
+    delta: float | None = None
 
     def accuracies(self, model: str) -> list[float] | None:
         """One accuracy a client, or None if the model was not evaluated."""
@@ -116,6 +118,7 @@ class Summary:
             },
             "failures": self.failures,
             "evaluation_failures": [asdict(failure) for failure in self.evaluation_failures],
+            "privacy": {"epsilon": self.epsilon, "delta": self.delta} if self.epsilon is not None else None,
             "cache": self.cache,
             "seconds": self.seconds,
             "peak_memory": self.peak_memory,

@@ -62,6 +62,8 @@ def _caption(summary: Summary) -> str:
         parts.append(f"{summary.failures} failed replies, see rounds.jsonl")
     if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
         parts.append(f"no row for {', '.join(absent)}, which did not answer in the end, see summary.json")
+    if summary.epsilon is not None:
+        parts.append(f"clients' changes are private to epsilon {summary.epsilon:.3g}, delta {summary.delta:g}")
     return "; ".join(parts)
 
 

@@ -149,6 +149,7 @@ def round_values(record: RoundRecord) -> dict[str, float]:
         "bytes_down": record.bytes_down,
         "clients": len(record.clients),
         "failures": len(record.failures),
+        "epsilon": record.epsilon,
         "rank": fmean(rank for own in record.ranks.values() for rank in own) if record.ranks else None,
         "seconds": record.seconds,
     }

@@ -11,6 +11,7 @@ from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import build
 from capfl.methods.base import Method
+from capfl.roles.door import Limits
 from capfl.types import Adapter, Notes
 from capfl.wire import MODELS, Codec, adding, down_codec, relay, schema_hash, up_codec
 
@@ -29,7 +30,8 @@ class Agreement:
 
     ``initial`` is the adapter that everybody can derive from the seed. It is also the template that changes are
     decoded against. ``base`` identifies the base model. ``models`` are those that clients score at the end, as far as
-    the method has them, and ``mix``, if given, is in place of the method's own.
+    the method has them, and ``mix``, if given, is in place of the method's own. ``limits`` are of what a client may
+    claim; None: no bounds.
     """
 
     method: Method
@@ -39,6 +41,7 @@ class Agreement:
     seed: int = 0
     models: tuple[str, ...] = MODELS
     mix: float | None = None
+    limits: Limits | None = None
 
     @cached_property
     def up(self) -> Codec:

@@ -100,6 +100,20 @@ class Codec:
         flat[kept] = values
         return layout.unflatten(flat)
 
+    def reach(self, part: Adapter, template: Adapter, round: int, importance: Doubles | None = None) -> Adapter:
+        """Which elements of a message of a round may be other than zero: marks (bool) by the names of ``part``.
+
+        All, unless chance decides what is sent. ``importance`` is of the ranks, as for ``encode``.
+        """
+        layout, whole = Layout.of(part, template), Layout.of(template, template)
+        kept = np.arange(layout.size)
+        if self.mask == "random":
+            said = None if importance is None else memoryview(ranks.encode(importance, whole))
+            kept = self._known(layout, whole, round, said)
+        marks = np.zeros(layout.size, np.float32)
+        marks[kept] = 1
+        return {name: t.bool() for name, t in layout.unflatten(marks).items()}
+
     def _encode_by_rank(
         self,
         flat: Floats,

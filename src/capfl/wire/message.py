@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, NoteKind, Notes, Update
 from capfl.wire import notes
 from capfl.wire.codec import Codec
-from capfl.wire.header import Header, seal, unseal
+from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
 from capfl.wire.sections import HEAD, Section, parts, read, write
 
 BROADCAST, UPDATE = 1, 2
@@ -80,7 +79,7 @@ def decode_update(
         raise WireError(f"update of client {header.client!r} is for round 0, rounds count from 1")
     if header.n_train < 1:
         raise WireError(f"update of client {header.client!r} says that it has no training items")
-    if not math.isfinite(header.loss):
+    if not 0 <= header.loss <= LARGEST_LOSS:
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
     noted, rest = split_notes(body)
     adapter = codec.decode(rest, template, header.round)

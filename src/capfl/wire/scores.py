@@ -5,7 +5,6 @@ A score is one byte for the model's place in ``MODELS``, four for ``correct``, f
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.types import Adapter, Evaluation, HeldOut, Score, Validation
 from capfl.wire.codec import Codec
-from capfl.wire.header import Header, seal, unseal
+from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
 from capfl.wire.sections import Section, read, write
 
 VALIDATION, EVALUATION = 3, 4
@@ -105,7 +104,7 @@ def _read_scores(data: memoryview, client: str) -> dict[str, Score]:
     for place, correct, total, nll in _SCORE.iter_unpack(data):
         if not last < place < len(MODELS):
             raise WireError(f"client {client!r} scored model {place} twice, in the wrong place, or of {len(MODELS)}")
-        if not (0 <= correct <= total and total) or not math.isfinite(nll):
+        if not (0 <= correct <= total and total) or not 0 <= nll <= LARGEST_LOSS * total:
             raise WireError(f"client {client!r} scored {MODELS[place]} with {correct} of {total} and nll {nll}")
         found[MODELS[place]] = Score(correct, total, nll)
         last = place

@@ -1,0 +1,89 @@
+"""What attacking clients do to the accuracy of the others, with each robust mean; and what privacy costs.
+
+    python benchmarks/attacks.py [--seeds 3] [--refused] [--json FILE]
+
+Ten clients teach a random model of 50,000 parameters the colours of things (tests/attacks.py); two of them attack
+from the first round on. Accuracies are of the global adapter on the test items of the eight others, in per cent, mean
+and, in brackets, the lowest over seeds. Chance is 25. ``--refused`` adds what the door refuses: the same with every
+rule, so it runs without one, with one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from attacks import ADMITTED, LEARNS, REFUSED, VILLAINS, attacked, colours
+from capfl.config import load_config
+from capfl.engines.serial import serial
+from capfl.experiment import run
+from capfl.report.summary import Summary
+
+RULES = ("none", "clip", "median", "trimmed")
+NOISES = (0.01, 0.1, 0.3)
+CLIP = 0.5
+SHORT: dict[str, object] = {"federation.rounds": 8, "train.steps": 3}
+LABELS = "labels turned"  # poison in the data: what is sent is honest
+
+
+def learnt(attack: str, settings: dict[str, object], seed: int) -> Summary:
+    """One run, with what two clients do in it; "clean" is nothing."""
+    forge = (ADMITTED | REFUSED).get(attack)
+    with tempfile.TemporaryDirectory() as folder:
+        data = colours(Path(folder) / "colours.jsonl", liars=VILLAINS if attack == LABELS else ())
+        given = {**LEARNS, **SHORT, **settings, "data.sets": [str(data)], "seed": seed, "out": f"{folder}/run"}
+        return run(load_config(None, given), attacked(serial, forge, VILLAINS) if forge else serial)[0]
+
+
+def accuracy(summary: Summary) -> float:
+    """Of the global adapter on the test items of those that are never villains, in per cent."""
+    values = summary.accuracies("global")
+    assert values is not None
+    return 100 * fmean(v for row, v in zip(summary.rows, values, strict=True) if row.id not in VILLAINS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--refused", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    began, table = time.monotonic(), []
+
+    def cell(attack: str, seeds: int, **settings: object) -> str:
+        dotted = {key.replace("__", "."): value for key, value in settings.items()}
+        found = [learnt(attack, dotted, seed) for seed in range(seeds)]
+        accuracies = [accuracy(summary) for summary in found]
+        row = {"attack": attack, **dotted, "accuracies": accuracies, "refused": [s.failures for s in found]}
+        table.append(row | {"epsilon": found[0].epsilon})
+        return f"{fmean(accuracies):.1f} ({min(accuracies):.1f})"
+
+    print(f"| attack | {' | '.join(RULES)} |\n|---|{'---|' * len(RULES)}")
+    for attack in ("clean", *(name for name in ADMITTED if name != "stale"), LABELS):
+        cells = [cell(attack, options.seeds, federation__robust=rule) for rule in RULES]
+        print(f"| {attack} | {' | '.join(cells)} |", flush=True)
+
+    if options.refused:
+        print("\n| what the door refuses | accuracy | refused |\n|---|---|---|")
+    for attack in REFUSED if options.refused else ():
+        print(f"| {attack} | {cell(attack, 1)} | {table[-1]['refused'][0]} |", flush=True)
+
+    print("\n| noise multiplier | epsilon at delta 1e-5 | accuracy |\n|---|---|---|")
+    for noise in NOISES:
+        text = cell("clean", options.seeds, privacy__clip=CLIP, privacy__noise_multiplier=noise, privacy__seed=1)
+        print(f"| {noise:g} | {table[-1]['epsilon']:.3g} | {text} |", flush=True)
+
+    print(f"\n{time.monotonic() - began:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

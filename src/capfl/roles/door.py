@@ -1,0 +1,80 @@
+"""The door: what an update may claim. One that claims more is refused, and its client has failed in this round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from capfl import adapter as algebra
+from capfl.config.schema import TrainConfig
+from capfl.errors import WireError
+from capfl.types import ServerState, Update
+
+if TYPE_CHECKING:
+    from capfl.roles import Agreement
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the run's config makes of a client's claims."""
+
+    train: TrainConfig
+    max_items: int
+    max_norm: float
+    notes: Mapping[str, int]  # how many numbers there are in those that describe a client's data
+
+    def longest(self, n_train: int, n_elements: int, density: float) -> float:
+        """L2 norm of the longest update that is let in.
+
+        A step of AdamW moves an element by the learning rate at most, but for gradients that come and go (Kingma & Ba,
+        arXiv:1412.6980, section 2.1); so many steps, all elements in one direction, and what compression adds:
+        values that are right on average, or what waited until it was sent, are larger by 1 / density.
+        """
+        steps = self.train.steps_of(n_train)
+        return self.max_norm * self.train.learning_rate * steps * math.sqrt(n_elements) / density
+
+
+def admit(update: Update, state: ServerState, agreement: Agreement) -> None:
+    """Check a decoded update of the round that follows ``state`` against all that a client can know and do.
+
+    Raises:
+        WireError: it claims what cannot be; says what, and which key of the config sets the bound.
+    """
+    method, limits = agreement.method, agreement.limits
+
+    # numbers in the header
+    if limits and update.n_train > limits.max_items:
+        raise WireError(
+            f"update says that it is of {update.n_train} training items, federation.max_items is {limits.max_items}"
+        )
+    if limits and update.steps > limits.train.steps_of(update.n_train):
+        raise WireError(
+            f"update says that it took {update.steps} steps, {update.n_train} items make "
+            f"{limits.train.steps_of(update.n_train)}"
+        )
+
+    # the change: tensors and elements that this round's updates are of, and no longer than training makes it
+    for name, t in update.adapter.items():
+        if bool(t.any()) and (name not in agreement.version_0 or not method.trainable(update.round, name)):
+            raise WireError(f"update has {name!r}, which {method.name} does not send in round {update.round}")
+    importance = method.importance(state.notes)
+    reach = agreement.up.reach(
+        update.adapter, agreement.initial, update.round, None if importance is None else importance.double().numpy()
+    )
+    for name, t in update.adapter.items():
+        if bool((t.bool() & ~reach[name]).any()):
+            raise WireError(f"{name!r} has values where no message of round {update.round} has any")
+    if limits:
+        density = agreement.up.density_in(update.round)
+        longest = limits.longest(update.n_train, algebra.size(update.adapter), density)
+        if (found := algebra.norm(update.adapter)) > longest:
+            raise WireError(f"update has norm {found:.6g}; federation.max_norm lets in {longest:.6g}")
+
+    # what it says beside the change
+    for name, length in (limits.notes if limits else {}).items():
+        if name in update.notes and len(update.notes[name]) != length:
+            raise WireError(f"note {name!r} has {len(update.notes[name])} numbers, expected {length}")
+    if method.inspect:
+        method.inspect(state, update)
