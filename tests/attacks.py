@@ -159,11 +159,12 @@ ADMITTED: dict[str, Attack] = {
     "flipped": flipped(1.0),
     "farthest": farthest,
     "heavy": heavy,
-    "noise": noise,
-    "free rider": flipped(0.0),
     "stale": stale,
 }
 """What an honest client might have said: only another mean than the plain one is proof against it."""
+
+MILD: dict[str, Attack] = {"noise": noise, "free rider": flipped(0.0)}
+"""What spoils little, by any mean."""
 
 
 def saying(**notes: Callable[[torch.Tensor], torch.Tensor | None]) -> Attack:
@@ -242,7 +243,7 @@ WORDS = {
 
 LEARNS: dict[str, object] = {
     "model.path": "tiny", "lora.layers": "top:2", "lora.targets": ["q_proj", "v_proj", "up_proj", "down_proj"],
-    "partition.kind": "by:site", "federation.rounds": 15, "federation.on_failure": "skip",
+    "partition.kind": "iid", "partition.clients": 10, "federation.rounds": 15, "federation.on_failure": "skip",
     "train.steps": 5, "train.batch_size": 16, "train.learning_rate": 3e-2, "train.schedule": "linear",
     "codec.values": "4bit",
     "evaluation.references": [], "evaluation.personal": False, "evaluation.every": 0,
