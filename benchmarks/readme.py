@@ -20,11 +20,12 @@ from capfl.report.tables import size
 
 END = "<!-- end of table -->"
 SPLITS = {
-    "peers": "two domains of three clients each (CLINC150)",
-    "conflict": "alike but for two code books (helpdesk)",
+    "peers": "two domains of three clients (CLINC150)",
+    "conflict": "alike, but two code books (helpdesk)",
     "domains": "nobody has a peer (CLINC150)",
+    "dirichlet": "shares of five domains, Dirichlet(0.3) (CLINC150)",
 }
-VARIANTS = ("local", "fedit-dense", "fedit", "fedex-lora", "lora-fair", "ca-pfl")
+VARIANTS = ("local", "fedit-dense", "fedit", "fedex-lora", "ca-pfl")
 FEWEST = 2  # seeds of a row that is shown
 
 
