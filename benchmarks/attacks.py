@@ -30,7 +30,7 @@ from capfl.report.summary import Summary
 
 RULES = ("none", "clip", "median", "trimmed")
 NOISES = (0.01, 0.1, 0.3)
-CLIP = 4.0  # about the length of an honest change
+CLIP = 4.0  # a little more than the longest honest change
 SITES = {"partition.kind": "by:site", "partition.clients": None}
 SHORT: dict[str, object] = {"federation.rounds": 8, "train.steps": 3}
 LABELS = "labels turned"  # poison in the data: what is sent is honest
