@@ -43,7 +43,7 @@ def child(engine: str, settings: dict[str, Any]) -> None:
         "seconds_a_round": round(statistics.median(record.seconds for record in records), 2),
         "seconds": round(summary.seconds, 1),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_mib": used.ru_maxrss // 1024,
+        "peak_mib": summary.peak_memory // 2**20,
         "bytes": {way: summary.total_bytes(way) for way in ("up", "down")},
     }))  # fmt: skip
 

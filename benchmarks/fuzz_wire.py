@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import struct
 import sys
 import time
@@ -42,6 +41,7 @@ import torch
 
 from capfl.errors import WireError
 from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
+from capfl.usage import peak_memory
 from capfl.wire import (
     Codec,
     adding,
@@ -214,7 +214,7 @@ def noticed(error: BaseException) -> str:
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory() / 2**20
 
 
 def chunk(seed: int, number: int, n_messages: int) -> Found:

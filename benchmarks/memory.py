@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,8 +31,8 @@ def child(model: str, clients: int) -> None:
             "federation.rounds": 2, "train.steps": 1, "train.batch_size": 4, "evaluation.every": 1,
             "evaluation.max_items": 1, "evaluation.personal": True, "evaluation.references": [],
         }), serial)  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"clients": len(summary.rows), "peak_mib": round(peak / 2**20, 1), "seconds": summary.seconds}))
+    peak = round(summary.peak_memory / 2**20, 1)
+    print(json.dumps({"clients": len(summary.rows), "peak_mib": peak, "seconds": summary.seconds}))
 
 
 def main() -> None:

@@ -55,14 +55,13 @@ def run_round(
 
     def read(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
         update, parts = server.read_update(reply, client, round, agreement)
-        door.admit(update, state, agreement)
+        norms[client] = door.admit(update, state, agreement)
         return update, parts
 
     # clients: every reply comes back, in the order of ids
     def updates() -> Iterator[Update]:
         for update in asking.replies(chosen, read):
             used.append(replace(update, adapter={}, body=b""))
-            norms[update.client] = algebra.norm(update.adapter)
             if (alive := agreement.method.alive(update.notes)) is not None:
                 ranks[update.client] = algebra.living(alive, agreement.initial)
             yield update

@@ -36,8 +36,10 @@ class Limits:
         return self.max_norm * self.train.learning_rate * steps * math.sqrt(n_elements) / density
 
 
-def admit(update: Update, state: ServerState, agreement: Agreement) -> None:
+def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
     """Check a decoded update of the round that follows ``state`` against all that a client can know and do.
+
+    Returns the L2 norm of its change.
 
     Raises:
         WireError: it claims what cannot be; says what, and which key of the config sets the bound.
@@ -66,11 +68,12 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> None:
     for name, t in update.adapter.items():
         if bool((t.bool() & ~reach[name]).any()):
             raise WireError(f"{name!r} has values where no message of round {update.round} has any")
+    norm = algebra.norm(update.adapter)
     if limits:
         density = agreement.up.density_in(update.round)
         longest = limits.longest(update.n_train, algebra.size(update.adapter), density)
-        if (found := algebra.norm(update.adapter)) > longest:
-            raise WireError(f"update has norm {found:.6g}; federation.max_norm lets in {longest:.6g}")
+        if norm > longest:
+            raise WireError(f"update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")
 
     # what it says beside the change
     for name, length in (limits.notes if limits else {}).items():
@@ -78,3 +81,4 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> None:
             raise WireError(f"note {name!r} has {len(update.notes[name])} numbers, expected {length}")
     if method.inspect:
         method.inspect(state, update)
+    return norm
