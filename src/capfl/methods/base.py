@@ -28,8 +28,11 @@ ALIVE = "alive"  # the note of which ranks a client has, (n,): see methods.unequ
 
 
 def reached(server: ServerState, update: Update) -> tuple[Adapter, float]:
-    """Where a client's training has led, as far as the server knows, and the client's weight in the mean."""
-    factors = algebra.add(server.told(update.client).whole, update.adapter)
+    """Where a client's training has led from what the server meant it to start from, and its weight in the mean.
+
+    With error feedback a client knows less than that yet; what is still to come down to it is not to be lost here.
+    """
+    factors = algebra.add(server.told(update.client).adapter, update.adapter)
     alive = update.notes.get(ALIVE)
     return (factors if alive is None else algebra.without(factors, alive == 0)), update.n_train
 
@@ -62,6 +65,7 @@ class Method:
     settle: Callable[[Adapter, ClientState], Adapter] = lambda start, memory: start  # what a personal model begins with
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps, or
     mix: Callable[[ClientState], float] = lambda memory: 1.0  # this share of the way from the one to the other
+    rewrites: bool = False  # does the server change elements that no client sent? What it says is then said in full
     pooled: bool = False  # trained on the union of all clients' data, as a reference
     kinds: Mapping[str, NoteKind] = field(default_factory=dict)  # of the notes that go beside adapters, both ways
     brief: Callable[[ServerState, ClientId], Notes] | None = None  # what a client is told beside its adapter

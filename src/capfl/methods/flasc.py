@@ -60,6 +60,7 @@ def flasc(start_density: float = START_DENSITY, rate: float = RATE) -> Method:
         ),
         broadcast=lambda server: largest(server.adapter, start_density),
         aggregate=aggregate,
+        rewrites=True,
     )
 
 

@@ -45,5 +45,6 @@ def flexlora(shares: Sequence[float] = ()) -> Method:
         about="mean of the products, cut to rank r by singular values",
         citation="arXiv:2402.11505",
         aggregate=aggregate,
+        rewrites=True,
     )
     return unequal(method, shares)

@@ -84,6 +84,7 @@ def hetlora(shares: Sequence[float] = SHARES, gamma: float = PRUNE_TO, weight: f
         collect=collect,
         aggregate=aggregate,
         reached=weighted,
+        rewrites=True,
     )
     return unequal(method, shares)
 

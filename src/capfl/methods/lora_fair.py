@@ -9,6 +9,9 @@ With :math:`\bar A, \bar B` the means and :math:`M = \sum_k p_k B_k A_k`, the se
 
 The paper maximises a cosine similarity in place of the first term, by gradient descent; the Frobenius norm has this
 closed form. :math:`\lambda` is in units of the mean of :math:`\bar A \bar A^\top`'s diagonal.
+
+Where a codec sends a part of the elements, B is corrected in those that some client has sent: an answer in all elements
+would be thinned by the codec once more, and what had arrived in it counted twice (docs/adr/0009).
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ def lora_fair(strength: float = LAMBDA) -> Method:
             gram = a @ a.T
             missing = products.times(module, a.T) - b @ gram
             ridge = gram + strength * gram.diagonal().mean() * torch.eye(len(a), dtype=torch.float64)
-            refined[f"{module}.B"] = (b + torch.linalg.solve(ridge, missing.T).T).float()
+            corrected = (b + torch.linalg.solve(ridge, missing.T).T).float()
+            sent = up != server.adapter[f"{module}.B"]
+            refined[f"{module}.B"] = torch.where(sent, corrected, up)
         return replace(mean, adapter=refined)
 
     return replace(

@@ -49,7 +49,24 @@ class Agreement:
 
     @cached_property
     def down(self) -> Codec:
-        return down_codec(self.codec, self.seed)
+        """As the config says; in full where an unbiased codec has thinned what a server makes other elements of.
+
+        A random mask is scaled by 1 / p for what it leaves out. Clients' changes are sent by it; the sum of these, which
+        has the same elements, is sent by it whole. What a server rewrites has all elements, and would be scaled again.
+        """
+        down = down_codec(self.codec, self.seed)
+        return replace(down, density=1.0) if self._scaled_again else down
+
+    @property
+    def _scaled_again(self) -> bool:
+        return self.method.rewrites and self.up.unbiased and self.codec.mask == "random"
+
+    def __post_init__(self) -> None:
+        if self._scaled_again and (self.codec.down_density or 1.0) < 1:
+            raise ConfigError(
+                f"codec.down_density: {self.method.name} rewrites all elements at the server, so a random part of its "
+                'answer would be scaled twice; leave it out, or set codec.compensation to "feedback"'
+            )
 
     @cached_property
     def schema(self) -> bytes:
