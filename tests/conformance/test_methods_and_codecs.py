@@ -14,9 +14,10 @@ from capfl import checkpoint
 from capfl.config.schema import FederationConfig, MethodConfig
 from capfl.engines.debug import debug
 from capfl.engines.serial import serial
+from capfl.errors import ConfigError
 from capfl.experiment import run
 from capfl.methods import METHODS, build
-from capfl.roles import server
+from capfl.roles import Agreement, server
 from capfl.round import run_round
 from capfl.types import Adapter, ClientId, ServerState
 from fake import CLIENTS, Fake, bits, codec_of, initial, steps
@@ -94,6 +95,28 @@ def test_what_arrived_and_what_is_left_sum_to_what_changed(method: str, codec: s
             assert bool(residual) != fake.agreement.up.exact
         elif not feedback:
             assert residual == {}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "flasc"])
+def test_what_clients_have_sent_does_not_count_twice(method: str) -> None:
+    """By a random mask, changes come scaled for what is left out. The answer is not scaled once more for the same."""
+    fake = Fake(method, "unbiased-bf16")
+    for _ in range(4):
+        before = fake.state.known
+        fake.play(1)
+        target = fake.agreement.method.broadcast(fake.aggregated)
+        for key, t in fake.state.known.items():
+            step = target[key] - before[key]
+            assert float((t - target[key]).abs().max()) <= 0.01 * float(step.abs().max())
+
+
+@pytest.mark.parametrize("method", ["flexlora", "hetlora"])
+def test_a_part_of_an_answer_in_full_is_refused(method: str) -> None:
+    made = build(MethodConfig(name=method))
+    with pytest.raises(ConfigError, match=f"codec.down_density: {method} rewrites"):
+        Agreement(made, CODECS["default"].model_copy(update={"down_density": 0.5}), initial())
+    late = CODECS["default"].model_copy(update={"down_density": 0.5, "compensation": "feedback"})
+    assert Agreement(made, late, initial()).down.density == 0.5
 
 
 @every_codec

@@ -175,6 +175,30 @@ def test_what_refines_the_mean_is_nearer_to_it(name: str) -> None:
     assert refined < 0.95 * plain
 
 
+@pytest.mark.parametrize("name", ["lora-fair", "flexlora"])
+def test_what_the_downlink_has_not_carried_yet_is_not_lost(name: str) -> None:
+    """With error feedback, clients know less than the server means; one who moves nowhere must not undo the rest."""
+    method, meant = build(MethodConfig(name=name)), drawn(1)
+    state = ServerState(3, meant, known=drawn(0))
+    still = Update(4, "c", algebra.zeros(meant), 1, 1, 1.0)
+    after = method.aggregate(state, [still]).adapter
+    for module, expected in products(meant).items():
+        torch.testing.assert_close(products(after)[module], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_fair_corrects_what_somebody_has_sent() -> None:
+    method, start = build(MethodConfig(name="lora-fair")), drawn(0)
+    changes = [drawn(1), drawn(2)]
+    for change in changes:
+        change["q.B"][2:] = 0.0  # by a mask that all clients share
+    heard = [Update(1, "ab"[k], change, 1, 1, 1.0) for k, change in enumerate(changes)]
+    state = method.init_server(start)
+    after, mean = method.aggregate(state, heard).adapter, build(MethodConfig(name="fedit")).aggregate(state, heard)
+    assert torch.equal(after["q.B"][2:], start["q.B"][2:])
+    assert not torch.isclose(after["q.B"][:2], mean.adapter["q.B"][:2], atol=1e-3).any()
+    assert not torch.isclose(after["v.B"], mean.adapter["v.B"], atol=1e-3).any()
+
+
 def test_fedsa_keeps_b_at_home() -> None:
     method, start = build(MethodConfig(name="fedsa-lora")), drawn(0)
     memory = method.init_client("c", start)
