@@ -25,7 +25,7 @@ demo: $(VENV)/ready
 	$(BIN)/capfl demo
 
 test: $(VENV)/ready
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m "not slow"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -n auto -m "not slow"
 
 test-slow: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow

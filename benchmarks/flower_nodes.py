@@ -1,7 +1,10 @@
-"""A real run over a network on this machine: `helpdesk` at three sites, a link and three nodes over TLS with keys.
+"""A real run over a network on this machine: three sites, a link and three nodes over TLS with keys.
 
     python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--no-keep-model] [--kill]
-                                      [--page PAGE.html] [--out RESULT.json]
+                                      [--data-dir FOLDER] [--page PAGE.html] [--out RESULT.json]
+
+The sites are those of `helpdesk`. With ``--data-dir`` they are made of CLINC150 (FOLDER/clinc150/train.jsonl), and the
+method is CA-PFL: two banks, who have other requests about the same things, and a travel agency, who has no peer.
 
 Beside the same run by the serial engine: are the bits the same, how long does a round take, what is on one node's
 socket beside the bytes of the ledger, how much memory does every process take. With ``--kill`` one node and its worker
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,8 +37,8 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from deployment import Meter, Network, child_of, kill, wait_for
 from sites import bits
 
-SITES = ("airline", "bank", "hospital")
-METERED, KILLED = SITES[0], SITES[2]
+CLINC = {"bank-1": "banking", "bank-2": "banking", "travel": "travel"}  # the domain of each site
+EACH = 7  # rows of an intent at a site
 IDLE = 30.0  # seconds for which the metered node is watched before it has anything to do
 WITHIN = 1800.0  # seconds for anything to happen
 SETTINGS = {
@@ -42,6 +46,25 @@ SETTINGS = {
     "train.learning_rate": 4e-3, "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
     "federation.on_failure": "retry",
 }  # fmt: skip
+CLINC_SETTINGS = SETTINGS | {
+    "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+    "method.name": "ca-pfl", "train.steps": 6,
+    "train.schedule": "linear", "partition.test": 0.5, "partition.validation": 0.05,
+}  # fmt: skip
+
+
+def clinc(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Rows {text, label} for each of the sites of ``CLINC``: an intent's first go to the first site of its domain."""
+    sites: dict[str, list[dict[str, str]]] = {site: [] for site in CLINC}
+    seen: Counter[str] = Counter()
+    for line in (folder / "clinc150" / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        own = [site for site, domain in CLINC.items() if domain == row["domain"]]
+        at = seen[row["intent"]] // EACH
+        seen[row["intent"]] += 1
+        if at < len(own):
+            sites[own[at]].append({"text": row["text"], "label": row["intent"]})
+    return sites
 
 
 def measure(
@@ -50,6 +73,7 @@ def measure(
     """Both runs, one after the other."""
     assert config.out is not None
     place = Path(config.out).parent
+    metered, killed = min(data), max(data)
     (place / "run.toml").write_text(to_toml(config))
     settings = dict(flat(config.model_dump(mode="json"))) | {"out": str(place / "serial")}
     serially = alone("serial", settings)
@@ -60,7 +84,7 @@ def measure(
         network.meter = meter = Meter(network.port)
         for client, path in data.items():
             proof = network.proof(client) + ([] if keep_model else ["--no-keep-model"])
-            network.start_node(client, path, *proof, port=meter.port if client == METERED else None)
+            network.start_node(client, path, *proof, port=meter.port if client == metered else None)
         peak = Peak([started.process.pid for started in network.started])
         wait_for(lambda: online(network) == len(data), WITHIN, "the nodes")
         before = meter.up + meter.down
@@ -69,7 +93,7 @@ def measure(
         before, began = meter.up + meter.down, time.monotonic()
         going = network.run("out", place / "run.toml")
         if killing:
-            kill_while_training(network, RunFolder(place / "run"), config.federation.rounds // 2)
+            kill_while_training(network, killed, RunFolder(place / "run"), config.federation.rounds // 2)
         status = going.ended(WITHIN)
         print(going.said())
         if status:
@@ -83,11 +107,12 @@ def measure(
     if page is not None:
         write_page(run.path, page)
         page.write_text(page.read_text().replace(f"{place.parent}/", ""))  # where it was on this machine says nothing
-    (own,) = [row for row in summary["clients"] if row["id"] == METERED]
+    (own,) = [row for row in summary["clients"] if row["id"] == metered]
     payload, messages = own["bytes_up"] + own["bytes_down"], 1 + config.federation.rounds + 1  # hello, evaluation
     framing = on_the_wire - payload - idle * seconds
     return {
-        "config": SETTINGS | {"model": config.model.path, "layers": config.lora.layers, "rounds": len(records)},
+        "config": {key: value for key, value in flat(config.model_dump(mode="json")) if key in CLINC_SETTINGS}
+        | {"model": config.model.path, "layers": config.lora.layers, "rounds": len(records)},
         "keep_model": keep_model,
         "same_bits": same_bits(network, run.path, place / "serial", data),
         "accuracy": {client["id"]: {kind: client[kind] for kind in ("base", "global", "personal")}
@@ -120,9 +145,9 @@ def online(network: Network) -> int:
     return sum(node["status"] == "online" for node in nodes)
 
 
-def kill_while_training(network: Network, run: RunFolder, after: int) -> None:
+def kill_while_training(network: Network, killed: str, run: RunFolder, after: int) -> None:
     """End a node and its worker, when it has a request of a later round that it has not answered."""
-    log = network.state(KILLED) / "node.log"
+    log = network.state(killed) / "node.log"
 
     def busy() -> bool:
         said = log.read_text(errors="replace")
@@ -131,7 +156,7 @@ def kill_while_training(network: Network, run: RunFolder, after: int) -> None:
     wait_for(lambda: (run.path / "rounds.jsonl").is_file() and len(run.rounds()) >= after, WITHIN, f"round {after}")
     wait_for(busy, WITHIN, "a request for training")
     for words in ("pinned node", "pinned work"):
-        kill(child_of(network.nodes[KILLED], words))
+        kill(child_of(network.nodes[killed], words))
 
 
 def same_bits(network: Network, out: Path, serially: Path, clients: dict[str, Path]) -> bool:
@@ -187,17 +212,18 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--no-keep-model", action="store_true")
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         layers = "top:2" if args.model == "tiny" else "top:6"
-        given = SETTINGS | {
+        given = (CLINC_SETTINGS if args.data_dir else SETTINGS) | {
             "model.path": args.model, "lora.layers": layers, "federation.rounds": args.rounds,
             "out": f"{folder}/network",
         }  # fmt: skip
         given |= dict(pair.partition("=")[::2] for pair in args.set)
-        config, data = prepare(load_config(None, given))
+        config, data = prepare(load_config(None, given), clinc(args.data_dir) if args.data_dir else None)
         result = measure(config, data, not args.no_keep_model, args.kill, args.page)
     text = json.dumps(result, indent=1)
     print(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,13 +13,12 @@ from hypothesis import strategies as st
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, MethodConfig
 from capfl.maths.products import MeanProduct, Products, norm
-from capfl.methods import METHODS, Method, build
+from capfl.methods import METHODS, build
 from capfl.roles import Agreement, server
 from capfl.types import Adapter, ClientState, ServerState, Trained, Update
 from fake import Fake, initial, steps, without_dead_ranks
+from updates import RANK, SHAPES, drawn, told
 
-SHAPES = {"q": (5, 4), "v": (3, 6)}  # (d_out, d_in)
-RANK = 2
 UNEQUAL = {"rank_shares": (1.0, 0.5)}  # of rank 2: clients of rank 2 and 1, in turn
 EQUAL = {"rank_shares": (1.0,)}
 VARIANTS = {name: MethodConfig(name=name) for name in METHODS} | {
@@ -36,15 +34,6 @@ INEXACT = [name for name in FEDERATED if build(VARIANTS[name]).exact is False]  
 WITH_B = [name for name in [*EXACT, *INEXACT] if name != "fedsa-lora"]  # whose server knows products
 
 
-def drawn(seed: int) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    made: Adapter = {}
-    for module, (d_out, d_in) in SHAPES.items():
-        made[f"{module}.A"] = torch.randn(RANK, d_in, generator=generator)
-        made[f"{module}.B"] = torch.randn(d_out, RANK, generator=generator)
-    return made
-
-
 def products(a: Adapter) -> dict[str, torch.Tensor]:
     """What an adapter adds to the base, over the scale: B A, and the patch if there is one."""
     nothing = torch.zeros(())
@@ -54,12 +43,6 @@ def products(a: Adapter) -> dict[str, torch.Tensor]:
 def mean_of(adapters: list[Adapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     parts = [(products(a), w / sum(weights)) for a, w in zip(adapters, weights, strict=True)]
     return {module: torch.stack([p * part[module] for part, p in parts]).sum(0) for module in SHAPES}
-
-
-def told(method: Method, state: ServerState, client: str, start: Adapter) -> ClientState:
-    """What a client remembers when it has been told its first message."""
-    memory = method.init_client(client, start)
-    return method.heed(method.brief(state, client) if method.brief else {}, memory) if method.heed else memory
 
 
 def played(name: str, seeds: list[int], weights: list[int], order: list[int] | None = None):  # type: ignore[no-untyped-def]
@@ -304,116 +287,3 @@ def test_flora_draws_another_a_each_round_and_under_each_seed() -> None:
     assert torch.equal(after(2, 0), after(2, 0))
     assert not torch.equal(after(1, 0), after(2, 0))
     assert not torch.equal(after(1, 0), after(1, 1))
-
-
-# -- hetlora, by hand ------------------------------------------------------------------------------------------
-
-PAIR = {"m.A": torch.tensor([[1.0, 0.0], [0.0, 2.0]]), "m.B": torch.tensor([[3.0, 0.0], [0.0, 1.0]])}
-
-
-def het(**settings: object) -> tuple[Method, ServerState]:
-    method = build(MethodConfig.model_validate({"name": "hetlora", "rank_shares": (1.0, 0.5)} | settings))
-    return method, server.start(Agreement(method, CodecConfig(values="fp32"), PAIR), ["a", "b"])
-
-
-def test_hetlora_cuts_what_a_client_has_no_rank_for() -> None:
-    method, state = het()
-    assert torch.equal(method.install(PAIR, told(method, state, "a", PAIR))["m.A"], PAIR["m.A"])
-    cut = method.install(PAIR, told(method, state, "b", PAIR))
-    assert cut["m.A"].tolist() == [[1.0, 0.0], [0.0, 0.0]]
-    assert cut["m.B"].tolist() == [[3.0, 0.0], [0.0, 0.0]]
-
-
-def test_hetlora_weighs_clients_by_what_their_adapters_do() -> None:
-    method, state = het()
-    still = algebra.zeros(PAIR)
-    heard = [  # a is where it was, of norm sqrt(9 + 4); b has one rank, and moves B from 3 to 5: of norm 5
-        Update(1, "a", still, 1, 1, 1.0, {"alive": torch.ones(2)}),
-        Update(
-            1,
-            "b",
-            still | {"m.B": torch.tensor([[2.0, 0.0], [0.0, 0.0]])},
-            99,
-            1,
-            1.0,
-            {"alive": torch.tensor([1.0, 0.0])},
-        ),
-    ]
-    new = method.aggregate(state, heard)
-    a, b = 13**0.5, 5.0
-    torch.testing.assert_close(new.adapter["m.B"], torch.tensor([[3 * a + 5 * b, 0], [0, a]]) / (a + b))
-    torch.testing.assert_close(new.adapter["m.A"], torch.tensor([[a + b, 0], [0, 2 * a]]) / (a + b))
-
-
-def test_hetlora_keeps_the_row_of_a_rank_that_nobody_in_the_round_has() -> None:
-    method, state = het()
-    alone = [Update(1, "b", algebra.zeros(PAIR), 1, 1, 1.0, {"alive": torch.tensor([1.0, 0.0])})]
-    new = method.aggregate(state, alone)
-    torch.testing.assert_close(new.adapter["m.A"], PAIR["m.A"])
-    torch.testing.assert_close(new.adapter["m.B"], torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
-
-
-def test_hetlora_holds_down_the_ranks_that_it_may_prune() -> None:
-    method, state = het(prune_weight=0.5)
-    assert method.penalty is not None
-    term = method.penalty(PAIR, told(method, state, "a", PAIR))
-    live = {key: t.clone().requires_grad_() for key, t in PAIR.items()}
-    value = term.term(live, term.constants)
-    assert float(value.detach()) == 0.5 * 1.0 * 2.0  # ||b_2|| ||a_2||: of two ranks the first is kept
-    value.backward()
-    assert live["m.B"].grad is not None
-    assert live["m.B"].grad.tolist() == [[0.0, 0.0], [0.0, 1.0]]
-    one = method.penalty(PAIR, told(method, state, "b", PAIR))
-    assert float(one.term(PAIR, one.constants)) == 0.0  # a single rank is never pruned
-
-
-@pytest.mark.parametrize("nothing", [False, True])
-def test_hetlora_has_a_gradient_where_b_is_zero(nothing: bool) -> None:
-    method, state = het()
-    start = PAIR | {"m.B": torch.zeros(2, 2)} if nothing else PAIR
-    assert method.penalty is not None
-    term = method.penalty(start, told(method, state, "a", PAIR))
-    live = {key: t.clone().requires_grad_() for key, t in start.items()}
-    term.term(live, term.constants).backward()
-    assert all(t.grad is not None and bool(t.grad.isfinite().all()) for t in live.values())
-
-
-@pytest.mark.parametrize(("end", "ranks"), [(0.5, [1, 0]), (1.0, [1, 1]), (1.5, [1, 1])])
-def test_hetlora_prunes_what_has_become_smaller(end: float, ranks: list[int]) -> None:
-    method, state = het()
-    memory = told(method, state, "a", PAIR)
-    trained = PAIR | {"m.B": torch.tensor([[7.0, 0.0], [0.0, end]])}
-    change, memory = method.collect(PAIR, Trained(trained, (1.0,)), memory)
-    assert memory.notes["alive"].tolist() == ranks
-    assert change["m.B"].tolist() == [[4.0, 0.0], [0.0, (end - 1) * ranks[1]]]
-    assert method.report is not None
-    assert method.report(memory)["alive"].tolist() == ranks
-    assert method.heed is not None
-    assert method.heed({"alive": torch.ones(2)}, memory).notes["alive"].tolist() == ranks  # it does not come back
-
-
-# -- flasc, by hand ----------------------------------------------------------------------------------------------
-
-
-def test_flasc_starts_from_the_largest_values_of_all() -> None:
-    method = build(MethodConfig(name="flasc", start_density=0.4))
-    start = {"m.A": torch.tensor([[1.0, -4.0, 2.0]]), "m.B": torch.tensor([[3.0], [0.5]])}
-    masked = method.broadcast(method.init_server(start))
-    assert (masked["m.A"].tolist(), masked["m.B"].tolist()) == ([[0.0, -4.0, 0.0]], [[3.0], [0.0]])
-
-
-def test_flasc_steps_like_adamw_on_minus_the_mean_change() -> None:
-    method, start = build(MethodConfig(name="flasc", server_learning_rate=0.01)), drawn(0)
-    state = method.init_server(start)
-    live = {key: torch.nn.Parameter(t.clone()) for key, t in start.items()}
-    optimiser = torch.optim.AdamW(live.values(), lr=0.01, weight_decay=0.0)
-    for round in range(3):
-        changes = [(drawn(10 * round + k), k + 1) for k in range(2)]
-        updates = [Update(round + 1, "ab"[k], change, n, 1, 1.0) for k, (change, n) in enumerate(changes)]
-        state = replace(method.aggregate(state, updates), round=round + 1)
-        for key, p in live.items():
-            p.grad = -sum(n * change[key] for change, n in changes) / 3
-        optimiser.step()
-        for key, p in live.items():
-            torch.testing.assert_close(state.adapter[key], p.detach(), rtol=1e-4, atol=1e-6)
-    assert state.notes["m/q.A"].shape == state.notes["v/q.A"].shape == (RANK * 4,)

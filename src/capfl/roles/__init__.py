@@ -51,8 +51,8 @@ class Agreement:
     def down(self) -> Codec:
         """As the config says; in full where an unbiased codec has thinned what a server makes other elements of.
 
-        A random mask is scaled by 1 / p for what it leaves out. Clients' changes are sent by it; the sum of these, which
-        has the same elements, is sent by it whole. What a server rewrites has all elements, and would be scaled again.
+        A random mask is scaled by 1 / p for what it leaves out. Clients' changes are sent by it; their mean has just
+        these elements and is sent whole. What a server rewrites has all elements, and would be scaled again.
         """
         down = down_codec(self.codec, self.seed)
         return replace(down, density=1.0) if self._scaled_again else down

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from capfl.config import Config
@@ -24,19 +24,30 @@ SITES = 3
 READY_WITHIN = 120.0  # seconds
 
 Say = Callable[[str], None]
+Rows = Mapping[ClientId, Sequence[Mapping[str, str]]]
 
 
-def prepare(config: Config) -> tuple[Config, dict[ClientId, Path]]:
-    """Write the built-in data as one file a site, in the form of anybody's own; and the config that reads them."""
-    place = new_folder(config).absolute()
-    rows: dict[ClientId, list[str]] = {}
+def built_in(config: Config) -> Rows:
+    """The built-in data as rows {text, label}, by site."""
+    rows: dict[ClientId, list[dict[str, str]]] = {}
     for item in generate(SITES, config.data.items, config.data.conflict, config.seed):
         row = {"text": item.question, "label": item.fields["label"]}
-        rows.setdefault(item.fields["site"], []).append(json.dumps(row))
+        rows.setdefault(item.fields["site"], []).append(row)
+    return rows
+
+
+def prepare(config: Config, rows: Rows | None = None) -> tuple[Config, dict[ClientId, Path]]:
+    """Write rows as one file a site, in the form of anybody's own; and the config that reads them.
+
+    Args:
+        rows: {text, label} by site; by default the built-in data.
+    """
+    place = new_folder(config).absolute()
+    rows = built_in(config) if rows is None else rows
     paths = {site: place / "data" / f"{site}.jsonl" for site in sorted(rows)}
     for site, path in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(rows[site]) + "\n", encoding="utf-8")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[site]), encoding="utf-8")
     given = config.model_dump() | {"out": str(place / "run")}
     given["data"] |= {"sets": tuple(map(str, paths.values()))}
     given["partition"] |= {"kind": "by_task", "clients": None}
