@@ -151,6 +151,14 @@ def test_a_difference_that_crosses_zero_is_marked(made: tuple[Path, Path]) -> No
     assert "crosses 0 |" in text
 
 
+def test_every_clients_accuracies_are_beside_the_means(made: tuple[Path, Path]) -> None:
+    for row in json.loads((made[1] / "comparison.json").read_text())["rows"]:
+        assert len(row["clients"]) == len(row["seeds"])
+        for model in ("base", "global", "personal", "local_only"):
+            found = [[known[model] for known in each.values() if model in known] for each in row["clients"]]
+            assert [sum(known) / len(known) for known in found if known] == pytest.approx(row[model])
+
+
 def test_curves_give_bytes_to_a_target_and_accuracy_at_budgets(made: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = made
     spec = write_spec(tmp_path, target=0.001, score="global", baseline="fedit", budgets=[1.0, 1e12])

@@ -16,6 +16,7 @@ from capfl.compare.spec import Plan
 from capfl.compare.statistics import Interval, accuracy_within, bootstrap, bytes_to, clearly_worse
 from capfl.report.tables import percent, size
 
+MODELS = ("base", "global", "personal", "local_only")
 SLACK = 0.01  # of the baseline's last validation accuracy, in the default target
 
 
@@ -43,6 +44,7 @@ class Row:
     rank: tuple[float, ...]
     seconds: tuple[float, ...]
     memory: tuple[float, ...]  # bytes, the most that the process had
+    clients: tuple[Mapping[str, Mapping[str, float]], ...]  # of each seed: id -> model -> accuracy; not in tables
 
     def to_json(self) -> dict[str, Any]:
         row = {key.rstrip("_"): value for key, value in asdict(self).items()}
@@ -99,6 +101,7 @@ def _row(
         rank=tuple(statistics.fmean(row["rank"] for row in run.clients) for run in runs),
         seconds=tuple(run.summary["seconds"] for run in runs),
         memory=tuple(run.summary["peak_memory"] for run in runs),
+        clients=tuple(_by_client(run) for run in runs),
     )
 
 
@@ -134,6 +137,10 @@ def worse_off(mine: Mapping[int, Result], alone: Mapping[int, Result], score: st
 
 def _means(runs: Sequence[Result], model: str) -> tuple[float, ...]:
     return tuple(statistics.fmean(found.values()) for run in runs if (found := run.accuracies(model)))
+
+
+def _by_client(run: Result) -> dict[str, dict[str, float]]:
+    return {row["id"]: {model: row[model] for model in MODELS if row[model] is not None} for row in run.clients}
 
 
 def _target(plan: Plan, baseline: Result | None) -> float | None:
