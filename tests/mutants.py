@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 AGGREGATION = "tests/unit/test_aggregation.py"
 RELAYS = "tests/conformance/test_relays.py"
 CAPFL = "tests/unit/test_capfl.py"
+SERVER = "tests/unit/test_capfl_server.py"
+ROUNDS = "tests/conformance/test_methods_and_codecs.py"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,16 @@ MUTANTS = {
     "lora-fair corrects the other way": Mutant(
         "methods/lora_fair.py", "(b + torch.linalg.solve", "(b - torch.linalg.solve", AGGREGATION,
     ),
+    "lora-fair corrects what nobody has sent": Mutant(
+        "methods/lora_fair.py", "torch.where(sent, corrected, up)", "corrected", AGGREGATION,
+    ),
+    "what the downlink has yet to carry is lost": Mutant(
+        "methods/base.py", "server.told(update.client).adapter, update", "server.told(update.client).whole, update",
+        AGGREGATION,
+    ),
+    "rewriting servers answer by the mask": Mutant(
+        "roles/__init__.py", "return replace(down, density=1.0) if self._scaled_again else down", "return down", ROUNDS,
+    ),
     "flexlora drops a client's weight": Mutant(
         "maths/products.py", "w / total * part", "1 / len(parts) * part", AGGREGATION,
     ),
@@ -61,15 +73,15 @@ MUTANTS = {
         "methods/fedsa_lora.py", 'algebra.factor(trained.adapter, "A"), start)',
         'algebra.factor(trained.adapter, "B"), start)', AGGREGATION,
     ),
-    "ca-pfl: the prior stands still": Mutant("methods/capfl.py", "PRIOR_STEP = 0.5", "PRIOR_STEP = 0.0", CAPFL),
+    "ca-pfl: the prior stands still": Mutant("methods/capfl.py", "PRIOR_STEP = 0.5", "PRIOR_STEP = 0.0", SERVER),
     "ca-pfl: everybody is in one group": Mutant(
-        "methods/capfl.py", "for name in {peers.EVERYBODY, own}", "for name in {peers.EVERYBODY}", CAPFL,
+        "methods/capfl.py", "for name in {peers.EVERYBODY, own}", "for name in {peers.EVERYBODY}", SERVER,
     ),
     "ca-pfl: kappa sees no features": Mutant(
         "methods/capfl.py", 'settings.kappa == "free" or "z" not in notes', "True", CAPFL,
     ),
     "ca-pfl: newcomers' posteriors see no features": Mutant(
-        "methods/capfl.py", "n * float(z @ peers.fourier_of(server, other, omega))", "n * 1.0", CAPFL,
+        "methods/capfl.py", "n * float(z @ peers.fourier_of(server, other, omega))", "n * 1.0", SERVER,
     ),
     "ca-pfl: no regulariser": Mutant(
         "methods/capfl.py", "weights = settings.alpha_s / n_train * _gamma", "weights = 0.0 * _gamma", CAPFL,
@@ -80,7 +92,7 @@ MUTANTS = {
     ),
     "ca-pfl: a peer trains from its own adapter": Mutant(
         "methods/capfl.py", "return memory.adapter if _is_alone(memory) else received",
-        "return memory.adapter or received", CAPFL,
+        "return memory.adapter or received", SERVER,
     ),
 }  # fmt: skip
 
