@@ -64,7 +64,7 @@ MUTANTS = {
         AGGREGATION,
     ),
     "rewriting servers answer by the mask": Mutant(
-        "roles/__init__.py", "return replace(down, density=1.0) if self._scaled_again else down", "return down", ROUNDS,
+        "roles/__init__.py", "full_codec(self.codec, self.seed) if self._scaled_again else ", "", ROUNDS,
     ),
     "flexlora drops a client's weight": Mutant(
         "maths/products.py", "w / total * part", "1 / len(parts) * part", AGGREGATION,

@@ -13,7 +13,7 @@ from capfl.methods import build
 from capfl.methods.base import Method
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Notes
-from capfl.wire import MODELS, Codec, adding, down_codec, relay, schema_hash, up_codec
+from capfl.wire import MODELS, Codec, adding, down_codec, full_codec, relay, schema_hash, up_codec
 
 
 def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
@@ -49,16 +49,15 @@ class Agreement:
 
     @cached_property
     def down(self) -> Codec:
-        """As the config says; in full where an unbiased codec has thinned what a server makes other elements of.
-
-        A random mask is scaled by 1 / p for what it leaves out. Clients' changes are sent by it; their mean has just
-        these elements and is sent whole. What a server rewrites has all elements, and would be scaled again.
-        """
-        down = down_codec(self.codec, self.seed)
-        return replace(down, density=1.0) if self._scaled_again else down
+        return full_codec(self.codec, self.seed) if self._scaled_again else down_codec(self.codec, self.seed)
 
     @property
     def _scaled_again(self) -> bool:
+        """Would a part of the server's answer be scaled twice for what is left out?
+
+        A random mask is scaled by 1 / p. Clients' changes are sent by it; their mean has just these elements and is
+        sent whole. What a server rewrites has all elements.
+        """
         return self.method.rewrites and self.up.unbiased and self.codec.mask == "random"
 
     def __post_init__(self) -> None:

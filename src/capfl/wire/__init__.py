@@ -1,6 +1,6 @@
 """Messages as bytes and back. Cost is the length of what is encoded here, never a formula."""
 
-from capfl.wire.build import down_codec, up_codec
+from capfl.wire.build import down_codec, full_codec, up_codec
 from capfl.wire.codec import Codec
 from capfl.wire.downlink import adding, advance, broadcast, led, receive
 from capfl.wire.feedback import aged, compensate
@@ -11,5 +11,5 @@ from capfl.wire.scores import MODELS, decode_evaluation, decode_validation, enco
 __all__ = [
     "MODELS", "Codec", "Message", "adding", "advance", "aged", "broadcast", "compensate", "decode_broadcast",
     "decode_evaluation", "decode_update", "decode_validation", "down_codec", "encode_broadcast", "encode_evaluation",
-    "encode_update", "encode_validation", "led", "receive", "round_of", "schema_hash", "up_codec",
+    "encode_update", "encode_validation", "full_codec", "led", "receive", "round_of", "schema_hash", "up_codec",
 ]  # fmt: skip
