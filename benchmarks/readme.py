@@ -25,7 +25,7 @@ SPLITS = {
     "domains": "nobody has a peer (CLINC150)",
     "dirichlet": "shares of five domains, Dirichlet(0.3) (CLINC150)",
 }
-VARIANTS = ("local", "fedit", "fedex-lora", "lora-fair", "rolora", "fedsa-lora", "ca-pfl")
+VARIANTS = ("local", "fedit", "lora-fair", "rolora", "fedsa-lora", "ca-pfl")
 FEWEST = 2  # seeds of a row that is shown
 
 
