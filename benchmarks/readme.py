@@ -90,6 +90,7 @@ def draw(rows: list[dict[str, Any]], variants: list[str], path: Path) -> None:
         for at, variant in enumerate(reversed(variants)):
             row = find(rows, split, variant)
             if row is None:
+                panel.text(1, at, "not run", fontsize=7, color="#6b7280", va="center")
                 continue
             values = [100 * value for value in row["personal"]]
             colour = "#1f6f5c" if variant == "ca-pfl" else "#9aa5b1"
