@@ -58,7 +58,7 @@ class Agreement:
         A random mask is scaled by 1 / p. Clients' changes are sent by it; their mean has just these elements and is
         sent whole. What a server rewrites has all elements.
         """
-        return self.method.rewrites and self.up.unbiased and self.codec.mask == "random"
+        return self.method.rewrites and self.up.unbiased  # a random mask, then
 
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
