@@ -8,7 +8,7 @@ import pytest
 
 from capfl.compare.results import Result
 from capfl.compare.spec import make_plan
-from capfl.compare.table import columns, difference, make_rows, markdown, worse_off
+from capfl.compare.table import against_alone, columns, difference, make_rows, markdown
 from capfl.config import Config
 from capfl.types import Entry, RoundRecord
 
@@ -54,14 +54,25 @@ def test_differences_are_mine_minus_theirs_paired_by_client() -> None:
     assert difference(BETTER, ALONE, "global") is None
 
 
-def test_clients_worse_off_are_counted_over_all_seeds() -> None:
+def test_clients_are_held_to_what_they_have_alone(tmp_path: Path) -> None:
     mine = {0: result("fedit", 0, [0.49, 0.3]), 1: result("fedit", 1, [0.9, 0.9])}
-    assert worse_off(mine, ALONE, "personal") == 0.25  # 0.49 is not clearly below 0.5, 0.3 is
+    assert against_alone(mine, ALONE, "personal") == [
+        (0.49, 0.5, 400),
+        (0.3, 0.5, 400),
+        (0.9, 0.5, 400),
+        (0.9, 0.7, 400),
+    ]
+    assert against_alone(mine, {}, "personal") == []
     own = {0: result("fedit", 0, [0.5, 0.5])}
     for row in own[0].clients:
         row["local_only"] = 0.9
-    assert worse_off(own, ALONE, "personal") == 1.0  # the run's own reference goes before
-    assert worse_off(mine, {}, "personal") is None
+    assert against_alone(own, ALONE, "personal") == [(0.5, 0.9, 400)] * 2  # the run's own reference goes before
+    (tmp_path / "base.toml").touch()
+    (tmp_path / "spec.toml").write_text('base = "base.toml"\n[variants.local]\n[variants.fedit]\n[variants.good]\n')
+    runs = {"local": ALONE, "fedit": mine, "good": BETTER}
+    local, fedit, good = make_rows({"base": runs}, make_plan(tmp_path / "spec.toml"))
+    assert fedit.worse_off == 0.25  # 0.49 is not clearly below 0.5, 0.3 is
+    assert (local.most_lost, fedit.most_lost, good.most_lost) == (None, pytest.approx(0.2), 0.0)
 
 
 def test_the_rows_and_their_markdown(tmp_path: Path) -> None:
@@ -82,6 +93,7 @@ def test_the_rows_and_their_markdown(tmp_path: Path) -> None:
     assert cells["to target"] == ["1.5 kB", "1.5 kB (1 of 2 seeds)"]
     assert cells["personal, %"] == ["55.0 ± 7.1", "75.0 ± 7.1"]
     assert cells["clearly worse off"] == ["", "0 %"]
+    assert cells["most lost"] == ["", "0.0"]
     assert "global, %" not in cells  # nobody has it
     assert cells["memory"] == ["2 GB", "2 GB"]
     assert cells["against local"][1].startswith("+20.0 (")

@@ -35,6 +35,7 @@ class Row:
     worst: tuple[float, ...]  # client, of the model that is compared
     difference: Interval | None  # of that model from the baseline's, paired by seed and client
     worse_off: float | None  # share of clients clearly worse off than with local-only
+    most_lost: float | None  # accuracy: what the client that is furthest below local-only is below it; 0 if none is
     bytes_up: tuple[float, ...]  # for each client and round
     bytes_down: tuple[float, ...]
     bytes_total: tuple[float, ...]  # for each client, the whole run, both directions
@@ -78,6 +79,7 @@ def _row(
     score = plan.spec.score
     scores = [run.accuracies(score) for run in runs]
     curves = {seed: run.curve for seed, run in seeds.items() if run.curve}
+    pairs = [] if seeds is alone else against_alone(seeds, alone, score)
     targets = {seed: target for seed in curves if (target := _target(plan, baseline.get(seed))) is not None}
     within = {budget: [accuracy_within(curve, budget) for curve in curves.values()] for budget in budgets}
     return Row(
@@ -91,7 +93,8 @@ def _row(
         local_only=_means(runs, "local_only"),
         worst=tuple(min(found.values()) for found in scores if found),
         difference=None if label == plan.baseline else difference(seeds, baseline, score),
-        worse_off=None if seeds is alone else worse_off(seeds, alone, score),
+        worse_off=statistics.fmean(clearly_worse(*pair) for pair in pairs) if pairs else None,
+        most_lost=max(0.0, *(own - mine for mine, own, _ in pairs)) if pairs else None,
         bytes_up=tuple(run.bytes_per_round("up") for run in runs),
         bytes_down=tuple(run.bytes_per_round("down") for run in runs),
         bytes_total=tuple(run.bytes_per_client for run in runs),
@@ -121,18 +124,20 @@ def difference(mine: Mapping[int, Result], theirs: Mapping[int, Result], score: 
     return bootstrap(apart) if apart and sum(len(values) for values in apart) > 1 else None
 
 
-def worse_off(mine: Mapping[int, Result], alone: Mapping[int, Result], score: str) -> float | None:
-    """Share of clients, over all seeds, that are clearly worse off than with the same run's local-only reference.
+def against_alone(
+    mine: Mapping[int, Result], alone: Mapping[int, Result], score: str
+) -> list[tuple[float, float, int]]:
+    """Every client of every seed: its accuracy, that of the same run's local-only reference, and test items.
 
-    Where the run has none, with the run of method `local` on the same split and seed. None if there is neither.
+    Where the run has no reference, that of method `local` on the same split and seed. Empty if there is neither.
     """
-    found: list[bool] = []
+    found = []
     for seed, run in mine.items():
         own = run.accuracies(score)
         other = run.accuracies("local_only") or (alone[seed].accuracies("personal") if seed in alone else None)
         if own and other:
-            found += [clearly_worse(own[row["id"]], other[row["id"]], row["n_test"]) for row in run.clients]
-    return statistics.fmean(found) if found else None
+            found += [(own[row["id"]], other[row["id"]], row["n_test"]) for row in run.clients]
+    return found
 
 
 def _means(runs: Sequence[Result], model: str) -> tuple[float, ...]:
@@ -173,6 +178,7 @@ def columns(rows: Sequence[Row], baseline: str) -> list[tuple[str, list[str]]]:
         ("worst client, %", [spread(row.worst) for row in rows]),
         (f"against {baseline}", [interval(row.difference) for row in rows]),
         ("clearly worse off", ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows]),
+        ("most lost", ["" if row.most_lost is None else percent(row.most_lost) for row in rows]),
         ("up", [_mean_size(row.bytes_up) for row in rows]),
         ("down", [_mean_size(row.bytes_down) for row in rows]),
         ("in all", [_mean_size(row.bytes_total) for row in rows]),
@@ -195,6 +201,7 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         f"against {plan.baseline}: {plan.spec.score} model, points, paired by seed and client, 95 % interval by a "
         "two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is better",
         "clearly worse off: share of clients more than 1.96 standard errors below local-only",
+        "most lost: points by which the client that is furthest below local-only is below it, over all seeds",
         "up and down: bytes for each client and round; in all: the whole run; final evaluation included",
         "memory: the most that the process of the run had, all clients in it",
     ]
@@ -252,6 +259,7 @@ def as_csv(rows: Sequence[Row]) -> str:
             ("difference", "low", "high"), "")  # fmt: skip
         line["crosses_zero"] = str(apart.crosses_zero).lower() if apart else ""
         line["worse_off"] = "" if row.worse_off is None else row.worse_off
+        line["most_lost"] = "" if row.most_lost is None else row.most_lost
         reached = [spent for spent in row.bytes_to_target if spent is not None]
         line["bytes_to_target"] = statistics.fmean(reached) if reached else ""
         line["seeds_at_target"] = len(reached) if row.bytes_to_target else ""
