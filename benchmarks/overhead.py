@@ -67,7 +67,15 @@ def main() -> None:
         memory = replace(ours.init_client(client, initial), known=initial, notes=notes)
         assert ours.brief is not None
         assert ours.heed is not None
-        memory = ours.heed(ours.brief(state, client) | {"z": torch.ones(256) / 16}, memory)
+        memory = ours.heed(
+            ours.brief(state, client) | {"z": torch.ones(256) / 16, "peers": torch.tensor([2.0])}, memory
+        )
+
+        for method in (ours, anchored):  # with peers, or else there is no such term to measure
+            assert method.penalty is not None
+            term = method.penalty(initial, memory)
+            moved = {name: factor.detach() + 0.01 for name, factor in initial.items()}
+            assert float(term.term(moved, term.constants)) > 0
 
         def steps(method: Any, memory: ClientState) -> tuple[Trained, float]:
             term = method.penalty(initial, memory) if method.penalty else None

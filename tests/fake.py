@@ -102,6 +102,18 @@ def bits(adapter: Adapter) -> bytes:
     return b"".join(t.numpy().tobytes() for t in adapter.values())
 
 
+def averaged(clients: Sequence[ClientId], rounds: int) -> Adapter:
+    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
+    theta = initial()
+    weights = {name: float(n_train(name)) for name in clients}
+    for round in range(1, rounds + 1):
+        changes = {name: algebra.subtract(algebra.add(theta, steps(name, round)), theta) for name in clients}
+        for key in theta:
+            weighted = sum(changes[name][key].double() * weights[name] for name in clients)
+            theta[key] = theta[key] + (weighted / sum(weights.values())).float()
+    return theta
+
+
 class Fake:
     """A federation without a model. Every client is checked to know what the server says that it knows."""
 

@@ -87,7 +87,7 @@ MUTANTS = {
         "methods/capfl.py", "weights = settings.alpha_s / n_train * _gamma", "weights = 0.0 * _gamma", CAPFL,
     ),
     "ca-pfl: dropped ranks are sent": Mutant(
-        "methods/capfl.py", "_without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))",
+        "methods/capfl.py", "algebra.without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))",
         "algebra.subtract(trained.adapter, start)", CAPFL,
     ),
     "ca-pfl: a peer trains from its own adapter": Mutant(

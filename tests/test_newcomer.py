@@ -42,6 +42,11 @@ def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
     assert found.bytes_down > 1000
 
 
+def test_a_client_of_the_run_is_no_newcomer(finished: Path) -> None:
+    with pytest.raises(ConfigError, match="'bank' is a client of this run, which has its adapter; choose another name"):
+        Run(finished).welcome("bank", items(finished)[:20])
+
+
 def test_a_method_without_features_gives_the_global_adapter(tmp_path: Path) -> None:
     tiny_run(tmp_path / "run")
     found = Run(tmp_path / "run").welcome("new", items(tmp_path / "run")[:9], items(tmp_path / "run")[9:20])

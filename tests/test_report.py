@@ -107,6 +107,22 @@ def test_the_words_say_what_the_summary_says(finished: Path, tmp_path: Path) -> 
     assert f"{better} clients are better off" in words
 
 
+def test_ranks_follow_each_client_and_change(finished: Path) -> None:
+    records = [json.loads(line) for line in (finished / "rounds.jsonl").read_text().splitlines()]
+    clients = json.loads((finished / "summary.json").read_text())["clients"]
+    modules = len(clients[0]["ranks"])
+    for record in records:
+        assert record["kappa"].keys() == record["ranks"].keys() == {row["id"] for row in clients}
+        for own in record["kappa"].values():
+            assert len(own) == modules
+            assert sum(own) / modules == pytest.approx(1, abs=1e-3)  # over the client's mean; as many ranks everywhere
+    for what in ("kappa", "ranks"):
+        first, *_, last = (record[what] for record in records)
+        assert first != last
+        assert len({str(own) for own in last.values()}) == len(clients)
+    assert len({str(row["ranks"]) for row in clients}) == len(clients)
+
+
 def test_the_figures_draw_every_client_module_and_part(finished: Path, tmp_path: Path) -> None:
     _, page = page_of(finished, tmp_path)
     figures = {figure.all("h4")[0].words: figure for figure in page.all("figure")}

@@ -158,6 +158,11 @@ def living(alive: Tensor, a: Adapter) -> list[int]:
     return [int(part.sum()) for _, part in by_module(alive, a)]
 
 
+def mean_by_module(values: Tensor, a: Adapter) -> list[float]:
+    """Every module's mean of one value for each rank (n,), to four digits."""
+    return [float(f"{part.double().mean():.4g}") for _, part in by_module(values, a)]
+
+
 def gated(a: Adapter, gate: Tensor | None) -> Adapter:
     """B diag(g) for B, with a gate (n,) on the ranks of all modules: the same update as B diag(g) A. None: as it is."""
     parts = by_module(gate, a) if gate is not None else ()

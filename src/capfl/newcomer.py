@@ -15,7 +15,7 @@ from capfl.errors import CheckpointError, ConfigError
 from capfl.experiment import config_of
 from capfl.federation import Federation
 from capfl.methods import build
-from capfl.methods.peers import DESCRIPTION
+from capfl.methods.peers import DESCRIPTION, is_known
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
@@ -88,7 +88,12 @@ class Run:
             items: that the features are made of.
             held_back: items to score the adapters on, if any.
             out: folder to save the adapter to.
+
+        Raises:
+            ConfigError: a client of the run has that name.
         """
+        if is_known(self.state, client):
+            raise ConfigError(f"--name: {client!r} is a client of this run, which has its adapter; choose another name")
         agreed, n = self.agreement, len(items)
         splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
         with HiddenCache("memory", int(self.config.runtime.cache_gib * 2**30)) as cache:

@@ -48,6 +48,7 @@ def run_round(
     used: list[Update] = []
     norms: dict[ClientId, float] = {}
     ranks: dict[ClientId, list[int]] = {}
+    kappa: dict[ClientId, list[float]] = {}
 
     # server: who takes part, and what each of them is told
     chosen = sample(clients, config.fraction, seed, round)
@@ -64,6 +65,8 @@ def run_round(
             used.append(replace(update, adapter={}, body=b""))
             if (alive := agreement.method.alive(update.notes)) is not None:
                 ranks[update.client] = algebra.living(alive, agreement.initial)
+            if (own := agreement.method.kappa(update.notes)) is not None:
+                kappa[update.client] = algebra.mean_by_module(own, agreement.initial)
             yield update
 
     # server: the new global state, and what there is to know about the round
@@ -78,6 +81,7 @@ def run_round(
         seconds=time.monotonic() - began,
         norms=norms,
         ranks=ranks,
+        kappa=kappa,
         aggregation_error=error,
     )
 

@@ -237,7 +237,8 @@ class RoundRecord:
     validation_accuracy: float | None = None  # of the global model, over all clients' validation items
     validation_loss: float | None = None
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
-    ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, if the method chooses them
+    ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
+    kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     aggregation_error: float | None = None  # of an inexact method, relative: see maths.products
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from capfl.methods import METHODS, build
 from capfl.roles import Agreement, server
 from capfl.round import run_round
 from capfl.types import Adapter, ClientId, ServerState
-from fake import CLIENTS, Fake, bits, codec_of, initial, steps
+from fake import CLIENTS, Fake, averaged, bits, codec_of, initial
 from support import tiny_config
 
 SOME = FederationConfig(fraction=0.6)  # two of the three in each round
@@ -212,18 +211,6 @@ def test_a_round_does_not_depend_on_a_lost_message_being_encoded_twice(method: s
 
 
 # -- nothing is added to federated averaging where nothing is compressed ---------------------------------------
-
-
-def averaged(clients: Sequence[ClientId], rounds: int) -> Adapter:
-    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
-    theta = initial()
-    weights = {name: 10.0 * (ord(name) - 96) for name in clients}
-    for round in range(1, rounds + 1):
-        changes = {name: algebra.subtract(algebra.add(theta, steps(name, round)), theta) for name in clients}
-        for key in theta:
-            weighted = sum(changes[name][key].double() * weights[name] for name in clients)
-            theta[key] = theta[key] + (weighted / sum(weights.values())).float()
-    return theta
 
 
 @pytest.mark.parametrize("clients", [["a"], CLIENTS])

@@ -138,6 +138,12 @@ def test_size_counts_elements():
     assert algebra.size({}) == 0
 
 
+def test_numbers_of_ranks_module_by_module():
+    adapter = {"a.A": torch.zeros(2, 3), "a.B": torch.zeros(4, 2), "b.A": torch.zeros(1, 3), "b.B": torch.zeros(4, 1)}
+    assert algebra.living(torch.tensor([True, False, True]), adapter) == [1, 1]
+    assert algebra.mean_by_module(torch.tensor([0.5, 2.0, 1.23456]), adapter) == [1.25, 1.235]
+
+
 # -- ranks that add nothing -------------------------------------------------------------------------------
 
 

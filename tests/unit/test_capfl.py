@@ -10,11 +10,12 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config.schema import MethodConfig
+from capfl.maths import modulator
 from capfl.maths.huber import huber
 from capfl.methods import METHODS, build
 from capfl.methods.capfl import DELTA, PRIOR_MEAN, PRIOR_SHAPE, Settings
-from capfl.types import ClientState, ServerState, Trained
-from capfl_clients import START, N, adapter, felt, fresh, kappa, told, trained_by
+from capfl.types import ClientState, ServerState, Trained, Update
+from capfl_clients import START, N, adapter, felt, fresh, kappa, posterior, told, trained_by
 from fake import n_train
 
 # -- posteriors ------------------------------------------------------------------------------------------
@@ -70,26 +71,67 @@ def test_without_weight_the_posterior_is_the_prior():
     assert method.alive(memory.notes).all()
 
 
+Z = torch.nn.functional.normalize(torch.arange(256.0), dim=0)
+
+
+def fitted(z, columns, rounds=1, **settings):
+    """Notes of a client that has been told its features and fits its posterior in so many rounds."""
+    method, server = fresh(**settings)
+    memory = told(method, server)
+    memory = replace(memory, notes=memory.notes | {"z": z})
+    for _ in range(rounds):
+        _, memory = method.collect(adapter(columns), felt(columns), memory)
+    return memory.notes
+
+
 def test_the_modulator_has_a_gradient_and_moves():
-    method, server = fresh()
-    memory = trained_by(method, server, [0.001, 0.01, 0.03, 0.1])
-    assert memory.notes["up"].abs().max() > 0.1
-    again = trained_by(method, server, [0.001, 0.01, 0.03, 0.1], rounds=2)
-    assert not torch.equal(memory.notes["up"], again.notes["up"])
+    columns = [0.001, 0.01, 0.03, 0.1]
+    start = modulator.init(0, 256, 16, N)
+    once, twice = (fitted(Z, columns, rounds) for rounds in (1, 2))
+    assert once["down"].numel() == 256 * 16
+    for name, first in (("down", start.down), ("up", start.up)):
+        assert (once[name].reshape(first.shape) - first).abs().max() > 0.01
+        assert not torch.equal(once[name], twice[name])
 
 
 def test_the_modulator_maps_features_to_the_posterior():
-    columns, z = [0.001, 0.01, 0.03, 0.1], torch.nn.functional.normalize(torch.arange(256.0), dim=0)
+    columns = [0.001, 0.01, 0.03, 0.1]
+    assert not torch.equal(fitted(Z, columns)["alpha"], fitted(Z.flip(0), columns)["alpha"])
+    free, other = (fitted(z, columns, kappa="free") for z in (Z, Z.flip(0)))
+    assert torch.equal(free["alpha"], other["alpha"])
 
-    def after(z, **settings):
-        method, server = fresh(**settings)
-        memory = told(method, server)
-        memory = replace(memory, notes=memory.notes | {"z": z})
-        return method.collect(adapter(columns), felt(columns), memory)[1].notes
 
-    assert after(z)["down"].numel() == 256 * 16
-    assert not torch.equal(after(z)["alpha"], after(z.flip(0))["alpha"])
-    assert torch.equal(after(z, kappa="free")["alpha"], after(z.flip(0), kappa="free")["alpha"])
+def test_a_modulator_may_be_one_unit_wide():
+    """And is not taken for the one without features that a client has before it is told its own."""
+    method, server = fresh(mlp_hidden_dim=1)
+    memory = trained_by(method, server, [0.01, 0.02, 0.03, 0.1])
+    memory = replace(memory, notes=memory.notes | {"z": Z})
+    _, memory = method.collect(START, felt([0.01, 0.02, 0.03, 0.1]), memory)
+    assert (memory.notes["down"].numel(), memory.notes["up"].numel()) == (256, 2 * N)
+
+
+def test_training_that_felt_nothing_says_nothing():
+    """A single step from B = 0 feels no rank at all."""
+    method, server = fresh()
+    memory = told(method, server)
+    nothing = Trained(adapter([0.001] * N), (1.0,), torch.zeros(N))
+    _, after = method.collect(START, nothing, memory)
+    assert torch.equal(after.notes["evidence"].double(), posterior(memory).mean().float().double())
+    assert method.alive(after.notes).all()
+
+
+@pytest.mark.parametrize("evidence", ["sensitivity", "norm"])
+def test_a_rank_that_is_never_felt_does_not_make_an_honest_report_impossible(evidence):
+    method, server = fresh(evidence=evidence)
+    memory = None
+    for round in range(1, 21):
+        memory = told(method, server, "a", memory)
+        _, memory = method.collect(START, felt([0.0, 0.02, 0.03, 0.1]), memory)
+        update = Update(round, "a", START, n_train("a"), 1, 1.0, method.report(memory))
+        method.inspect(server, update)
+        server = replace(method.aggregate(server, [update]), round=round)
+    assert kappa(memory)[0] < 0.1 * kappa(memory)[1:].min()
+    assert not method.alive(memory.notes)[0]
 
 
 def test_clients_that_differ_have_posteriors_that_differ():
@@ -181,7 +223,7 @@ def test_a_uniform_budget_has_no_ranks():
     memory = trained_by(method, server, [0.001, 0.1, 0.1, 0.1])
     assert method.importance(memory.notes) is None
     assert method.alive(memory.notes).all()
-    assert all(torch.equal(t, START[name]) for name, t in method.install(START, memory).items())
+    assert all(torch.equal(t, START[name]) for name, t in method.settle(START, memory).items())
 
 
 # -- the loss --------------------------------------------------------------------------------------------
@@ -242,4 +284,4 @@ def test_every_setting_has_a_key():
 def test_a_state_without_notes_is_told_the_whole():
     method, server = fresh()
     assert isinstance(server, ServerState)
-    assert method.init_client("a", START) == ClientState("a")
+    assert method.init_client("a", START) == ClientState("a", adapter=START)

@@ -83,6 +83,19 @@ def test_a_newcomers_first_posterior_follows_features():
     torch.testing.assert_close(kappa(told(method, after, "b")), barycentre(parts).mean(), rtol=1e-5, atol=0)
 
 
+def test_features_do_not_see_the_answers():
+    """What is bound to answers tells peers apart; z is of prompts alone."""
+    method, server = fresh()
+    server = method.aggregate(server, heard(method, server))
+    other = server.notes["features/a"].clone()
+    other[16:] = 7.0
+    changed = replace(server, notes=server.notes | {"features/a": other})
+    omega = lambda d: frequencies(0, d, 256)  # noqa: E731
+    assert torch.equal(fourier_of(server, "a", omega), fourier_of(changed, "a", omega))
+    other[:16] += 1.0
+    assert not torch.equal(fourier_of(server, "a", omega), fourier_of(changed, "a", omega))
+
+
 def test_a_group_learns_from_its_members_alone():
     method, server = fresh()
     after = replace(method.aggregate(server, heard(method, server)), round=1)

@@ -77,6 +77,7 @@ class Method:
     importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
     epsilon: Callable[[int], float] | None = None  # of differential privacy, for a client's part in so many rounds
     alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all
+    kappa: Callable[[Notes], Tensor | None] = lambda notes: None  # what each rank is worth to a client, (n,); recorded
 
 
 def making(relay: Relay) -> Callable[[ServerState, Iterable[Update]], ServerState]:

@@ -18,6 +18,7 @@ where :math:`e_i` is the loss's sensitivity to the rank during training, in unit
           + \frac{\alpha_f}{2} \lVert \theta - \theta_g \rVert^2
 
 where the client has peers, and :math:`F_k` alone where it has none or does not know yet: joining takes nothing from it.
+Until it knows it goes on from its own adapter, at first from the one that all begin with.
 
 **Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client does not send it,
 and its personal model does without it. Until then it trains with what its peers have made of the rank: clients who
@@ -69,8 +70,8 @@ LEAST_SHAPE = 1.5  # of a prior: peers that differ would pull it below 1, where 
 PRIOR_STEP = 0.5  # how far a prior moves in a round, in log space
 WIDEST = 2.0  # a rank's share of a budget is within this factor of the mean: what is rare is scaled up, and noisy
 NEWS = 1 / 3  # of the evidence, in log space, is the last round's: where the loss is nearly nil, it is noise
-TINY = 1e-30
-FARTHEST = 1e6  # a posterior is within this factor of the prior, in shape and mean; by default, honest ones within 30
+UNFELT = 1e-3  # of the mean: the evidence of a rank that the loss did not feel at all, which would take kappa to zero
+FARTHEST = 1e6  # a posterior is within this factor of the prior, in shape and mean
 PRIOR = "prior "  # what a client calls the server's prior, beside its own posterior
 PERSONAL_MIX = 0.5  # of a personal model: halfway from the peers' adapter to where local steps lead
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
@@ -192,22 +193,22 @@ def capfl(settings: Settings, seed: int) -> Method:
         return replace(memory, notes=notes)
 
     def install(received: Adapter, memory: ClientState) -> Adapter:
-        """The peers' adapter, or its own for want of peers."""
-        return memory.adapter if _is_alone(memory) else received
+        """The peers' adapter, or its own for want of peers, or until it is known who they are."""
+        return memory.adapter if finds_peers and _is_alone(memory) else received
 
     def settle(start: Adapter, memory: ClientState) -> Adapter:
         """What a personal model begins with: no rank that the client has dropped."""
-        return _without(start, ~alive(memory.notes))
+        return algebra.without(start, ~alive(memory.notes))
 
-    def gate(memory: ClientState) -> Tensor:
-        """Of every rank, (n,) float32: its importance over the mean."""
-        kappa = _gamma(memory.notes).mean()
-        return (kappa / kappa.mean()).float()
+    def kappa(notes: Notes) -> Tensor:
+        """Of every rank, (n,) float32: its importance to a client, over the mean."""
+        own = _gamma(notes).mean()
+        return (own / own.mean()).float()
 
     def penalty(received: Adapter, memory: ClientState) -> Penalty:
-        own_gate = gate(memory) if settings.gate else None
+        gate = kappa(memory.notes) if settings.gate else None
         if finds_peers and _n_peers(memory) < 2:
-            return Penalty(lambda now, constants: next(iter(now.values())).new_zeros(()), {}, own_gate)
+            return Penalty(lambda now, constants: next(iter(now.values())).new_zeros(()), {}, gate)
         n_train = float(memory.notes["items"][0])
         weights = settings.alpha_s / n_train * _gamma(memory.notes).mean_inverse()
         constants = dict(algebra.by_module(weights.float(), received))
@@ -219,23 +220,21 @@ def capfl(settings: Settings, seed: int) -> Method:
                 terms.append(settings.alpha_f / 2 * algebra.squared_distance(now, constants))
             return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
 
-        return Penalty(term, constants | (received if settings.alpha_f else {}), own_gate)
+        return Penalty(term, constants | (received if settings.alpha_f else {}), gate)
 
     def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
         """The change, and what training has shown of the ranks so far."""
         norms = torch.cat([_column_norms(up) for _, _, up in algebra.factors(trained.adapter)]).double()
-        shown = huber(norms, DELTA)
-        if settings.evidence == "sensitivity":  # in units of h, whose mean it keeps
-            felt = trained.sensitivity.double()
-            if settings.gate:  # by the gate itself: else a rank would be felt less for having a small one
-                felt = felt / gate(memory)
-            shown = felt * (shown.mean() / felt.mean().clamp_min(TINY))
-        shown = shown.clamp_min(TINY)
-        prior = _gamma(memory.notes, PRIOR)
-        before = memory.notes["evidence"].double() if "evidence" in memory.notes else prior.mean()
-        shown = before * (shown / before) ** NEWS
+        h = huber(norms, DELTA)
+        felt = trained.sensitivity.double() if settings.evidence == "sensitivity" else h
+        if settings.gate and felt is not h:  # by the gate itself: else a rank would be felt less for having a small one
+            felt = felt / kappa(memory.notes)
+        shown = memory.notes["evidence"].double() if "evidence" in memory.notes else _gamma(memory.notes, PRIOR).mean()
+        if bool(felt.any()):  # B is zero before the first step, and then so is what that step feels
+            news = (felt * (h.mean() / felt.mean())).clamp_min(UNFELT * h.mean())  # in units of h, whose mean it keeps
+            shown = shown * (news / shown) ** NEWS
         learnt = _learnt(shown, memory, settings, seed) | {"evidence": shown.float()}
-        change = _without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))
+        change = algebra.without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))
         change = algebra.moved(change) if settings.alternate else change
         return change, replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
 
@@ -245,17 +244,17 @@ def capfl(settings: Settings, seed: int) -> Method:
 
     def alive(notes: Notes) -> Tensor:
         """Which ranks a client sends and keeps, by its posterior: at least the most important."""
-        kappa = _gamma(notes).mean()
+        own = _gamma(notes).mean()
         if settings.budget == "uniform":
-            return torch.ones_like(kappa, dtype=torch.bool)
-        return (kappa >= settings.rank_floor * kappa.mean()) | (kappa == kappa.max())
+            return torch.ones_like(own, dtype=torch.bool)
+        return (own >= settings.rank_floor * own.mean()) | (own == own.max())
 
     def importance(notes: Notes) -> Tensor | None:
         """By the prior: a client remembers the server's beside its own posterior."""
         if settings.budget == "uniform":
             return None
-        kappa = (_gamma(notes, PRIOR) if f"{PRIOR}alpha" in notes else _gamma(notes)).mean()
-        return (kappa / kappa.mean()).clamp(1 / WIDEST, WIDEST)
+        shared = (_gamma(notes, PRIOR) if f"{PRIOR}alpha" in notes else _gamma(notes)).mean()
+        return (shared / shared.mean()).clamp(1 / WIDEST, WIDEST)
 
     return Method(
         name="ca-pfl",
@@ -264,7 +263,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         travels="A and B of living ranks",
         exact=True if settings.alternate else None,
         init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),
-        init_client=lambda client, init: ClientState(client),
+        init_client=lambda client, init: ClientState(client, adapter=init if finds_peers else {}),
         broadcast=lambda server: server.adapter,
         install=install,
         trainable=lambda round, name: not settings.alternate or name.endswith(".B" if round % 2 else ".A"),
@@ -278,9 +277,10 @@ def capfl(settings: Settings, seed: int) -> Method:
         inspect=inspect,
         meet=meet,
         describes=True,
-        mix=lambda memory: 1.0 if _is_alone(memory) else PERSONAL_MIX,
+        mix=lambda memory: 1.0 if finds_peers and _is_alone(memory) else PERSONAL_MIX,
         importance=importance,
         alive=alive,
+        kappa=kappa,
         settle=settle,
     )
 
@@ -305,7 +305,8 @@ def _learnt(shown: Tensor, memory: ClientState, settings: Settings, seed: int) -
     z = torch.ones(1) if free else notes["z"]
     hidden = 1 if free else settings.mlp_hidden_dim
     learnt = modulator.init(seed, len(z), hidden, len(shown))
-    if "up" in notes and notes["up"].numel() == learnt.up.numel():
+    sizes = learnt.down.numel(), learnt.up.numel()
+    if "up" in notes and (notes["down"].numel(), notes["up"].numel()) == sizes:
         learnt = Modulator(notes["down"].reshape(learnt.down.shape), notes["up"].reshape(learnt.up.shape))
     weights = settings.alpha_s / n_train, settings.alpha_p / n_train
     learnt = modulator.fit(learnt, z, prior, shown, *weights, steps=FIT_STEPS, rate=FIT_RATE)
@@ -334,8 +335,8 @@ def _bounded(prior: Gamma) -> Gamma:
 
 
 def _is_alone(memory: ClientState) -> bool:
-    """Has it no peers, and an adapter of its own to go on from?"""
-    return _n_peers(memory) == 1 and bool(memory.adapter)
+    """Has it no peers, as far as it knows, and a part in the run? A newcomer without peers is given what all have."""
+    return _n_peers(memory) == 0 or (_n_peers(memory) == 1 and "evidence" in memory.notes)
 
 
 def _n_peers(memory: ClientState) -> int:
@@ -346,14 +347,3 @@ def _n_peers(memory: ClientState) -> int:
 def _column_norms(up: Tensor) -> Tensor:
     """||b||_1 / d_out of every column of B (d_out, r); (r,)."""
     return up.abs().mean(0)
-
-
-def _without(adapter: Adapter, dropped: Tensor) -> Adapter:
-    """The adapter with zeros in B's columns and A's rows of the ranks dropped, (n,) bool."""
-    changed = dict(adapter)
-    for module, gone in algebra.by_module(dropped, adapter):
-        if bool(gone.any()):
-            down, up = adapter[f"{module}.A"].clone(), adapter[f"{module}.B"].clone()
-            down[gone], up[:, gone] = 0.0, 0.0
-            changed |= {f"{module}.A": down, f"{module}.B": up}
-    return changed

@@ -22,6 +22,11 @@ DESCRIPTION = ("features", "deviation", "answers")  # what a client says of its 
 EVERYBODY = ""  # the name of the group that all clients are in
 
 
+def is_known(server: ServerState, client: ClientId) -> bool:
+    """Has the client described its data?"""
+    return f"features/{client}" in server.notes
+
+
 def is_new(server: ServerState, client: ClientId) -> bool:
     """Has the server seen the client's features, and cannot know that the client has been told what they say?"""
     seen = server.notes.get(f"round/{client}")

@@ -123,10 +123,10 @@ def starting_point(memory: ClientState, agreement: Agreement) -> Adapter:
     """Where local training starts: from what the method makes of the global adapter, plus a share of the residual.
 
     Xu et al., Step-Ahead Error Feedback for Distributed Training with Compressed Gradient, arXiv:2008.05823. A client
-    that does not see its own pending changes would make them again.
+    that does not see its own pending changes would make them again. One that goes on from its own adapter sees them.
     """
     start = agreement.method.install(memory.known, memory)
-    ahead = agreement.codec.step_ahead
+    ahead = agreement.codec.step_ahead if start is not memory.adapter else 0.0
     return algebra.add(start, {name: ahead * t for name, t in memory.residual.items()}) if ahead else start
 
 
