@@ -13,7 +13,7 @@ import torch
 from capfl import adapter as algebra
 from capfl.checkpoint import RunFolder
 from capfl.config import load_config
-from capfl.config.keys import all_keys
+from capfl.config.keys import all_keys, flags
 from capfl.data import load_items, render
 from capfl.methods import METHODS
 from capfl.model.base import load_base
@@ -97,17 +97,21 @@ def test_methods_lists_every_method() -> None:
 
 
 def test_keys_lists_every_key_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     result = command("keys")
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()[1:]]
     assert [words[0] for words in lines] == list(all_keys())
-    defaults = {words[0]: words[1] for words in lines}
+    defaults = {words[0]: words[2] for words in lines}
     assert defaults["lora.targets"] == "q_proj,v_proj"
     assert defaults["evaluation.personal"] == "true"
     assert defaults["partition.clients"] == "none"
     for key, default in defaults.items():  # what is shown can be given
         load_config(None, {key: default})
+    shown = {words[0]: words[1] for words in lines}
+    assert all(flags()[flag.removeprefix("--").replace("-", "_")] == key for key, flag in shown.items())
+    assert (shown["federation.rounds"], shown["data.sets"]) == ("--rounds", "--data")
+    assert (shown["model.path"], shown["lora.alpha"]) == ("--model", "--lora-alpha")
 
 
 # -- mistakes of a user ----------------------------------------------------------------------------------

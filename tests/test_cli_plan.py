@@ -47,6 +47,16 @@ def test_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_that_are_not_here_are_clients_and_broken_ones_an_error(tmp_path: Path) -> None:
+    flags = ["--model", "tiny", "--partition", "by_task", "--data", f"{tmp_path}/north.jsonl,{tmp_path}/south.jsonl"]
+    result = command("plan", *flags)
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 clients (from the names in data.sets, as the data are not here)" in " ".join(result.stdout.split())
+    assert f"{tmp_path}/north.jsonl" in result.stdout.replace("\n", "")
+    (tmp_path / "north.jsonl").write_text("{")
+    assert "north.jsonl" in refused("plan", *flags)
+
+
 @pytest.mark.parametrize(
     ("model", "elements", "most"),
     [

@@ -87,6 +87,7 @@ CHANGES = {
     "data.split": Change("validation", "state", BOOLQ),
     "data.limit": Change(40, "partition", IID),
     "data.scoring": Change("text", "state", {"federation.rounds": 1}),
+    "data.labels": Change(["b", "a"], "state", {"data.sets": inside("labels.jsonl"), "federation.rounds": 1}),
     "data.max_length": Change(24, "state"),
     "data.sites": Change(3, "partition"),
     "data.items": Change(36, "partition"),

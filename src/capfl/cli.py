@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from capfl.config import Config
-from capfl.config.keys import all_keys
+from capfl.config.keys import all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
@@ -175,11 +175,12 @@ def methods() -> None:
 
 @app.command()
 def keys() -> None:
-    """List every key of a config with its default."""
-    table = Table("key", "default", "meaning", box=None)
+    """List every key of a config with its shortest flag and its default."""
+    table = Table("key", "flag", "default", "meaning", box=None)
+    short = shortest()
     for path, key in all_keys().items():
         default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
-        table.add_row(path, default, key.info.description)
+        table.add_row(path, f"--{short[path].replace('_', '-')}", default, key.info.description)
     Console().print(table)
 
 

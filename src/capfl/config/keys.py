@@ -11,13 +11,13 @@ from pydantic.fields import FieldInfo
 
 from capfl.config.schema import Config, Section
 
-ALIASES = {
-    # the flags of the CA-PFL paper's reference implementation
+PUBLISHED = {  # the flags of CA-PFL's public code
     "num_clients": "partition.clients",
     "server_epochs": "federation.rounds",
     "client_epochs": "train.epochs",
     "batch_size": "train.batch_size",
-    # the word one would try first
+}
+WORDS = {  # the word one would try first
     "model": "model.path",
     "data": "data.sets",
     "partition": "partition.kind",
@@ -70,7 +70,15 @@ def flags() -> dict[str, str]:
         by_leaf[path.rpartition(".")[2]].append(path)
     table = {leaf: found[0] for leaf, found in by_leaf.items() if len(found) == 1}
     table |= {path.replace(".", "_"): path for path in paths}
-    return table | {path: path for path in paths} | ALIASES
+    return table | {path: path for path in paths} | PUBLISHED | WORDS
+
+
+def shortest() -> dict[str, str]:
+    """The flag by which to call each key: the word that one would try first, or the shortest."""
+    found: dict[str, str] = {}
+    for flag, path in sorted(flags().items(), key=lambda item: (item[0] not in WORDS, len(item[0]), item[0])):
+        found.setdefault(path, flag)
+    return found
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

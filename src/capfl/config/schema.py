@@ -42,10 +42,21 @@ class DataConfig(Section):
     split: str = Field("train", description="split that the clients share out between them")
     limit: Positive | None = Field(None, description="items taken from each data set, at random")
     scoring: Literal["letter", "text"] = Field("letter", description="`letter`: next-token logits; `text`: likelihood")
+    labels: tuple[str, ...] | None = Field(
+        None,
+        description="all labels of text-and-label files, in the order of their letters; by default each file's own",
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; a longer prompt loses its beginning")
     sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="helpdesk: number of sites")
     items: Annotated[int, Field(ge=12)] = Field(400, description="helpdesk: requests for each site")
     conflict: Share = Field(0.5, description="helpdesk: 0, one code book for all; 1, no two sites agree on any code")
+
+    @model_validator(mode="after")
+    def _labels_are_several(self) -> Self:
+        given = self.labels
+        if given is not None and (len(set(given)) != len(given) or len(given) < 2):
+            raise ValueError(f"labels {', '.join(given)} are not two or more different ones; name each once")
+        return self
 
 
 class PartitionConfig(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -25,10 +25,13 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Keys by which a format is known, in the order in which they are tried."""
 
 
-def read_file(path: str | Path) -> list[Item]:
+def read_file(path: str | Path, labels: Sequence[str] = ()) -> list[Item]:
     """All items of one file: multiple choice, text and label, prompt and completion, or chat messages.
 
     Scalar keys that the format does not use become fields; ``task`` is the file's name without its suffix.
+
+    Args:
+        labels: options of text-and-label rows, in the order of their letters; empty: those of the file, sorted.
 
     Raises
     ------
@@ -50,10 +53,13 @@ def read_file(path: str | Path) -> list[Item]:
             keys = " + ".join(FORMATS[kind])
             raise RowError(keys, f"is not the format of this row, but of {rows[0].where}", "use one format a file")
         item = PARSERS[kind](row.values)
+        if kind == "label" and labels and item.fields["label"] not in labels:
+            remedy = f"correct it, or add it to data.labels, at every site: {', '.join(labels)}"
+            raise RowError("label", f"is {item.fields['label']!r}, which is none of data.labels", remedy)
         return replace(item, fields={**_extra(row.values, kind), **item.fields, "task": path.stem})
 
     items = parse_rows(str(path), rows, faults, parse)
-    return _with_label_set(path, items) if kind == "label" else items
+    return _with_label_set(path, items, labels) if kind == "label" else items
 
 
 def _sniff(row: Row) -> str | None:
@@ -123,10 +129,11 @@ def _label(values: Values) -> Item:
     return Item(text_of(values, "text"), listed=False, fields={"label": label})
 
 
-def _with_label_set(path: Path, items: list[Item]) -> list[Item]:
-    labels = tuple(sorted({item.fields["label"] for item in items}))
+def _with_label_set(path: Path, items: list[Item], given: Sequence[str]) -> list[Item]:
+    labels = tuple(given or sorted({item.fields["label"] for item in items}))
     if len(labels) < 2:
-        raise DataError(f"{path}: field 'label' is {labels[0]!r} in every row; give rows of two or more labels")
+        remedy = "give rows of two or more labels, or all labels that there are as data.labels"
+        raise DataError(f"{path}: field 'label' is {labels[0]!r} in every row; {remedy}")
     place = {label: index for index, label in enumerate(labels)}
     return [replace(item, choices=labels, answer=place[item.fields["label"]]) for item in items]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from capfl.config.schema import DataConfig
 from capfl.data import helpdesk, jsonl, sources
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, DataError
 from capfl.rng import stream
 from capfl.types import Item
 
@@ -24,10 +24,13 @@ def load_items(config: DataConfig, seed: int) -> list[Item]:
     ConfigError
         A set is unknown or named twice, or two files share a name (and so a task).
     DataError
-        A set cannot be read.
+        A set cannot be read, or two files give one label different letters.
     """
     check_names(config.sets)
-    return [item for name in config.sets for item in load_set(name, config, seed)]
+    sets = {name: load_set(name, config, seed) for name in config.sets}
+    if config.scoring == "letter":
+        _check_letters({name: items for name, items in sets.items() if is_path(name) and not items[0].listed})
+    return [item for items in sets.values() for item in items]
 
 
 def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None) -> list[Item]:
@@ -43,9 +46,10 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     """
     if name == HELPDESK:
         items = helpdesk.generate(config.sites, config.items, config.conflict, seed)
-    elif path is not None or _is_path(name):
+    elif path is not None or is_path(name):
         task = task_of(name)
-        items = [replace(i, fields={**i.fields, "task": task}) for i in jsonl.read_file(name if path is None else path)]
+        read = jsonl.read_file(name if path is None else path, config.labels or ())
+        items = [replace(item, fields={**item.fields, "task": task}) for item in read]
     else:
         items = sources.load(name, config.split, config.dir)
     return _limited(items, config.limit, seed, name)
@@ -53,7 +57,7 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
 
 def task_of(name: str) -> str:
     """What the items of a set have in their field ``task``."""
-    return Path(name).stem if _is_path(name) else name
+    return Path(name).stem if is_path(name) else name
 
 
 def check_names(sets: Sequence[str]) -> None:
@@ -67,7 +71,7 @@ def check_names(sets: Sequence[str]) -> None:
     known = [HELPDESK, *sources.DATASETS]
     wrong = []
     for name in sets:
-        if name not in known and not _is_path(name):
+        if name not in known and not is_path(name):
             near = get_close_matches(name, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             wrong.append(
@@ -82,7 +86,28 @@ def check_names(sets: Sequence[str]) -> None:
         raise ConfigError("\n".join(wrong))
 
 
-def _is_path(name: str) -> bool:
+def _check_letters(files: Mapping[str, Sequence[Item]]) -> None:
+    """What is learnt of a label is its letter: one that has another elsewhere would teach others the wrong one.
+
+    Raises
+    ------
+    DataError
+        Two files of texts and labels give one label different letters.
+    """
+    first: dict[str, tuple[int, str]] = {}
+    for name, items in files.items():
+        for at, label in enumerate(items[0].choices):
+            before, where = first.setdefault(label, (at, name))
+            if before != at:
+                every = sorted({own for rows in files.values() for own in rows[0].choices})
+                raise DataError(
+                    f"label {label!r} is option {before + 1} in {where} and {at + 1} in "
+                    f"{name}, because their rows do not have the same labels; give all labels, here and at every site, "
+                    f"as data.labels={','.join(every)}, or train and score the labels' text with data.scoring=text"
+                )
+
+
+def is_path(name: str) -> bool:
     return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from capfl.config import Config
 from capfl.data import Split, load_items, share_out
+from capfl.data.load import is_path, task_of
 from capfl.data.names import numbered
 from capfl.data.partition import DEFAULT_CLIENTS
 from capfl.errors import DataError
@@ -27,12 +29,18 @@ def find_clients(config: Config) -> Clients:
 
     Raises:
         ConfigError: a data set or a partition that does not exist.
-        DataError: the data are here, but cannot be shared out as the config asks.
+        DataError: the data are here, but cannot be read or shared out as the config asks.
     """
     try:
         items = load_items(config.data, config.seed)
     except DataError as error:
+        files = [name for name in config.data.sets if is_path(name)]
+        if any(Path(name).exists() for name in files):
+            raise
         number = config.partition.clients
+        if config.partition.kind == "by_task" and not number:
+            ids = sorted(task_of(name) for name in config.data.sets)
+            return Clients(ids, "the names in data.sets, as the data are not here", missing=str(error))
         source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
         return Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
     items, splits = share_out(items, config.partition, config.seed)

@@ -135,6 +135,15 @@ def test_one_label_is_no_task(write):
         read_file(write({"text": "a", "label": "x"}, {"text": "b", "label": "x"}))
 
 
+def test_labels_may_be_given_in_the_order_of_their_letters(write):
+    path = write({"text": "a", "label": "spam"}, {"text": "b", "label": "spam"})
+    first, second = read_file(path, ("spam", "ham", "offer"))
+    assert (first.choices, first.answer, second.answer) == (("spam", "ham", "offer"), 0, 0)
+    fault = r"own.jsonl:1: field 'label' is 'spam', which is none of data.labels; correct it, or add it to data.labels"
+    with pytest.raises(DataError, match=fault):
+        read_file(path, ("ham", "offer"))
+
+
 def test_class_numbers_are_labels(write):
     assert read_file(write({"text": "a", "label": 0}, {"text": "b", "label": 1}))[1].choices == ("0", "1")
 

@@ -61,3 +61,23 @@ def test_all_wrong_names_at_once():
 def test_paths_are_told_from_names(path):
     with pytest.raises(DataError, match="no such file"):
         load_items(DataConfig(sets=(path,)), 0)
+
+
+def test_a_label_has_one_letter_wherever_its_letter_is_learnt(write):
+    """The second file lacks a label of the first, so its letters would be others."""
+    north = str(
+        write(*[{"text": "t", "label": label} for label in ("billing", "delivery", "refund")], name="north.jsonl")
+    )
+    south = str(write(*[{"text": "t", "label": label} for label in ("delivery", "refund")], name="south.jsonl"))
+    both = DataConfig(sets=(north, south))
+    fault = "label 'delivery' is option 2 in .*north.jsonl and 1 in .*south.jsonl.*data.labels=billing,delivery,refund"
+    with pytest.raises(DataError, match=fault):
+        load_items(both, 0)
+    whole = both.model_copy(update={"labels": ("billing", "delivery", "refund")})
+    assert {item.choices.index(item.fields["label"]) for item in load_items(whole, 0)[3:]} == {1, 2}
+    text = load_items(both.model_copy(update={"scoring": "text"}), 0)
+    assert text[3].choices == ("delivery", "refund")  # a label's words are the same everywhere
+    others = str(write(*[{"text": "t", "label": label} for label in ("no", "yes")], name="others.jsonl"))
+    assert len(load_items(DataConfig(sets=(north, others)), 0)) == 5  # another task
+    with pytest.raises(ValueError, match="labels a, a are not two or more different ones"):
+        DataConfig(labels=("a", "a"))
