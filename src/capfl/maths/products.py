@@ -67,24 +67,6 @@ class Products:
         return (max(apart, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
 
 
-def nearest(adapter: Adapter, alive: Tensor) -> Adapter:
-    """The nearest adapter whose modules have as many ranks as are alive, (n,) bool; zeros in the places of the others.
-
-    Nearest in B A, see ``Products.truncated``; rows of A are as long as the module's were on average, so that a step of
-    training moves it as far. Modules with all their ranks stay as they are.
-    """
-    changed = dict(adapter)
-    for module, left in algebra.by_module(alive, adapter):
-        if not bool(left.all()):
-            before = adapter[f"{module}.A"]
-            up, down = Products([(adapter, 1.0)]).truncated(module, int(left.sum()))
-            length = before.norm(dim=1).mean()
-            new_down, new_up = torch.zeros_like(before), torch.zeros_like(adapter[f"{module}.B"])
-            new_down[left], new_up[:, left] = down * length, up / length
-            changed |= {f"{module}.A": new_down, f"{module}.B": new_up}
-    return changed
-
-
 class MeanProduct:
     """sum_k p_k B_k A_k of every module, ``MODULE.W`` (d_out, d_in) in float32, of parts that come one by one.
 

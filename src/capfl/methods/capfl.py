@@ -59,7 +59,6 @@ from capfl.maths.fourier import Doubles, frequencies
 from capfl.maths.gamma import Gamma, barycentre, moved
 from capfl.maths.huber import huber
 from capfl.maths.modulator import Modulator
-from capfl.maths.products import nearest
 from capfl.methods import peers
 from capfl.methods.base import Method
 from capfl.rng import stream
@@ -198,13 +197,8 @@ def capfl(settings: Settings, seed: int) -> Method:
         return memory.adapter if finds_peers and _is_alone(memory) else received
 
     def settle(start: Adapter, memory: ClientState) -> Adapter:
-        """What a personal model begins with: as many ranks a module as the client has left.
-
-        The nearest adapter of that rank, which loses less than leaving out the dropped ones; gates are of single
-        ranks, so with them those are left out.
-        """
-        left = alive(memory.notes)
-        return algebra.without(start, ~left) if settings.gate else nearest(start, left)
+        """What a personal model begins with: no rank that the client has dropped."""
+        return algebra.without(start, ~alive(memory.notes))
 
     def kappa(notes: Notes) -> Tensor:
         """Of every rank, (n,) float32: its importance to a client, over the mean."""
