@@ -76,7 +76,7 @@ def flags() -> dict[str, str]:
 def shortest() -> dict[str, str]:
     """The flag by which to call each key: the word that one would try first, or the shortest."""
     found: dict[str, str] = {}
-    for flag, path in sorted(flags().items(), key=lambda item: (item[0] not in WORDS, len(item[0]), item[0])):
+    for flag, path in sorted(flags().items(), key=lambda item: (item[0] not in WORDS, len(item[0]), "." in item[0])):
         found.setdefault(path, flag)
     return found
 
