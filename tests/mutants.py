@@ -86,9 +86,8 @@ MUTANTS = {
     "ca-pfl: no regulariser": Mutant(
         "methods/capfl.py", "weights = settings.alpha_s / n_train * _gamma", "weights = 0.0 * _gamma", CAPFL,
     ),
-    "ca-pfl: dropped ranks are sent": Mutant(
-        "methods/capfl.py", "algebra.without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))",
-        "algebra.subtract(trained.adapter, start)", CAPFL,
+    "ca-pfl: dropped ranks are kept": Mutant(
+        "methods/capfl.py", "algebra.without(start, ~alive(memory.notes))", "start", CAPFL,
     ),
     "ca-pfl: a peer trains from its own adapter": Mutant(
         "methods/capfl.py", "return memory.adapter if _is_alone(memory) else received",

@@ -76,7 +76,8 @@ class Method:
     describes: bool = False  # does a client note what its data are like, see roles.client.Site?
     importance: Callable[[Notes], Tensor | None] = lambda notes: None  # of each rank, (n,): how much of it is sent
     epsilon: Callable[[int], float] | None = None  # of differential privacy, for a client's part in so many rounds
-    alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client has, (n,) bool; None: all
+    sends: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a message has, (n,) bool; None: all
+    alive: Callable[[Notes], Tensor | None] = lambda notes: None  # which ranks a client's own model has; recorded
     kappa: Callable[[Notes], Tensor | None] = lambda notes: None  # what each rank is worth to a client, (n,); recorded
 
 

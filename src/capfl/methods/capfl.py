@@ -20,10 +20,9 @@ where :math:`e_i` is the loss's sensitivity to the rank during training, in unit
 where the client has peers, and :math:`F_k` alone where it has none or does not know yet: joining takes nothing from it.
 Until it knows it goes on from its own adapter, at first from the one that all begin with.
 
-**Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client does not send it,
-and its personal model does without it. Until then it trains with what its peers have made of the rank: clients who
-each lack other ranks would correct what others do not need corrected. The budget of a message is shared over the ranks
-in proportion to the prior's :math:`E[\kappa]`, so that all send the same elements.
+**Ranks.** A rank with :math:`E_q[\kappa]` below a floor is dropped, B column and A row: the client's own model does
+without it. Its peers may need it, so it is trained and sent all the same. The budget of a message is shared over the
+ranks in proportion to the prior's :math:`E[\kappa]`, so that all send the same elements.
 
 **Peers.** Clients whose prompts look alike to the frozen base share an adapter; a client without peers
 trains on from its own adapter (``methods.peers``).
@@ -234,7 +233,7 @@ def capfl(settings: Settings, seed: int) -> Method:
             news = (felt * (h.mean() / felt.mean())).clamp_min(UNFELT * h.mean())  # in units of h, whose mean it keeps
             shown = shown * (news / shown) ** NEWS
         learnt = _learnt(shown, memory, settings, seed) | {"evidence": shown.float()}
-        change = algebra.without(algebra.subtract(trained.adapter, start), ~alive(memory.notes))
+        change = algebra.subtract(trained.adapter, start)
         change = algebra.moved(change) if settings.alternate else change
         return change, replace(memory, notes=memory.notes | learnt, adapter=trained.adapter if finds_peers else {})
 
@@ -243,7 +242,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         return {name: memory.notes[name] for name in said if name in memory.notes}
 
     def alive(notes: Notes) -> Tensor:
-        """Which ranks a client sends and keeps, by its posterior: at least the most important."""
+        """Which ranks a client's own model keeps, by its posterior: at least the most important."""
         own = _gamma(notes).mean()
         if settings.budget == "uniform":
             return torch.ones_like(own, dtype=torch.bool)
@@ -260,7 +259,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         name="ca-pfl",
         about="peers found by their data, ranks by a variational posterior",
         citation="YanDang/CA-PFL",
-        travels="A and B of living ranks",
+        travels="A and B, by importance",
         exact=True if settings.alternate else None,
         init_server=lambda init: ServerState(0, init, notes=_first_prior(init)),
         init_client=lambda client, init: ClientState(client, adapter=init if finds_peers else {}),

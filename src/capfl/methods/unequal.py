@@ -68,6 +68,9 @@ def unequal(method: Method, shares: Sequence[float]) -> Method:
             group, adapter=algebra.add(algebra.without(adapter, ~marks), algebra.without(group.adapter, marks))
         )
 
+    def alive(notes: Notes) -> Tensor | None:
+        return living(notes) if ALIVE in notes else None
+
     return replace(
         method,
         travels=f"{method.travels}, of the client's ranks",
@@ -81,7 +84,8 @@ def unequal(method: Method, shares: Sequence[float]) -> Method:
         report=lambda memory: {ALIVE: memory.notes[ALIVE]},
         inspect=inspect,
         importance=lambda notes: torch.ones_like(notes[ALIVE]) if ALIVE in notes else None,
-        alive=lambda notes: living(notes) if ALIVE in notes else None,
+        sends=alive,
+        alive=alive,
     )
 
 

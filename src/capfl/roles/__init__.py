@@ -18,7 +18,7 @@ from capfl.wire import MODELS, Codec, adding, down_codec, full_codec, relay, sch
 
 def spent_on(notes: Notes, method: Method) -> dict[str, Any]:
     """How a message's budget is shared over ranks, by what client or server remember: arguments of ``Codec.encode``."""
-    importance, alive = method.importance(notes), method.alive(notes)
+    importance, alive = method.importance(notes), method.sends(notes)
     if importance is None:
         return {}
     return {"importance": importance.double().numpy(), "alive": None if alive is None else alive.numpy()}

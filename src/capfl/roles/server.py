@@ -122,7 +122,7 @@ def close_round(
 
 def _ranks(group: ServerState, method: Method) -> Bools | None:
     """Which ranks the clients of a group have, if it has been noted."""
-    alive = method.alive(group.notes) if group.notes else None
+    alive = method.sends(group.notes) if group.notes else None
     return None if alive is None else alive.numpy()
 
 
