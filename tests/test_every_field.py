@@ -131,7 +131,7 @@ CHANGES = {
     "method.kappa": Change("free", "state", CAPFL),
     "method.evidence": Change("norm", "state", CAPFL),
     "method.budget": Change("uniform", "bytes", CAPFL),
-    "method.rank_floor": Change(1.0, "bytes", CAPFL),
+    "method.rank_floor": Change(1.0, "adapters", CAPFL),
     "method.peers": Change("all", "bytes", CAPFL),
     "method.peer_distance": Change(1e6, "state", {**BOOLQ, **CAPFL, "partition.clients": 3}),
     "method.alternate": Change(True, "bytes", CAPFL),

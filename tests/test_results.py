@@ -29,7 +29,9 @@ def test_the_readme_has_the_rows_of_the_comparison(readme: ModuleType) -> None:
     assert readme.into(text, "methods", readme.table(rows_of("methods"), list(readme.VARIANTS))) == text
 
 
-@pytest.mark.parametrize("name", ["methods", "ablations", "earlier", "commonsense", "parts"])
+@pytest.mark.parametrize(
+    "name", ["methods", "ablations", "ablations-conflict", "earlier", "commonsense", "parts", "parts-conflict"]
+)
 def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, name: str) -> None:
     _, _, rest = PAGE.read_text(encoding="utf-8").partition(readme.begin(name))
     lines = [line for line in rest.partition(readme.END)[0].splitlines() if line.startswith("| ")]

@@ -84,6 +84,18 @@ def test_a_personal_model_is_part_of_the_way_and_without_ranks_that_add_nothing(
     assert algebra.ranks(at.kept[0]) == {"m": 1}
 
 
+def test_training_after_a_round_does_not_bring_dropped_ranks_back():
+    """As a proximal term would, which pulls them towards what was received."""
+
+    def settle(start: Adapter, memory: ClientState) -> Adapter:
+        return algebra.without(start, torch.tensor([False, True]))
+
+    dropping = replace(AGREED, method=replace(AGREED.method, settle=settle))
+    at = AtSite()
+    reply, _ = answer("evaluate", asked(dropping), ClientState("a"), at.site, dropping)
+    assert server.read_evaluation(reply, "a", 5, dropping)[0].ranks == {"m": 1}
+
+
 def test_no_personal_model_where_none_is_asked_for():
     shared = replace(AGREED, models=("base", "global"))
     at = AtSite()

@@ -62,7 +62,7 @@ class Method:
     enrol: Callable[[ServerState, Sequence[ClientId]], ServerState] | None = None  # who takes part, before round 1
     has_global: bool = True  # does the server's adapter mean anything?
     private: Callable[[Adapter, ClientState], tuple[Adapter, Penalty]] | None = None  # a second training, of its own
-    settle: Callable[[Adapter, ClientState], Adapter] = lambda start, memory: start  # what a personal model begins with
+    settle: Callable[[Adapter, ClientState], Adapter] = lambda start, memory: start  # what a personal model may have
     personal: Callable[[ClientState], Adapter] | None = None  # None: the global adapter after local steps, or
     mix: Callable[[ClientState], float] = lambda memory: 1.0  # this share of the way from the one to the other
     rewrites: bool = False  # does the server change elements that no client sent? What it says is then said in full

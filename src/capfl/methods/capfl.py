@@ -196,7 +196,7 @@ def capfl(settings: Settings, seed: int) -> Method:
         return memory.adapter if finds_peers and _is_alone(memory) else received
 
     def settle(start: Adapter, memory: ClientState) -> Adapter:
-        """What a personal model begins with: no rank that the client has dropped."""
+        """What a personal model may have: no rank that the client has dropped."""
         return algebra.without(start, ~alive(memory.notes))
 
     def kappa(notes: Notes) -> Tensor:

@@ -67,4 +67,4 @@ def personal(memory: ClientState, round: int, site: Site, agreement: Agreement) 
     start = method.settle(starting_point(memory, agreement), memory)
     trained = site.train(start, round, memory.steps, penalty(memory, agreement)).adapter
     mixed = algebra.between(start, trained, method.mix(memory) if agreement.mix is None else agreement.mix)
-    return effective(mixed, memory, agreement)
+    return effective(method.settle(mixed, memory), memory, agreement)  # a proximal term pulls dropped ranks back
