@@ -26,7 +26,7 @@ from capfl.types import ClientId, Exchange, Failure, Item, Kind, Request
 from capfl.vault import MAGIC
 from support import tiny_config
 
-LABELS = {"north": ("red", "green", "blue"), "south": ("up", "down"), "a b": ("red", "up", "left", "right")}
+LABELS = {"north": ("red", "green", "blue"), "south": ("up", "down"), "a b": ("north", "south", "left", "right")}
 
 
 @pytest.fixture
