@@ -2,9 +2,10 @@
 
     python benchmarks/ranks.py RUN_FOLDER --out figure.svg
 
-Reads rounds.jsonl and run.json of a run whose method chooses ranks. A column for each client (the first eight), rounds
-from left to right, layers from top to bottom, attention and MLP apart. Above: kappa, the mean over the modules' ranks,
-in units of the client's own mean. Below: the mean rank. Prints both at the end, and how alike clients' ln kappa are.
+Reads rounds.jsonl and summary.json of a run whose method chooses ranks. A column for each client (the first eight),
+rounds from left to right, layers from top to bottom, attention and MLP apart. Above: kappa, the mean over the modules'
+ranks, in units of the client's own mean. Below: the mean rank. Prints both at the end, and how alike clients' ln kappa
+are.
 """
 
 from __future__ import annotations

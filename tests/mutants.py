@@ -90,7 +90,7 @@ MUTANTS = {
         "methods/capfl.py", "algebra.without(start, ~alive(memory.notes))", "start", CAPFL,
     ),
     "ca-pfl: a peer trains from its own adapter": Mutant(
-        "methods/capfl.py", "return memory.adapter if _is_alone(memory) else received",
+        "methods/capfl.py", "return memory.adapter if finds_peers and _is_alone(memory) else received",
         "return memory.adapter or received", SERVER,
     ),
 }  # fmt: skip

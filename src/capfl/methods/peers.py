@@ -75,7 +75,7 @@ def introduced(server: ServerState, described: Mapping[ClientId, Notes]) -> Serv
         described: notes ``features`` (d + b,) of the clients' prompts and of prompts bound to answers, ``deviation``
             (d,), ``answers`` and ``items`` (1,): ``model.features.Description``.
     """
-    new = {client: notes for client, notes in described.items() if f"features/{client}" not in server.notes}
+    new = {client: notes for client, notes in described.items() if not is_known(server, client)}
     if not new:
         return server
     notes = server.notes | {
@@ -104,7 +104,7 @@ def placed(server: ServerState, candidates: Sequence[ClientId], largest: float) 
     if not new:
         return server
     notes = server.notes
-    known = [client for client in server.group_of if f"features/{client}" in notes]
+    known = [client for client in server.group_of if is_known(server, client)]
     names = known + new
     apart = _apart(notes, names, largest)
 
