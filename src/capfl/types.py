@@ -17,11 +17,6 @@ A part of an adapter (only the A factors, say) is an Adapter with fewer names. A
 patch beside them, ``"<module>.W"`` of shape (d_out, d_in): the module then adds s (B A + W) to its frozen weight.
 """
 
-Notes = dict[str, torch.Tensor]
-"""Short vectors (n,) in float32 by name, that a method sends or remembers beside an adapter."""
-
-NoteKind = Literal["bf16", "positive", "marks"]
-
 SplitName = Literal["train", "validation", "test"]
 
 
@@ -66,8 +61,6 @@ class Penalty:
 
     term: Callable[[Adapter, Mapping[str, torch.Tensor]], torch.Tensor]
     constants: Mapping[str, torch.Tensor]
-    gate: torch.Tensor | None = None
-    """g of every rank, (n,), in the adapter's order: the loss is that of B diag(g) A. None: of B A."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +105,17 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """Server to client, at the start of a round: what leads the client to the newest global adapter."""
+    """Server to client, at the start of a round: what brings the client to the newest adapter of its group.
+
+    ``grouping`` and ``ranks`` are records (``wire.records``) of the method's two parts that may say something.
+    """
 
     round: int
     client: ClientId
     state: bytes | None  # the whole adapter, encoded, or
     differences: tuple[bytes, ...]  # from one version to the next, encoded or relayed, oldest first
-    notes: Notes = field(default_factory=dict)
+    grouping: object | None = None
+    ranks: object | None = None
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,14 @@ class Update:
     n_train: int  # items the client holds for training: its weight in the mean
     steps: int  # optimiser steps taken this round
     loss: float  # mean training loss over those steps, nats a token
-    notes: Notes = field(default_factory=dict)
+    grouping: object | None = None  # records of the method's parts, as in Broadcast
+    ranks: object | None = None
     body: bytes = b""  # the adapter as it came, for methods that relay it
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Client to server: how well the newest global adapter does on the client's validation items."""
+    """Client to server: how well the newest adapter of its group does on the client's validation items."""
 
     round: int
     client: ClientId
@@ -158,33 +156,44 @@ class Evaluation:
 
 # -- states: what is remembered between rounds -------------------------------------------------------
 
+EVERYBODY = "everybody"
+"""The group that all clients are in. A client that is in no other group is sent the adapter of this one."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clients that share an adapter."""
+
+    adapter: Adapter  # what the server has aggregated
+    known: Adapter  # the newest version of it that clients are sent: with error feedback, not all has come down yet
+    log: tuple[bytes, ...] = ()  # the last messages that lead from one version to the next, the newest last
+    since: int = 0  # the round after which the group was formed
+
 
 @dataclass(frozen=True)
 class ServerState:
     """All that the server remembers. ``round`` is the number of rounds completed.
 
-    A method may divide its clients into groups that share an adapter of their own. A group is a state like this one,
-    with an adapter, versions and a log, but without clients or groups of its own. A client of no group is told the
-    adapter of the whole.
+    ``grouping`` and ``ranks`` are what the method's two parts with a memory keep (None: nothing): frozen dataclasses of
+    their own. ``lines`` are digests of rounds.jsonl, of which one must be that of the file beside this state.
     """
 
     round: int
-    adapter: Adapter
-    known: Adapter = field(default_factory=dict)  # the newest version: what clients know of it, once told
-    log: tuple[bytes, ...] = ()  # the last messages that led from one version to the next, the newest last
-    versions: Mapping[ClientId, int] = field(default_factory=dict)  # what each client that took part knows
-    groups: Mapping[str, ServerState] = field(default_factory=dict)
-    group_of: Mapping[ClientId, str] = field(default_factory=dict)
-    notes: Notes = field(default_factory=dict)  # whatever else the method remembers
+    groups: Mapping[str, Group]
+    group_of: Mapping[ClientId, str] = field(default_factory=dict)  # who is in another group than EVERYBODY
+    versions: Mapping[ClientId, int] = field(default_factory=dict)  # the version that each client knows
+    visits: Mapping[ClientId, int] = field(default_factory=dict)  # rounds in which each client's update was used
+    grouping: object | None = None
+    ranks: object | None = None
+    lines: tuple[str, ...] = ()
+
+    def group(self, client: ClientId) -> Group:
+        """The group whose adapter a client is sent."""
+        return self.groups[self.group_of.get(client, EVERYBODY)]
 
     @property
-    def whole(self) -> Adapter:
-        """The adapter as clients know it, with the factors that do not travel."""
-        return self.adapter | self.known
-
-    def told(self, client: ClientId) -> ServerState:
-        """The state whose adapter a client is told: that of its group, or the whole."""
-        return self.groups[self.group_of[client]] if client in self.group_of else self
+    def everybody(self) -> Group:
+        return self.groups[EVERYBODY]
 
 
 @dataclass(frozen=True)
@@ -192,13 +201,14 @@ class ClientState:
     """All that one client remembers, on its own disk."""
 
     client: ClientId
-    steps: int = 0  # optimiser steps taken so far: position in the data and in the warm-up
-    adapter: Adapter = field(default_factory=dict)  # the client's own factors, if its method has any
-    version: int = 0  # of the global adapter, that the client knows
+    steps: int = 0  # optimiser steps taken so far: position in the data
+    trained: int = 0  # the last round in which it trained
+    version: int = 0  # of its group's adapter, that the client knows
     known: Adapter = field(default_factory=dict)  # that version; empty where it need not be kept
+    adapter: Adapter = field(default_factory=dict)  # factors of its own, which do not travel
     residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
-    notes: Notes = field(default_factory=dict)  # whatever else the method remembers
-    trained: int = 0  # the last round in which it trained; its residual is from then
+    grouping: object | None = None  # what the method's two parts with a memory keep, as in ServerState
+    ranks: object | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +218,7 @@ class Failure:
     client: ClientId
     stage: str
     reason: str
+    code: str = "internal"  # the kind of error, see ``errors``
 
 
 @dataclass(frozen=True)
@@ -218,9 +229,8 @@ class Entry:
     client: ClientId
     direction: Literal["up", "down"]
     bytes: int
-    parts: Mapping[
-        str, int
-    ]  # header, positions, scales, values, notes, scores, catch-up, unreadable: they sum to ``bytes``
+    parts: Mapping[str, int]
+    """header, positions, scales, values, notes, scores, catch-up, unreadable: they sum to ``bytes``."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +249,7 @@ class RoundRecord:
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
-    aggregation_error: float | None = None  # of an inexact method, relative: see maths.products
+    groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
 
     @property

@@ -1,158 +1,256 @@
-"""Groups of clients whose data look alike to the frozen base. What the server knows of them is in its notes.
+"""Groups of clients whose data look alike to the frozen base.
 
-Each group has an adapter of its own, split off from that of everybody when its first member has been heard.
+A client describes its data once, before it trains (``model.features``). The server compares descriptions
+(``maths.peers``). Each group has an adapter of its own, which is split off from that of everybody when its first member
+has been heard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from capfl.errors import WireError
-from capfl.maths.fourier import Doubles, Frame, fourier, frame_of
+from capfl.maths.fourier import Doubles, Frame, fourier, frame_of, frequencies
 from capfl.maths.peers import agreement, clusters, effect_sizes
-from capfl.types import ClientId, Notes, ServerState
+from capfl.methods.grouping import Grouping
+from capfl.types import EVERYBODY, ClientId, ClientState, ServerState, Update
+from capfl.wire.records import vector
 
 NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
 LARGEST_STATE = 1e6  # of a base model, in any dimension
-DESCRIPTION = ("features", "deviation", "answers")  # what a client says of its data
-EVERYBODY = ""  # the name of the group that all clients are in
 
 
-def is_known(server: ServerState, client: ClientId) -> bool:
-    """Has the client described its data?"""
-    return f"features/{client}" in server.notes
+@dataclass(frozen=True)
+class Description:
+    """Client to server, until it has been placed: what its data are like (``model.features.Description``)."""
+
+    features: Tensor = vector("bf16")  # (d + b,): mean state of the prompts, and of prompts bound to their answers
+    deviation: Tensor = vector("bf16")  # (d,): of the prompts' states
+    answers: Tensor = vector("positive")  # (1,): effective number of distinct answers
 
 
-def is_new(server: ServerState, client: ClientId) -> bool:
-    """Has the server seen the client's features, and cannot know that the client has been told what they say?"""
-    seen = server.notes.get(f"round/{client}")
-    return seen is not None and server.versions.get(client, 0) < float(seen[0])
+@dataclass(frozen=True)
+class Placement:
+    """Server to client: the client's place among the others."""
+
+    z: Tensor | None = vector("bf16", optional=True)  # (dim,): random Fourier features of its data, told once
+    n_peers: Tensor | None = vector("positive", optional=True)  # (1,): clients in its group, itself included
 
 
-def count(server: ServerState, client: ClientId) -> Notes:
-    """A note of how many clients there are in the client's group, itself included; none if it is in no group."""
-    if client not in server.group_of:
-        return {}
-    of = server.group_of[client]
-    return {"peers": torch.tensor([float(sum(name == of for name in server.group_of.values()))])}
+@dataclass(frozen=True)
+class PeersMemory:
+    """What a client keeps."""
+
+    description: Description
+    z: Tensor | None = None
+    n_peers: int = 0  # 0: not known yet
 
 
-def fourier_of(server: ServerState, client: ClientId, omega: Callable[[int], Doubles]) -> torch.Tensor:
-    """The client's random Fourier features z, (dim,) float32. ``omega`` gives the frequencies for d features."""
-    frame = _frame(server.notes)
-    d = len(frame.centre)
-    return torch.from_numpy(fourier(server.notes[f"features/{client}"][:d].numpy(), frame, omega(d))).float()
+@dataclass(frozen=True)
+class Known:
+    """What the server keeps of one client's description."""
+
+    features: Tensor
+    answers: float
+    items: int
+    round: int  # when the client described its data
 
 
-def fellows(server: ServerState, client: ClientId) -> dict[ClientId, float]:
-    """The other clients of its group, or all others where it has none there, with their numbers of items."""
-    known = [name.removeprefix("items/") for name in server.notes if name.startswith("items/")]
-    others = [name for name in known if name != client]
-    group = server.group_of.get(client)
-    own = [name for name in others if group is not None and server.group_of.get(name) == group]
-    return {name: float(server.notes[f"items/{name}"][0]) for name in own or others}
+@dataclass(frozen=True)
+class FrameState:
+    """Origin and units of the prompts' features: ``maths.fourier.Frame`` in float64."""
+
+    centre: Tensor
+    spread: Tensor
+    sigma: float
+
+    def frame(self) -> Frame:
+        return Frame(self.centre.numpy(), self.spread.numpy(), self.sigma)
 
 
-def inspect(said: Notes) -> None:
-    """Raises WireError: a description that lacks a part, or with numbers that no model and no data give."""
-    there = [name for name in DESCRIPTION if name in said]
-    if there and len(there) < len(DESCRIPTION):
-        raise WireError(f"a description of data is {', '.join(DESCRIPTION)}, and a client said {', '.join(there)} only")
-    for name in there:
-        least = {"features": -LARGEST_STATE, "deviation": 0.0, "answers": 1.0}[name]
-        if bool(((said[name] < least) | (said[name] > LARGEST_STATE)).any()):
-            raise WireError(f"note {name!r} has numbers that are not between {least:g} and {LARGEST_STATE:g}")
+@dataclass(frozen=True)
+class PeersState:
+    """What the server keeps."""
+
+    clients: Mapping[ClientId, Known]
+    frame: FrameState | None = None
 
 
-def introduced(server: ServerState, described: Mapping[ClientId, Notes]) -> ServerState:
-    """The state with the features of clients that have just described their data, if it was for the first time.
-
-    Args:
-        described: notes ``features`` (d + b,) of the clients' prompts and of prompts bound to answers, ``deviation``
-            (d,), ``answers`` and ``items`` (1,): ``model.features.Description``.
-    """
-    new = {client: notes for client, notes in described.items() if not is_known(server, client)}
-    if not new:
-        return server
-    notes = server.notes | {
-        f"{what}/{client}": value
-        for client, said in new.items()
-        for what, value in (
-            ("features", said["features"]), ("answers", said["answers"]), ("items", said["items"]),
-            ("round", torch.tensor([server.round + 1.0])),
-        )
-    }  # fmt: skip
-    if "frame/centre" not in notes:
-        notes |= _first_frame(list(new.values()))
-    return replace(server, notes=notes)
-
-
-def placed(server: ServerState, candidates: Sequence[ClientId], largest: float) -> ServerState:
-    """The state with a group for each of the clients that has none.
-
-    A client goes to the group whose members are nearest on average, if that is near enough. Those for whom there is
-    none form groups among themselves, with the adapter of everybody to begin with.
+@dataclass(frozen=True)
+class Peers(Grouping):
+    """Groups by description.
 
     Args:
-        largest: effect size between peers that answer alike.
+        distance: largest squared effect size between the prompts of peers that answer alike.
+        dim: length of z, an even number.
+        seed: draws the random features, which everybody must share.
     """
-    new = [client for client in candidates if client not in server.group_of]
+
+    distance: float = 0.08
+    dim: int = 256
+    seed: int = 0
+    about = "peers, by a description of their data"
+    describes = True
+    server_state = PeersState
+    client_state = PeersMemory
+    down = Placement
+    up = Description
+
+    def start(self) -> PeersState:
+        return PeersState({})
+
+    # -- client --------------------------------------------------------------------------------------
+
+    def described(self, description: object) -> PeersMemory:
+        return PeersMemory(cast(Description, description))
+
+    def remember(self, said: object | None, memory: ClientState) -> object | None:
+        kept, told = cast("PeersMemory | None", memory.grouping), cast("Placement | None", said)
+        if kept is None or told is None:
+            return kept
+        n_peers = kept.n_peers if told.n_peers is None else int(told.n_peers[0])
+        return replace(kept, z=kept.z if told.z is None else told.z, n_peers=n_peers)
+
+    def report(self, memory: ClientState) -> Description | None:
+        kept = cast(PeersMemory, memory.grouping)
+        return kept.description if kept.z is None else None
+
+    def is_alone(self, memory: ClientState) -> bool:
+        """It has no peers as far as it knows. A newcomer without peers, which has not trained, takes what all have."""
+        n = _n_peers(memory)
+        return n == 0 or (n == 1 and memory.trained > 0)
+
+    def has_peers(self, memory: ClientState) -> bool:
+        return _n_peers(memory) > 1
+
+    # -- server --------------------------------------------------------------------------------------
+
+    def announce(self, state: ServerState, client: ClientId) -> Placement | None:
+        known = _kept(state).clients.get(client)
+        is_new = known is not None and state.versions.get(client, 0) < known.round
+        group = state.group_of.get(client)
+        if not is_new and group is None:
+            return None
+        n_peers = torch.tensor([float(Counter(state.group_of.values())[group])]) if group is not None else None
+        return Placement(z=self.z(state, client) if is_new else None, n_peers=n_peers)
+
+    def check(self, state: ServerState, update: Update) -> None:
+        """Numbers that a model and data can give."""
+        said = cast("Description | None", update.grouping)
+        if said is None:
+            return
+        for name, least in (("features", -LARGEST_STATE), ("deviation", 0.0), ("answers", 1.0)):
+            values: Tensor = getattr(said, name)
+            if bool(((values < least) | (values > LARGEST_STATE)).any()):
+                raise WireError(f"Description.{name} has numbers that are not between {least:g} and {LARGEST_STATE:g}")
+
+    def z(self, state: ServerState, client: ClientId) -> Tensor:
+        """The client's random Fourier features, (dim,) float32 of length 1."""
+        kept = _kept(state)
+        assert kept.frame is not None
+        frame = kept.frame.frame()
+        d = len(frame.centre)
+        omega = _frequencies(self.seed, d, self.dim)
+        return torch.from_numpy(fourier(kept.clients[client].features[:d].numpy(), frame, omega)).float()
+
+    def form(self, state: ServerState, updates: Mapping[ClientId, Update]) -> ServerState:
+        """Take down the descriptions that are new, and place their clients.
+
+        A client goes to the group whose members are nearest on average, if that is near enough. Those for whom there is
+        none form groups among themselves, with the adapter of everybody to begin with.
+        """
+        described = {client: update for client, update in updates.items() if update.grouping is not None}
+        state = _introduced(state, described)
+        new = [client for client in sorted(described) if client not in state.group_of]
+        if not new:
+            return state
+        members = [client for client in state.group_of if client in _kept(state).clients]
+        names = members + new
+        apart = _distances(_kept(state), names, self.distance)
+
+        groups, group_of = dict(state.groups), dict(state.group_of)
+        strangers: list[int] = []
+        for at in range(len(members), len(names)):
+            means = {
+                group: float(np.mean([apart[at, i] for i, name in enumerate(members) if state.group_of[name] == group]))
+                for group in state.groups
+                if group != EVERYBODY
+            }
+            nearest = min(means, key=lambda group: means[group], default=None)
+            if nearest is not None and means[nearest] <= NEAR:
+                group_of[names[at]] = nearest
+            else:
+                strangers.append(at)
+        first = len(state.groups)  # everybody is one of them, so that the first group of peers has number 1
+        for at, label in zip(strangers, clusters(apart[np.ix_(strangers, strangers)], NEAR), strict=True):
+            group_of[names[at]] = name = f"group-{first + label}"
+            groups[name] = replace(state.everybody, since=state.round)
+        return replace(state, groups=groups, group_of=group_of)
+
+    def alike(self, state: ServerState, client: ClientId) -> dict[ClientId, float]:
+        """The others of its group, or all others where it has none there: n_k max(0, z . z_k)."""
+        clients, group = _kept(state).clients, state.group_of.get(client)
+        others = [name for name in clients if name != client]
+        own = [name for name in others if group is not None and state.group_of.get(name) == group]
+        z = self.z(state, client)
+        weights = {name: clients[name].items * float(z @ self.z(state, name)) for name in own or others}
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+
+@lru_cache(maxsize=4)
+def _frequencies(seed: int, d: int, dim: int) -> Doubles:
+    return frequencies(seed, d, dim)
+
+
+def _kept(state: ServerState) -> PeersState:
+    return cast(PeersState, state.grouping)
+
+
+def _n_peers(memory: ClientState) -> int:
+    kept = cast("PeersMemory | None", memory.grouping)
+    return kept.n_peers if kept else 0
+
+
+def _introduced(state: ServerState, described: Mapping[ClientId, Update]) -> ServerState:
+    """The state with the descriptions of clients that had given none."""
+    kept = _kept(state)
+    new = {client: update for client, update in described.items() if client not in kept.clients}
     if not new:
-        return server
-    notes = server.notes
-    known = [client for client in server.group_of if is_known(server, client)]
-    names = known + new
-    apart = _apart(notes, names, largest)
-
-    group_of, strangers = dict(server.group_of), []
-    for at, client in enumerate(names[len(known) :], len(known)):
-        means = {
-            group: float(np.mean([apart[at, i] for i, other in enumerate(known) if server.group_of[other] == group]))
-            for group in server.groups
-        }
-        nearest = min(means, key=lambda group: means[group], default=None)
-        if nearest is not None and means[nearest] <= NEAR:
-            group_of[client] = nearest
-        else:
-            strangers.append(at)
-    split_off = replace(server, groups={}, group_of={}, versions={}, notes={})
-    first = len(server.groups)
-    groups = dict(server.groups)
-    for at, label in zip(strangers, clusters(apart[np.ix_(strangers, strangers)], NEAR), strict=True):
-        group_of[names[at]] = f"{first + label:04d}"
-        groups[f"{first + label:04d}"] = split_off
-    return replace(server, groups=groups, group_of=group_of)
+        return state
+    known = dict(kept.clients)
+    for client, update in new.items():
+        said = cast(Description, update.grouping)
+        known[client] = Known(said.features, float(said.answers[0]), update.n_train, state.round)
+    frame = kept.frame or _first_frame(list(new.values()))
+    return replace(state, grouping=PeersState(known, frame))
 
 
-def _apart(notes: Notes, names: list[ClientId], largest: float) -> Doubles:
+def _first_frame(updates: list[Update]) -> FrameState:
+    """Units and origin that the first clients give: everybody's, from then on."""
+    said = [cast(Description, update.grouping) for update in updates]
+    weights = np.array([float(update.n_train) for update in updates])
+    variance = np.average([one.deviation.double().numpy() ** 2 for one in said], axis=0, weights=weights)
+    prompts = np.stack([one.features.double().numpy()[: len(variance)] for one in said])
+    frame = frame_of(prompts, spread=np.sqrt(variance))
+    return FrameState(torch.from_numpy(frame.centre), torch.from_numpy(frame.spread), frame.sigma)
+
+
+def _distances(kept: PeersState, names: list[ClientId], largest: float) -> Doubles:
     """Distances (n, n) with NEAR the largest between peers: half of it may come from prompts, or all from answers."""
-    features = np.stack([notes[f"features/{client}"].double().numpy() for client in names])
-    items, answers = (
-        np.array([float(notes[f"{what}/{client}"][0]) for client in names]) for what in ("items", "answers")
-    )
-    frame = _frame(notes)
+    assert kept.frame is not None
+    frame, known = kept.frame.frame(), [kept.clients[name] for name in names]
+    features = np.stack([one.features.double().numpy() for one in known])
+    items, answers = np.array([float(one.items) for one in known]), np.array([one.answers for one in known])
     prompts, bound = np.split(features, [len(frame.centre)], axis=1)
     spread = np.tile(frame.spread, bound.shape[1] // len(frame.spread))  # signs do not change it
     unlike = effect_sizes(prompts - frame.centre, frame.spread, items)
     apart: Doubles = NEAR * unlike / largest + 1 - agreement(bound, spread, items, answers)
     return apart
-
-
-def _frame(notes: Notes) -> Frame:
-    """Of the prompts' features."""
-    centre, spread, sigma = (notes[f"frame/{name}"].numpy() for name in ("centre", "spread", "sigma"))
-    return Frame(centre, spread, float(sigma[0]))
-
-
-def _first_frame(described: list[Notes]) -> Notes:
-    """Units and origin that the first clients give: everybody's, from then on."""
-    weights = np.array([float(notes["items"][0]) for notes in described])
-    variance = np.average([notes["deviation"].double().numpy() ** 2 for notes in described], axis=0, weights=weights)
-    prompts = np.stack([notes["features"].double().numpy()[: len(variance)] for notes in described])
-    frame = frame_of(prompts, spread=np.sqrt(variance))
-    parts = (("centre", frame.centre), ("spread", frame.spread), ("sigma", [frame.sigma]))
-    return {f"frame/{name}": torch.tensor(value, dtype=torch.float64) for name, value in parts}

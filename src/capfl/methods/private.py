@@ -1,4 +1,4 @@
-r"""Client-level differential privacy: any method that averages changes, with clipped changes and noise on their sum.
+r"""Client-level differential privacy: another way to combine, with clipped changes and noise on their sum.
 
 McMahan et al., Learning Differentially Private Recurrent Language Models, arXiv:1710.06963, with a weight of 1 for
 every client:
@@ -17,24 +17,27 @@ a client took part in (``maths.privacy``).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.config.schema import PrivacyConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
-from capfl.methods.base import Method
+from capfl.methods.combine import Combine, Fold
+from capfl.methods.factors import Factors
+from capfl.methods.method import Method
 from capfl.methods.robust import refuse_other_than_mean
 from capfl.rng import stream
-from capfl.types import Adapter, ServerState, Update
+from capfl.types import Adapter
 from capfl.wire import Codec
 
 
-def private(method: Method, config: PrivacyConfig, up: Codec, initial: Adapter, clients: int, asked: int) -> Method:
-    """The method, with ``asked`` of ``clients`` in each round. ``up`` encodes updates, ``initial`` is their template.
+def private(method: Method, config: PrivacyConfig, up: Codec, clients: int, asked: int) -> Method:
+    """The method, with ``asked`` of ``clients`` in each round. ``up`` encodes their updates.
 
     Raises:
         ConfigError: the method sends or aggregates more than clipping and noise are enough for; the package that
@@ -47,25 +50,54 @@ def private(method: Method, config: PrivacyConfig, up: Codec, initial: Adapter, 
             f"privacy.delta: {config.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
         )
     refuse_other_than_mean(method, "privacy.noise_multiplier")
-    clip, noise, delta = config.clip, config.noise_multiplier, config.delta
-    epsilon(noise, 1, delta)  # says now, not after a round, that it cannot be counted
+    epsilon(config.noise_multiplier, 1, config.delta)  # an error now, not after a round, if it cannot be counted
+    return replace(method, combine=Noisy(config, config.clip, config.noise_multiplier, up, method.factors, asked))
 
-    def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
-        round = server.round + 1
-        sent = {name: t for name, t in method.broadcast(server).items() if method.trainable(round, name)}
-        reach = up.reach(sent, initial, round)
-        total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in sent.items()}
-        for update in updates:
-            heard = {name: t * reach[name] for name, t in update.adapter.items() if name in reach}
-            share = min(1.0, clip / max(algebra.norm(heard), clip))
-            for name, t in heard.items():
-                total[name] += share * t.double()
-        draw = _bits(config.seed, round)
-        for name, marks in reach.items():
-            total[name][marks] += noise * clip * gaussian(int(marks.sum()), draw)
-        return replace(server, adapter=algebra.add(server.adapter, {n: (t / asked).float() for n, t in total.items()}))
 
-    return replace(method, exact=None, aggregate=aggregate, epsilon=lambda rounds: epsilon(noise, rounds, delta))
+@dataclass(frozen=True)
+class Noisy(Combine):
+    """The adapter plus the noisy mean of clipped changes.
+
+    Args:
+        up: tells which elements the messages of a round have.
+        asked: clients of a round, m.
+    """
+
+    config: PrivacyConfig
+    clip: float
+    noise: float
+    up: Codec
+    factors: Factors
+    asked: int
+    about = "mean of clipped changes, with noise (differential privacy)"
+    adds_mean = True
+
+    def start(self, adapter: Adapter, round: int) -> Fold:
+        return _Noisy(self, adapter, round)
+
+    def epsilon(self, rounds: int) -> float:
+        """Of (epsilon, delta), for a client that took part in so many rounds."""
+        return epsilon(self.noise, rounds, self.config.delta)
+
+
+class _Noisy:
+    def __init__(self, of: Noisy, adapter: Adapter, round: int) -> None:
+        self._of, self._adapter, self._round = of, adapter, round
+        names = of.factors.sent(round, adapter)
+        self._reach = of.up.reach({name: adapter[name] for name in names}, adapter, round)
+        self._total = {name: torch.zeros(adapter[name].shape, dtype=torch.float64) for name in names}
+
+    def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
+        heard = {name: t * self._reach[name] for name, t in change.items() if name in self._reach}
+        share = min(1.0, self._of.clip / max(algebra.norm(heard), self._of.clip))
+        for name, t in heard.items():
+            self._total[name] += share * t.double()
+
+    def value(self) -> Adapter:
+        of, draw = self._of, _bits(self._of.config.seed, self._round)
+        for name, marks in self._reach.items():
+            self._total[name][marks] += of.noise * of.clip * gaussian(int(marks.sum()), draw)
+        return algebra.add(self._adapter, {name: (t / of.asked).float() for name, t in self._total.items()})
 
 
 def _bits(seed: int | None, round: int) -> Callable[[int], bytes]:

@@ -1,13 +1,12 @@
-r"""Robust aggregation: any method with another mean, which a minority of its clients cannot drag along.
+r"""Robust aggregation: other ways to combine, which a minority of clients cannot drag along.
 
-``clip`` shortens each change to the round's median length, and counts no client for more items than the median one
-has; what the method then does with the changes stays its own. Norm clipping: Sun et al., Can You Really Backdoor
+``Clipped`` shortens each change to the round's median length, and counts no client for more items than the median one
+has; what is then done with the changes stays the method's own. Norm clipping: Sun et al., Can You Really Backdoor
 Federated Learning?, arXiv:1911.07963.
 
-``median`` and ``trimmed`` take the place of the mean of changes: of every coordinate the middle value, or the mean of
-those that are left when a share of the lowest and of the highest is taken away. Yin et al., Byzantine-Robust
-Distributed Learning: Towards Optimal Statistical Rates, arXiv:1803.01498. All clients count alike: how many items
-a client has is its own claim.
+``Middle`` takes of every coordinate the middle value, or the mean of those that are left when a share of the lowest and
+of the highest is taken away. Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates,
+arXiv:1803.01498. All clients count alike: how many items a client has is its own claim.
 
 All updates of a round are in the server's memory at once.
 """
@@ -15,23 +14,26 @@ All updates of a round are in the server's memory at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ConfigError
-from capfl.methods.base import Method
-from capfl.methods.fedit import add_mean_change
-from capfl.types import Adapter, ServerState, Update
+from capfl.methods.combine import Combine, Fold
+from capfl.methods.grouping import Everybody
+from capfl.methods.method import Method
+from capfl.methods.ranks import AllRanks
+from capfl.types import Adapter
 from capfl.wire import Codec
 
 
 def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
-    """The method, aggregating as ``config.robust`` says. ``up`` is the codec of its updates.
+    """The method, combining as ``config.robust`` says. ``up`` is the codec of its updates.
 
     Raises:
         ConfigError: there is nothing that this would mean for the method, or with the codec; says why.
@@ -40,36 +42,73 @@ def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
         return method
     if config.robust == "clip":
         refuse_no_mean(method, "federation.robust")
-        return replace(method, exact=None, aggregate=lambda server, updates: method.aggregate(
-            server, clipped(list(updates), config.robust_clip)
-        ))  # fmt: skip
+        return replace(method, combine=Clipped(method.combine, config.robust_clip))
     refuse_other_than_mean(method, f"federation.robust = {config.robust}", f"federation.robust = clip, or {MEANS}")
     if up.mask == "top" and up.density < 1:
         raise ConfigError(
             f"federation.robust = {config.robust}: with codec.mask = top every client sends other elements, and the "
             "middle of values that are mostly not there is zero; use codec.mask = random, or codec.density = 1"
         )
-    trim = config.robust_trim if config.robust == "trimmed" else 0.5
-
-    def aggregate(server: ServerState, updates: Iterable[Update]) -> ServerState:
-        change = middle([update.adapter for update in updates], trim)
-        return replace(server, adapter=algebra.add(server.adapter, change))
-
-    return replace(method, exact=None, aggregate=aggregate)
+    return replace(method, combine=Middle(config.robust_trim if config.robust == "trimmed" else 0.5))
 
 
-def clipped(updates: Sequence[Update], most: float) -> list[Update]:
-    """The updates, none longer or of more items than ``most`` times the median."""
-    norms = [algebra.norm(update.adapter) for update in updates]
-    longest, items = most * median(norms), max(1, round(most * median(update.n_train for update in updates)))
-    return [
-        replace(
-            update,
-            adapter=update.adapter if norm <= longest else algebra.scaled(update.adapter, longest / norm),
-            n_train=min(update.n_train, items),
-        )
-        for update, norm in zip(updates, norms, strict=True)
-    ]
+class Clipped(Combine):
+    """Another way to combine, whose updates are none longer or of more items than ``most`` times the median."""
+
+    def __init__(self, inner: Combine, most: float) -> None:
+        self._inner, self._most = inner, most
+        self.about = f"changes clipped to the median length, then {inner.about}"
+        self.adds_mean, self.rewrites = inner.adds_mean, inner.rewrites
+
+    def first(self, initial: Adapter) -> Adapter:
+        return self._inner.first(initial)
+
+    def start(self, adapter: Adapter, round: int) -> Fold:
+        return _Clipping(self._inner.start(adapter, round), self._most)
+
+
+class _Clipping:
+    def __init__(self, inner: Fold, most: float) -> None:
+        self._inner, self._most = inner, most
+        self._waiting: list[tuple[Adapter, float, Tensor | None]] = []
+
+    def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
+        self._waiting.append((change, weight, ranks))
+
+    def value(self) -> Adapter:
+        if self._waiting:
+            norms = [algebra.norm(change) for change, _, _ in self._waiting]
+            longest = self._most * median(norms)
+            heaviest = max(1, round(self._most * median(weight for _, weight, _ in self._waiting)))
+            for (change, weight, ranks), norm in zip(self._waiting, norms, strict=True):
+                shorter = change if norm <= longest else algebra.scaled(change, longest / norm)
+                self._inner.add(shorter, min(weight, heaviest), ranks)
+            self._waiting = []
+        return self._inner.value()
+
+
+@dataclass(frozen=True)
+class Middle(Combine):
+    """The adapter plus the middle of the changes, coordinate by coordinate. ``trim``: share left out at either end."""
+
+    trim: float
+    about = "middle of every coordinate"
+    adds_mean = True
+
+    def start(self, adapter: Adapter, round: int) -> Fold:
+        return _Middle(adapter, self.trim)
+
+
+class _Middle:
+    def __init__(self, adapter: Adapter, trim: float) -> None:
+        self._adapter, self._trim = adapter, trim
+        self._changes: list[Adapter] = []
+
+    def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
+        self._changes.append(change)
+
+    def value(self) -> Adapter:
+        return algebra.add(self._adapter, middle(self._changes, self._trim)) if self._changes else self._adapter
 
 
 def middle(changes: Sequence[Adapter], trim: float) -> Adapter:
@@ -99,12 +138,12 @@ MEANS = "fedit, ffa-lora or another method that averages changes"
 
 
 def refuse_no_mean(method: Method, key: str) -> None:
-    """Raises ConfigError: the server makes no mean of clients' changes that anybody is told."""
+    """Raises ConfigError: the server makes no mean of clients' changes that it sends to anybody."""
     if method.pooled:
         raise ConfigError(f"{key}: {method.name} trains one model on all data in one place; leave it out")
-    if method.travels == "nothing":
+    if not method.factors.travel:
         raise ConfigError(f"{key}: with {method.name} clients send nothing that it would be about; leave it out")
-    if method.relay:
+    if method.combine.relays:
         raise ConfigError(
             f"{key}: with {method.name} every client gets the others' updates as they came and averages them itself, "
             f"which nothing that the server does can change; leave it out, or use {MEANS}"
@@ -114,12 +153,12 @@ def refuse_no_mean(method: Method, key: str) -> None:
 def refuse_other_than_mean(method: Method, key: str, instead: str = MEANS) -> None:
     """Raises ConfigError: the method's server does not just add the mean of its clients' changes."""
     refuse_no_mean(method, key)
-    if method.report:
+    if not (isinstance(method.grouping, Everybody) and isinstance(method.ranks, AllRanks)):
         raise ConfigError(
             f"{key}: clients of {method.name} say more than their changes, and the server makes more of them than one "
             f"mean; use {instead}"
         )
-    if method.aggregate is not add_mean_change:
+    if not method.combine.adds_mean:
         raise ConfigError(
             f"{key}: the server of {method.name} does more with changes than to add their mean, which is all that this "
             f"could take the place of; use {instead}"

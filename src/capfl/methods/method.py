@@ -1,0 +1,141 @@
+"""A method is a row of parts: one part for each question that a federated method answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from capfl import adapter as algebra
+from capfl.errors import ConfigError
+from capfl.methods.combine import Combine, WeightedMean
+from capfl.methods.factors import BOTH, Factors
+from capfl.methods.grouping import Everybody, Grouping
+from capfl.methods.ranks import AllRanks, Ranks
+from capfl.methods.take_home import AfterSteps, NearServer, TakeHome, proximal
+from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, Group, Penalty, ServerState, Trained
+
+
+@dataclass(frozen=True)
+class Method:
+    """One federated method.
+
+    Attributes:
+        name: what ``method.name`` calls it.
+        about: what it does, in one line.
+        source: the paper, or "reference".
+        factors: what is trained and what travels.
+        combine: how the updates of a group become its next adapter.
+        grouping: who learns with whom.
+        ranks: which ranks a client has.
+        takes_home: what a client's personal model is.
+        alpha_f: weight of the proximal term alpha_f / 2 ||theta - theta_g||^2 in the local loss (FedProx).
+        pooled: a reference that trains one model on all clients' data in one place.
+
+    Raises:
+        ConfigError: parts that do not go together; says which and why.
+    """
+
+    name: str
+    about: str
+    source: str
+    factors: Factors = BOTH
+    combine: Combine = field(default_factory=WeightedMean)
+    grouping: Grouping = field(default_factory=Everybody)
+    ranks: Ranks = field(default_factory=AllRanks)
+    takes_home: TakeHome = field(default_factory=AfterSteps)
+    alpha_f: float = 0.0
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        products = not self.combine.adds_mean
+        if products and self.factors != BOTH:
+            raise ConfigError(
+                f"{self.name}: its way to combine updates needs both factors of every client; use factors = BOTH"
+            )
+        if self.combine.relays and not (isinstance(self.grouping, Everybody) and isinstance(self.ranks, AllRanks)):
+            raise ConfigError(
+                f"{self.name}: where clients get each other's updates, all of them learn together, with all ranks; "
+                "use grouping = Everybody() and ranks = AllRanks()"
+            )
+        if self.grouping.describes and self.factors.travel != "AB":
+            raise ConfigError(f"{self.name}: peers share a whole adapter; use factors = BOTH or IN_TURN")
+
+    # -- server ----------------------------------------------------------------------------------------
+
+    def start(self, initial: Adapter, clients: Sequence[ClientId] = ()) -> ServerState:
+        """The server's state before round 1, for the clients that will take part."""
+        adapter = self.combine.first(initial)
+        group = Group(adapter, known=self.factors.travelling(adapter))
+        return ServerState(
+            0, {EVERYBODY: group}, grouping=self.grouping.start(), ranks=self.ranks.start(initial, clients)
+        )
+
+    @property
+    def has_server_model(self) -> bool:
+        """Is the server's adapter a model by itself? Not where a factor stays with the clients."""
+        return self.pooled or self.factors.whole
+
+    # -- client ----------------------------------------------------------------------------------------
+
+    def starting_point(self, memory: ClientState, initial: Adapter) -> Adapter:
+        """Where local training starts: from the group's adapter, and from the client's own factors for the rest."""
+        own = initial | memory.adapter
+        start = own if self.grouping.is_alone(memory) else own | memory.known
+        has = self.ranks.trained(memory.ranks)
+        return start if has is None else algebra.without(start, ~has)
+
+    def penalty(self, memory: ClientState, n_train: int) -> Penalty | None:
+        """What is added to the local loss of a client that learns with others."""
+        if not self.grouping.has_peers(memory):
+            return None
+        terms = [self.ranks.penalty(memory.known, memory, n_train)]
+        terms += [proximal(self.alpha_f, memory.known)] if self.alpha_f else []
+        return _sum([term for term in terms if term is not None])
+
+    def change(self, start: Adapter, trained: Trained, round: int) -> Adapter:
+        """What a client sends of its training in a round."""
+        return {name: trained.adapter[name] - start[name] for name in self.factors.sent(round, algebra.unpatched(start))}
+
+    def keeps(self, trained: Trained, memory: ClientState) -> Adapter:
+        """The factors that a client keeps from round to round."""
+        if isinstance(self.takes_home, NearServer):
+            return memory.adapter
+        if self.grouping.describes:  # it may be alone in the next round
+            return trained.adapter
+        return {name: t for name, t in trained.adapter.items() if not self.factors.travels(name)}
+
+    def without_unused_ranks(self, adapter: Adapter, memory: ClientState) -> Adapter:
+        """What a client's own model has of an adapter."""
+        has = self.ranks.in_own_model(memory.ranks)
+        return adapter if has is None else algebra.without(adapter, ~has)
+
+    # -- both ------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, str]:
+        """Its row, in words."""
+        return {
+            "method": self.name,
+            "what it does": self.about,
+            "trained and sent": "all data go to one place" if self.pooled else self.factors.about,
+            "combined": "" if self.pooled or not self.factors.travel else self.combine.about,
+            "learns with": "" if self.pooled or not self.factors.travel else self.grouping.about,
+            "ranks": self.ranks.about,
+            "takes home": "nothing of its own" if self.pooled else self.takes_home.about,
+            "source": self.source,
+        }
+
+
+def _sum(terms: Sequence[Penalty]) -> Penalty | None:
+    """One term for the sum of several. Their constants have different names."""
+    if len(terms) < 2:
+        return terms[0] if terms else None
+
+    def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
+        parts = [one.term(now, {name: constants[name] for name in one.constants}) for one in terms]
+        return sum(parts[1:], parts[0])
+
+    return Penalty(term, {name: t for one in terms for name, t in one.constants.items()})
+
+

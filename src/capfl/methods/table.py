@@ -1,0 +1,127 @@
+"""The methods that there are, a row of parts each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from capfl.config.schema import MethodConfig
+from capfl.errors import ConfigError
+from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct
+from capfl.methods.factors import IN_TURN, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.method import Method
+from capfl.methods.peers import Peers
+from capfl.methods.posterior import Posterior
+from capfl.methods.ranks import AllRanks, Shares
+from capfl.methods.take_home import AfterSteps, NearServer
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a method is made of the run's seed and of those of its settings that a config gives.
+
+    ``settings`` are keys of the config's section ``method`` that the row uses; the parts have their defaults.
+    """
+
+    make: Callable[[int, Settings], Method]
+    settings: tuple[str, ...] = ()
+
+
+def _of(settings: Settings, **names: str) -> dict[str, Any]:
+    """Arguments of a part, each by the name of its setting, of which only those that are given."""
+    return {argument: settings[name] for argument, name in names.items() if name in settings}
+
+
+def _ca_pfl(seed: int, given: Settings) -> Method:
+    return Method(
+        "ca-pfl", "peers found by their data, ranks by a variational posterior", "YanDang/CA-PFL",
+        grouping=Peers(**_of(given, distance="peer_distance", dim="rff_output_dim"), seed=seed),
+        ranks=Posterior(
+            **_of(given, alpha_s="alpha_s", alpha_p="alpha_p", hidden="mlp_hidden_dim", floor="rank_floor"),
+            seed=seed,
+        ),
+        takes_home=AfterSteps(0.5),
+        **_of(given, alpha_f="alpha_f"),
+    )  # fmt: skip
+
+
+def _fedit(seed: int, given: Settings) -> Method:
+    proximal = bool(given.get("alpha_f"))
+    return Method(
+        "fedit",
+        "federated averaging of LoRA" + (", held near the server's adapter (FedProx)" if proximal else ""),
+        "arXiv:1812.06127" if proximal else "arXiv:2305.05644",
+        **_of(given, alpha_f="alpha_f"),
+    )
+
+
+def _flexlora(seed: int, given: Settings) -> Method:
+    shares = given.get("rank_shares")
+    return Method(
+        "flexlora", "mean of the products; clients may have unequal ranks", "arXiv:2402.11505",
+        combine=TruncatedProduct(), ranks=Shares(shares) if shares else AllRanks(),
+    )  # fmt: skip
+
+
+def _ditto(seed: int, given: Settings) -> Method:
+    near = NearServer(**_of(given, strength="alpha_f"))
+    return Method("ditto", "FedIT, and an adapter of its own beside it", "arXiv:2012.04221", takes_home=near)
+
+
+def _row(name: str, about: str, source: str, **parts: Any) -> Row:
+    return Row(lambda seed, given: Method(name, about, source, **parts))
+
+
+METHODS: dict[str, Row] = {
+    "ca-pfl": Row(
+        _ca_pfl,
+        ("alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "base_sparsity_ratio", "rank_floor",
+         "peer_distance"),
+    ),
+    "fedit": Row(_fedit, ("alpha_f",)),
+    "fedex-lora": _row(
+        "fedex-lora", "exact mean, by a patch of the base", "arXiv:2410.09432", combine=ExactProduct()
+    ),
+    "lora-fair": _row(
+        "lora-fair", "mean, corrected towards the mean product", "arXiv:2411.14961", combine=CorrectedB()
+    ),
+    "flexlora": Row(_flexlora, ("rank_shares",)),
+    "ffa-lora": _row("ffa-lora", "A frozen, B averaged", "arXiv:2403.12313", factors=ONLY_B),
+    "fedsa-lora": _row("fedsa-lora", "A averaged, B private", "arXiv:2410.01463", factors=ONLY_A),
+    "rolora": _row("rolora", "B and A trained and averaged in turn", "arXiv:2502.01755", factors=IN_TURN),
+    "ditto": Row(_ditto, ("alpha_f",)),
+    "local": _row("local", "every client alone", "reference", factors=NOTHING),
+    "centralised": _row("centralised", "one model on all data", "reference", pooled=True),
+}  # fmt: skip
+
+
+def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None = None) -> Method:
+    """The method that a run's config asks for.
+
+    Args:
+        rows: methods of the caller's own, by name. They have their settings already.
+
+    Raises:
+        ConfigError: no method has that name, or it does not use a setting that was given.
+    """
+    own, name = rows or {}, config.name
+    given = {
+        key: value
+        for key in type(config).model_fields
+        if key != "name" and (value := getattr(config, key)) is not None
+    }
+    if name not in METHODS and name not in own:
+        raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
+    used = ("base_sparsity_ratio",) if name in own else METHODS[name].settings
+    if unused := [key for key in given if key not in used]:
+        users = [other for other, row in METHODS.items() if unused[0] in row.settings]
+        raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")
+    return own[name] if name in own else METHODS[name].make(seed, given)
+
+
+def describe() -> list[dict[str, str]]:
+    """Every method's row, in words."""
+    return [row.make(0, {}).describe() for row in METHODS.values()]

@@ -1,0 +1,53 @@
+"""What a client takes home when a run ends: its personal model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from capfl import adapter as algebra
+from capfl.types import Adapter, Penalty
+
+
+@dataclass(frozen=True)
+class AfterSteps:
+    """Its group's adapter after one more round of the client's own steps, or some way from the one to the other.
+
+    A client that learns alone has no group to be near to: it takes the whole way (``share`` 1).
+    """
+
+    share: float = 1.0
+
+    @property
+    def about(self) -> str:
+        return "the server's adapter after its own steps" if self.share == 1 else f"{self.share:g} of the way to them"
+
+
+@dataclass(frozen=True)
+class Own:
+    """The adapter that it keeps from round to round, as it is."""
+
+    about = "its own adapter"
+
+
+@dataclass(frozen=True)
+class NearServer:
+    r"""Ditto: Li et al., arXiv:2012.04221.
+
+    Beside its part in the federation, client k takes as many steps on its own adapter :math:`v_k`, which never travels,
+    with the loss :math:`F_k(v) + \frac{\lambda}{2} \lVert v - \theta_g \rVert^2`. Training takes twice as long. The
+    paper chooses :math:`\lambda` (``strength``) among 0.1, 1 and 2.
+    """
+
+    strength: float = 0.1
+    about = "its own adapter, held near the server's"
+
+    def penalty(self, received: Adapter) -> Penalty:
+        return proximal(self.strength, received)
+
+
+TakeHome = AfterSteps | Own | NearServer
+
+
+def proximal(strength: float, received: Adapter) -> Penalty:
+    """strength / 2 ||theta - theta_g||^2 over the factors that are trained: FedProx, Li et al., arXiv:1812.06127."""
+    return Penalty(lambda now, held: strength / 2 * algebra.squared_distance(now, held), received)
