@@ -33,7 +33,6 @@ CODECS = {
     "4bit top 15 %": Codec(VALUES["4bit"], 0.15),
     "ternary top 15 %": Codec(VALUES["ternary"], 0.15),
     "ternary top 5 %": Codec(VALUES["ternary"], 0.05),
-    "ternary top 5 % of all": Codec(VALUES["ternary"], 0.05, scope="global"),
     "ternary top 1 %": Codec(VALUES["ternary"], 0.01),
     "default": up_codec(CodecConfig(), 0),
 }

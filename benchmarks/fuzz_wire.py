@@ -3,8 +3,8 @@
     python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
 
 Valid updates and broadcasts (of one difference, of three, of the whole adapter) of every values kind, dense, the
-largest of each tensor or of all, under a random mask, and drawn by the importance of ranks, from a client that has all
-of them or lacks one, are damaged in one of these ways:
+largest of each tensor, under a random mask, and drawn by the importance of ranks, from a client that has all of them or
+lacks one, are damaged in one of these ways:
 
 ``bytes``    one to eight bytes changed, removed or put in, anywhere
 ``values``   one to eight bytes behind the header changed, so that every length stays right
@@ -68,7 +68,6 @@ NOTES = {"features": torch.linspace(-2, 2, 9), "beta": torch.linspace(0.5, 4, 8)
 WAYS: dict[str, dict[str, float | str]] = {
     "dense": {},
     "top": {"density": 0.15},
-    "top of all": {"density": 0.15, "scope": "global"},
     "random": {"density": 0.25, "mask": "random"},
     "by rank": {"density": 0.25, "mask": "random"},
     "by rank, some alive": {"density": 0.25, "mask": "random"},

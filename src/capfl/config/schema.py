@@ -166,7 +166,7 @@ class MethodConfig(Section):
 
 
 FLASC: dict[str, object] = {  # the codec that the method is published with
-    "values": "fp32", "density": 0.25, "down_density": 1.0, "mask": "top", "scope": "global", "compensation": "off",
+    "values": "fp32", "density": 0.25, "down_density": 1.0, "mask": "top", "compensation": "off",
 }  # fmt: skip
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
@@ -179,17 +179,13 @@ class CodecConfig(Section):
     )
     down_values: ValuesName | None = Field(None, description="values on the downlink; by default as on the uplink")
     down_density: Density | None = Field(None, description="density on the downlink; by default as on the uplink")
-    mask: Literal["random", "top"] = Field("random", description="`random`: costs no positions; `top`: the largest")
-    scope: Literal["tensor", "global"] = Field("tensor", description="`top` of each tensor, or of all together")
+    mask: Literal["random", "top"] = Field(
+        "random", description="`random`: costs no positions; `top`: the largest of each tensor"
+    )
     compensation: Literal["unbiased", "feedback", "off"] | None = Field(
         None,
         description="`unbiased`: scale what is sent (default of random); `feedback`: carry over the rest (of top)",
     )
-    step_ahead: Share = Field(0.0, description="share of its own residual that a client adds to where it starts from")
-    residual_decay: Share = Field(1.0, description="a client's residual is multiplied by it every round")
-    residual_rounds: Positive | None = Field(None, description="a residual that is older is given up")
-    warmup_rounds: Annotated[int, Field(ge=0)] = Field(0, description="rounds in which the density falls to its value")
-    warmup_density: Density = Field(1.0, description="density in the first round of the warm-up")
 
     @model_validator(mode="after")
     def _can_be_unbiased(self) -> Self:

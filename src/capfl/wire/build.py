@@ -34,9 +34,6 @@ def _codec(config: CodecConfig, values: str, density: float | None, seed: int) -
         values=VALUES[values],
         density=density or (THIRD if values == "ternary" else 1.0),
         mask=config.mask,
-        scope=config.scope,
         compensation=config.compensation or ("unbiased" if config.mask == "random" else "feedback"),
-        warmup_rounds=config.warmup_rounds,
-        warmup_density=config.warmup_density,
         seed=seed,
     )

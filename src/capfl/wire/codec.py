@@ -28,10 +28,7 @@ class Codec:
     values: Values
     density: float = 1.0
     mask: str = "top"
-    scope: str = "tensor"
     compensation: str = "feedback"
-    warmup_rounds: int = 0
-    warmup_density: float = 1.0
     seed: int = 0
 
     @property
@@ -43,15 +40,6 @@ class Codec:
     def exact(self) -> bool:
         """Does everything arrive as it was?"""
         return self.values.exact and self.density == 1.0
-
-    def density_in(self, round: int) -> float:
-        """Share of the elements that is sent in a round: from ``warmup_density`` down to ``density``, geometrically.
-
-        Lin et al., Deep Gradient Compression, arXiv:1712.01887, section 3.3.
-        """
-        if round > self.warmup_rounds or self.density >= self.warmup_density:
-            return self.density
-        return float(self.warmup_density * (self.density / self.warmup_density) ** ((round - 1) / self.warmup_rounds))
 
     def encode(
         self,
@@ -65,8 +53,8 @@ class Codec:
 
         Args:
             importance: of every rank of the template's complete pairs, (n,) float64, in their order. What is sent is
-                shared out over the ranks in proportion to it (``scope`` does not matter then), and nothing is sent
-                of a rank of importance 0. None: all elements are alike.
+                shared out over the ranks in proportion to it, and nothing is sent of a rank of importance 0. None:
+                all elements are alike.
             alive: which of these ranks the sender has, (n,). The others keep their share of the budget, unspent, so
                 that those who have them and those who do not send the same elements of the rest.
 
@@ -80,10 +68,10 @@ class Codec:
             raise WireError(f"{bad!r} has values that are not finite")
         if importance is not None:
             return self._encode_by_rank(flat, layout, whole, template, round, importance, alive)
-        kept = self._select(flat, layout, whole, round)
-        told = len(kept) < layout.size and not self._draws(round)
+        kept = self._known(layout, whole, round) if self._draws else select.top_of_each(flat, self.density, layout)
+        told = len(kept) < layout.size and not self._draws
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
-            flat = flat / np.float32(self.density_in(round))
+            flat = flat / np.float32(self.density)
         return pack(flat, kept, told, self.values, layout, template, self.unbiased)
 
     def decode(self, body: memoryview, template: Adapter, round: int) -> Adapter:
@@ -125,7 +113,7 @@ class Codec:
         alive: Bools | None,
     ) -> bytes:
         said = ranks.encode(importance, whole)
-        counts = ranks.shared(ranks.decode(memoryview(said), whole), self.density_in(round), layout, whole)
+        counts = ranks.shared(ranks.decode(memoryview(said), whole), self.density, layout, whole)
         own, draws = ranks.Ranks.of(layout, whole), self.mask == "random"
         living = ranks.some(alive, whole)
         if draws:
@@ -142,12 +130,6 @@ class Codec:
         marks = np.packbits(living).tobytes() if draws and not living.all() else b""
         return pack(flat, kept, told, self.values, layout, template, self.unbiased, said if draws else b"", marks)
 
-    def _select(self, flat: Floats, layout: Layout, whole: Layout, round: int) -> Ints:
-        if self._draws(round):
-            return self._known(layout, whole, round)
-        choose = select.top_of_all if self.scope == "global" else select.top_of_each
-        return choose(flat, self.density_in(round), layout)
-
     def _known(
         self,
         layout: Layout,
@@ -160,15 +142,16 @@ class Codec:
         if said is not None:
             if self.mask != "random":
                 raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
-            counts = ranks.shared(ranks.decode(said, whole), self.density_in(round), layout, whole)
+            counts = ranks.shared(ranks.decode(said, whole), self.density, layout, whole)
             kept = select.windows(round, counts, layout, whole, self.seed)
-            return (
-                kept if alive is None else kept[ranks.living(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
-            )
-        if not self._draws(round):
+            if alive is None:
+                return kept
+            return kept[ranks.living(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
+        if not self._draws:
             return np.arange(layout.size)
-        return select.drawn(round, self.density_in(round), layout, whole, self.seed)
+        return select.drawn(round, self.density, layout, whole, self.seed)
 
-    def _draws(self, round: int) -> bool:
-        """Is it by chance what is sent in a round, or are all that are not zero?"""
-        return self.mask == "random" and self.density_in(round) < 1
+    @property
+    def _draws(self) -> bool:
+        """Does chance decide which elements are sent, where ranks have no importance?"""
+        return self.mask == "random" and self.density < 1

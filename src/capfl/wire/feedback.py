@@ -33,10 +33,3 @@ def compensate(
     left = algebra.subtract(whole, codec.decode(memoryview(body), template, round))
     kept = residual | left
     return body, {name: t for name, t in kept.items() if bool(t.any())}
-
-
-def aged(residual: Adapter, age: int, decay: float, longest: int | None) -> Adapter:
-    """The residual of a client that last took part ``age`` rounds ago: shrunk each round, or given up if too old."""
-    if longest is not None and age > longest:
-        return {}
-    return {name: t * decay**age for name, t in residual.items()} if decay < 1 else residual

@@ -36,11 +36,6 @@ def top_of_each(flat: Floats, density: float, layout: Layout) -> Ints:
     return np.concatenate(kept) if kept else np.zeros(0, np.int64)
 
 
-def top_of_all(flat: Floats, density: float, layout: Layout) -> Ints:
-    """Positions of the largest magnitudes of the whole adapter, ascending."""
-    return _top(np.abs(flat), round(density * layout.size))
-
-
 @lru_cache(maxsize=2)  # all messages of a round have the same
 def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
     """Positions that follow from the run's seed and the round, so they need not be sent.

@@ -74,7 +74,7 @@ def test_what_is_encoded_can_be_decoded(name, adapter, round):
     assert list(got) == list(adapter)
     assert all(t.shape == adapter[n].shape and bool(t.isfinite().all()) for n, t in got.items())
     n_sent = sum(int(t.count_nonzero()) for t in got.values())
-    share = codec.density_in(round) * sum(t.numel() for t in adapter.values())
+    share = codec.density * sum(t.numel() for t in adapter.values())
     assert n_sent <= share + 0.5 or codec.mask == "random"
 
 
@@ -130,20 +130,6 @@ def test_dense_fp32_is_ten_bytes_and_the_values():
 
 
 # -- rounds ------------------------------------------------------------------------------------------------
-
-
-def test_warm_up_by_hand():
-    codec = Codec(VALUES["ternary"], 0.01, warmup_rounds=3, warmup_density=0.64)
-    # 0.64 to 0.01 in three equal ratios of 1 / 4
-    assert [codec.density_in(r) for r in (1, 2, 3, 4, 5, 99)] == pytest.approx([0.64, 0.16, 0.04, 0.01, 0.01, 0.01])
-    adapter = {"m.A": torch.arange(1.0, 101.0).reshape(4, 25)}
-    sent = [int(arrives(adapter, codec, adapter, r)["m.A"].count_nonzero()) for r in (1, 2, 3, 4)]
-    assert sent == [64, 16, 4, 1]
-
-
-def test_no_warm_up_where_there_is_nothing_to_warm():
-    assert Codec(VALUES["fp32"], 0.3).density_in(1) == 0.3
-    assert Codec(VALUES["fp32"], 0.3, warmup_rounds=3, warmup_density=0.25).density_in(1) == 0.3
 
 
 def test_a_random_mask_depends_on_seed_and_round_and_both_sides_draw_it():
@@ -207,8 +193,8 @@ def test_a_dense_unbiased_message_is_not_scaled_for_the_zeros_in_it():
 
 
 def test_the_downlink_is_as_the_uplink_unless_it_is_told():
-    config = CodecConfig(values="4bit", density=0.1, mask="top", scope="global", warmup_rounds=2, warmup_density=0.5)
-    expected = Codec(VALUES["4bit"], 0.1, "top", "global", "feedback", 2, 0.5, 9)
+    config = CodecConfig(values="4bit", density=0.1, mask="top")
+    expected = Codec(VALUES["4bit"], 0.1, "top", "feedback", 9)
     assert up_codec(config, 9) == down_codec(config, 9) == expected
     other = config.model_copy(update={"down_values": "ternary", "down_density": 0.3})
     assert up_codec(other, 9) == expected

@@ -118,7 +118,7 @@ def by_importance(
     counts = counts_of(
         [importance.get(rank, 0.0) for rank in number],
         [len(elements[rank]) for rank in number],
-        round(codec.density_in(round_) * position),
+        round(codec.density * position),
     )
     has = bits_of(alive) if alive is not None else "1" * len(number)
     found = []
@@ -162,7 +162,7 @@ def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
     magic, version, kind, values, zero, round, schema, items, steps, loss, n = struct.unpack_from(
         "<4sBBBBI8sIIdH", blob
     )
-    assert (magic, version, kind, zero) == (b"CPFL", 1, 2, 0)
+    assert (magic, version, kind, zero) == (b"CPFL", 2, 2, 0)
     lines = ["base", *(f"{name} ({t.shape[0]}, {t.shape[1]})" for name, t in template.items())]
     assert schema == hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     assert struct.unpack("<I", blob[-4:])[0] == zlib.crc32(blob[:-4])
@@ -177,8 +177,8 @@ def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
             kept = positions_of(body[2], sizes)
         elif 6 in body:
             kept = by_importance(body[6], body.get(7), codec, round, there, template)
-        elif codec.mask == "random" and codec.density_in(round) < 1:
-            kept = drawn(codec.seed, round, codec.density_in(round), there, template)
+        elif codec.mask == "random" and codec.density < 1:
+            kept = drawn(codec.seed, round, codec.density, there, template)
         # for each element of the vector its tensor and its rank
         runs = [size // rank for size, rank in zip(sizes, ranks(there, template), strict=True)]
         owner = [(i, (i, e // run)) for i, (size, run) in enumerate(zip(sizes, runs, strict=True)) for e in range(size)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adapters import CODECS, KINDS, SMALL, normal, same, total
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import Codec, aged, compensate, up_codec
+from capfl.wire import Codec, compensate, up_codec
 from capfl.wire.values import VALUES
 
 ONE = {"m.A": torch.zeros(1, 3)}
@@ -128,22 +128,3 @@ def test_a_small_change_arrives_in_the_end():
         body, residual = compensate(row(1.0, 0.25, 0.0), residual, codec, ONE, round)
         arrived = total([arrived, sent(body, codec, ONE)], ONE)
     assert arrived["m.A"][0, 1] == 2.5 > 0  # ten rounds of it, in two messages
-
-
-# -- age ---------------------------------------------------------------------------------------------------
-
-
-def test_a_residual_shrinks_with_every_round():
-    residual = row(8.0, -4.0, 0.0)
-    assert same(aged(residual, 1, 0.5, None), row(4.0, -2.0, 0.0))
-    assert same(aged(residual, 3, 0.5, None), row(1.0, -0.5, 0.0))
-    assert same(aged(residual, 0, 0.5, None), residual)
-    assert same(aged(residual, 99, 1.0, None), residual)
-    assert same(residual, row(8.0, -4.0, 0.0))
-
-
-def test_a_residual_that_is_too_old_is_given_up():
-    residual = row(8.0, -4.0, 0.0)
-    assert aged(residual, 2, 1.0, 2) is residual
-    assert aged(residual, 3, 1.0, 2) == {}
-    assert same(aged(residual, 2, 0.5, 2), row(2.0, -1.0, 0.0))

@@ -103,7 +103,7 @@ def test_the_largest_of_a_rank_by_hand():
         "m.A": torch.tensor([[1.0, -9.0, 2.0], [8.0, 0.5, 0.0]]),
         "m.B": torch.tensor([[3.0, 0.0], [-5.0, 0.25]]),
     }
-    got = arrives(adapter, Codec(VALUES["fp32"], 0.5, scope="global"), np.array([1.5, 1.0]), template=adapter)
+    got = arrives(adapter, Codec(VALUES["fp32"], 0.5), np.array([1.5, 1.0]), template=adapter)
     assert got["m.A"].tolist() == [[0.0, -9.0, 0.0], [8.0, 0.5, 0.0]]
     assert got["m.B"].tolist() == [[3.0, 0.0], [-5.0, 0.0]]
 

@@ -51,28 +51,28 @@ LEVELS = "0306000000f8030594f926"  # from 1 to 5, and from 0.25 to 0.5
 
 GOLDEN_UPDATES = {
     "fp32": (FP32, "01", NAMES + "04" "18000000" "0000803f" "00000040" "000040c0" "0000a040" "0000003f" "000080be",
-             "936661d6", ([1, 2, -3, 5], [0.5, -0.25])),
+             "c0844415", ([1, 2, -3, 5], [0.5, -0.25])),
     "bf16": (Codec(VALUES["bf16"]), "02", NAMES + "04" "0c000000" "803f" "0040" "40c0" "a040" "003f" "80be",
-             "08c86dfd", ([1, 2, -3, 5], [0.5, -0.25])),
+             "491f3a7b", ([1, 2, -3, 5], [0.5, -0.25])),
     "ternary, sparse": (TERNARY, "03", NAMES + "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
                         "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80",
-                        "7168145c", ([0, 0, -4, 4], [0.5, 0])),
+                        "72bda215", ([0, 0, -4, 4], [0.5, 0])),
     "8bit": (Codec(VALUES["8bit"]), "04", NAMES + LEVELS + "04" "08000000" "24" "ff" "008207ffe000",
-             "4c14dddc", ([1.015625, 2.015625, -3.015625, 4.984375], [0.4990234375, -0.2509765625])),
+             "2abc9b73", ([1.015625, 2.015625, -3.015625, 4.984375], [0.4990234375, -0.2509765625])),
     "4bit": (Codec(VALUES["4bit"]), "05", NAMES + LEVELS + "04" "05000000" "24" "ff" "0a7e00",
-             "7262275d", ([1.25, 2.25, -3.25, 4.75], [0.484375, -0.265625])),
+             "19936807", ([1.25, 2.25, -3.25, 4.75], [0.484375, -0.265625])),
     "3bit": (Codec(VALUES["3bit"]), "06", NAMES + LEVELS + "04" "04000000" "24" "ff" "1bc0",
-             "089be4f2", ([1.5, 2.5, -3.5, 4.5], [0.46875, -0.28125])),
+             "f6ebcab8", ([1.5, 2.5, -3.5, 4.5], [0.46875, -0.28125])),
     "2bit, random": (Codec(VALUES["2bit"], 0.5, mask="random", seed=55), "07",
                      NAMES + "03" "06000000" "000405547e0e" "04" "03000000" "50" "ff" "60",
-                     "4677db1e", ([0, 2.25, -2.75, 0], [0.4375, -0.3125])),
+                     "22c80eef", ([0, 2.25, -2.75, 0], [0.4375, -0.3125])),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GOLDEN_UPDATES)
 def test_golden_updates(name):
     codec, tag, body, checksum, (a, b) = GOLDEN_UPDATES[name]
-    golden = "4350464c0102" + tag + "00" + HEADER + body + checksum
+    golden = "4350464c0202" + tag + "00" + HEADER + body + checksum
     assert update(codec).hex() == golden
     got = read(bytes.fromhex(golden), codec)
     assert (got.round, got.client, got.n_train, got.steps, got.loss) == (3, "site", 12, 7, 1.25)
@@ -82,14 +82,14 @@ def test_golden_updates(name):
 PAIR = {"q.A": torch.zeros(2, 3), "q.B": torch.zeros(2, 2)}
 DRAWN = Codec(VALUES["ternary"], 0.5, mask="random", compensation="unbiased", seed=55)
 GOLDEN_RANKS = (
-    "4350464c01020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
+    "4350464c02020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
     "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0"  # both are important, 1 and 0x3e8: 1/4
-    "03" "06000000" "0002" "05" "5003c0" "04" "01000000" "08" "48467669"
+    "03" "06000000" "0002" "05" "5003c0" "04" "01000000" "08" "b5b41a40"
 )  # fmt: skip
 GOLDEN_ALIVE = (
-    "4350464c01020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
+    "4350464c02020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
     "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0" "07" "01000000" "80"  # the first alone is alive
-    "03" "05000000" "0002" "03" "40e0" "04" "01000000" "10" "0b7e1100"
+    "03" "05000000" "0002" "03" "40e0" "04" "01000000" "10" "64995199"
 )  # fmt: skip
 
 
@@ -117,14 +117,14 @@ def test_golden_update_of_a_client_without_the_second_rank():
 
 
 GOLDEN_DIFFERENCE = (
-    "4350464c" "01" "01" "03" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
+    "4350464c" "02" "01" "03" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
     "0300" "c3a931" "10" "26000000" "01" "01000000" "c0" "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
-    "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80" "699960e5"
+    "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80" "563108c1"
 )  # fmt: skip
 GOLDEN_WHOLE = (
-    "4350464c" "01" "01" "01" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
+    "4350464c" "02" "01" "01" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
     "0100" "63" "11" "2b000000" "01" "01000000" "c0" "02" "0b000000" "04000000" "01" "02000000" "3040"
-    "04" "10000000" "0000803f" "00000040" "000040c0" "0000a040" "834fadf0"
+    "04" "10000000" "0000803f" "00000040" "000040c0" "0000a040" "81322dfa"
 )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_golden_broadcast_with_a_whole_adapter():
 
 def test_the_header_is_the_documented_one():
     blob = update()
-    assert struct.unpack_from("<4sBBBBI", blob) == (b"CPFL", 1, 2, 1, 0, 3)
+    assert struct.unpack_from("<4sBBBBI", blob) == (b"CPFL", 2, 2, 1, 0, 3)
     assert blob[12:20] == SCHEMA
     assert struct.unpack_from("<IIdH", blob, 20) == (12, 7, 1.25, 4)
     assert blob[38:42] == b"site"
@@ -209,7 +209,7 @@ def test_the_schema_tells_bases_names_shapes_and_order_apart():
     ("at", "new", "message"),
     [
         (0, b"HTTP", "not a capfl message: it starts with b'HTTP'"),
-        (4, b"\x02", "format 2, this capfl reads 1"),
+        (4, b"\x01", "format 1, this capfl reads 2"),
         (7, b"\x01", "format"),
         (5, b"\x03", "kind 3 where kind 2 was expected"),
         (6, b"\x09", "values of kind 9, expected 1"),
@@ -269,7 +269,7 @@ def test_broadcasts_that_are_none(round, body, message):
 
 
 MESSAGES = {
-    **{name: (bytes.fromhex("4350464c" "01" "02" + g[1] + "00" + HEADER + g[2] + g[3]), g[0])
+    **{name: (bytes.fromhex("4350464c" "02" "02" + g[1] + "00" + HEADER + g[2] + g[3]), g[0])
        for name, g in GOLDEN_UPDATES.items()},
     "importance of ranks": (bytes.fromhex(GOLDEN_RANKS), DRAWN),
     "importance of ranks, some alive": (bytes.fromhex(GOLDEN_ALIVE), DRAWN),

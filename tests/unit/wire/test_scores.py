@@ -48,7 +48,7 @@ def read(blob: bytes) -> Evaluation:
 
 def test_golden_validation():
     blob = encode_validation(VALID, FP32, SCHEMA)
-    told = "4350464c0103010004000000" + SCHEMA.hex() + "00" * 16 + "0400" + b"site".hex()
+    told = "4350464c0203010004000000" + SCHEMA.hex() + "00" * 16 + "0400" + b"site".hex()
     body = "0811000000010300000007000000000000000000f83f"
     assert blob[:-4].hex() == told + body
     assert decode_validation(blob, FP32, SCHEMA) == (VALID, {"header": len(blob) - 17, "scores": 17})
@@ -56,7 +56,7 @@ def test_golden_validation():
 
 def test_golden_evaluation():
     blob = evaluation()
-    told = "4350464c010401000b000000" + SCHEMA.hex() + "0c000000" + "00" * 12 + "0400" + b"site".hex()
+    told = "4350464c020401000b000000" + SCHEMA.hex() + "0c000000" + "00" * 12 + "0400" + b"site".hex()
     scores = (
         "08" "33000000"
         "00" "01000000" "08000000" "0000000000000440"

@@ -60,33 +60,22 @@ def test_budgets_sum_to_the_density(density, template):
 # -- the largest -------------------------------------------------------------------------------------------
 
 
-def test_the_largest_of_each_tensor_and_of_all():
-    flat = floats(1, -9, 2, 8, 0.5, 0.1, -0.3, 0.2)
-    layout = layout_of(4, 4)
-    assert select.top_of_each(flat, 0.5, layout).tolist() == [1, 3, 4, 6]
-    assert select.top_of_all(flat, 0.5, layout).tolist() == [0, 1, 2, 3]
+def test_the_largest_of_each_tensor():
+    assert select.top_of_each(floats(1, -9, 2, 8, 0.5, 0.1, -0.3, 0.2), 0.5, layout_of(4, 4)).tolist() == [1, 3, 4, 6]
 
 
-def test_of_equals_the_first_are_taken():
-    assert select.top_of_all(floats(1, -1, 1, -2, 1), 0.6, layout_of(5)).tolist() == [0, 1, 3]
+def test_of_equals_the_first_are_taken_and_never_a_zero():
     assert select.top_of_each(floats(3, -3, 3, 3, -3, 3), 0.5, layout_of(3, 3)).tolist() == [0, 1, 3]
+    assert select.top_of_each(floats(0, -0.0, 5, 0, 0, 0), 0.5, layout_of(3, 3)).tolist() == [2]
+    assert select.top_of_each(floats(0, -0.0, 5, 0, 0, 0), 1.0, layout_of(6)).tolist() == [2]
 
 
-def test_zeros_are_never_taken():
-    flat = floats(0, -0.0, 5, 0, 0, 0)
-    assert select.top_of_all(flat, 0.5, layout_of(6)).tolist() == [2]
-    assert select.top_of_each(flat, 0.5, layout_of(3, 3)).tolist() == [2]
-    assert select.top_of_all(flat, 1.0, layout_of(6)).tolist() == [2]
-
-
-@given(st.lists(st.floats(-100, 100, width=32), min_size=24, max_size=24), densities, st.sampled_from(["each", "all"]))
-def test_what_is_left_is_never_larger(values, density, scope):
+@given(st.lists(st.floats(-100, 100, width=32), min_size=24, max_size=24), densities)
+def test_what_is_left_is_never_larger(values, density):
     layout, flat = Layout.of(SMALL, SMALL), floats(*values)
-    kept = (select.top_of_each if scope == "each" else select.top_of_all)(flat, density, layout)
+    kept = select.top_of_each(flat, density, layout)
     assert kept.tolist() == sorted(set(kept.tolist()))
-    groups = zip(layout.starts, layout.sizes, strict=True) if scope == "each" else [(0, 24)]
-    budgets = select.budget(density, layout) if scope == "each" else [round(density * 24)]
-    for (start, size), budget in zip(groups, budgets, strict=True):
+    for start, size, budget in zip(layout.starts, layout.sizes, select.budget(density, layout), strict=True):
         here = np.abs(flat[start : start + size])
         taken = np.isin(np.arange(start, start + size), kept)
         assert taken.sum() == min(budget, np.count_nonzero(here))

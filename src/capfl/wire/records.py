@@ -1,0 +1,168 @@
+"""Records: frozen dataclasses of short vectors that travel beside an adapter, such as the parameters of a prior.
+
+    @dataclass(frozen=True)
+    class Said:
+        alpha: torch.Tensor = vector("positive")
+        features: torch.Tensor | None = vector("bf16", optional=True)
+
+On the wire the fields stand in the order of the class. Each is one byte for its place in that order, two for the
+number of elements n, two for the length of the data in bytes, and the data. Both sides know the code from the class:
+
+======== ==============================================================================
+code     data
+======== ==============================================================================
+bf16     finite numbers, two bytes each
+positive finite positive numbers with three bits of mantissa, their differences Rice-coded
+marks    0 or 1, a bit each
+======== ==============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+
+from capfl.errors import WireError
+from capfl.wire.scales import Scales
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R", bound="DataclassInstance")
+Code = Literal["bf16", "positive", "marks"]
+
+LONGEST = 2**16 - 1  # elements of a vector, and bytes of its data
+_POSITIVE = Scales(mantissa=3)
+_HEAD = 5  # bytes before the data of each vector
+_KEY = "capfl.vector"
+
+
+def vector(code: Code, optional: bool = False) -> Any:
+    """A dataclass field that holds a vector (n,) with 1 to 65,535 elements.
+
+    Args:
+        code: how the elements are written; see the top of this module.
+        optional: the field may be None, which is its default and takes no bytes. It is given by keyword.
+
+    Raises:
+        ValueError: there is no such code.
+    """
+    if code not in get_args(Code):
+        raise ValueError(f"no code {code!r} for a vector; choose from {', '.join(get_args(Code))}")
+    metadata = {_KEY: (code, optional)}
+    return field(default=None, kw_only=True, metadata=metadata) if optional else field(metadata=metadata)
+
+
+def write(record: DataclassInstance | None) -> bytes:
+    """A record as bytes. No record is no bytes.
+
+    Raises:
+        WireError: a required field is None, or a field is not a vector of numbers that its code can write.
+        TypeError: a field of the class is not a ``vector``.
+    """
+    body = b""
+    if record is None:
+        return body
+    for place, (name, code, optional) in enumerate(_vectors(type(record))):
+        values, label = getattr(record, name), f"{type(record).__name__}.{name}"
+        if values is not None:
+            data = _encode(label, values, code)
+            body += bytes([place]) + len(values).to_bytes(2, "little") + len(data).to_bytes(2, "little") + data
+        elif not optional:
+            raise WireError(f"{label} is missing")
+    return body
+
+
+def read(data: memoryview, kind: type[R]) -> R:
+    """The record that ``write`` wrote, its vectors as float32 on the CPU.
+
+    Raises:
+        WireError: the bytes are not a record of this kind; the text names the field.
+        TypeError: a field of the class is not a ``vector``.
+    """
+    vectors, found, at, last = _vectors(kind), dict[str, torch.Tensor](), 0, -1
+    while at < len(data):
+        place = data[at]
+        if place >= len(vectors):
+            raise WireError(f"{kind.__name__} has {len(vectors)} fields, the message has one with number {place}")
+        name, code, _ = vectors[place]
+        label = f"{kind.__name__}.{name}"
+        if place <= last:
+            raise WireError(f"{label} comes twice or in the wrong place")
+        start = at + _HEAD
+        n, length = (int.from_bytes(data[i : i + 2], "little") for i in (at + 1, at + 3))
+        if start > len(data) or start + length > len(data):
+            raise WireError(f"{label} is cut off")
+        found[name] = _decode(label, data[start : start + length], n, code)
+        at, last = start + length, place
+    for name, _, optional in vectors:
+        if name not in found and not optional:
+            raise WireError(f"{kind.__name__}.{name} is missing")
+    return kind(**found)
+
+
+def rounded(record: R) -> R:
+    """The record as it will arrive, for a sender that must compute with the same numbers. Raises as ``write``."""
+    return read(memoryview(write(record)), type(record))
+
+
+@cache
+def _vectors(kind: type[DataclassInstance]) -> tuple[tuple[str, Code, bool], ...]:
+    """Name, code and "is it optional" of each field, in the order of the wire."""
+    found = []
+    for declared in fields(kind):
+        if _KEY not in declared.metadata:
+            raise TypeError(f"{kind.__name__}.{declared.name} cannot be sent: declare it with vector(...)")
+        found.append((declared.name, *declared.metadata[_KEY]))
+    return tuple(found)
+
+
+def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
+    if values.ndim != 1 or not 1 <= len(values) <= LONGEST or not bool(values.isfinite().all()):
+        raise WireError(f"{label} is not a vector of 1 to {LONGEST} finite numbers")
+    values = values.detach().cpu()
+    if code == "bf16":
+        rounded = values.to(torch.bfloat16)
+        if not bool(rounded.isfinite().all()):
+            raise WireError(f"{label} has numbers too large for bfloat16")
+        data = rounded.view(torch.uint8).numpy().tobytes()
+    elif code == "marks":
+        if not bool(((values == 0) | (values == 1)).all()):
+            raise WireError(f"{label} has marks other than 0 and 1")
+        data = np.packbits(values.numpy().astype(np.bool_)).tobytes()
+    else:
+        codes = _POSITIVE.code(values.numpy())
+        if not bool((values > 0).all()) or not codes.all():
+            raise WireError(f"{label} has numbers that are not positive, or too small to write")
+        data = _POSITIVE.write(codes)
+    if len(data) > LONGEST:
+        raise WireError(f"{label} takes {len(data)} bytes, {LONGEST} at most")
+    return data
+
+
+def _decode(label: str, data: memoryview, n: int, code: Code) -> torch.Tensor:
+    if not n:
+        raise WireError(f"{label} has no elements")
+    if code == "bf16":
+        if len(data) != 2 * n:
+            raise WireError(f"{label} has {len(data)} bytes for {n} numbers")
+        values = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+    elif code == "marks":
+        bits = np.unpackbits(np.frombuffer(data, np.uint8))
+        if len(data) != (n + 7) // 8 or bits[n:].any():
+            raise WireError(f"{label} has {len(data)} bytes for {n} marks, or marks beyond them")
+        values = torch.from_numpy(bits[:n].astype(np.float32))
+    else:
+        try:
+            values = torch.from_numpy(_POSITIVE.read(data, n).astype(np.float32))
+        except WireError as error:
+            raise WireError(f"{label} is not {n} positive numbers: {error}") from error
+        if not bool((values > 0).all()):
+            raise WireError(f"{label} has numbers that are not positive")
+    if not bool(values.isfinite().all()):
+        raise WireError(f"{label} has numbers that are not finite")
+    return values
