@@ -21,6 +21,10 @@ class WireError(CapflError):
     """A message cannot be decoded against its template. Nothing of it has been applied."""
 
 
+class VersionError(WireError):
+    """A client is sent what leads from a version of an adapter that it does not have. It has to be sent the whole."""
+
+
 class TrainingError(CapflError):
     """Local training went wrong (a loss that is not finite)."""
 

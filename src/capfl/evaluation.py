@@ -11,8 +11,9 @@ from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
 from capfl.model.hidden import HiddenCache
 from capfl.report.summary import ClientRow, Summary
-from capfl.roles import Agreement, server
-from capfl.round import Asking
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.round import Talk
 from capfl.types import Adapter, ClientId, Entry, Evaluation, Exchange, Failure, RoundRecord, ServerState
 
 
@@ -26,14 +27,14 @@ class Finished:
     exchange: Exchange
     records: Sequence[RoundRecord]
 
-    def evaluations(self, config: FederationConfig) -> tuple[dict[ClientId, Evaluation], Asking]:
+    def evaluations(self, config: FederationConfig) -> tuple[dict[ClientId, Evaluation], Talk]:
         """What the clients say of their models, and the messages that it took.
 
         Raises:
             ClientError: a client failed and the policy is to stop, or no client answered.
         """
-        asking = Asking("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
-        return {said.client: said for said in asking.replies(self.participants, server.read_evaluation)}, asking
+        talk = Talk("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
+        return {said.client: said for said in talk.ask(self.participants, server.read_evaluation)}, talk
 
 
 def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federation: Federation | None) -> Summary:
@@ -47,16 +48,16 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
         federation: all clients' data, if they are in this process; a reference that pools them is scored on these.
     """
     name, main = next(iter(finished.items()))
-    said, asking = main.evaluations(config)
-    ledger = [*(entry for record in main.records for entry in record.ledger), *asking.messages]
-    failures: list[Failure] = asking.failures
+    said, talk = main.evaluations(config)
+    ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
+    failures: list[Failure] = talk.failures
     alone: dict[ClientId, Evaluation] = said if name == "local" else {}
     if "local" in finished and name != "local":
         alone, asked = finished["local"].evaluations(config)
         failures = [*failures, *asked.failures]
     if main.agreement.method.pooled and federation is not None:
         said = {client: _of_member(client, federation, main) for client in federation.clients}
-    central = finished["centralised"].state.adapter if "centralised" in finished else None
+    central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         def accuracy(model: str, of: Mapping[ClientId, Evaluation] = said) -> float | None:
@@ -98,7 +99,7 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
 def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
     """What a client would say of a model that was trained on everybody's data."""
     initial = pooled.agreement.initial
-    adapters: dict[str, Adapter] = {"base": initial, "global": pooled.state.whole}
+    adapters: dict[str, Adapter] = {"base": initial, "global": pooled.state.everybody.adapter | pooled.state.everybody.known}
     return Evaluation(
         round=pooled.state.round + 1,
         client=client,

@@ -13,6 +13,7 @@ from capfl.config.schema import Config
 from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
+from capfl.methods.peers import Description
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
@@ -20,11 +21,11 @@ from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode
 from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
-from capfl.roles.client import Site
+from capfl.roles.client import LocalTrainer
 from capfl.round import sample_size, total
-from capfl.types import Adapter, ClientId, HeldOut, Item, Notes, Penalty, Score, ServerState, SplitName, Trained
+from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
 
-POOLED = "all"  # the one client of a centralised reference
+POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
 
 
 class Federation:
@@ -50,8 +51,10 @@ class Federation:
         """Who takes part in the rounds of a method."""
         return [POOLED] if method.pooled else self.clients
 
-    def site(self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None) -> Site:
-        """What ``roles.answer`` needs of a client. ``keep`` is handed the adapter that it has in the end."""
+    def trainer(
+        self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None
+    ) -> LocalTrainer:
+        """A client's data, behind the functions that its side of a round calls. ``keep`` is handed the adapter that it has in the end."""
         config = self.config
 
         def train(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
@@ -62,28 +65,26 @@ class Federation:
                     self.model, self.cache, data, plan, start, config.train,
                     first_step=first_step,
                     rate=scheduled(config.train.schedule, round, config.federation.rounds),
-                    trainable=lambda name: method.trainable(round, name),
+                    trainable=lambda name: method.factors.trains(round, name),
                     penalty=penalty,
                 )  # fmt: skip
             self.cache.end_visit()
             self._trained(client, sum(result.losses) / len(result.losses))
             return result
 
-        def described() -> Notes:
-            rows = self._train_rows(client).rows
-            seen = describe(self.model, self.model.initial_adapter(0), rows)
-            return {
-                "features": torch.from_numpy(seen.features).float(),
-                "deviation": torch.from_numpy(seen.deviation).float(),
-                "answers": torch.tensor([seen.answers]),
-                "items": torch.tensor([float(len(rows))]),
-            }
+        def described() -> Description:
+            seen = describe(self.model, self.model.initial_adapter(0), self._train_rows(client).rows)
+            return Description(
+                torch.from_numpy(seen.features).float(),
+                torch.from_numpy(seen.deviation).float(),
+                torch.tensor([seen.answers]),
+            )
 
         def scored(split: SplitName, adapter: Adapter) -> Score:
             return self.score(client, split, adapter)
 
         n_train = len(self._indices(client, "train"))
-        return Site(client, n_train, train, described, scored, self.held_out(client), keep)
+        return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep)
 
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
@@ -106,8 +107,9 @@ class Federation:
         return result
 
     def validate(self, state: ServerState) -> Score:
-        """What the clients' validation items say of the adapters that they would be told; nobody is asked for it."""
-        return total([self.score(client, "validation", state.told(client).whole) for client in self.clients])
+        """What the clients' validation items say of the adapters that they would be sent; nobody is asked for it."""
+        groups = ((client, state.group(client)) for client in self.clients)
+        return total([self.score(client, "validation", group.adapter | group.known) for client, group in groups])
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items, of which the first ``evaluation.max_items`` are scored."""

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
-from capfl.checkpoint import RunFolder
+from capfl.checkpoint import RunFolder, StateReader
 from capfl.config.schema import Config
 from capfl.data import Split, load_items
 from capfl.errors import CheckpointError, ConfigError
 from capfl.experiment import config_of
 from capfl.federation import Federation
 from capfl.methods import build
-from capfl.methods.peers import DESCRIPTION, is_known
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.roles import Agreement, server
-from capfl.roles.client import described, effective, hear
-from capfl.types import Adapter, ClientId, Item, Notes, ServerState, Update
-from capfl.wire import decode_broadcast, encode_update
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import described, opened, received
+from capfl.types import Adapter, ClientId, ClientState, Item, ServerState, Update
+from capfl.wire import encode_update
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.config: Config = config_of(path)
         self.method = build(self.config.method, self.config.seed)
-        if not self.method.has_global:
+        if not self.method.has_server_model:
             raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
         self.agreement = Agreement(
             self.method, self.config.agreed_codec, initial, self.model.base.revision, self.config.seed
         )
-        state = RunFolder(path).server(initial)
+        state = RunFolder(path).resumed(StateReader(self.method, initial))
         if state is None:
             raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
         self.state: ServerState = state
@@ -92,30 +92,29 @@ class Run:
         Raises:
             ConfigError: a client of the run has that name.
         """
-        if is_known(self.state, client):
+        state, agreed, n = self.state, self.agreement, len(items)
+        if client in state.visits:
             raise ConfigError(f"--name: {client!r} is a client of this run, which has its adapter; choose another name")
-        agreed, n = self.agreement, len(items)
         splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
         with HiddenCache("memory", int(self.config.runtime.cache_gib * 2**30)) as cache:
             federation = Federation(self.config, [*items, *held_back], splits, self.model, cache)
-            site = federation.site(client, self.method)
+            trainer = federation.trainer(client, self.method)
 
             # up: what its data are like
-            memory = described(self.method.init_client(client, agreed.initial), site, self.method)
-            said: Notes = {name: t for name, t in memory.notes.items() if name in DESCRIPTION}
-            update = Update(self.state.round, client, {}, n, 0, 0.0, said)
-            body = agreed.up.encode({}, agreed.initial, self.state.round)
-            blob = encode_update(update, body, agreed.up, agreed.schema, self.method.kinds)
-            heard, _ = server.read_update(blob, client, self.state.round, agreed)
+            memory = described(ClientState(client), trainer, agreed)
+            said = Update(state.round, client, {}, n, 0, 0.0, grouping=self.method.grouping.report(memory))
+            body = agreed.up.encode({}, agreed.initial, state.round)
+            blob = encode_update(said, body, agreed.up, agreed.schema)
+            update, _ = server.read_update(blob, client, state.round, agreed)
 
             # down: the adapter of its peers, and which ranks of it are for clients like this one
-            state = self.state
-            if self.method.meet:
-                state = self.method.meet(state, client, heard.notes | {"items": memory.notes["items"]})
+            state = self.method.grouping.form(state, {client: update})
+            alike = self.method.grouping.alike(state, client)
+            state = replace(state, ranks=self.method.ranks.welcome(state, client, alike))
             message = server.request(state, client, agreed, again=True)
-            told = decode_broadcast(message.blob, agreed.down, agreed.schema, self.method.kinds)
-            memory = hear(told, memory, agreed)
-            personal = effective(self.method.settle(self.method.install(memory.known, memory), memory), memory, agreed)
+            memory = received(opened(message.blob, trainer, agreed), memory, agreed)
+            start = self.method.starting_point(memory, agreed.initial)
+            personal = self.method.without_unused_ranks(start, memory)
             own = algebra.pruned(personal)
             if out is not None:
                 save_adapter(own, self.model.peft_config(), out)
@@ -123,7 +122,8 @@ class Run:
             def accuracy(adapter: Adapter) -> float:
                 return federation.score(client, "test", adapter).accuracy
 
-            adapters = {"base": agreed.initial, "global": state.whole, "personal": personal}
+            everybody = state.everybody.adapter | state.everybody.known
+            adapters = {"base": agreed.initial, "global": everybody, "personal": personal}
             return Welcome(
                 client=client,
                 n_items=n,

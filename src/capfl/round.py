@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -11,7 +11,8 @@ from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError
 from capfl.rng import stream
-from capfl.roles import Agreement, door, server
+from capfl.roles import door, server
+from capfl.roles.agreement import Agreement
 from capfl.types import (
     ClientId,
     Entry,
@@ -44,45 +45,33 @@ def run_round(
         ClientError: a client failed and the policy is to stop, or no client answered.
     """
     began = time.monotonic()
-    round = state.round + 1
-    used: list[Update] = []
-    norms: dict[ClientId, float] = {}
-    ranks: dict[ClientId, list[int]] = {}
-    kappa: dict[ClientId, list[float]] = {}
-
-    # server: who takes part, and what each of them is told
+    round, ranks = state.round + 1, agreement.method.ranks
     chosen = sample(clients, config.fraction, seed, round)
-    asking = Asking("train", round, state, agreement, exchange, config)
+    talk = Talk("train", round, state, agreement, exchange, config)
+    aggregation = server.Aggregation(state, agreement)
+    record = RoundRecord(round, clients=(), losses={}, steps={}, failures=(), ledger=(), seconds=0.0)
 
-    def read(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
-        update, parts = server.read_update(reply, client, round, agreement)
-        norms[client] = door.admit(update, state, agreement)
-        return update, parts
+    for client, answer in exchange("train", round, chosen, talk.request):
+        update = talk.read(client, answer, server.read_update)
+        if update is None:
+            continue
+        aggregation.add(update)
+        record.norms[client] = algebra.norm(update.adapter)
+        record.losses[client], record.steps[client] = update.loss, update.steps
+        if (kept := ranks.in_own_model(update.ranks)) is not None:
+            record.ranks[client] = algebra.living(kept, agreement.initial)
+        if (kappa := ranks.kappa(update.ranks)) is not None:
+            record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
 
-    # clients: every reply comes back, in the order of ids
-    def updates() -> Iterator[Update]:
-        for update in asking.replies(chosen, read):
-            used.append(replace(update, adapter={}, body=b""))
-            if (alive := agreement.method.alive(update.notes)) is not None:
-                ranks[update.client] = algebra.living(alive, agreement.initial)
-            if (own := agreement.method.kappa(update.notes)) is not None:
-                kappa[update.client] = algebra.mean_by_module(own, agreement.initial)
-            yield update
-
-    # server: the new global state, and what there is to know about the round
-    new_state, error = server.close_round(state, chosen, updates(), agreement)
-    return new_state, RoundRecord(
-        round=round,
-        clients=tuple(u.client for u in used),
-        losses={u.client: u.loss for u in used},
-        steps={u.client: u.steps for u in used},
-        failures=tuple(asking.failures),
-        ledger=tuple(asking.messages),
+    talk.require_an_answer()
+    new_state = aggregation.value(asked=chosen)
+    return new_state, replace(
+        record,
+        clients=tuple(record.losses),
+        failures=tuple(talk.failures),
+        ledger=tuple(talk.ledger),
+        groups=dict(new_state.group_of),
         seconds=time.monotonic() - began,
-        norms=norms,
-        ranks=ranks,
-        kappa=kappa,
-        aggregation_error=error,
     )
 
 
@@ -103,15 +92,14 @@ def validate_round(
         ClientError: as ``run_round``.
     """
     began = time.monotonic()
-    asking = Asking("validate", state.round + 1, state, agreement, exchange, config)
-    heard = list(asking.replies(clients, server.read_validation))
-    score = total([validation.score for validation in heard])
-    knowing = {validation.client: state.round for validation in heard}
-    versions = {client: version for client, version in state.versions.items() if client not in clients} | knowing
-    return replace(state, versions=versions), replace(
+    talk = Talk("validate", state.round + 1, state, agreement, exchange, config)
+    scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
+    score = total(list(scores.values()))
+    versions = {client: version for client, version in state.versions.items() if client not in clients}
+    return replace(state, versions=versions | dict.fromkeys(scores, state.round)), replace(
         record,
-        failures=(*record.failures, *asking.failures),
-        ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in asking.messages)),
+        failures=(*record.failures, *talk.failures),
+        ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in talk.ledger)),
         seconds=record.seconds + time.monotonic() - began,
         validation_accuracy=score.accuracy,
         validation_loss=score.loss,
@@ -119,8 +107,8 @@ def validate_round(
 
 
 @dataclass
-class Asking:
-    """Requests of one kind to some clients. The ledger and the failures grow while replies are taken."""
+class Talk:
+    """Requests of one kind to some clients, and their replies. Keeps the ledger and the failures."""
 
     kind: Kind
     round: int
@@ -128,61 +116,71 @@ class Asking:
     agreement: Agreement
     exchange: Exchange
     config: FederationConfig
-    ledger: list[Entry] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    _entries: list[Entry] = field(default_factory=list)
+    _answered: bool = False
 
     @property
-    def messages(self) -> list[Entry]:
-        """The ledger, client by client: however an engine interleaves them, it is the same."""
-        return sorted(self.ledger, key=lambda entry: entry.client)
+    def ledger(self) -> list[Entry]:
+        """The messages, client by client: however an engine interleaves them, it is the same."""
+        return sorted(self._entries, key=lambda entry: entry.client)
 
-    def replies(self, clients: Sequence[ClientId], read: Read[Reply]) -> Iterator[Reply]:
-        """What those say who answer, in the order of ``clients``; the policy says what a failure means.
+    def request(self, client: ClientId) -> bytes:
+        """What a client is sent. One that has failed before gets all that it may need."""
+        again = any(failure.client == client for failure in self.failures)
+        message = server.request(self.state, client, self.agreement, again)
+        self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
+        return message.blob
+
+    def read(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | None:
+        """What a client says; None if it has failed for good in this round.
+
+        A client that fails is asked again as often as the policy says; and once in any case if it has lost the version
+        that it was thought to know.
 
         Raises:
-            ClientError: a client failed and the policy is to stop, or no client answered.
+            ClientError: it failed and the policy is to stop.
         """
-        config, answered = self.config, False
-        for client, answer in self._ask(clients, read):
-            for _ in range(config.retries if config.on_failure == "retry" else 0):
-                if not isinstance(answer, Failure):
-                    break
-                self.failures.append(answer)
-                ((_, answer),) = self._ask([client], read)
-            if not isinstance(answer, Failure):
-                answered = True
-                yield answer
-            elif config.on_failure == "stop":
-                raise ClientError(answer.stage, self.round, client, answer.reason)
-            else:
-                self.failures.append(answer)
-        if not answered:
+        tries = self.config.retries if self.config.on_failure == "retry" else 0
+        reply = self._decoded(client, answer, read)
+        while isinstance(reply, Failure):
+            lost = reply.code == "version" and not any(failure.client == client for failure in self.failures)
+            if not lost and not tries and self.config.on_failure == "stop":
+                raise ClientError(reply.stage, self.round, client, reply.reason)
+            self.failures.append(reply)
+            if not lost and not tries:
+                return None
+            tries -= not lost
+            ((_, answer),) = self.exchange(self.kind, self.round, [client], self.request)
+            reply = self._decoded(client, answer, read)
+        self._answered = True
+        return reply
+
+    def ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> list[Reply]:
+        """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``."""
+        answers = self.exchange(self.kind, self.round, clients, self.request)
+        replies = [self.read(client, answer, read) for client, answer in answers]
+        self.require_an_answer()
+        return [reply for reply in replies if reply is not None]
+
+    def require_an_answer(self) -> None:
+        """Raises ClientError: no client has answered."""
+        if not self._answered:
             last = self.failures[-1]
             raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
 
-    def _ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> Iterator[tuple[ClientId, Reply | Failure]]:
-        exchanged = self.exchange(self.kind, self.round, clients, self._request)
-        for client, (sender, reply) in zip(clients, exchanged, strict=True):
-            if sender != client:
-                raise RuntimeError(f"the engine handed on a reply of {sender!r} where that of {client!r} was due")
-            yield client, self._read(client, reply, read)
-
-    def _request(self, client: ClientId) -> bytes:
-        again = any(f.client == client for f in self.failures)
-        message = server.request(self.state, client, self.agreement, again)
-        self.ledger.append(Entry(self.round, client, "down", len(message.blob), message.parts))
-        return message.blob
-
-    def _read(self, client: ClientId, reply: bytes | Failure, read: Read[Reply]) -> Reply | Failure:
-        if isinstance(reply, Failure):
-            return reply
+    def _decoded(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | Failure:
+        if isinstance(answer, Failure):
+            return answer
         try:
-            said, parts = read(reply, client, self.round, self.agreement)
+            reply, parts = read(answer, client, self.round, self.agreement)
+            if isinstance(reply, Update):
+                door.admit(reply, self.state, self.agreement)
         except WireError as error:
-            self.ledger.append(Entry(self.round, client, "up", len(reply), {"unreadable": len(reply)}))
-            return Failure(client, "decode", str(error))
-        self.ledger.append(Entry(self.round, client, "up", len(reply), parts))
-        return said
+            self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
+            return Failure(client, "decode", str(error), "message")
+        self._entries.append(Entry(self.round, client, "up", len(answer), parts))
+        return reply
 
 
 def total(scores: Sequence[Score]) -> Score:

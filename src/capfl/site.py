@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from capfl.checkpoint import ClientStore, RunFolder
+from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
@@ -19,15 +19,16 @@ from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.roles import Agreement, agreements, refuse_pooled
-from capfl.roles.answer import answer
-from capfl.roles.client import Site
+from capfl.roles.agreement import Agreement, agreements, refuse_pooled
+from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
 from capfl.wire import round_of
 
 
-def visit(kind: Kind, round: int, request: bytes, site: Site, store: ClientStore, agreement: Agreement) -> bytes:
+def visit(
+    kind: Kind, round: int, request: bytes, trainer: LocalTrainer, store: ClientStore, agreement: Agreement
+) -> bytes:
     """Answer one request with the memory from before its round, and keep what the client remembers then.
 
     What it has learnt in a round of training is kept under that round. A validation tells it the version of the round
@@ -35,16 +36,16 @@ def visit(kind: Kind, round: int, request: bytes, site: Site, store: ClientStore
 
     Raises:
         CheckpointError: the store cannot be read or written.
-        WireError, TrainingError: as ``answer``; the store is untouched then.
+        WireError, TrainingError: as ``roles.client.train``; the store is untouched then.
     """
-    memory = store.load(site.client, before=round)
-    reply, after = answer(kind, request, memory, site, agreement)
+    memory = store.load(trainer.client, before=round)
+    reply, after = ANSWERS[kind](request, memory, trainer, agreement)
     if after is not memory:
         store.save(after, round if kind == "train" else round - 1)
     return reply
 
 
-class Client:
+class Site:
     """One client of a run, alone with its data. Gives the same bits as when it is simulated beside the others.
 
     Use it as a context manager. In ``folder`` are its states, by method, and in ``folder/adapter`` its own adapter in
@@ -112,13 +113,13 @@ class Client:
         if method not in self.agreements:
             raise ConfigError(f"method {method!r} is not one of this run's: {', '.join(self.agreements)}")
         agreement = self.agreements[method]
-        own, initial = agreement.method, agreement.initial
-        place = self.folder / "state" / method
-        store = ClientStore(place, initial, lambda client: own.init_client(client, initial), self._vault)
+        reader = StateReader(agreement.method, agreement.initial)
+        store = ClientStore(self.folder / "state" / method, reader, self._vault)
         if used is not None:
             store.forget(self.id, after=used)
-        site = self._federation.site(self.id, own, self._keep if method == self._main else None)
-        return visit(kind, round_of(request), request, site, store, agreement)
+        keep = self._keep if method == self._main else None
+        trainer = self._federation.trainer(self.id, agreement.method, keep)
+        return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:
         save_adapter(adapter, self._peft_config, self.folder / "adapter")

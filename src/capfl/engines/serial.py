@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from capfl.checkpoint import ClientStore
 from capfl.errors import CheckpointError
-from capfl.roles import Agreement
-from capfl.roles.client import Site
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import LocalTrainer
 from capfl.site import visit
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 
 
-def serial(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agreement) -> Exchange:
+def serial(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agreement: Agreement) -> Exchange:
     """Visit clients in the order of their ids. A client that raises becomes a Failure."""
 
     def exchange(
@@ -20,11 +20,12 @@ def serial(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agre
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         for client in clients:
             try:
-                reply = visit(kind, round, request(client), site(client), store, agreement)
+                reply = visit(kind, round, request(client), trainer(client), store, agreement)
             except CheckpointError:  # the run's own disk, not the client's doing
                 raise
             except Exception as error:
-                yield client, Failure(client, type(error).__name__, str(error) or "no reason given")
+                code = getattr(error, "code", "internal")
+                yield client, Failure(client, type(error).__name__, str(error) or "no reason given", code)
                 continue
             yield client, reply
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from capfl.engines.debug import debug
 from capfl.engines.serial import serial
 
-ENGINES = {"serial": serial, "debug": debug}
+ENGINES = {"serial": serial}

@@ -49,7 +49,6 @@ def local_steps(
     optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     losses, squares = [], torch.zeros(())
     model.train(True)
-    model.gate(penalty.gate if penalty else None)
     try:
         for n, indices in enumerate(plan):
             step = first_step + n
@@ -71,7 +70,6 @@ def local_steps(
             optimiser.step()
     finally:
         model.train(False)
-        model.gate(None)
     trained = start | algebra.copy(dict(model.parameters))
     if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
         step = first_step + len(plan) - 1

@@ -1,141 +1,207 @@
-"""The client's side of a round. The same function runs in a simulation and on a real site."""
+"""The client's side of a round. The same functions run in a simulation and on a real site."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from capfl import adapter as algebra
 from capfl.errors import DataError, WireError
-from capfl.methods.base import Method
-from capfl.roles import Agreement, spent_on
+from capfl.methods.take_home import NearServer, Own
+from capfl.roles.agreement import Agreement
 from capfl.types import (
     Adapter,
     Broadcast,
     ClientId,
     ClientState,
+    Evaluation,
     HeldOut,
-    Notes,
+    Kind,
     Penalty,
     Score,
     SplitName,
     Trained,
     Update,
+    Validation,
 )  # fmt: skip
-from capfl.wire import aged, compensate, decode_broadcast, encode_update, receive
+from capfl.wire import (
+    compensate,
+    decode_broadcast,
+    encode_evaluation,
+    encode_update,
+    encode_validation,
+    receive,
+)  # fmt: skip
 
 
 def _nothing_to_score(split: SplitName, adapter: Adapter) -> Score:
-    raise DataError(f"this site has no {split} items to score an adapter on")
-
-
-LocalTraining = Callable[[Adapter, int, int, Penalty | None], Trained]
-"""(start, round, steps taken before, term added to the loss) -> what it leaves."""
+    raise DataError(f"this client has no {split} items to score an adapter on")
 
 
 @dataclass(frozen=True)
-class Site:
-    """One client and what it keeps to itself: its data, behind ``train`` and ``score``."""
+class LocalTrainer:
+    """One client's data, behind the functions that need them.
+
+    Attributes:
+        n_train: items that it trains on.
+        train: (start, round, steps taken before, term added to the loss) -> what training leaves.
+        describe: what its data are like: the record ``up`` of the method's grouping.
+        score: an adapter, on one split.
+        test: how many test items there are.
+        keep: puts the client's own adapter, at its ranks, where it belongs.
+    """
 
     client: ClientId
     n_train: int
-    train: LocalTraining
-    describe: Callable[[], Notes] | None = None
-    """Notes ``features`` (3 d,), ``deviation`` (d,), ``answers`` and ``items`` (1,): ``model.features.Description``."""
+    train: Callable[[Adapter, int, int, Penalty | None], Trained]
+    describe: Callable[[], object] | None = None
     score: Callable[[SplitName, Adapter], Score] = _nothing_to_score
     test: HeldOut = field(default_factory=HeldOut)
-    keep: Callable[[Adapter], None] | None = None  # puts the client's own adapter, at its ranks, where it belongs
+    keep: Callable[[Adapter], None] | None = None
 
 
-def handle(request: bytes, memory: ClientState, site: Site, agreement: Agreement) -> tuple[bytes, ClientState]:
-    """Answer one broadcast: decode, install, train, collect, compensate, encode.
+def train(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Answer a broadcast with an update: decode, train, compress, encode.
 
     Raises:
         WireError: the request does not fit or is for someone else. ``memory`` is untouched then.
         TrainingError: a loss is not finite.
     """
     method, template = agreement.method, agreement.initial
-
-    # what the server says: the newest version of the global adapter
-    told = opened(request, site, agreement)
-    memory = described(aging(hear(told, memory, agreement), told.round, agreement), site, method)
+    message = opened(request, trainer, agreement)
+    memory = described(received(message, memory, agreement), trainer, agreement)
 
     # local training, first of an adapter that never travels where the method has one
-    if method.private:
-        own, near = method.private(memory.known, memory)
-        memory = replace(memory, adapter=site.train(own, told.round, memory.steps, near).adapter)
-    spent = spent_on(memory.notes, method)
-    start = starting_point(memory, agreement)
-    trained = site.train(start, told.round, memory.steps, penalty(memory, agreement))
-    change, memory = method.collect(start, trained, memory)
-
-    # what the client says: the change, and what earlier messages could not carry of theirs
-    if agreement.up.compensation == "feedback":
-        body, residual = compensate(change, memory.residual, agreement.up, template, told.round, **spent)
-    else:
-        body, residual = agreement.up.encode(change, template, told.round, **spent), {}
-    loss = sum(trained.losses) / len(trained.losses)
-    notes = method.report(memory) if method.report else {}
-    update = Update(told.round, site.client, {}, site.n_train, len(trained.losses), loss, notes)
+    if isinstance(method.takes_home, NearServer):
+        near = method.takes_home.penalty(memory.known)
+        own = trainer.train(template | memory.adapter, message.round, memory.steps, near)
+        memory = replace(memory, adapter=own.adapter)
+    start = method.starting_point(memory, template)
+    budget = _budget(memory, agreement)
+    trained = trainer.train(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
+    change = method.change(start, trained, message.round)
     memory = replace(
         memory,
-        steps=memory.steps + len(trained.losses),
+        adapter=method.keeps(trained, memory),
+        ranks=method.ranks.learn(trained, memory, trainer.n_train),
+    )
+
+    # the change, and with error feedback what earlier messages could not carry of theirs
+    if agreement.up.compensation == "feedback":
+        body, residual = compensate(change, memory.residual, agreement.up, template, message.round, **budget)
+    else:
+        body, residual = agreement.up.encode(change, template, message.round, **budget), {}
+    n_steps = len(trained.losses)
+    update = Update(
+        message.round, trainer.client, {}, trainer.n_train, n_steps, sum(trained.losses) / n_steps,
+        grouping=method.grouping.report(memory), ranks=method.ranks.report(memory),
+    )  # fmt: skip
+    memory = replace(
+        memory,
+        steps=memory.steps + n_steps,
+        trained=message.round,
         known={} if agreement.always_whole else memory.known,  # the whole adapter will come again
         residual=residual,
-        trained=told.round,
     )
-    return encode_update(update, body, agreement.up, agreement.schema, method.kinds), memory
+    return encode_update(update, body, agreement.up, agreement.schema), memory
 
 
-def described(memory: ClientState, site: Site, method: Method) -> ClientState:
-    """The memory of a client that has looked at its own data, if its method asks for that: once."""
-    if not method.describes or not site.describe or "features" in memory.notes:
-        return memory
-    return replace(memory, notes=memory.notes | site.describe())
+def validate(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Score the newest adapter of its group on the client's validation items.
+
+    The client remembers the version, so that it need not be sent again. Records mean nothing to it before it has
+    trained for the first time. Raises as ``train``.
+    """
+    message = opened(request, trainer, agreement)
+    heard = received(message, memory, agreement)
+    memory = heard if memory.trained else replace(heard, grouping=memory.grouping, ranks=memory.ranks)
+    score = trainer.score("validation", agreement.whole(memory.known))
+    reply = Validation(message.round, trainer.client, score)
+    return encode_validation(reply, agreement.up, agreement.schema), memory
 
 
-def opened(request: bytes, site: Site, agreement: Agreement) -> Broadcast:
+def evaluate(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Make the client's own model after the last round, keep it, and score all models on the client's test items.
+
+    Nothing is remembered: asked again, the client does the same again. Raises as ``train``.
+    """
+    message = opened(request, trainer, agreement)
+    heard = described(received(message, memory, agreement), trainer, agreement)
+    own = personal(heard, message.round, trainer, agreement)
+    kept = agreement.initial if own is None else algebra.pruned(own)
+    if own is not None and trainer.keep is not None:
+        trainer.keep(kept)
+    there = {"base": agreement.initial, "global": agreement.whole(heard.known), "personal": own}  # B = 0: the base
+    scores = {model: trainer.score("test", a) for model in agreement.scored if (a := there[model]) is not None}
+    reply = Evaluation(message.round, trainer.client, trainer.n_train, trainer.test, scores, algebra.ranks(kept))
+    return encode_evaluation(reply, agreement.up, agreement.schema, agreement.initial), memory
+
+
+ANSWERS: dict[Kind, Callable[[bytes, ClientState, LocalTrainer, Agreement], tuple[bytes, ClientState]]] = {
+    "train": train,
+    "validate": validate,
+    "evaluate": evaluate,
+}
+"""What a client does when it is asked: (request, memory, trainer, agreement) -> (reply, what it remembers then)."""
+
+
+def opened(request: bytes, trainer: LocalTrainer, agreement: Agreement) -> Broadcast:
     """The broadcast that a client was sent.
 
     Raises:
         WireError: it does not fit or is for someone else.
     """
-    told = decode_broadcast(request, agreement.down, agreement.schema, agreement.method.kinds)
-    if told.client != site.client:
-        raise WireError(f"client {site.client!r} received a message for {told.client!r}")
-    return told
+    message = decode_broadcast(request, agreement.down, agreement.schema, agreement.records_down)
+    if message.client != trainer.client:
+        raise WireError(f"client {trainer.client!r} received a message for {message.client!r}")
+    return message
 
 
-def hear(told: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
-    """The memory of a client that has been told the newest version."""
-    memory = receive(told, memory, agreement.lead, agreement.template, agreement.version_0)
-    return agreement.method.heed(told.notes, memory) if agreement.method.heed else memory
+def received(message: Broadcast, memory: ClientState, agreement: Agreement) -> ClientState:
+    """The memory of a client that has the newest version, and what the server says beside it."""
+    memory = receive(message, memory, agreement.next_version, agreement.template, agreement.version_0)
+    method = agreement.method
+    memory = replace(memory, grouping=method.grouping.remember(message.grouping, memory))
+    return replace(memory, ranks=method.ranks.remember(message.ranks, memory))
 
 
-def aging(memory: ClientState, round: int, agreement: Agreement) -> ClientState:
-    """The memory in a round, whose residual has aged by the rounds since the client last trained."""
-    age = max(0, round - memory.trained)  # 0: a server that lost its last rounds
-    codec = agreement.codec
-    return replace(memory, residual=aged(memory.residual, age, codec.residual_decay, codec.residual_rounds))
+def described(memory: ClientState, trainer: LocalTrainer, agreement: Agreement) -> ClientState:
+    """The memory of a client that has looked at its own data, if its method asks for that: once."""
+    grouping = agreement.method.grouping
+    if not grouping.describes or memory.grouping is not None or trainer.describe is None:
+        return memory
+    return replace(memory, grouping=grouping.described(trainer.describe()))
 
 
-def starting_point(memory: ClientState, agreement: Agreement) -> Adapter:
-    """Where local training starts: from what the method makes of the global adapter, plus a share of the residual.
-
-    Xu et al., Step-Ahead Error Feedback for Distributed Training with Compressed Gradient, arXiv:2008.05823. A client
-    that does not see its own pending changes would make them again. One that goes on from its own adapter sees them.
-    """
-    start = agreement.method.install(memory.known, memory)
-    ahead = agreement.codec.step_ahead if start is not memory.adapter else 0.0
-    return algebra.add(start, {name: ahead * t for name, t in memory.residual.items()}) if ahead else start
-
-
-def penalty(memory: ClientState, agreement: Agreement) -> Penalty | None:
-    """What the method adds to the local loss of a client with this memory."""
-    return agreement.method.penalty(memory.known, memory) if agreement.method.penalty else None
+def personal(memory: ClientState, round: int, trainer: LocalTrainer, agreement: Agreement) -> Adapter | None:
+    """The client's own model: what it takes home, without the ranks that it does not use."""
+    method, takes = agreement.method, agreement.method.takes_home
+    if "personal" not in agreement.scored:
+        return None
+    if isinstance(takes, Own | NearServer):
+        return agreement.initial | memory.adapter
+    start = method.without_unused_ranks(method.starting_point(memory, agreement.initial), memory)
+    trained = trainer.train(start, round, memory.steps, method.penalty(memory, trainer.n_train)).adapter
+    share = 1.0 if method.grouping.is_alone(memory) else takes.share
+    return method.without_unused_ranks(algebra.between(start, trained, share), memory)
 
 
-def effective(adapter: Adapter, memory: ClientState, agreement: Agreement) -> Adapter:
-    """An adapter of this client as a model without gates has to have it: the gate of its training goes into B."""
-    term = penalty(memory, agreement)
-    return algebra.gated(adapter, term.gate) if term else adapter
+def _budget(memory: ClientState, agreement: Agreement) -> dict[str, Any]:
+    """How a message's budget is shared over ranks: arguments of ``Codec.encode``."""
+    ranks = agreement.method.ranks
+    importance, has = ranks.importance(memory.ranks), ranks.trained(memory.ranks)
+    if importance is None:
+        return {}
+    return {
+        "importance": np.asarray(importance.double().numpy()),
+        "alive": None if has is None else has.numpy(),
+    }

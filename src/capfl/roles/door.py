@@ -13,7 +13,7 @@ from capfl.errors import WireError
 from capfl.types import ServerState, Update
 
 if TYPE_CHECKING:
-    from capfl.roles import Agreement
+    from capfl.roles.agreement import Agreement
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Limits:
     train: TrainConfig
     max_items: int
     max_norm: float
-    notes: Mapping[str, int]  # how many numbers there are in those that describe a client's data
+    described: Mapping[str, int]  # how many numbers there are in each part of a description of data
 
     def longest(self, n_train: int, n_elements: int, density: float) -> float:
         """L2 norm of the longest update that is let in.
@@ -58,10 +58,11 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
         )
 
     # the change: tensors and elements that this round's updates are of, and no longer than training makes it
+    sent = method.factors.sent(update.round, agreement.initial)
     for name, t in update.adapter.items():
-        if bool(t.any()) and (name not in agreement.version_0 or not method.trainable(update.round, name)):
+        if bool(t.any()) and name not in sent:
             raise WireError(f"update has {name!r}, which {method.name} does not send in round {update.round}")
-    importance = method.importance(state.notes)
+    importance = method.ranks.importance(state.ranks)
     reach = agreement.up.reach(
         update.adapter, agreement.initial, update.round, None if importance is None else importance.double().numpy()
     )
@@ -70,15 +71,15 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
             raise WireError(f"{name!r} has values where no message of round {update.round} has any")
     norm = algebra.norm(update.adapter)
     if limits:
-        density = agreement.up.density_in(update.round)
-        longest = limits.longest(update.n_train, algebra.size(update.adapter), density)
+        longest = limits.longest(update.n_train, algebra.size(update.adapter), agreement.up.density)
         if norm > longest:
             raise WireError(f"update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")
 
     # what it says beside the change
-    for name, length in (limits.notes if limits else {}).items():
-        if name in update.notes and len(update.notes[name]) != length:
-            raise WireError(f"note {name!r} has {len(update.notes[name])} numbers, expected {length}")
-    if method.inspect:
-        method.inspect(state, update)
+    for name, length in (limits.described if limits else {}).items():
+        vector = getattr(update.grouping, name, None)
+        if vector is not None and len(vector) != length:
+            raise WireError(f"its description has {len(vector)} numbers of {name}, expected {length}")
+    method.grouping.check(state, update)
+    method.ranks.check(state, update)
     return norm

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from capfl.errors import WireError
-from capfl.maths.products import Products
-from capfl.methods.base import Method
-from capfl.roles import Agreement, spent_on
-from capfl.types import Adapter, ClientId, Evaluation, ServerState, Update, Validation
+from capfl.roles.agreement import Agreement
+from capfl.types import EVERYBODY, ClientId, Evaluation, ServerState, Update, Validation
 from capfl.wire import (
     Message,
     advance,
@@ -18,20 +16,9 @@ from capfl.wire import (
     decode_update,
     decode_validation,
     encode_broadcast,
-    led,
     relay,
+    with_version,
 )  # fmt: skip
-from capfl.wire.layout import Bools
-
-
-def start(agreement: Agreement, clients: Sequence[ClientId] = ()) -> ServerState:
-    """The state before the first round: clients know version 0.
-
-    Args:
-        clients: who will take part, for a method that has different things in mind for them.
-    """
-    state = replace(agreement.method.init_server(agreement.initial), known=agreement.version_0)
-    return agreement.method.enrol(state, clients) if agreement.method.enrol else state
 
 
 def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
@@ -41,10 +28,79 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     version = 0 if again else state.versions.get(client, 0)
-    message = broadcast(state.told(client), client, version, agreement.template, agreement.version_0)
-    if agreement.method.brief:
-        message = replace(message, notes=agreement.method.brief(state, client))
-    return encode_broadcast(message, agreement.down, agreement.schema, agreement.method.kinds, agreement.always_whole)
+    group = state.group(client)
+    message = broadcast(group, state.round, client, version, agreement.template, agreement.version_0)
+    method = agreement.method
+    message = replace(
+        message, grouping=method.grouping.announce(state, client), ranks=method.ranks.announce(state, client)
+    )
+    return encode_broadcast(message, agreement.down, agreement.schema, agreement.always_whole)
+
+
+class Aggregation:
+    """One round's updates, folded into the server's next state as they come, by client id. ``state`` is not changed."""
+
+    def __init__(self, state: ServerState, agreement: Agreement) -> None:
+        self._state, self._agreement = state, agreement
+        combine = agreement.method.combine
+        self._folds = {name: combine.start(group.adapter, state.round + 1) for name, group in state.groups.items()}
+        self._updates: dict[ClientId, Update] = {}
+        self._bodies: list[tuple[int, bytes]] = []
+
+    def add(self, update: Update) -> None:
+        """Take an update, into the adapter of everybody and into that of its client's group."""
+        state, method = self._state, self._agreement.method
+        ranks = method.ranks.of_client(state, update.client)
+        for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
+            self._folds[name].add(update.adapter, update.n_train, ranks)
+        if method.combine.relays:
+            self._bodies.append((update.n_train, update.body))
+        self._updates[update.client] = replace(update, adapter={}, body=b"")
+
+    def value(self, asked: Sequence[ClientId]) -> ServerState:
+        """The state after the round, in which ``asked`` were sent a broadcast."""
+        old, method = self._state, self._agreement.method
+        known = {client: version for client, version in old.versions.items() if client not in asked}
+        known |= dict.fromkeys(self._updates, old.round)
+        state = replace(
+            old,
+            round=old.round + 1,
+            groups={name: replace(group, adapter=self._folds[name].value()) for name, group in old.groups.items()},
+            versions=known,
+            visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._updates}},
+        )
+        state = replace(state, ranks=method.ranks.combine(state, self._updates))
+        state = method.grouping.form(state, self._updates)
+        return self._with_versions(_without_lost_versions(state, old))
+
+    def _with_versions(self, state: ServerState) -> ServerState:
+        """The state with the version of every group that clients will be sent."""
+        agreed, old = self._agreement, self._state
+        if agreed.method.combine.relays:
+            body = relay.pack(self._bodies)
+            groups = {name: with_version(group, group.adapter, body) for name, group in state.groups.items()}
+            return replace(state, groups=groups)
+        ranks = agreed.method.ranks.importance(old.ranks)  # by what clients were told this round
+        importance = None if ranks is None else ranks.double().numpy()
+        groups = {
+            name: advance(
+                group, agreed.method.factors.travelling(group.adapter), state.round, agreed.down, agreed.initial,
+                importance,
+            )
+            for name, group in state.groups.items()
+        }  # fmt: skip
+        return replace(state, groups=groups)
+
+
+def _without_lost_versions(state: ServerState, old: ServerState) -> ServerState:
+    """A client that has been placed in a group that there was before knows no version of that group's adapter."""
+    moved = {
+        client for client, group in state.group_of.items() if group != old.group_of.get(client) and group in old.groups
+    }
+    return replace(state, versions={client: v for client, v in state.versions.items() if client not in moved})
+
+
+# -- replies ---------------------------------------------------------------------------------------------
 
 
 def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
@@ -53,7 +109,7 @@ def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement
     Raises:
         WireError: it does not fit, or belongs to another client or round.
     """
-    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.method.kinds)
+    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.records_up)
     _check_sender(update, client, round)
     return update, parts
 
@@ -84,51 +140,3 @@ def _check_sender(message: Update | Validation | Evaluation, client: ClientId, r
         raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
     if message.round != round:
         raise WireError(f"reply of client {client!r} is for round {message.round}, this is round {round}")
-
-
-def close_round(
-    state: ServerState, asked: Sequence[ClientId], updates: Iterable[Update], agreement: Agreement
-) -> tuple[ServerState, float | None]:
-    """Aggregate, and make the versions that clients will be told. Updates come one by one, by client id.
-
-    Returns:
-        The new state, and the relative error of what an inexact method aggregates (``maths.products``).
-    """
-    method = agreement.method
-    inexact = method.exact is False
-    parts: list[tuple[Adapter, float]] = []
-    bodies: list[tuple[int, bytes]] = []
-    versions = {client: version for client, version in state.versions.items() if client not in asked}
-
-    def heard() -> Iterator[Update]:
-        for update in updates:
-            versions[update.client] = state.round
-            if inexact:
-                parts.append(method.reached(state, update))
-            if method.relay:
-                bodies.append((update.n_train, update.body))
-            yield update
-
-    new = method.aggregate(state, heard())
-    error = Products(parts).error(new.adapter) if inexact else None
-    for client in list(versions):  # a group that was split off this round has the log of what it was split off from
-        if new.told(client).log is not state.told(client).log:
-            del versions[client]
-    groups = {name: _next(group, state, agreement, _ranks(group, method)) for name, group in new.groups.items()}
-    new = replace(new, round=state.round + 1)
-    whole = led(new, new.adapter, relay.pack(bodies)) if method.relay else _next(new, state, agreement)
-    return replace(whole, versions=versions, groups=groups), error
-
-
-def _ranks(group: ServerState, method: Method) -> Bools | None:
-    """Which ranks the clients of a group have, if it has been noted."""
-    alive = method.sends(group.notes) if group.notes else None
-    return None if alive is None else alive.numpy()
-
-
-def _next(new: ServerState, old: ServerState, agreement: Agreement, alive: Bools | None = None) -> ServerState:
-    """The state, or a group of it, with its next version: of the elements that ``old`` told clients to send."""
-    new = replace(new, round=old.round + 1)
-    importance = spent_on(old.notes, agreement.method).get("importance")
-    target = agreement.method.broadcast(new)
-    return advance(new, target, agreement.down, agreement.initial, importance, alive)

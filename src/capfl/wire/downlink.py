@@ -1,4 +1,4 @@
-"""The downlink: every client knows a version of the global adapter and is sent what leads from it to the newest.
+"""The downlink: every client knows a version of its group's adapter and is sent what leads from it to the newest.
 
 Version r is what clients know after round r; version 0 follows from the seed. The server keeps the newest version
 and the messages that led from each to the next; it is their sum that clients know, so the next difference carries
@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 
 from capfl import adapter as algebra
-from capfl.errors import WireError
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, ServerState
+from capfl.errors import VersionError, WireError
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Group
 from capfl.wire.body import pack, unpack
 from capfl.wire.codec import Codec
-from capfl.wire.layout import Bools, Ints, Layout
+from capfl.wire.layout import Ints, Layout
 from capfl.wire.scales import Doubles
 from capfl.wire.values import VALUES
 
@@ -29,35 +29,30 @@ Lead = Callable[[Adapter, bytes, int], Adapter]
 
 
 def advance(
-    state: ServerState,
-    target: Adapter,
-    codec: Codec,
-    template: Adapter,
-    importance: Doubles | None = None,
-    alive: Bools | None = None,
-) -> ServerState:
-    """The version of the round that ``state`` has completed, as near to ``target`` as one message leads.
+    group: Group, target: Adapter, round: int, codec: Codec, template: Adapter, importance: Doubles | None = None
+) -> Group:
+    """The group with its version of a completed round, as near to ``target`` as one message leads.
 
     Args:
-        importance, alive: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all that changed,
-            whatever they are.
+        importance: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all that changed, whatever
+            it is.
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
-        return replace(state, known=target, log=())
-    difference = _changed(algebra.subtract(target, state.known), by_rank=importance is not None)
-    body = codec.encode(difference, template, state.round, importance, alive)
-    known = algebra.add(state.known, codec.decode(memoryview(body), template, state.round))
-    if codec.unbiased:  # nothing is carried over: what clients know is the global adapter
-        state = replace(state, adapter=state.adapter | known)
-    return led(state, known, body)
+        return replace(group, known=target, log=())
+    difference = _changed(algebra.subtract(target, group.known), by_rank=importance is not None)
+    body = codec.encode(difference, template, round, importance)
+    known = algebra.add(group.known, codec.decode(memoryview(body), template, round))
+    if codec.unbiased:  # nothing is carried over: what clients know is the adapter
+        group = replace(group, adapter=group.adapter | known)
+    return with_version(group, known, body)
 
 
-def led(state: ServerState, known: Adapter, body: bytes) -> ServerState:
-    """The state with a newest version, and with the difference that leads there from the one before."""
-    log = (*state.log, body)
+def with_version(group: Group, known: Adapter, body: bytes) -> Group:
+    """The group with a newest version, and with the difference that leads there from the one before."""
+    log = (*group.log, body)
     while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):  # the whole adapter is shorter
         log = log[1:]
-    return replace(state, known=known, log=log)
+    return replace(group, known=known, log=log)
 
 
 def _changed(difference: Adapter, by_rank: bool) -> Adapter:
@@ -70,47 +65,52 @@ def _changed(difference: Adapter, by_rank: bool) -> Adapter:
     return algebra.moved(difference)
 
 
-def broadcast(state: ServerState, client: ClientId, version: int, template: Adapter, version_0: Adapter) -> Broadcast:
-    """What leads a client that knows ``version`` to the newest, in the fewest bytes.
+def broadcast(
+    group: Group, newest: int, client: ClientId, version: int, template: Adapter, version_0: Adapter
+) -> Broadcast:
+    """What brings a client that knows ``version`` to the ``newest``, in the fewest bytes.
 
     Args:
         template: has every tensor of a version.
     """
-    n_missed = state.round - version
-    differences = state.log[len(state.log) - n_missed :] if n_missed <= len(state.log) else None
+    n_missed = newest - version
+    differences = group.log[len(group.log) - n_missed :] if n_missed <= len(group.log) else None
     if differences is not None and n_missed < 2:
-        return Broadcast(state.round + 1, client, None, differences)
-    least = 4 * sum(int((t != version_0[name]).sum()) for name, t in state.known.items())  # of what follows
+        return Broadcast(newest + 1, client, None, differences)
+    least = 4 * sum(int((t != version_0[name]).sum()) for name, t in group.known.items())  # of what follows
     if differences is not None and sum(map(len, differences)) <= least:
-        return Broadcast(state.round + 1, client, None, differences)
-    whole = _whole(state.known, template, version_0)
+        return Broadcast(newest + 1, client, None, differences)
+    whole = _whole(group.known, template, version_0)
     if differences is not None and sum(map(len, differences)) <= len(whole):
-        return Broadcast(state.round + 1, client, None, differences)
-    return Broadcast(state.round + 1, client, whole, ())
+        return Broadcast(newest + 1, client, None, differences)
+    return Broadcast(newest + 1, client, whole, ())
 
 
-def receive(told: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter) -> ClientState:
-    """The memory of a client that has been told; ``known`` is then the newest version.
+def receive(
+    message: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter
+) -> ClientState:
+    """The memory of a client that has received a broadcast; ``known`` is then the newest version.
 
     Args:
         lead: what to do with a difference.
         template: as for ``broadcast``.
 
     Raises:
-        WireError: a difference leads from a version that the client does not have, or a body is damaged.
+        VersionError: a difference leads from a version that the client does not have.
+        WireError: a body is damaged.
     """
-    newest = told.round - 1
-    if told.state is not None:
-        return replace(memory, known=_apply_whole(told.state, template, version_0), version=newest)
-    known, first = memory.known or version_0, newest - len(told.differences)
+    newest = message.round - 1
+    if message.state is not None:
+        return replace(memory, known=_apply_whole(message.state, template, version_0), version=newest)
+    known, first = memory.known or version_0, newest - len(message.differences)
     if first == 0:  # everybody has version 0, whatever else they remember
         known, memory = version_0, replace(memory, version=0)
     if not first <= memory.version <= newest:
-        raise WireError(
-            f"client {memory.client!r} knows version {memory.version} of the global adapter and was sent what leads "
-            f"from {first} to {newest}; the server will send the whole adapter when it asks again"
+        raise VersionError(
+            f"client {memory.client!r} knows version {memory.version} of its group's adapter and was sent what leads "
+            f"from {first} to {newest}: it has lost its state, or the server its own"
         )
-    for version, body in enumerate(told.differences, first + 1):
+    for version, body in enumerate(message.differences, first + 1):
         if version > memory.version:
             known = lead(known, body, version)
     return replace(memory, known=known, version=newest)

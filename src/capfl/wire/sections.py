@@ -13,15 +13,16 @@ class Section(IntEnum):
     POSITIONS = 2  # which of their elements
     SCALES = 3
     VALUES = 4
-    NOTES = 5  # short vectors beside the adapter
+    GROUPING = 5  # a record: what the method's grouping says
     RANKS = 6  # how important each rank is: what is drawn of it follows from that
     ALIVE = 7  # which ranks the sender has, a bit each, where it lacks some
     SCORES = 8  # of models, by their place in a list
     TEST = 9  # how many test items there are, and what accuracy takes no model
     KEPT = 10  # the rank of every module that the client keeps
     RELAYED = 11  # a weight, and sections again: the update of one client
-    DIFFERENCE = 16  # sections again: the change from one version of the global adapter to the next
-    STATE = 17  # sections again: the global adapter itself
+    RANKING = 12  # a record: what the method says of ranks
+    DIFFERENCE = 16  # sections again: the change from one version of a group's adapter to the next
+    STATE = 17  # sections again: the adapter itself
 
 
 PARTS = {
@@ -31,7 +32,8 @@ PARTS = {
     Section.POSITIONS: "positions",
     Section.SCALES: "scales",
     Section.VALUES: "values",
-    Section.NOTES: "notes",
+    Section.GROUPING: "records",
+    Section.RANKING: "records",
 }
 
 

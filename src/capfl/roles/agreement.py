@@ -1,0 +1,152 @@
+"""What server and clients agree on before the first round: method, codecs, the adapter that all begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from capfl.config.schema import CodecConfig, Config, MethodConfig
+from capfl.errors import ConfigError
+from capfl.methods import Method, build
+from capfl.methods.take_home import AfterSteps, Own
+from capfl.roles.door import Limits
+from capfl.types import Adapter, Group
+from capfl.wire import MODELS, Codec, Records, adding, down_codec, full_codec, relay, schema_hash, up_codec
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What server and clients agreed on.
+
+    Attributes:
+        initial: the adapter that everybody can derive from the seed, and the template that changes are decoded against.
+        base: identifies the base model.
+        models: those that clients score at the end, as far as the method has them.
+        limits: of what a client may claim; None: no bounds.
+    """
+
+    method: Method
+    codec: CodecConfig
+    initial: Adapter
+    base: str = ""
+    seed: int = 0
+    models: tuple[str, ...] = MODELS
+    limits: Limits | None = None
+
+    def __post_init__(self) -> None:
+        if self._scaled_again and (self.codec.down_density or 1.0) < 1:
+            raise ConfigError(
+                f"codec.down_density: {self.method.name} rewrites all elements at the server, so a random part of its "
+                'answer would be scaled twice; leave it out, or set codec.compensation to "feedback"'
+            )
+
+    # -- codecs and records ----------------------------------------------------------------------------
+
+    @cached_property
+    def up(self) -> Codec:
+        return up_codec(self.codec, self.seed)
+
+    @cached_property
+    def down(self) -> Codec:
+        return full_codec(self.codec, self.seed) if self._scaled_again else down_codec(self.codec, self.seed)
+
+    @property
+    def _scaled_again(self) -> bool:
+        """Would a part of the server's answer be scaled twice for what is left out?
+
+        A random mask is scaled by 1 / p. Clients' changes are sent by it; their mean has just these elements and is
+        sent whole. What a server rewrites has all elements.
+        """
+        return self.method.combine.rewrites and self.up.unbiased  # a random mask, then
+
+    @property
+    def records_up(self) -> Records:
+        return Records(self.method.grouping.up, self.method.ranks.up)
+
+    @property
+    def records_down(self) -> Records:
+        return Records(self.method.grouping.down, self.method.ranks.down)
+
+    @cached_property
+    def schema(self) -> bytes:
+        return schema_hash(self.initial, self.base)
+
+    # -- versions of an adapter ------------------------------------------------------------------------
+
+    @cached_property
+    def _first(self) -> Group:
+        return self.method.start(self.initial).everybody
+
+    @property
+    def version_0(self) -> Adapter:
+        """What every client knows of the server's adapter before it is sent anything."""
+        return self._first.known
+
+    @cached_property
+    def template(self) -> Adapter:
+        """Every tensor that a version may have: the factors, and the patch of a method that has one."""
+        return self.initial | self.version_0
+
+    @property
+    def always_whole(self) -> bool:
+        """Is everybody sent the whole adapter every round, and need not keep it?"""
+        return self.down.exact and not self.method.combine.relays
+
+    def next_version(self, version: Adapter, difference: bytes, number: int) -> Adapter:
+        """The version of a number, from the one before it and what was sent. Raises WireError: it is damaged."""
+        if not self.method.combine.relays:
+            return adding(self.down, self.initial)(version, difference, number)
+        fold = self.method.combine.start(version, number)
+        for weight, body in relay.unpack(memoryview(difference)):
+            fold.add(self.up.decode(body, self.initial, number), float(weight))
+        return fold.value()
+
+    def whole(self, known: Adapter) -> Adapter:
+        """The server's adapter as a client knows it: a version, and the factors that do not travel."""
+        return self._first.adapter | known
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def scored(self) -> tuple[str, ...]:
+        """The models that a client scores at the end. A client that stands for all has no items of its own."""
+        there = {"base": True, "global": self.method.has_server_model, "personal": True}
+        return () if self.method.pooled else tuple(model for model in self.models if there[model])
+
+
+def agreements(
+    config: Config, initial: Adapter, base: str, rows: Mapping[str, Method] | None = None
+) -> dict[str, Agreement]:
+    """What is agreed on for the method of a run, and then for each of its references, by name.
+
+    The local-only reference takes no last round of local steps where the method's personal model takes none.
+
+    Args:
+        rows: methods of the caller's own, by name.
+
+    Raises:
+        ConfigError: the method, or a setting of it, does not exist.
+    """
+    codec, seed = config.agreed_codec, config.seed
+    main = build(config.method, seed, rows)
+    models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
+    made = {main.name: Agreement(main, codec, initial, base, seed, models)}
+    for name in config.evaluation.references:
+        if name != main.name:
+            method = build(MethodConfig(name=name))
+            takes_steps = config.evaluation.personal and not main.pooled and isinstance(main.takes_home, AfterSteps)
+            if name == "local" and not takes_steps:
+                method = replace(method, takes_home=Own())
+            made[name] = Agreement(method, codec, initial, base, seed, ("personal",))
+    return made
+
+
+def refuse_pooled(made: Mapping[str, Agreement]) -> None:
+    """Raises ConfigError where one of the methods needs everybody's data in one place."""
+    for name, agreement in made.items():
+        if agreement.method.pooled:
+            raise ConfigError(
+                f"{name} is trained on everybody's data in one place, which sites of their own do not give; "
+                "take it out of evaluation.references, or choose another method"
+            )
