@@ -71,6 +71,7 @@ def run_round(
         failures=tuple(talk.failures),
         ledger=tuple(talk.ledger),
         groups=dict(new_state.group_of),
+        capped=aggregation.capped,
         seconds=time.monotonic() - began,
     )
 

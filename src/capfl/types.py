@@ -183,6 +183,7 @@ class ServerState:
     group_of: Mapping[ClientId, str] = field(default_factory=dict)  # who is in another group than EVERYBODY
     versions: Mapping[ClientId, int] = field(default_factory=dict)  # the version that each client knows
     visits: Mapping[ClientId, int] = field(default_factory=dict)  # rounds in which each client's update was used
+    claims: Mapping[ClientId, int] = field(default_factory=dict)  # training items that each client says it has
     grouping: object | None = None
     ranks: object | None = None
     lines: tuple[str, ...] = ()
@@ -250,6 +251,7 @@ class RoundRecord:
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
+    capped: dict[ClientId, int] = field(default_factory=dict)  # items that count of those who say they have very many
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
 
     @property

@@ -201,8 +201,10 @@ class FederationConfig(Section):
         "stop", description="a client that fails: `stop` the run, `skip` it, or `retry` and then skip it"
     )
     retries: Positive = Field(1, description="how often `retry` asks again")
-    max_items: Annotated[int, Field(gt=0, lt=2**32)] = Field(
-        1_000_000, description="most training items that a client may claim; its update counts for so many"
+    max_items: Annotated[int, Field(gt=0, lt=2**32)] | None = Field(
+        None,
+        description="an update of more training items is refused; by default a client counts for at most ten times the "
+        "median of what clients say",
     )
     max_norm: PositiveFloat = Field(
         2.0, description="a longer update is refused; in units of the farthest that local steps lead"

@@ -35,7 +35,7 @@ class Frame:
 
 
 def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0, spread: Doubles | None = None) -> Frame:
-    """Mean and standard deviation of every feature (n, d) over n clients; σ is ``scale`` times the median distance.
+    """Median and standard deviation of every feature (n, d) over n clients; σ is ``scale`` times the median distance.
 
     The median is over the pairs of standardised clients that differ, and √d where no two do. A feature that does not
     vary, within float32 rounding, has spread 1.
@@ -53,7 +53,7 @@ def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0, spread: Dou
         raise ValueError("a feature is not finite")
     if not scale > 0:
         raise ValueError(f"scale is {scale}, expected a positive number")
-    centre, spread = raw.mean(axis=0), raw.std(axis=0) if spread is None else spread.copy()
+    centre, spread = np.median(raw, axis=0), raw.std(axis=0) if spread is None else spread.copy()
     spread[spread <= _ROUNDING * np.abs(raw).max(axis=0)] = 1.0
     u = (raw - centre) / spread
     # row by row and not from inner products, which would leave a distance between rows that are equal

@@ -16,6 +16,7 @@ from scipy.spatial.distance import squareform
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+OUTLYING = 10.0  # times the median: no client's answers count for more than that
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
 
 
@@ -55,6 +56,8 @@ def agreement(means: Doubles, spread: Doubles, items: Doubles, answers: Doubles)
     w = _scaled(means, spread, items)
     products = w @ w.T
     own = np.diag(products) - (1 - 1 / answers) / np.maximum(items - 1, 1)
+    if (middle := np.median(own)) > 0:  # one client that lies must not hide what the others have in common
+        own = np.minimum(own, OUTLYING * middle)
     signal = np.average(own, weights=items)
     error = own.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else np.inf
     if not signal > SIGNAL * error:

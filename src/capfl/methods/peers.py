@@ -59,6 +59,7 @@ class Known:
     """What the server keeps of one client's description."""
 
     features: Tensor
+    deviation: Tensor
     answers: float
     items: int
     round: int  # when the client described its data
@@ -71,6 +72,8 @@ class FrameState:
     centre: Tensor
     spread: Tensor
     sigma: float
+    clients: int  # of whose descriptions it was made
+    round: int  # when
 
     def frame(self) -> Frame:
         return Frame(self.centre.numpy(), self.spread.numpy(), self.sigma)
@@ -135,7 +138,7 @@ class Peers(Grouping):
 
     def announce(self, state: ServerState, client: ClientId) -> Placement | None:
         known = _kept(state).clients.get(client)
-        is_new = known is not None and state.versions.get(client, 0) < known.round
+        is_new = known is not None and state.versions.get(client, 0) < max(known.round, _frame(state).round)
         group = state.group_of.get(client)
         if not is_new and group is None:
             return None
@@ -154,18 +157,17 @@ class Peers(Grouping):
 
     def z(self, state: ServerState, client: ClientId) -> Tensor:
         """The client's random Fourier features, (dim,) float32 of length 1."""
-        kept = _kept(state)
-        assert kept.frame is not None
-        frame = kept.frame.frame()
+        frame = _frame(state).frame()
         d = len(frame.centre)
         omega = _frequencies(self.seed, d, self.dim)
-        return torch.from_numpy(fourier(kept.clients[client].features[:d].numpy(), frame, omega)).float()
+        return torch.from_numpy(fourier(_kept(state).clients[client].features[:d].numpy(), frame, omega)).float()
 
     def form(self, state: ServerState, updates: Mapping[ClientId, Update]) -> ServerState:
         """Take down the descriptions that are new, and place their clients.
 
         A client goes to the group whose members are nearest on average, if that is near enough. Those for whom there is
-        none form groups among themselves, with the adapter of everybody to begin with.
+        none form groups among themselves, with the adapter of everybody to begin with. A client that is alone in its
+        group joins another one that turns out to be near.
         """
         described = {client: update for client, update in updates.items() if update.grouping is not None}
         state = _introduced(state, described)
@@ -174,25 +176,24 @@ class Peers(Grouping):
             return state
         members = [client for client in state.group_of if client in _kept(state).clients]
         names = members + new
-        apart = _distances(_kept(state), names, self.distance)
+        apart = _distances(state, names, self.distance)
 
         groups, group_of = dict(state.groups), dict(state.group_of)
         strangers: list[int] = []
         for at in range(len(members), len(names)):
-            means = {
-                group: float(np.mean([apart[at, i] for i, name in enumerate(members) if state.group_of[name] == group]))
-                for group in state.groups
-                if group != EVERYBODY
-            }
-            nearest = min(means, key=lambda group: means[group], default=None)
-            if nearest is not None and means[nearest] <= NEAR:
-                group_of[names[at]] = nearest
+            if (near := _nearest(at, apart, names, state.group_of)) is not None:
+                group_of[names[at]] = near
             else:
                 strangers.append(at)
-        first = len(state.groups)  # everybody is one of them, so that the first group of peers has number 1
+        first = 1 + max((int(name.rpartition("-")[2]) for name in groups if name != EVERYBODY), default=0)
         for at, label in zip(strangers, clusters(apart[np.ix_(strangers, strangers)], NEAR), strict=True):
             group_of[names[at]] = name = f"group-{first + label}"
             groups[name] = replace(state.everybody, since=state.round)
+        for at, client in enumerate(names):
+            own = group_of[client]
+            if list(group_of.values()).count(own) == 1 and (near := _nearest(at, apart, names, group_of)) is not None:
+                group_of[client] = near
+                del groups[own]
         return replace(state, groups=groups, group_of=group_of)
 
     def alike(self, state: ServerState, client: ClientId) -> dict[ClientId, float]:
@@ -219,8 +220,18 @@ def _n_peers(memory: ClientState) -> int:
     return kept.n_peers if kept else 0
 
 
+def _frame(state: ServerState) -> FrameState:
+    frame = _kept(state).frame
+    assert frame is not None
+    return frame
+
+
 def _introduced(state: ServerState, described: Mapping[ClientId, Update]) -> ServerState:
-    """The state with the descriptions of clients that had given none."""
+    """The state with the descriptions of clients that had given none.
+
+    The frame is made anew when twice as many clients have described their data as when it was made, so that a few that
+    came first do not decide for all.
+    """
     kept = _kept(state)
     new = {client: update for client, update in described.items() if client not in kept.clients}
     if not new:
@@ -228,25 +239,37 @@ def _introduced(state: ServerState, described: Mapping[ClientId, Update]) -> Ser
     known = dict(kept.clients)
     for client, update in new.items():
         said = cast(Description, update.grouping)
-        known[client] = Known(said.features, float(said.answers[0]), update.n_train, state.round)
-    frame = kept.frame or _first_frame(list(new.values()))
+        known[client] = Known(said.features, said.deviation, float(said.answers[0]), update.n_train, state.round)
+    frame = kept.frame
+    if frame is None or len(known) >= 2 * frame.clients:
+        frame = _frame_of(list(known.values()), state.round)
     return replace(state, grouping=PeersState(known, frame))
 
 
-def _first_frame(updates: list[Update]) -> FrameState:
-    """Units and origin that the first clients give: everybody's, from then on."""
-    said = [cast(Description, update.grouping) for update in updates]
-    weights = np.array([float(update.n_train) for update in updates])
-    variance = np.average([one.deviation.double().numpy() ** 2 for one in said], axis=0, weights=weights)
-    prompts = np.stack([one.features.double().numpy()[: len(variance)] for one in said])
-    frame = frame_of(prompts, spread=np.sqrt(variance))
-    return FrameState(torch.from_numpy(frame.centre), torch.from_numpy(frame.spread), frame.sigma)
+def _frame_of(known: list[Known], round: int) -> FrameState:
+    """Origin and units as the median client gives them: how many items a client has is its own claim."""
+    spread = np.median([one.deviation.double().numpy() for one in known], axis=0)
+    prompts = np.stack([one.features.double().numpy()[: len(spread)] for one in known])
+    frame = frame_of(prompts, spread=spread)
+    return FrameState(
+        torch.from_numpy(frame.centre), torch.from_numpy(frame.spread), frame.sigma, len(known), round
+    )  # fmt: skip
 
 
-def _distances(kept: PeersState, names: list[ClientId], largest: float) -> Doubles:
+def _nearest(at: int, apart: Doubles, names: list[ClientId], group_of: Mapping[ClientId, str]) -> str | None:
+    """The group, other than its own, whose members are nearest to client number ``at`` on average; None: none is near."""
+    members: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        if name in group_of and group_of[name] != group_of.get(names[at]):
+            members.setdefault(group_of[name], []).append(i)
+    means = {group: float(np.mean(apart[at, own])) for group, own in members.items()}
+    nearest = min(means, key=lambda group: means[group], default=None)
+    return nearest if nearest is not None and means[nearest] <= NEAR else None
+
+
+def _distances(state: ServerState, names: list[ClientId], largest: float) -> Doubles:
     """Distances (n, n) with NEAR the largest between peers: half of it may come from prompts, or all from answers."""
-    assert kept.frame is not None
-    frame, known = kept.frame.frame(), [kept.clients[name] for name in names]
+    frame, known = _frame(state).frame(), [_kept(state).clients[name] for name in names]
     features = np.stack([one.features.double().numpy() for one in known])
     items, answers = np.array([float(one.items) for one in known]), np.array([one.answers for one in known])
     prompts, bound = np.split(features, [len(frame.centre)], axis=1)

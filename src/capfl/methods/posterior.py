@@ -50,7 +50,9 @@ PRIOR_STEP = 0.5  # how far a prior moves in a round, in log space
 WIDEST = 2.0  # a rank's share of a budget is within this factor of the mean: what is rare is scaled up, and noisy
 NEWS = 1 / 3  # of the evidence, in log space, is the last round's: where the loss is nearly nil, it is noise
 UNFELT = 1e-3  # of the mean: the evidence of a rank that the loss did not feel at all, which would take kappa to zero
-FARTHEST = 1e6  # a posterior is within this factor of the prior, in shape and mean
+FARTHEST = 1e6  # a posterior is within this factor of the first prior, in shape and mean
+PRIOR_RANGE = 1e4  # the prior stays within this factor of the first one, so that no honest posterior is refused
+AGREES = 10.0  # a posterior that is farther than this factor from the clients' median counts as if it were that far
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
 FIT_STEPS, FIT_RATE = 50, 0.02  # of Adam on the modulator, after every round's training
 
@@ -225,25 +227,29 @@ class Posterior(Ranks):
         )  # fmt: skip
 
     def check(self, state: ServerState, update: Update) -> None:
-        """A posterior of every rank that is not out of all proportion to the prior."""
+        """A posterior of every rank that is not out of all proportion to the prior of round 1.
+
+        That of a later round is made of what clients say: a client that lies must not move another's bounds.
+        """
         said = cast("Importance | None", update.ranks)
         if said is None:
             raise WireError("update has no posterior of the ranks' importance")
-        prior = cast(PosteriorState, state.ranks).prior
+        n = len(cast(PosteriorState, state.ranks).prior.alpha)
         for name in ("alpha", "beta"):
             values: Tensor = getattr(said, name)
-            if values.shape != prior.alpha.shape:
-                raise WireError(f"Importance.{name} has {len(values)} numbers, the adapter has {len(prior.alpha)} ranks")
-        for what, ratio in (("shape", said.gamma.alpha / prior.gamma.alpha), ("mean", said.mean / prior.mean)):
+            if values.shape != (n,):
+                raise WireError(f"Importance.{name} has {len(values)} numbers, the adapter has {n} ranks")
+        for what, ratio in (("shape", said.gamma.alpha / PRIOR_SHAPE), ("mean", said.mean / PRIOR_MEAN)):
             if bool(((ratio < 1 / FARTHEST) | (ratio > FARTHEST)).any()):
-                raise WireError(f"the posterior's {what} is not within a factor of {FARTHEST:g} of the prior's")
+                raise WireError(f"the posterior's {what} is not within a factor of {FARTHEST:g} of the first prior's")
 
     def combine(self, state: ServerState, updates: Mapping[ClientId, Update]) -> PosteriorState:
         kept = cast(PosteriorState, state.ranks)
         said = {client: cast(Importance, update.ranks) for client, update in updates.items()}
         if not said:
             return kept
-        mean = barycentre((own.gamma, updates[client].n_train) for client, own in said.items())
+        near = _near_the_median([own.gamma for own in said.values()])
+        mean = barycentre(zip(near, (updates[client].n_train for client in said), strict=True))
         prior = _bounded(moved(kept.prior.gamma, mean, PRIOR_STEP))
         return PosteriorState(rounded(Importance.of(prior)), {**kept.clients, **said})
 
@@ -263,10 +269,25 @@ def _posterior(said: object) -> Importance:
     return said if isinstance(said, Importance) else cast(PosteriorMemory, said).posterior
 
 
+def _near_the_median(posteriors: list[Gamma]) -> list[Gamma]:
+    """The posteriors, with shapes and means of each rank moved to within a factor of AGREES of the clients' median."""
+    means = torch.stack([one.mean() for one in posteriors])
+    bounded = []
+    for values in (torch.stack([one.alpha for one in posteriors]), means):
+        middle = values.median(dim=0).values  # the lower one of an even number
+        bounded.append(torch.minimum(torch.maximum(values, middle / AGREES), middle * AGREES))
+    near = zip(posteriors, *bounded, means, strict=True)
+    return [
+        one if torch.equal(alpha, one.alpha) and torch.equal(mean, own) else Gamma(alpha, alpha / mean)
+        for one, alpha, mean, own in near
+    ]
+
+
 def _bounded(prior: Gamma) -> Gamma:
-    """The same mean, with a shape of at least LEAST_SHAPE."""
-    alpha = prior.alpha.clamp_min(LEAST_SHAPE)
-    return Gamma(alpha, alpha / prior.mean())
+    """A shape of at least LEAST_SHAPE, and shape and mean within PRIOR_RANGE of the first prior's."""
+    alpha = prior.alpha.clamp(LEAST_SHAPE, PRIOR_SHAPE * PRIOR_RANGE)
+    mean = prior.mean()
+    return Gamma(alpha, alpha / mean.clamp(PRIOR_MEAN / PRIOR_RANGE, PRIOR_MEAN * PRIOR_RANGE))
 
 
 def _column_norms(up: Tensor) -> Tensor:

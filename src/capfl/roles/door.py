@@ -21,7 +21,7 @@ class Limits:
     """What the run's config makes of a client's claims."""
 
     train: TrainConfig
-    max_items: int
+    max_items: int | None
     max_norm: float
     described: Mapping[str, int]  # how many numbers there are in each part of a description of data
 
@@ -47,7 +47,7 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
     method, limits = agreement.method, agreement.limits
 
     # numbers in the header
-    if limits and update.n_train > limits.max_items:
+    if limits and limits.max_items is not None and update.n_train > limits.max_items:
         raise WireError(
             f"update says that it is of {update.n_train} training items, federation.max_items is {limits.max_items}"
         )

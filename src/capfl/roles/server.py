@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import median_low
 
 from capfl.errors import WireError
 from capfl.roles.agreement import Agreement
@@ -37,28 +38,61 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     return encode_broadcast(message, agreement.down, agreement.schema, agreement.always_whole)
 
 
+MANY = 10  # times the median of the clients' items: nobody counts for more
+ENOUGH = 5  # claims, from which on their median is used as updates come; until then updates wait
+TELLING = 3  # claims, of which a median tells anything
+
+
+def most_items(claims: Iterable[int]) -> int | None:
+    """The number of training items above which a client's claim counts no more; None: there are too few claims."""
+    found = list(claims)
+    return MANY * median_low(found) if len(found) >= TELLING else None
+
+
 class Aggregation:
-    """One round's updates, folded into the server's next state as they come, by client id. ``state`` is not changed."""
+    """One round's updates, folded into the server's next state as they come, by client id. ``state`` is not changed.
+
+    A client is weighted by the training items that it says it has, up to ten times what the median client says.
+
+    Attributes:
+        capped: clients that say more, and the items that count of them.
+    """
 
     def __init__(self, state: ServerState, agreement: Agreement) -> None:
         self._state, self._agreement = state, agreement
         combine = agreement.method.combine
         self._folds = {name: combine.start(group.adapter, state.round + 1) for name, group in state.groups.items()}
+        self._claims = dict(state.claims)
+        self._waiting: list[Update] = []
         self._updates: dict[ClientId, Update] = {}
         self._bodies: list[tuple[int, bytes]] = []
+        self.capped: dict[ClientId, int] = {}
 
     def add(self, update: Update) -> None:
         """Take an update, into the adapter of everybody and into that of its client's group."""
+        self._claims[update.client] = update.n_train
+        self._waiting.append(update)
+        if len(self._claims) >= ENOUGH:
+            self._fold()
+
+    def _fold(self) -> None:
         state, method = self._state, self._agreement.method
-        ranks = method.ranks.of_client(state, update.client)
-        for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
-            self._folds[name].add(update.adapter, update.n_train, ranks)
-        if method.combine.relays:
-            self._bodies.append((update.n_train, update.body))
-        self._updates[update.client] = replace(update, adapter={}, body=b"")
+        most = most_items(self._claims.values())
+        for update in self._waiting:
+            if most is not None and update.n_train > most:
+                update = replace(update, n_train=most)
+                self.capped[update.client] = most
+            ranks = method.ranks.of_client(state, update.client)
+            for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
+                self._folds[name].add(update.adapter, update.n_train, ranks)
+            if method.combine.relays:
+                self._bodies.append((update.n_train, update.body))
+            self._updates[update.client] = replace(update, adapter={}, body=b"")
+        self._waiting = []
 
     def value(self, asked: Sequence[ClientId]) -> ServerState:
         """The state after the round, in which ``asked`` were sent a broadcast."""
+        self._fold()
         old, method = self._state, self._agreement.method
         known = {client: version for client, version in old.versions.items() if client not in asked}
         known |= dict.fromkeys(self._updates, old.round)
@@ -68,6 +102,7 @@ class Aggregation:
             groups={name: replace(group, adapter=self._folds[name].value()) for name, group in old.groups.items()},
             versions=known,
             visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._updates}},
+            claims=self._claims,
         )
         state = replace(state, ranks=method.ranks.combine(state, self._updates))
         state = method.grouping.form(state, self._updates)
