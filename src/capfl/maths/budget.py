@@ -4,12 +4,10 @@ Water-filling under caps as in Boyd & Vandenberghe, Convex Optimization, 2004, e
 remainders (Hamilton's method: Balinski & Young, Fair Representation, 1982).
 
 Both sides of a message share out a budget on their own, so counts are the same on every machine: sums of floats are
-exact (fsum) or one by one (cumsum), where ``sum`` adds in an order that depends on the processor, and sorts are stable.
+one by one (cumsum), where ``sum`` adds in an order that depends on the processor, and sorts are stable.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -21,35 +19,33 @@ _LEAST = 1e-250  # of the largest importance: what is less counts as this, so th
 _BITS = 24  # of fraction: shares that are equal on paper are equal here, and a tie is a tie
 
 
-def allocate(importance: Doubles, sizes: Ints, budget: int, floor: float = 0.0) -> Ints:
+def allocate(importance: Doubles, sizes: Ints, budget: int) -> Ints:
     """How many of its ``sizes`` elements each group gets, (n,) int64, with a density in proportion to ``importance``.
 
-    Counts sum to min(budget, size of all groups that survive) exactly. A group that is full passes the rest of its
-    share on, in proportion; what rounding leaves goes to the largest remainders, the first among equals. A group
-    less important than ``floor`` times the mean importance, or not important at all, gets nothing; but where nothing
-    is important, everything is alike, and the most important group always survives.
+    Counts sum to min(budget, size of all groups of some importance) exactly. A group that is full passes the rest of
+    its share on, in proportion; what rounding leaves goes to the largest remainders, the first among equals. A group of
+    no importance gets nothing; but where nothing is important, everything is alike.
 
     Args:
         importance: (n,), finite, not negative.
         sizes: (n,), not negative.
         budget: elements to share out.
-        floor: in units of the mean importance over groups.
 
     Raises:
-        ValueError: shapes that differ, an importance, size, budget or floor that is negative, or not finite.
+        ValueError: shapes that differ, an importance, size or budget that is negative, or not finite.
     """
     importance, sizes = np.asarray(importance, np.float64), np.asarray(sizes, np.int64)
     if importance.ndim != 1 or importance.shape != sizes.shape:
         raise ValueError(f"importance has shape {importance.shape}, sizes {sizes.shape}, expected (n,) for both")
     if not np.isfinite(importance).all() or (importance < 0).any():
         raise ValueError("an importance is negative or not finite")
-    if (sizes < 0).any() or budget < 0 or not floor >= 0:
-        raise ValueError(f"a size, the budget {budget} or the floor {floor} is negative")
+    if (sizes < 0).any() or budget < 0:
+        raise ValueError(f"a size or the budget {budget} is negative")
     counts = np.zeros(len(sizes), np.int64)
     if not len(sizes):
         return counts
     weights = _relative(importance)
-    taken = np.flatnonzero(_survives(weights, floor) & (sizes > 0))
+    taken = np.flatnonzero((weights > 0) & (sizes > 0))
     counts[taken] = _rounded(_filled(weights[taken], sizes[taken], budget), min(budget, int(sizes[taken].sum())))
     return counts
 
@@ -61,12 +57,6 @@ def _relative(importance: Doubles) -> Doubles:
         return np.ones_like(importance)
     relative: Doubles = np.where(importance > 0, np.maximum(importance / largest, _LEAST), 0.0)
     return relative
-
-
-def _survives(weights: Doubles, floor: float) -> npt.NDArray[np.bool_]:
-    alive: npt.NDArray[np.bool_] = (weights > 0) & (weights >= floor * (math.fsum(weights) / len(weights)))
-    alive[weights.argmax()] = True
-    return alive
 
 
 def _filled(weights: Doubles, sizes: Ints, budget: int) -> Doubles:

@@ -55,6 +55,12 @@ class Ranks:
         return Ranks(owner, sizes)
 
 
+def paired(whole: Layout) -> Layout:
+    """The factors of all modules that have both: the tensors that have ranks."""
+    factors = {f"{module}.{factor}" for module in _first(whole)[0] for factor in "AB"}
+    return Layout(tuple((name, shape) for name, shape in whole.shapes if name in factors))
+
+
 def encode(importance: Doubles, whole: Layout) -> bytes:
     """Importance (n,) of the ranks of the ``whole`` adapter, in units of the largest.
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.rng import stream
-from capfl.wire.layout import Floats, Ints, Layout
-from capfl.wire.ranks import Ranks
+from capfl.wire.layout import Bools, Floats, Ints, Layout
+from capfl.wire.ranks import Ranks, paired
 
 _CIRCLE = 2**32
 _GOLDEN = 2654435769  # the golden section of the circle
@@ -45,7 +45,7 @@ def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int)
     1 / density rounds. All clients of a round have the same mask, so their mean is of all of them wherever it is of
     any, and the server answers with the same elements.
     """
-    place = _places(layout, whole, seed)
+    place = _places(whole, seed)[_within(layout, whole)]
     width = min(_CIRCLE - 1, round(density * _CIRCLE))
     kept: Ints = np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
     kept.setflags(write=False)
@@ -71,7 +71,7 @@ def windows(round_: int, counts: Ints, layout: Layout, whole: Layout, seed: int)
     them, round by round, in steps of the golden section: each comes up evenly often, however wide the window is. A
     round's windows begin at the same place, so one client has whatever another has that sends less of the rank.
     """
-    order, sizes = _ordered(layout, whole, seed), Ranks.of(layout, whole).sizes
+    sizes, order = Ranks.of(layout, whole).sizes, _ordered(layout, whole, seed)
     start = (round_ * _GOLDEN % _CIRCLE) * sizes >> 32
     beyond = np.maximum(0, start + counts - sizes)  # what of the window is at the beginning again
     within = counts - beyond
@@ -83,20 +83,33 @@ def windows(round_: int, counts: Ints, layout: Layout, whole: Layout, seed: int)
 
 @lru_cache(maxsize=4)
 def _ordered(layout: Layout, whole: Layout, seed: int) -> Ints:
-    """Positions (size,) rank by rank, and by place within a rank; of equals the first comes first."""
-    order = np.lexsort((_places(layout, whole, seed), Ranks.of(layout, whole).owner))  # lexsort is stable
+    """Positions (size,) rank by rank, and by place within a rank; of equals the first comes first.
+
+    The order of a part is taken from that of all pairs: clients may leave out different tensors, and one sort serves
+    all of them.
+    """
+    pairs = paired(whole)
+    if layout == pairs:
+        order = np.lexsort((_places(whole, seed)[_within(pairs, whole)], Ranks.of(pairs, whole).owner))  # stable
+    else:
+        sent, of_all = _within(layout, pairs), _ordered(pairs, whole, seed)
+        order = (np.cumsum(sent) - 1)[of_all[sent[of_all]]]
     order.setflags(write=False)
     return order
 
 
-def _places(layout: Layout, whole: Layout, seed: int) -> npt.NDArray[np.uint32]:
-    """The place of each element on the circle, (size,): drawn for the ``whole`` adapter, whatever part is sent."""
-    place = stream(seed, "mask").integers(0, _CIRCLE, whole.size, np.uint32)
-    if layout != whole:
-        starts = dict(zip((name for name, _ in whole.shapes), whole.starts, strict=True))
-        pieces = zip(layout.shapes, layout.sizes, strict=True)
-        place = np.concatenate([place[starts[n] : starts[n] + size] for (n, _), size in pieces] or [place[:0]])
-    return place
+@lru_cache(maxsize=2)
+def _places(whole: Layout, seed: int) -> npt.NDArray[np.uint32]:
+    """The place of each element of the whole adapter on the circle, (size,)."""
+    places = stream(seed, "mask").integers(0, _CIRCLE, whole.size, np.uint32)
+    places.setflags(write=False)
+    return places
+
+
+def _within(layout: Layout, outer: Layout) -> Bools:
+    """Which elements of ``outer``, (size,), are those of ``layout``, which has some of its tensors."""
+    names = {name for name, _ in layout.shapes}
+    return np.repeat(np.array([name in names for name, _ in outer.shapes], np.bool_), outer.sizes)
 
 
 def _top(magnitude: Floats, count: int) -> Ints:

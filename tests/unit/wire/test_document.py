@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import CODECS, SMALL, filled, important, living, paired
+from adapters import CODECS, SMALL, filled, important, living, normal, paired
 from capfl.errors import WireError
 from capfl.types import Adapter, Update
 from capfl.wire import Codec, decode_update, encode_update, schema_hash, up_codec
@@ -85,9 +85,8 @@ def places_of(seed: int, template: Adapter) -> list[int]:
     text = "\x1f".join([str(seed), "mask"])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     size = sum(t.numel() for t in template.values())
-    found: list[int] = (
-        np.random.default_rng(int.from_bytes(digest, "little")).integers(0, 2**32, size, np.uint32).tolist()
-    )
+    generator = np.random.default_rng(int.from_bytes(digest, "little"))
+    found: list[int] = generator.integers(0, 2**32, size, np.uint32).tolist()
     return found
 
 
@@ -225,51 +224,48 @@ def vector_of(adapter: Adapter) -> list[float]:
 
 
 EVERY = {name: up_codec(config, 5) for name, config in CODECS.items()} | {
-    f"{name}, {density}": Codec(kind, density) for name, kind in VALUES.items() for density in (0.1, 0.6, 1.0)
+    f"{name}, {density}": Codec(kind, density) for name, kind in VALUES.items() for density in (0.1, 0.6)
 }
+RANDOM = {name: codec for name, codec in EVERY.items() if codec.mask == "random"} | {
+    f"random, {density}": Codec(VALUES["fp32"], density, mask="random", compensation="unbiased", seed=3)
+    for density in (0.03, 1.0)
+}
+
+
+def both_read(sent: Adapter, template: Adapter, codec: Codec, round: int, client: str, *importance: object) -> None:
+    """Our reader and the one above find the same in a message."""
+    schema = schema_hash(template, "base")
+    body = codec.encode(sent, template, round, *importance)  # type: ignore[arg-type]
+    blob = encode_update(Update(round, client, {}, 12, 7, 1.25), body, codec, schema)
+    ours, _ = decode_update(blob, codec, schema, template)
+    assert read(blob, template, codec) == {
+        "round": round, "client": client, "items": 12, "steps": 7, "loss": 1.25,
+        "names": list(ours.adapter), "vector": vector_of(ours.adapter),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(adapter=filled(st.floats(-(2.0**40), 2.0**40, width=32)), round=st.integers(1, 5), client=st.text(max_size=4))
 def test_a_reader_that_knows_the_document_alone(name, adapter, round, client):
-    codec, schema = EVERY[name], schema_hash(adapter, "base")
-    part = dict(list(adapter.items())[1:])
-    for sent in (adapter, part):
-        body = codec.encode(sent, adapter, round)
-        blob = encode_update(Update(round, client, {}, 12, 7, 1.25), body, codec, schema)
-        ours, _ = decode_update(blob, codec, schema, adapter)
-        assert read(blob, adapter, codec) == {
-            "round": round, "client": client, "items": 12, "steps": 7, "loss": 1.25,
-            "names": list(ours.adapter), "vector": vector_of(ours.adapter),
-        }  # fmt: skip
-
-
-RANDOM = {name: codec for name, codec in EVERY.items() if codec.mask == "random"} | {
-    f"random, {density}": Codec(VALUES["fp32"], density, mask="random", compensation="unbiased", seed=3)
-    for density in (0.03, 0.5, 1.0)
-}
+    for sent in (adapter, dict(list(adapter.items())[1:])):
+        both_read(sent, adapter, EVERY[name], round, client)
 
 
 @pytest.mark.parametrize("name", RANDOM)
-@settings(max_examples=40)
+@settings(max_examples=12)
 @given(data=st.data(), template=paired(), round=st.integers(1, 2**32 - 1))
 def test_a_reader_of_what_is_drawn_by_importance(name, data, template, round):
-    codec, schema = RANDOM[name], schema_hash(template, "base")
     importance, alive = data.draw(important(template)), data.draw(st.none() | living(template))
     names = data.draw(st.sets(st.sampled_from(list(template))))
     for there in (set(template), names):
-        sent = {n: torch.randn(t.shape) for n, t in template.items() if n in there}
-        body = codec.encode(sent, template, round, importance, alive)
-        blob = encode_update(Update(round, "site", {}, 12, 7, 1.25), body, codec, schema)
-        ours, _ = decode_update(blob, codec, schema, template)
-        assert read(blob, template, codec)["vector"] == vector_of(ours.adapter)
+        sent = {n: t for n, t in normal(0, template).items() if n in there}
+        both_read(sent, template, RANDOM[name], round, "site", importance, alive)
 
 
 def test_the_example_of_the_document():
     section = DOCUMENT.read_text().split("## A message read by hand")[1].split("## What is checked")[0]
-    lines = [line[4:28] for line in section.splitlines() if line.startswith("    ")]
-    blob = bytes.fromhex("".join(lines))
+    blob = bytes.fromhex("".join(line[4:28] for line in section.splitlines() if line.startswith("    ")))
     template = {"q.A": torch.zeros(1, 4), "q.B": torch.zeros(2, 1)}
     codec = Codec(VALUES["ternary"], 0.5)
     got = read(blob, template, codec)

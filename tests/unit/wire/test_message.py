@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import resealed, same
@@ -20,6 +19,7 @@ from capfl.wire import (
     decode_update,
     encode_broadcast,
     encode_update,
+    round_of,
     schema_hash,
 )
 from capfl.wire.sections import Section, write
@@ -93,27 +93,20 @@ GOLDEN_ALIVE = (
 )  # fmt: skip
 
 
-def test_golden_update_that_says_how_important_ranks_are():
-    """Of 5 elements in 10, 4 are of the first rank and are 5/4 as large, 1 of the second is 5 times as large."""
+@pytest.mark.parametrize(("golden", "alive", "arrived", "positions", "scales"), [
+    (GOLDEN_RANKS, None, ([[2, 2, 0], [0, 32, 0]], [[0.5, 0], [-0.5, 0]]), 6, 6),
+    (GOLDEN_ALIVE, np.array([True, False]), ([[2, 2, 0], [0, 0, 0]], [[0.5, 0], [-0.5, 0]]), 6 + 1, 5),
+])  # fmt: skip
+def test_golden_updates_that_say_how_important_ranks_are(golden, alive, arrived, positions, scales):
+    """Of 5 elements in 10, 4 are of the first rank and are 5/4 as large, 1 of the second is 5 times as large. The share
+    of a client without the second rank is not spent."""
     change = {"q.A": torch.tensor([[1.0, 2.0, -3.0], [5.0, 7.0, 9.0]]), "q.B": torch.tensor([[0.5, 3.0], [-0.25, 1.0]])}
-    arrived = {"q.A": torch.tensor([[2.0, 2.0, 0.0], [0.0, 32.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.5, 0.0]])}
-    body, schema = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0])), schema_hash(PAIR, "base")
-    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == GOLDEN_RANKS
-    got, parts = decode_update(bytes.fromhex(GOLDEN_RANKS), DRAWN, schema, PAIR)
-    assert same(got.adapter, arrived)
-    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 6, "scales": 6, "values": 1, "notes": 0}
-
-
-def test_golden_update_of_a_client_without_the_second_rank():
-    """The first rank's 4 elements are those above, 5/4 as large; the second's share of the budget is not spent."""
-    change = {"q.A": torch.tensor([[1.0, 2.0, -3.0], [0.0, 0.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.25, 0.0]])}
-    arrived = {"q.A": torch.tensor([[2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]), "q.B": torch.tensor([[0.5, 0.0], [-0.5, 0.0]])}
-    alive, schema = np.array([True, False]), schema_hash(PAIR, "base")
-    body = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0]), alive)
-    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == GOLDEN_ALIVE
-    got, parts = decode_update(bytes.fromhex(GOLDEN_ALIVE), DRAWN, schema, PAIR)
-    assert same(got.adapter, arrived)
-    assert parts == {"header": 38 + 4 + 4 + 5 * 5 + 1, "positions": 6 + 1, "scales": 5, "values": 1, "notes": 0}
+    body, schema = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0]), alive), schema_hash(PAIR, "base")
+    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == golden
+    got, parts = decode_update(bytes.fromhex(golden), DRAWN, schema, PAIR)
+    assert same(got.adapter, dict(zip(("q.A", "q.B"), (torch.tensor(t).float() for t in arrived), strict=True)))
+    header = len(golden) // 2 - positions - scales - 1
+    assert parts == {"header": header, "positions": positions, "scales": scales, "values": 1, "notes": 0}
 
 
 GOLDEN_DIFFERENCE = (
@@ -128,65 +121,39 @@ GOLDEN_WHOLE = (
 )  # fmt: skip
 
 
-def test_golden_broadcast_with_a_difference():
-    blob = bytes.fromhex(GOLDEN_DIFFERENCE)
-    told = decode_broadcast(blob, TERNARY, SCHEMA)
-    assert (told.round, told.client, told.state, told.differences) == (2, "é1", None, (blob[46:84],))
-    arrived = TERNARY.decode(memoryview(told.differences[0]), TEMPLATE, 1)
-    assert same(arrived, {"q.A": torch.tensor([[0.0, 0.0, -4.0, 4.0]]), "q.B": torch.tensor([[0.5], [0.0]])})
-    body = TERNARY.encode(CHANGE, TEMPLATE, 1)
-    message = encode_broadcast(Broadcast(2, "é1", None, (body,)), TERNARY, SCHEMA)
+def test_golden_broadcasts():
+    told = decode_broadcast(bytes.fromhex(GOLDEN_DIFFERENCE), TERNARY, SCHEMA)
+    assert told == Broadcast(2, "é1", None, (TERNARY.encode(CHANGE, TEMPLATE, 1),))
+    message = encode_broadcast(told, TERNARY, SCHEMA)
     assert message.blob.hex() == GOLDEN_DIFFERENCE
-    # header 38 + 3 + 4, five sections, a byte of names
-    assert message.parts == {
-        "header": 45 + 25 + 1,
-        "positions": 11,
-        "scales": 5,
-        "values": 1,
-        "notes": 0,
-        "catch-up": 0,
-    }
-
-
-def test_golden_broadcast_with_a_whole_adapter():
-    blob = bytes.fromhex(GOLDEN_WHOLE)
-    told = decode_broadcast(blob, FP32, SCHEMA)
-    assert (told.round, told.client, told.differences) == (2, "c", ())
-    assert told.state is not None
-    assert FP32.decode(memoryview(told.state), TEMPLATE, 1)["q.A"].tolist() == [[1.0, 2.0, -3.0, 5.0]]
+    parts = {"positions": 11, "scales": 5, "values": 1, "notes": 0, "catch-up": 0}
+    assert message.parts == parts | {"header": 38 + 3 + 4 + 5 * 5 + 1}  # five sections, a byte of names
+    whole = {"q.A": CHANGE["q.A"], "q.B": torch.zeros(2, 1)}
+    told = decode_broadcast(bytes.fromhex(GOLDEN_WHOLE), FP32, SCHEMA)
+    assert told == Broadcast(2, "c", FP32.encode(whole, TEMPLATE, 1), ())
     assert encode_broadcast(told, FP32, SCHEMA).blob.hex() == GOLDEN_WHOLE
 
 
 # -- the header ------------------------------------------------------------------------------------------------
 
 
-def test_the_header_is_the_documented_one():
-    blob = update()
-    assert struct.unpack_from("<4sBBBBI", blob) == (b"CPFL", 2, 2, 1, 0, 3)
-    assert blob[12:20] == SCHEMA
-    assert struct.unpack_from("<IIdH", blob, 20) == (12, 7, 1.25, 4)
-    assert blob[38:42] == b"site"
-    assert struct.unpack_from("<I", blob, len(blob) - 4)[0] == zlib.crc32(blob[:-4])
-
-
-def test_a_broadcast_has_zeros_where_an_update_has_numbers():
-    assert encode_broadcast(Broadcast(1, "c", None, ()), FP32, SCHEMA).blob[20:36] == bytes(16)
-
-
+@settings(max_examples=40)
 @given(st.integers(1, 2**32 - 1), st.text(max_size=9), st.integers(1, 2**32 - 1), st.integers(0, 2**32 - 1),
        st.floats(0, 1e4))  # fmt: skip
 def test_any_fields_come_back(round, client, n_train, steps, loss):
-    got = read(update(round=round, client=client, n_train=n_train, steps=steps, loss=loss))
+    blob = update(round=round, client=client, n_train=n_train, steps=steps, loss=loss)
+    got = read(blob)
     assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
+    assert round_of(blob) == round
     told = Broadcast(round, client, FP32.encode(CHANGE, TEMPLATE, 1) if round > 1 else None, ())
-    assert decode_broadcast(encode_broadcast(told, FP32, SCHEMA).blob, FP32, SCHEMA) == told
+    blob = encode_broadcast(told, FP32, SCHEMA).blob
+    assert decode_broadcast(blob, FP32, SCHEMA) == told
+    assert blob[20:36] == bytes(16)  # zeros where an update has numbers
 
 
-def test_the_parts_of_an_update_sum_to_its_length():
-    blob = update(TERNARY)
-    parts = decode_update(blob, TERNARY, SCHEMA, TEMPLATE)[1]
-    assert parts == {"header": 38 + 4 + 4 + 4 * 5 + 1, "positions": 11, "scales": 5, "values": 1, "notes": 0}
-    assert sum(parts.values()) == len(blob)
+def test_the_round_of_something_shorter_than_a_header():
+    with pytest.raises(WireError, match="shorter than a header"):
+        round_of(b"CPFL")
 
 
 def test_the_schema_tells_bases_names_shapes_and_order_apart():
@@ -217,18 +184,12 @@ def test_the_schema_tells_bases_names_shapes_and_order_apart():
         (12, bytes(8), "another adapter"),
         (20, bytes(4), "no training items"),
         (28, struct.pack("<d", float("nan")), "loss nan"),
-        (28, struct.pack("<d", float("-inf")), "loss -inf"),
         (36, b"\xff\xff", "client id of 65535 bytes does not fit"),
-        (36, b"\x29\x00", "client id of 41 bytes does not fit"),
         (36, b"\x03\x00", "section 101 where one of NAMES"),  # the last letter is read as a tag
         (38, b"\xff", "client id is not UTF-8"),
         (43, b"\xff\xff\xff\xff", "NAMES is cut off"),
-        (43, b"\x00", "list of tensors does not fit|section 192"),
-        (47, b"\xe0", "names more than the adapter has"),
         (47, b"\x80", "24 bytes of values, 4 in fp32 take 16"),
-        (48, b"\x01", "NAMES comes twice"),
         (48, b"\x10", "section 16 where one of"),
-        (53, struct.pack("<f", float("nan")), "'q.A' has values that are not finite"),
         (69, struct.pack("<f", float("-inf")), "'q.B' has values that are not finite"),
     ],
 )
@@ -254,12 +215,10 @@ def test_another_codec_or_another_kind_of_message():
     [
         (0, b"", "round 0 has 0 differences"),
         (1, write(Section.DIFFERENCE, b""), "round 1 has 1 differences"),
-        (1, write(Section.STATE, b""), "round 1 has 1 differences"),
         (3, 3 * write(Section.DIFFERENCE, b""), "round 3 has 3 differences"),
         (9, 2 * write(Section.STATE, b""), "a whole adapter and something else"),
         (9, write(Section.STATE, b"") + write(Section.DIFFERENCE, b""), "a whole adapter and something else"),
         (9, write(Section.NAMES, b"\x80"), "section 1 where one of DIFFERENCE, STATE"),
-        (9, b"\x10\xff\xff\xff\xff", "DIFFERENCE is cut off"),
     ],
 )
 def test_broadcasts_that_are_none(round, body, message):
@@ -268,30 +227,18 @@ def test_broadcasts_that_are_none(round, body, message):
         decode_broadcast(resealed(blob[:-4] + body + bytes(4)), FP32, SCHEMA)
 
 
-MESSAGES = {
-    **{name: (bytes.fromhex("4350464c" "02" "02" + g[1] + "00" + HEADER + g[2] + g[3]), g[0])
-       for name, g in GOLDEN_UPDATES.items()},
-    "importance of ranks": (bytes.fromhex(GOLDEN_RANKS), DRAWN),
-    "importance of ranks, some alive": (bytes.fromhex(GOLDEN_ALIVE), DRAWN),
-    "a difference": (bytes.fromhex(GOLDEN_DIFFERENCE), TERNARY), "a whole adapter": (bytes.fromhex(GOLDEN_WHOLE), FP32),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", MESSAGES)
-def test_cut_off_extended_or_with_one_bit_flipped(name):
-    (blob, codec), template = MESSAGES[name], PAIR if name.startswith("importance of ranks") else TEMPLATE
-
-    def refused(damaged: bytes) -> None:
-        with pytest.raises(WireError):
-            decode_update(damaged, codec, schema_hash(template, "base"), template)
-        with pytest.raises(WireError):
-            decode_broadcast(damaged, codec, schema_hash(template, "base"))
-
-    for length in range(len(blob)):
-        refused(blob[:length])
-    for extra in (b"\0", b"\xff" * 9, blob):
-        refused(blob + extra)
+@pytest.mark.parametrize(("blob", "codec", "template"), [
+    (GOLDEN_ALIVE, DRAWN, PAIR), (GOLDEN_DIFFERENCE, TERNARY, TEMPLATE), (GOLDEN_WHOLE, FP32, TEMPLATE),
+])  # fmt: skip
+def test_cut_off_extended_or_with_one_bit_flipped(blob, codec, template):
+    blob, schema = bytes.fromhex(blob), schema_hash(template, "base")
+    damaged = [blob[:length] for length in range(len(blob))] + [blob + b"\0", blob + b"\xff" * 9, blob + blob]
     for bit in range(8 * len(blob)):
-        damaged = bytearray(blob)
-        damaged[bit // 8] ^= 1 << bit % 8
-        refused(bytes(damaged))
+        flipped = bytearray(blob)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for wrong in damaged:
+        with pytest.raises(WireError):
+            decode_update(wrong, codec, schema, template)
+        with pytest.raises(WireError):
+            decode_broadcast(wrong, codec, schema)

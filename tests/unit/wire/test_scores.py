@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import resealed
@@ -22,7 +21,6 @@ from capfl.wire import (
     decode_validation,
     encode_evaluation,
     encode_validation,
-    round_of,
     schema_hash,
 )
 from capfl.wire.values import VALUES
@@ -66,7 +64,6 @@ def test_golden_evaluation():
     rest = "091400000008000000000000000000d03f000000000000d83f0a0400000003000100"
     assert blob[:-4].hex() == told + scores + rest
     assert decode_evaluation(blob, FP32, SCHEMA, TEMPLATE) == (SAID, {"header": len(blob) - 75, "scores": 75})
-    assert round_of(blob) == 11
 
 
 # -- what comes back --------------------------------------------------------------------------------------
@@ -77,27 +74,24 @@ counted = st.tuples(st.integers(1, 2**32 - 1), st.floats(0, 1), st.floats(0, 1e4
 shares = st.floats(0, 1)
 
 
+@settings(max_examples=40)
 @given(
     st.integers(1, 2**32 - 1),
     st.text(max_size=9),
-    st.integers(1, 2**32 - 1),
     st.builds(HeldOut, st.integers(1, 2**32 - 1), shares, shares) | st.builds(HeldOut, st.integers(1, 9)),
     st.dictionaries(st.sampled_from(MODELS), counted),
     st.fixed_dictionaries({"q": st.integers(1, 3), "v": st.integers(1, 2)}),
+    counted,
 )
-def test_any_evaluation_comes_back(round, client, n_train, test, scores, ranks):
-    said = Evaluation(round, client, n_train, test, scores, ranks)
+def test_any_scores_come_back(round, client, test, scores, ranks, score):
+    said = Evaluation(round, client, test.number, test, scores, ranks)
     got, parts = decode_evaluation(blob := evaluation(said), FP32, SCHEMA, TEMPLATE)
     assert got == said
     assert list(got.scores) == [model for model in MODELS if model in scores]
     assert sum(parts.values()) == len(blob)
-
-
-@given(st.integers(1, 2**32 - 1), st.text(max_size=9), counted)
-def test_any_validation_comes_back(round, client, score):
-    blob = encode_validation(Validation(round, client, score), FP32, SCHEMA)
-    got, parts = decode_validation(blob, FP32, SCHEMA)
-    assert got == Validation(round, client, score)
+    valid = Validation(round, client, score)
+    got, parts = decode_validation(blob := encode_validation(valid, FP32, SCHEMA), FP32, SCHEMA)
+    assert got == valid
     assert sum(parts.values()) == len(blob)
 
 
@@ -115,16 +109,12 @@ TEST, KEPT = BODY + 5 + 51, BODY + 5 + 51 + 5 + 20
         (24, struct.pack("<I", 7), "7 steps"),
         (28, struct.pack("<d", 1.5), "loss 1.5"),
         (BODY, b"\x09", "sent TEST, TEST, KEPT, expected SCORES, TEST, KEPT"),
-        (BODY, b"\x04", "section 4 where one of"),
-        (BODY + 1, struct.pack("<I", 10**6), "is cut off"),
         (BODY + 5, b"\x03", "scored model 3"),
         (BODY + 5 + 17, b"\x00", "scored model 0 twice"),
         (BODY + 6, struct.pack("<I", 9), "scored base with 9 of 8"),
         (BODY + 10, struct.pack("<I", 0), "scored base with 1 of 0"),
         (BODY + 14, struct.pack("<d", float("nan")), "nll nan"),
-        (BODY + 14, struct.pack("<d", float("inf")), "nll inf"),
         (TEST + 5, struct.pack("<I", 0), "no test items"),
-        (TEST + 9, struct.pack("<d", 1.5), "chance is 1.5"),
         (TEST + 9, struct.pack("<d", float("nan")), "chance is nan"),
         (TEST + 17, struct.pack("<d", -0.1), "most frequent answer right -0.1"),
         (KEPT + 5, struct.pack("<H", 4), "rank 4 in 'q', of 1 to 3"),
@@ -153,17 +143,8 @@ def test_a_validation_is_of_the_global_adapter_alone():
         decode_validation(resealed(blob, 20, struct.pack("<I", 12)), FP32, SCHEMA)
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        Score(1, 0, 0.0),
-        Score(2, 1, 0.0),
-        Score(1, 1, float("nan")),
-        Score(0, 3, float("inf")),
-        Score(0, 3, 4e6),
-        Score(1, 1, -0.1),
-    ],
-)
+@pytest.mark.parametrize("score", [Score(1, 0, 0.0), Score(2, 1, 0.0), Score(1, 1, float("nan")), Score(0, 3, 4e6),
+                                   Score(1, 1, -0.1)])  # fmt: skip
 def test_a_client_does_not_send_what_would_be_refused(score: Score) -> None:
     with pytest.raises(WireError, match="scored global with"):
         encode_validation(replace(VALID, score=score), FP32, SCHEMA)
@@ -183,17 +164,12 @@ def test_another_kind_schema_or_codec():
             decode()
 
 
-@given(st.data())
-def test_cut_off_extended_or_with_one_bit_flipped(data: Any) -> None:
-    blob = data.draw(st.sampled_from([evaluation(), encode_validation(VALID, FP32, SCHEMA)]))
-    at, bit = data.draw(st.integers(0, len(blob) - 1)), data.draw(st.integers(0, 7))
-    damaged = [blob[:at], blob + b"\0", blob[:at] + bytes([blob[at] ^ 1 << bit]) + blob[at + 1 :]]
-    for wrong in damaged:
-        for decode in (lambda b: decode_validation(b, FP32, SCHEMA), read):
+@pytest.mark.parametrize("blob", [evaluation(), encode_validation(VALID, FP32, SCHEMA)])
+def test_cut_off_extended_or_with_one_bit_flipped(blob: bytes) -> None:
+    for at in range(len(blob)):
+        flipped = blob[:at] + bytes([blob[at] ^ 1 << at % 8]) + blob[at + 1 :]
+        for wrong in (blob[:at], blob + b"\0", flipped):
             with pytest.raises(WireError):
-                decode(wrong)
-
-
-def test_the_round_of_something_shorter_than_a_header():
-    with pytest.raises(WireError, match="shorter than a header"):
-        round_of(b"CPFL")
+                decode_validation(wrong, FP32, SCHEMA)
+            with pytest.raises(WireError):
+                read(wrong)
