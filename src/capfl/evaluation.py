@@ -10,7 +10,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
 from capfl.model.hidden import HiddenCache
-from capfl.report.summary import ClientRow, Summary
+from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import Agreement, server
 from capfl.round import Asking
 from capfl.types import Adapter, ClientId, Entry, Evaluation, Exchange, Failure, RoundRecord, ServerState
@@ -68,7 +68,7 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
             n_train=own.n_train,
             n_test=own.test.number,
             base=own.scores["base"].accuracy,
-            global_=accuracy("global"),
+            shared=accuracy("global"),
             personal=accuracy("personal"),
             local_only=accuracy("personal", alone),
             centralised=federation.score(client, "test", central).accuracy if federation and central else None,
@@ -78,12 +78,13 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
             majority=own.test.majority,
             bytes_up=_bytes(own_messages, "up"),
             bytes_down=_bytes(own_messages, "down"),
+            metric="accuracy" if own.test.chance is not None else "token accuracy",
+            group=main.state.group_of.get(client),
         )
 
     rows = tuple(row(client, said[client]) for client in sorted(said))
     return Summary(
         method=name,
-        metric="accuracy" if rows[0].chance is not None else "token_accuracy",
         rounds=main.state.round,
         rows=rows,
         ledger=tuple(ledger),
@@ -92,6 +93,7 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
         cache=_used(federation.cache) if federation else {},
         seconds=0.0,
         peak_memory=0,
+        groups=group_rows(main.records),
     )
 
 

@@ -238,6 +238,7 @@ class RoundRecord:
     validation_loss: float | None = None
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
+    groups: dict[ClientId, str] = field(default_factory=dict)  # after the round, of every client that is in one
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     aggregation_error: float | None = None  # of an inexact method, relative: see maths.products
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
