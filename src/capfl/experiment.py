@@ -29,7 +29,7 @@ from capfl.model.features import lengths
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.shared import SharedBlocks
-from capfl.report.progress import Reporter, Silent
+from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles import Agreement, agreements, refuse_pooled, server
 from capfl.roles.client import Site
@@ -54,7 +54,7 @@ class Remote:
 PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
-def run(config: Config, engine: Engine | Remote, reporter: Reporter | None = None) -> tuple[Summary, Path]:
+def run(config: Config, engine: Engine | Remote, reporter: Callback | None = None) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
 
     Raises:
@@ -62,7 +62,7 @@ def run(config: Config, engine: Engine | Remote, reporter: Reporter | None = Non
         CapflError: anything else that its subclasses name.
     """
     path = new_folder(config)
-    return _run(config, RunFolder(path), engine, reporter or Silent(), fresh=True)
+    return _run(config, RunFolder(path), engine, reporter or Callback(), fresh=True)
 
 
 def new_folder(config: Config) -> Path:
@@ -75,13 +75,13 @@ def new_folder(config: Config) -> Path:
     return path
 
 
-def resume(path: Path, engine: Engine | Remote, reporter: Reporter | None = None) -> tuple[Summary, Path]:
+def resume(path: Path, engine: Engine | Remote, reporter: Callback | None = None) -> tuple[Summary, Path]:
     """Go on with a run that was interrupted, to the same bits as if it had not been.
 
     Raises:
         CheckpointError: the folder is not a run, or its data have changed since.
     """
-    return _run(config_of(path), RunFolder(path), engine, reporter or Silent(), fresh=False)
+    return _run(config_of(path), RunFolder(path), engine, reporter or Callback(), fresh=False)
 
 
 def config_of(path: Path) -> Config:
@@ -96,7 +96,7 @@ def config_of(path: Path) -> Config:
 
 
 def _run(
-    config: Config, folder: RunFolder, engine: Engine | Remote, reporter: Reporter, fresh: bool
+    config: Config, folder: RunFolder, engine: Engine | Remote, reporter: Callback, fresh: bool
 ) -> tuple[Summary, Path]:
     began = time.monotonic()
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
@@ -109,7 +109,7 @@ def _run(
 
     # model: one frozen base for all of them
     held = f"{len(items)} items at " if items else ""
-    reporter.note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
+    reporter.on_note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
     model = AdaptedModel(load_base(config.model), config.lora)
     agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
     if isinstance(engine, Remote):
@@ -118,11 +118,11 @@ def _run(
 
     # from here on the run exists: what was wrong with its data or model has been said before
     _record_inputs(config, folder, digest(items, splits) if items else ",".join(clients), splits, reporter, fresh)
-    reporter.begin(folder.path, config)
+    reporter.on_begin(folder.path, config)
     limit = int(config.runtime.cache_gib * 2**30)
     shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
     with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
-        federation = Federation(config, items, splits, model, cache, reporter.client) if items else None
+        federation = Federation(config, items, splits, model, cache, reporter.on_client) if items else None
 
         factors = PatchFactors()
 
@@ -140,16 +140,18 @@ def _run(
             finished[name] = run_method(agreement, participants, exchange, federation, config, place, reporter)
 
         # results: every model on every client's own test items
-        reporter.note("evaluating every client")
+        reporter.on_note("evaluating every client")
         main = next(iter(finished.values()))
         if main.agreement.method.has_global:
             save_adapter(main.state.whole, model.peft_config(), folder.path / "adapters" / "global", factors)
+        for group, own in main.state.groups.items():
+            save_adapter(own.whole, model.peft_config(), folder.path / "adapters" / "groups" / group, factors)
         summary = evaluate(finished, config.federation, federation)
         if epsilon := main.records[-1].epsilon:
             summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
         summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
     folder.write_json("summary.json", summary.to_json())
-    reporter.finish(summary)
+    reporter.on_end(summary)
     return summary, folder.path
 
 
@@ -203,7 +205,7 @@ def run_method(
     federation: Federation | None,
     config: Config,
     folder: RunFolder,
-    reporter: Reporter,
+    reporter: Callback,
 ) -> Finished:
     """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk.
 
@@ -215,7 +217,7 @@ def run_method(
     state = folder.server(agreement.initial) or server.start(agreement, participants)
     folder.forget_after(state.round)
     n_visits = sample_size(len(participants), config.federation.fraction)
-    reporter.start(method.name, rounds, state.round, n_visits)
+    reporter.on_start(method.name, rounds, state.round, n_visits)
     validated = config.evaluation.every if method.has_global and config.partition.validation else 0
     taken = Counter(client for record in folder.rounds() for client in record.clients)
 
@@ -233,6 +235,7 @@ def run_method(
     while state.round < rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
         taken.update(record.clients)
+        record = replace(record, groups=dict(state.group_of))
         if method.epsilon:
             record = replace(record, epsilon=method.epsilon(max(taken.values())))
         if due(record) and federation is not None:
@@ -241,12 +244,12 @@ def run_method(
         folder.commit(state, record)
         if due(record):
             state, record = ask(state, record)
-        reporter.round(record)
+        reporter.on_round(record)
     return Finished(state, agreement, participants, exchange, folder.rounds())
 
 
 def _record_inputs(
-    config: Config, folder: RunFolder, data: str, splits: Mapping[ClientId, Split], reporter: Reporter, fresh: bool
+    config: Config, folder: RunFolder, data: str, splits: Mapping[ClientId, Split], reporter: Callback, fresh: bool
 ) -> None:
     """Save config, versions and partition with the run; on resuming, check that they are still the same.
 
@@ -282,4 +285,4 @@ def _record_inputs(
     if begun["machine"]["threads"] != torch.get_num_threads():
         changed.append(f"threads {begun['machine']['threads']} -> {torch.get_num_threads()}")
     if changed and not fresh:
-        reporter.note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
+        reporter.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
