@@ -85,4 +85,16 @@ def build(config: MethodConfig, seed: int = 0) -> Method:
     return factory.make(config, seed)
 
 
-__all__ = ["METHODS", "Factory", "Method", "build"]
+def describe() -> list[dict[str, str]]:
+    """Every method, as `capfl methods` lists it: its name, and by what people read what it does."""
+    rows = []
+    for name in METHODS:
+        method = build(MethodConfig(name=name))
+        after = "nothing" if method.pooled else "the server's adapter after its own steps"
+        home = "its own" if method.personal else after
+        rows.append({"name": name, "does": method.about, "travels": method.travels, "takes home": home,
+                     "source": method.citation})  # fmt: skip
+    return rows
+
+
+__all__ = ["METHODS", "Factory", "Method", "build", "describe"]
