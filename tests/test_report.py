@@ -20,7 +20,7 @@ from support import tiny_config, tiny_run
 
 HOSTILE = '<script>alert("1")</script>'
 ROWS = [
-    {"question": f"{'red blue'.split()[n % 2]} {n // 6}", "choices": ["yes", "no"], "site": site,
+    {"question": f"{['red', 'blue'][n % 2]} {n // 6}", "choices": ["yes", "no"], "site": site,
      "answer": (n + (site == "west")) % 2}
     for n in range(40) for site in ("north", "south", "west")
 ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_the_page_says_what_the_files_say(finished: Path, tmp_path: Path) -> Non
     clients, means = said["clients"], said["metrics"]["accuracy"]["models"]
     heads, *rows = rows_of(page.all("table")[0])
     models = ("base", "local_only", "shared", "personal")
-    assert heads == "client,train,test,group,rank,base,local only,shared,personal,up,down".split(",")
+    assert ",".join(heads) == "client,train,test,group,rank,base,local only,shared,personal,up,down"
     for row, own in zip(rows, clients, strict=False):
         assert (row[0], row[3]) == (own["id"], own["group"])
         assert row[5:9] == [percent(own[model]) for model in models]
