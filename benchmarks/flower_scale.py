@@ -25,7 +25,7 @@ def child(engine: str, settings: dict[str, Any]) -> None:
     """One run; prints what it took."""
     from capfl.checkpoint import RunFolder
     from capfl.config import load_config
-    from capfl.report.progress import Silent
+    from capfl.report.progress import Callback
 
     config = load_config(None, settings)
     if engine == "serial":
@@ -36,7 +36,7 @@ def child(engine: str, settings: dict[str, Any]) -> None:
     else:
         from capfl.engines.flower.simulation import simulate
 
-        summary, path = simulate(config, False, Silent())
+        summary, path = simulate(config, False, Callback())
     records, used = RunFolder(path).rounds(), resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({
         "engine": engine,

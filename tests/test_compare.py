@@ -13,30 +13,37 @@ import pytest
 import tomli_w
 
 from capfl.compare.folder import read_plan
-from capfl.compare.results import read_results
 from capfl.compare.spec import make_plan
-from capfl.compare.table import make_rows
 from capfl.config import load_config
 from capfl.engines.serial import serial
 from capfl.experiment import run
+from capfl.page import write_page
 from commands import command, refused
+from pages import read_page
 from support import TINY
 
 SOURCE = Path(__file__).parent.parent / "src"
+ROWS = """
+from dataclasses import replace
+from capfl.config.schema import MethodConfig
+from capfl.methods import build
+
+METHODS = {"mine": replace(build(MethodConfig(name="fedit")), name="mine")}
+"""
 
 
 def write_spec(folder: Path, **top: object) -> Path:
-    """Three variants of a tiny run, one of them local, on one split."""
+    """Three variants of a tiny run, one of them local, on one split, one seed of all but the first variant."""
     (folder / "base.toml").write_text("[data]\nconflict = 0.25\n")
     spec = {
         "base": "base.toml",
         "seeds": [0, 1],
-        "common": TINY | {"partition.validation": 0.2},
+        "common": TINY | {"partition.validation": 0.2, "federation.rounds": 1},
         "splits": {"two": {"about": "two desks & <b>"}},
         "variants": {
             "local": {"method.name": "local"},
-            "fedit": {"train.learning_rate": 0.05},
-            "short": {"federation.rounds": 1},
+            "fedit": {"method.name": "fedit", "train.learning_rate": 0.05},
+            "longer": {"method.name": "fedit", "federation.rounds": 2},
         },
     } | top
     path = folder / "spec.toml"
@@ -65,115 +72,71 @@ def copied(made: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return write_spec(tmp_path), tmp_path / "out"
 
 
-def test_it_runs_what_is_missing_and_goes_on_with_what_was_interrupted(
-    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_it_goes_on_and_names_what_fails(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     spec, out = copied
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
     kept = (out / "two.local.0" / "summary.json").stat().st_mtime_ns
-    before = json.loads((out / "two.fedit.1" / "summary.json").read_text())
+    before = summary_of(out / "two.longer.1")
+    (out / "two.longer.1" / "summary.json").unlink()  # interrupted: it goes on
     shutil.rmtree(out / "two.fedit.1")
-    (out / "two.short.1" / "summary.json").unlink()
+    (out / "two.fedit.1").mkdir()
+    (out / "two.fedit.1" / "something").touch()  # a run refuses a folder that is not empty
+    shown = command("compare", spec, "--out", out, "--show")
+    assert "| longer | 0 |" in shown.stdout
+    assert "Not finished: 2 of 6 runs: two.fedit.1, two.longer.1." in shown.stdout
+    assert not (out / "two.longer.1.log").exists()  # nothing was run
     result = command("compare", spec, "--out", out, "--processes", 2)
-    assert result.exit_code == 0, result.output
-    assert "6 runs, 4 finished before" in result.output
-    assert {line.split(" ", 1)[1] for line in result.output.splitlines() if line.endswith(" done")} == {
-        "two.fedit.1 done", "two.short.1 done",
-    }  # fmt: skip
-    after = json.loads((out / "two.fedit.1" / "summary.json").read_text())
-    assert after["clients"] == before["clients"]  # in a process of its own, the same bits
-    assert (out / "two.local.0" / "summary.json").stat().st_mtime_ns == kept
-    assert "WARNING" not in (out / "two.short.1.log").read_text()
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_in_the_table(
-    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec, out = copied
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
-    shutil.rmtree(out / "two.short.0")
-    (out / "two.short.0").mkdir()
-    (out / "two.short.0" / "something").touch()  # a run refuses a folder that is not empty
-    result = command("compare", spec, "--out", out)
     assert result.exit_code == 1
-    assert f"two.short.0 FAILED, see {out / 'two.short.0.log'}" in result.output
-    assert "is not empty" in (out / "two.short.0.log").read_text()
-    assert "Not finished: 1 of 6 runs: two.short.0." in (out / "table.md").read_text()
-    assert json.loads((out / "comparison.json").read_text())["unfinished"] == ["two.short.0"]
-
-
-def test_show_runs_nothing_and_writes_nothing(copied: tuple[Path, Path]) -> None:
-    spec, out = copied
-    shutil.rmtree(out / "two.short.1")
-    for name in ("table.md", "table.csv", "comparison.json"):
-        (out / name).unlink()
-    before = sorted(path.name for path in out.iterdir())
-    result = command("compare", spec, "--out", out, "--show")
-    assert result.exit_code == 0, result.output
-    assert "| short | 0 |" in result.stdout
-    assert "Not finished: 1 of 6 runs: two.short.1." in result.stdout
-    assert sorted(path.name for path in out.iterdir()) == before
+    assert "6 runs, 4 finished before" in result.output
+    assert summary_of(out / "two.longer.1")["clients"] == before["clients"]  # in a process of its own, the same bits
+    assert (out / "two.local.0" / "summary.json").stat().st_mtime_ns == kept
+    assert f"two.fedit.1 FAILED, see {out / 'two.fedit.1.log'}" in result.output
+    assert "is not empty" in (out / "two.fedit.1.log").read_text()
+    assert json.loads((out / "comparison.json").read_text())["unfinished"] == ["two.fedit.1"]
+    assert "Not finished: 1 of 6 runs: two.fedit.1." in (out / "table.md").read_text()
+    page = read_page(write_page(out, out / "report.html").read_text())
+    assert "One run is not finished and not in here: two.fedit.1." in page.words
 
 
 def test_the_tables_say_what_the_runs_say(made: tuple[Path, Path]) -> None:
     spec, out = made
-    runs = {name: [json.loads((out / f"two.{name}.{seed}" / "summary.json").read_text()) for seed in (0, 1)]
-            for name in ("local", "fedit", "short")}  # fmt: skip
-    said = json.loads((out / "comparison.json").read_text())
-    rows = {row["label"]: row for row in said["rows"]}
+    runs = {name: [summary_of(out / f"two.{name}.{seed}") for seed in (0, 1)] for name in ("local", "fedit", "longer")}
+    rows = {row["label"]: row for row in json.loads((out / "comparison.json").read_text())["rows"]}
     lines = {line["variant"]: line for line in csv.DictReader((out / "table.csv").read_text().splitlines())}
     for name, summaries in runs.items():
-        personal = [statistics.fmean(row["personal"] for row in s["clients"]) for s in summaries]
-        assert rows[name]["personal"] == pytest.approx(personal)
+        row = rows[name]
+        personal = [statistics.fmean(client["personal"] for client in s["clients"]) for s in summaries]
+        assert row["personal"] == pytest.approx(personal)
         assert float(lines[name]["personal_sd"]) == pytest.approx(statistics.stdev(personal))
-        assert rows[name]["worst"] == [min(row["personal"] for row in s["clients"]) for s in summaries]
-        up = [s["bytes"]["up"] / 2 / s["rounds"] for s in summaries]  # two clients
-        assert rows[name]["bytes_up"] == pytest.approx(up)
-        assert rows[name]["bytes_total"] == [s["bytes"]["total"] / 2 for s in summaries]
+        assert row["worst"] == [min(client["personal"] for client in s["clients"]) for s in summaries]
+        assert row["bytes_up"] == pytest.approx([s["bytes"]["up"] / 2 / s["rounds"] for s in summaries])  # two clients
+        assert row["bytes_total"] == [s["bytes"]["total"] / 2 for s in summaries]
+        assert [{c["id"]: c["personal"] for c in s["clients"]} for s in summaries] == [
+            {client: scores["personal"] for client, scores in seed.items()} for seed in row["clients"]
+        ]
     apart = [a["personal"] - b["personal"] for mine, theirs in zip(runs["fedit"], runs["local"], strict=True)
              for a, b in zip(mine["clients"], theirs["clients"], strict=True)]  # fmt: skip
-    found = rows["fedit"]["difference"]
-    assert found["mean"] == pytest.approx(statistics.fmean(apart))
-    assert found["low"] <= found["mean"] <= found["high"]
-    assert found["crosses_zero"] == (found["low"] <= 1e-9 and found["high"] >= -1e-9)
+    assert rows["fedit"]["difference"]["mean"] == pytest.approx(statistics.fmean(apart))
     assert rows["local"]["difference"] is None
-    assert said["command"] == ["capfl", *said["command"][1:]]
-    assert "local" in (out / "table.md").read_text()
+    crossing = sum(bool(row["difference"] and row["difference"]["crosses_zero"]) for row in rows.values())
+    assert (out / "table.md").read_text().count("crosses 0 |") == crossing
     assert read_plan(out)[0].cells == make_plan(spec).cells
 
 
-def test_a_difference_that_crosses_zero_is_marked(made: tuple[Path, Path]) -> None:
-    text = (made[1] / "table.md").read_text()
-    rows = json.loads((made[1] / "comparison.json").read_text())["rows"]
-    assert text.count("crosses 0 |") == sum(
-        bool(row["difference"] and row["difference"]["crosses_zero"]) for row in rows
-    )
-    assert "crosses 0 |" in text
-
-
-def test_every_clients_accuracies_are_beside_the_means(made: tuple[Path, Path]) -> None:
-    for row in json.loads((made[1] / "comparison.json").read_text())["rows"]:
-        assert len(row["clients"]) == len(row["seeds"])
-        for model in ("base", "global", "personal", "local_only"):
-            found = [[known[model] for known in each.values() if model in known] for each in row["clients"]]
-            assert [sum(known) / len(known) for known in found if known] == pytest.approx(row[model])
-
-
-def test_curves_give_bytes_to_a_target_and_accuracy_at_budgets(made: tuple[Path, Path], tmp_path: Path) -> None:
-    _, out = made
-    spec = write_spec(tmp_path, target=0.001, score="global", baseline="fedit", budgets=[1.0, 1e12])
-    plan = make_plan(spec)
-    results = read_results(plan, out)
-    rows = {row.label: row for row in make_rows(results, plan)}
-    curve = results["two"]["fedit"][0].curve
-    assert [point.round for point in curve] == [1, 2]
-    reached = next(point.bytes for point in curve if point.accuracy >= 0.001)
-    assert rows["fedit"].bytes_to_target[0] == reached
-    assert set(rows["fedit"].within) == {1e12}  # nothing was validated for one byte
-    assert rows["fedit"].within[1e12][0] == curve[-1].accuracy
-    assert rows["local"].bytes_to_target == ()
-    assert rows["local"].difference is None  # there is no global model
-    assert command("compare", spec, "--out", out, "--show").stdout.count("to target: bytes") == 1
+def test_the_page_has_a_section_for_each_split_and_every_variant(made: tuple[Path, Path], tmp_path: Path) -> None:
+    page = read_page(write_page(made[1], tmp_path / "page.html").read_text())
+    [section] = page.all("section", id="two")
+    assert "two desks & <b>" in section.words
+    heads, *rows = [[cell.words for cell in row.children] for row in section.all("table")[0].all("tr")]
+    assert [row[0] for row in rows] == ["local", "fedit", "longer"]
+    assert {"against local", "shared, %", "personal, %"} <= set(heads)
+    assert [variant.all("b")[0].words for variant in section.all("details")] == ["local", "fedit", "longer"]
+    bars = section.all("details")[1].all("figure")[0]
+    assert [item.words for item in bars.all("li")] == ["base", "local only", "shared", "personal"]  # from method local
 
 
 def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path, Path], tmp_path: Path) -> None:
@@ -183,14 +146,42 @@ def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path,
     said = refused("compare", spec, "--out", out, "--show")
     assert "two.fedit.1" in said
     assert "had other data or another partition" in said
-    changed = write_spec(tmp_path, common=TINY | {"partition.validation": 0.1})
-    said = refused("compare", changed, "--out", out)
-    assert "two.local.0 was run with partition.validation = 0.2, the spec 0.1" in said
+    changed = write_spec(tmp_path, common=TINY | {"partition.validation": 0.1, "federation.rounds": 1})
     (out / "two.local.0" / "summary.json").unlink()  # what is not finished must fit as well
-    assert "two.local.0 was run with partition.validation" in refused("compare", changed, "--out", out)
+    assert "two.local.0 was run with partition.validation = 0.2, the spec 0.1" in refused(
+        "compare", changed, "--out", out
+    )
     config = out / "two.local.0" / "config.toml"
     config.write_text("unheard_of = 1\n" + config.read_text())
     assert "two.local.0 is of another version of capfl: unheard_of" in refused("compare", spec, "--out", out)
-    empty = refused("compare", spec, "--out", tmp_path / "empty", "--show")
-    assert "no finished run" in empty
+    assert "no finished run" in refused("compare", spec, "--out", tmp_path / "empty", "--show")
     assert "'x' is no whole number" in refused("compare", spec, "--seeds", "0,x")
+
+
+def test_variants_may_be_methods_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[str]] = []
+
+    def fail(words: list[str], **files: object) -> object:
+        handed.append(words)
+        return type("Done", (), {"returncode": 1})
+
+    monkeypatch.setattr("capfl.compare.run.subprocess.run", fail)
+    (tmp_path / "own.py").write_text(ROWS)
+    spec = write_spec(tmp_path, rows="own.py", seeds=[0], variants={"a": {"method.name": "mine"}})
+    out = tmp_path / "out"
+    assert command("compare", spec, "--out", out).exit_code == 1
+    assert handed[0][-2:] == ["--rows", str(tmp_path / "own.py")]
+    out.joinpath("rows.py").write_text("# as it was")
+    assert "own.py has changed since the runs in" in refused("compare", spec, "--out", out)
+    spec = write_spec(tmp_path, rows="own.py", seeds=[0], variants={"a": {"method.name": "yours"}})
+    assert "two.a: method.name: no method 'yours'" in refused("compare", spec, "--out", tmp_path / "other")
+    for text, message in (
+        ("x = 1", "own.py: has no table METHODS"),
+        ("METHODS = {'a': 3}", "METHODS['a'] is a int; give a name and a capfl.methods.Method"),
+        ("import math\nmath.sqrt(-1)", "own.py: ValueError when it was executed: "),
+    ):
+        (tmp_path / "own.py").write_text(text)
+        assert message in refused("compare", spec, "--out", tmp_path / "other")
+    assert "(line 2)" in refused("compare", spec, "--out", tmp_path / "other")
+    (tmp_path / "own.py").unlink()
+    assert "own.py: cannot be read" in refused("compare", spec, "--out", tmp_path / "other")

@@ -1,107 +1,127 @@
-"""`--tracker`: what goes to each tracker, by stand-ins that record the calls; TensorBoard itself if it is here."""
+"""`--tracker`, callbacks and progress: what they are told of a run."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from rich.console import Console
 
+from capfl.engines.serial import serial
 from capfl.errors import ClientError
-from capfl.report.tracker import TRACKERS
+from capfl.experiment import run
+from capfl.report.progress import Callback, Callbacks, Live, progress_of
+from capfl.types import RoundRecord
 from commands import TINY_FLAGS, command, refused
+from support import tiny_config
 
 
-class Recorder(ModuleType):
-    """Stands for a package: every attribute is a function that notes its call and gives the recorder back."""
+class Recorder(GeneralTracker):
+    """A tracker that keeps what it is given."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    name = "recorder"
+    requires_logging_directory = True
+    made: list[Recorder]
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
+    def __init__(self, project: str, folder: str) -> None:
+        super().__init__()
+        self.folder, self.config, self.finished = folder, {}, False
+        self.values: dict[str, tuple[int, float]] = {}
+        self.steps: list[int] = []
+        self.made.append(self)
 
-        def called(*args: Any, **kwargs: Any) -> Recorder:
-            self.calls.append((name, args, kwargs))
-            return self
+    @property
+    def tracker(self) -> None:
+        return None
 
-        return called
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.config = values
 
-    def named(self, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        return [(args, kwargs) for called, args, kwargs in self.calls if called == name]
+    def log(self, values: dict[str, Any], step: int | None = None, **more: object) -> None:
+        assert step is not None
+        self.steps.append(step)
+        self.values |= {f"{name}@{step}": value for name, value in values.items()}
 
-
-def logged(name: str, package: Recorder) -> dict[tuple[str, int], float]:
-    """(metric, step) -> value, from the calls of any of the four."""
-    if name == "tensorboard":
-        return {(args[0], args[2]): args[1] for args, _ in package.named("add_scalar")}
-    if name == "mlflow":
-        pairs = [(args[0], kwargs["step"]) for args, kwargs in package.named("log_metrics")]
-    elif name == "trackio":
-        pairs = [(args[0], kwargs["step"]) for args, kwargs in package.named("log")]
-    else:
-        pairs = [
-            ({k: v for k, v in args[0].items() if k != "round"}, args[0]["round"]) for args, _ in package.named("log")
-        ]
-    return {(metric, step): value for values, step in pairs for metric, value in values.items()}
+    def finish(self) -> None:
+        self.finished = True
 
 
-@pytest.mark.parametrize(("name", "end"), [("tensorboard", "close"), ("mlflow", "end_run"), ("wandb", "finish"),
-                                           ("trackio", "finish")])  # fmt: skip
-def test_rounds_and_summary_arrive(name: str, end: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Recorder(name)
-    monkeypatch.setitem(sys.modules, TRACKERS[name][0], package)
-    flags = [flag for flag in TINY_FLAGS if "references" not in flag]
-    result = command("run", *flags, "--references", "local", "--out", runs, "--tracker", name)
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "recorder", Recorder)
+    monkeypatch.setattr(Recorder, "made", [], raising=False)
+    return Recorder.made
+
+
+def test_rounds_and_summary_arrive(runs: Path, recorders: list[Recorder]) -> None:
+    flags = [*(flag for flag in TINY_FLAGS if "references" not in flag), "--references", "local", "--method", "fedit"]
+    result = command("run", *flags, "--out", runs, "--tracker", "recorder")
     assert result.exit_code == 0, result.output
-    found = logged(name, package)
-    records = [json.loads(line) for line in (runs / "rounds.jsonl").read_text().splitlines()]
-    for record in records:
-        step = record["round"]
-        assert found["fedit/loss", step] == pytest.approx(sum(record["losses"].values()) / len(record["losses"]))
-        assert found["fedit/bytes_up", step] == sum(e["bytes"] for e in record["ledger"] if e["direction"] == "up")
-        assert found["fedit/validation_accuracy", step] == record["validation_accuracy"]
-        assert ("local/loss", step) in found
-    summary = json.loads((runs / "summary.json").read_text())
-    for model in ("base", "global", "personal", "local_only"):
-        assert found[f"test/{model}/mean", 2] == summary["models"][model]["mean"]
-        assert found[f"test/{model}/worst", 2] == summary["models"][model]["worst"]
-    assert found["bytes/down", 2] == summary["bytes"]["down"]
-    assert "train.steps" in str(package.calls)  # the config
-    assert package.calls[-1][0] == end
-    assert len(package.named(end)) == 1
+    (found,) = recorders
+    assert found.folder == str(runs / "recorder")
+    assert found.config["train.steps"] == "2"
+    assert found.steps == [1, 2, 3, 4, 4]  # the reference's rounds follow: wandb takes no step twice
+    for record in map(json.loads, (runs / "rounds.jsonl").read_text().splitlines()):
+        step, losses = record["round"], record["losses"].values()
+        assert found.values[f"fedit/loss@{step}"] == pytest.approx(sum(losses) / len(losses))
+        assert found.values[f"fedit/bytes_up@{step}"] == sum(
+            entry["bytes"] for entry in record["ledger"] if entry["direction"] == "up"
+        )
+        assert f"local/loss@{step + 2}" in found.values
+    for model, means in json.loads((runs / "summary.json").read_text())["metrics"]["accuracy"]["models"].items():
+        assert found.values.get(f"test accuracy/{model}/mean@4") == (means and means["mean"])
+    assert found.finished
 
 
-def test_it_is_closed_when_the_run_fails(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Recorder("mlflow")
-    monkeypatch.setitem(sys.modules, "mlflow", package)
-
+def test_it_is_finished_when_the_run_fails(
+    runs: Path, recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: object) -> None:
         raise ClientError("train", 1, "bank", "no more")
 
     monkeypatch.setattr("capfl.experiment.run_round", fail)
-    assert "no more" in refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "mlflow")
-    assert package.calls[-1][0] == "end_run"
+    assert "no more" in refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "recorder")
+    assert recorders[0].finished
 
 
 def test_a_tracker_that_is_not_there_is_named_before_anything_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     assert "install it with: pip install trackio" in refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "trackio")
     said = refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "tensorbored")
-    assert "choose from tensorboard, mlflow, wandb, trackio" in said
+    assert "choose from aim, " in said
     assert not runs.exists()
+    assert "accelerate.tracking" in sys.modules
 
 
-def test_tensorboard_reads_what_was_written(runs: Path) -> None:
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard here")
-    assert command("run", *TINY_FLAGS, "--out", runs, "--tracker", "tensorboard").exit_code == 0
-    events = reader.EventAccumulator(str(runs / "tensorboard")).Reload()
-    losses = [event.value for event in events.Scalars("fedit/loss")]
-    records = [json.loads(line) for line in (runs / "rounds.jsonl").read_text().splitlines()]
-    expected = [sum(record["losses"].values()) / len(record["losses"]) for record in records]
-    assert losses == pytest.approx(expected, rel=1e-6)
+def test_callbacks_are_called_in_order(runs: Path) -> None:
+    class Names(Callback):
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        def on_begin(self, path: Path, config: object) -> None:
+            self.seen.append(path)
+
+        def on_round(self, record: RoundRecord) -> None:
+            self.seen.append(record.round)
+
+        def on_end(self, summary: object) -> None:
+            self.seen.append("end")
+
+    both = [Names(), Names()]
+    run(tiny_config(runs), serial, Callbacks(both))
+    assert both[0].seen == both[1].seen == [runs, 1, 2, "end"]
+
+
+def test_the_evaluation_of_every_client_moves_a_bar() -> None:
+    with progress_of(Console(force_terminal=True, width=80)) as live:
+        assert isinstance(live, Live)
+        live.on_start("fedit", 2, 2, 3)
+        live.on_evaluation(3)
+        live.on_evaluated("north")
+        (bar,) = live._progress.tasks
+        assert (bar.description, bar.total, bar.completed, bar.visible) == ("evaluation", 3, 1, True)
+        assert bar.fields["now"] == "north"

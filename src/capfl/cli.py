@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
-from rich.table import Table
 
+from capfl import __version__
 from capfl.config import Config
-from capfl.config.keys import all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
-from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
+from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, key_list, load_given
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
@@ -24,35 +23,55 @@ app = typer.Typer(
 app.add_typer(flower, name="flower")
 
 _Tracker = Annotated[
-    str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb or trackio, too")
+    str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb, trackio, ..., too")
+]
+_Rows = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.py", help="methods of your own, which --method may name; see docs/methods.md"),
 ]
 
 
-@app.command(context_settings=FLAGS)
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"capfl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version and end")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(context_settings=FLAGS, cls=ConfigCommand)
 def run(
     context: typer.Context,
     config: ConfigFile = None,
     sets: Sets = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with an interrupted run; takes --tracker, if any, and no other option")
+        Path | None, typer.Option(help="go on with an interrupted run; takes --tracker and --rows, and no other option")
     ] = None,
     tracker: _Tracker = None,
+    rows: _Rows = None,
 ) -> None:
-    """Run an experiment. Every key of `capfl keys` is also a flag: --rounds 5, --lora-rank 16, --partition.kind iid."""
+    """Run an experiment. Every key of a config is also a flag, as listed below: --rounds 5, --lora-rank 16."""
     with errors():
         if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-        _run(None if resume else load_given(context, config, sets), resume, tracker)
+        _run(None if resume else load_given(context, config, sets), resume, tracker, rows)
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, cls=ConfigCommand)
 def demo(context: typer.Context, sets: Sets = None, tracker: _Tracker = None) -> None:
     """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
     with errors():
-        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker)
+        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker, None)
 
 
-@app.command(name="eval", context_settings=FLAGS)
+@app.command(name="eval", context_settings=FLAGS, cls=ConfigCommand)
 def evaluate(
     context: typer.Context,
     adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
@@ -81,7 +100,7 @@ def personalize(
         Console().print_json(data=welcome(run, data, out, name).to_json())
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, cls=ConfigCommand)
 def plan(
     context: typer.Context,
     config: ConfigFile = None,
@@ -158,30 +177,17 @@ def count_bytes(
 
 @app.command()
 def methods() -> None:
-    """List the methods."""
-    from capfl.config.schema import MethodConfig
-    from capfl.methods import METHODS, build
+    """List the methods: what each does, what travels, who learns with whom."""
+    from capfl.methods import describe
+    from capfl.report.tables import listing
 
-    table = Table("method", "what it does", "travels", "exact", "personal model", "source", box=None)
-    for column in (table.columns[0], table.columns[-1]):
-        column.overflow, column.no_wrap = "fold", True
-    for name in METHODS:
-        method = build(MethodConfig(name=name))
-        own = "its own" if method.personal else "none" if method.pooled else "after local steps"
-        exact = {True: "yes", False: "no", None: ""}[method.exact]
-        table.add_row(name, method.about, method.travels, exact, own, method.citation)
-    Console().print(table)
+    Console().print(listing(describe()))
 
 
 @app.command()
 def keys() -> None:
-    """List every key of a config with its shortest flag and its default."""
-    table = Table("key", "flag", "default", "meaning", box=None)
-    short = shortest()
-    for path, key in all_keys().items():
-        default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
-        table.add_row(path, f"--{short[path].replace('_', '-')}", default, key.info.description)
-    Console().print(table)
+    """List every key of a config with its default, its shortest flag and its meaning."""
+    Console().print(key_list())
 
 
 def _words(text: str | None) -> list[str] | None:
@@ -195,22 +201,24 @@ def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
         Console().print(tables)
 
 
-def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> None:
-    from capfl.engines.simulation import ENGINES
-    from capfl.experiment import config_of, resume, run
-    from capfl.report.progress import reporting
+def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows: Path | None) -> None:
+    from capfl.compare.rows import load_rows
+    from capfl.engines.serial import serial
+    from capfl.experiment import resume, run
+    from capfl.report.progress import Callbacks, progress_of
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
     console = Console()
-    with reporting(console) as plain, tracking(plain, tracker) as reporter:
+    more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
+    with progress_of(console) as progress, tracking(tracker) as tracked:
+        callbacks = Callbacks([progress, *tracked])
         if resumed is not None:
-            engine = ENGINES[config_of(resumed).runtime.engine]
-            summary, path = resume(resumed, engine, reporter)
+            summary, path = resume(resumed, serial, callbacks, **more)
         else:
             assert config is not None
-            summary, path = run(config, ENGINES[config.runtime.engine], reporter)
-    console.print(summary_table(summary))
+            summary, path = run(config, serial, callbacks, **more)
+    console.print(summary_table(summary), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,8 @@ from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
 from capfl.model.hidden import HiddenCache
-from capfl.report.summary import ClientRow, Summary
+from capfl.report.progress import Callback
+from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.round import Talk
@@ -27,17 +28,21 @@ class Finished:
     exchange: Exchange
     records: Sequence[RoundRecord]
 
-    def evaluations(self, config: FederationConfig) -> tuple[dict[ClientId, Evaluation], Talk]:
+    def evaluations(self, config: FederationConfig, callback: Callback) -> tuple[dict[ClientId, Evaluation], Talk]:
         """What the clients say of their models, and the messages that it took.
 
         Raises:
             ClientError: a client failed and the policy is to stop, or no client answered.
         """
         talk = Talk("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
-        return {said.client: said for said in talk.ask(self.participants, server.read_evaluation)}, talk
+        callback.on_evaluation(len(self.participants))
+        said = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
+        return {evaluation.client: evaluation for evaluation in said}, talk
 
 
-def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federation: Federation | None) -> Summary:
+def evaluate(
+    finished: Mapping[str, Finished], config: FederationConfig, federation: Federation | None, callback: Callback
+) -> Summary:
     """Ask the clients of the method, the first of ``finished``, and of the local-only reference; and sum up.
 
     Every model has taken the same number of optimiser steps on a client's items: where the method's personal
@@ -48,12 +53,12 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
         federation: all clients' data, if they are in this process; a reference that pools them is scored on these.
     """
     name, main = next(iter(finished.items()))
-    said, talk = main.evaluations(config)
+    said, talk = main.evaluations(config, callback)
     ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
     failures: list[Failure] = talk.failures
     alone: dict[ClientId, Evaluation] = said if name == "local" else {}
     if "local" in finished and name != "local":
-        alone, asked = finished["local"].evaluations(config)
+        alone, asked = finished["local"].evaluations(config, callback)
         failures = [*failures, *asked.failures]
     if main.agreement.method.pooled and federation is not None:
         said = {client: _of_member(client, federation, main) for client in federation.clients}
@@ -69,12 +74,14 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
             n_train=own.n_train,
             n_test=own.test.number,
             base=own.scores["base"].accuracy,
-            global_=accuracy("global"),
+            shared=accuracy("global"),
             personal=accuracy("personal"),
             local_only=accuracy("personal", alone),
             centralised=federation.score(client, "test", central).accuracy if federation and central else None,
             rank=fmean(own.ranks.values()),
             ranks=dict(own.ranks),
+            metric="accuracy" if own.test.chance is not None else "token accuracy",
+            group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
             bytes_up=_bytes(own_messages, "up"),
@@ -84,10 +91,10 @@ def evaluate(finished: Mapping[str, Finished], config: FederationConfig, federat
     rows = tuple(row(client, said[client]) for client in sorted(said))
     return Summary(
         method=name,
-        metric="accuracy" if rows[0].chance is not None else "token_accuracy",
         rounds=main.state.round,
         rows=rows,
         ledger=tuple(ledger),
+        groups=group_rows(main.records),
         failures=sum(len(record.failures) for record in main.records),
         evaluation_failures=tuple(failures),
         cache=_used(federation.cache) if federation else {},

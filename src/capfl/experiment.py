@@ -28,7 +28,7 @@ from capfl.model.features import lengths
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.shared import SharedBlocks
-from capfl.report.progress import Reporter, Silent
+from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
@@ -68,7 +68,7 @@ PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "d
 
 
 def run(
-    config: Config, engine: Engine | Remote, reporter: Reporter | None = None, inputs: Inputs | None = None
+    config: Config, engine: Engine | Remote, reporter: Callback | None = None, inputs: Inputs | None = None
 ) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
 
@@ -78,11 +78,11 @@ def run(
     """
     given = inputs or Inputs()
     build(config.method, config.seed, given.methods)  # a name that is wrong is said before anything is loaded
-    return _Run(config, RunFolder(free_folder(config)), engine, reporter or Silent(), given).go(fresh=True)
+    return _Run(config, RunFolder(free_folder(config)), engine, reporter or Callback(), given).go(fresh=True)
 
 
 def resume(
-    path: Path, engine: Engine | Remote, reporter: Reporter | None = None, inputs: Inputs | None = None
+    path: Path, engine: Engine | Remote, reporter: Callback | None = None, inputs: Inputs | None = None
 ) -> tuple[Summary, Path]:
     """Go on with a run that was interrupted, to the same bits as if it had not been.
 
@@ -90,7 +90,7 @@ def resume(
         CheckpointError: the folder is not a run, or its config, data or records have changed since.
     """
     config = config_of(path)
-    return _Run(config, RunFolder(path), engine, reporter or Silent(), inputs or Inputs()).go(fresh=False)
+    return _Run(config, RunFolder(path), engine, reporter or Callback(), inputs or Inputs()).go(fresh=False)
 
 
 def free_folder(config: Config) -> Path:
@@ -125,7 +125,7 @@ class _Run:
     config: Config
     folder: RunFolder
     engine: Engine | Remote
-    reporter: Reporter
+    reporter: Callback
     given: Inputs
 
     def go(self, fresh: bool) -> tuple[Summary, Path]:
@@ -141,17 +141,17 @@ class _Run:
 
         # model: one frozen base for all of them
         held = f"{len(items)} items at " if items else ""
-        reporter.note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
+        reporter.on_note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
         model = AdaptedModel(load_base(config.model), config.lora)
         agreed = self._agreements(model, len(clients))
 
         # from here on the run exists: what was wrong with its data or model has been said before
         self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
-        reporter.begin(folder.path, config)
+        reporter.on_begin(folder.path, config)
         limit = int(config.runtime.cache_gib * 2**30)
         shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
         with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
-            federation = Federation(config, items, splits, model, cache, reporter.client) if items else None
+            federation = Federation(config, items, splits, model, cache, reporter.on_client) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead
             factors = PatchFactors()
@@ -170,12 +170,12 @@ class _Run:
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
             self._save_adapters(main, model, factors)
-            summary = evaluate(finished, config.federation, federation)
+            summary = evaluate(finished, config.federation, federation, reporter)
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
         folder.write_json("summary.json", summary.to_json())
-        reporter.finish(summary)
+        reporter.on_end(summary)
         return summary, folder.path
 
     def _data(self) -> tuple[Sequence[Item], dict[ClientId, Split]]:
@@ -256,7 +256,7 @@ class _Run:
         if machine.get("threads") != torch.get_num_threads():
             changed.append(f"threads {machine.get('threads')} -> {torch.get_num_threads()}")
         if changed:
-            self.reporter.note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
+            self.reporter.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
 
 
 def _simulated(
@@ -289,7 +289,7 @@ def run_method(
     federation: Federation | None,
     config: Config,
     folder: RunFolder,
-    reporter: Reporter,
+    reporter: Callback,
 ) -> Finished:
     """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk.
 
@@ -300,7 +300,7 @@ def run_method(
     method, rounds = agreement.method, config.federation.rounds
     state = folder.resumed(StateReader(method, agreement.initial))
     state = state or method.start(agreement.initial, participants)
-    reporter.start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
+    reporter.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
     validated = config.evaluation.every if method.has_server_model and config.partition.validation else 0
 
     def due(record: RoundRecord) -> bool:
@@ -323,5 +323,5 @@ def run_method(
         state = folder.commit(state, record)
         if due(record):
             state, record = ask(state, record)
-        reporter.round(record)
+        reporter.on_round(record)
     return Finished(state, agreement, participants, exchange, folder.rounds())

@@ -149,11 +149,11 @@ def simulate(
         given = _given(context, config, sets, resume)
 
         from capfl.engines.flower.simulation import simulate as run_simulation
-        from capfl.report.progress import reporting
+        from capfl.report.progress import progress_of
         from capfl.report.tables import summary_table
 
         console = Console()
-        with reporting(console) as reporter:
+        with progress_of(console) as reporter:
             summary, place = run_simulation(given, resume is not None, reporter)
         console.print(summary_table(summary))
         console.print(f"{summary.seconds:.0f} s; everything is in {place}", highlight=False, soft_wrap=True)

@@ -157,10 +157,18 @@ class Talk:
         self._answered = True
         return reply
 
-    def ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> list[Reply]:
-        """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``."""
-        answers = self.exchange(self.kind, self.round, clients, self.request)
-        replies = [self.read(client, answer, read) for client, answer in answers]
+    def ask(
+        self, clients: Sequence[ClientId], read: Read[Reply], answered: Callable[[ClientId], None] = lambda client: None
+    ) -> list[Reply]:
+        """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``.
+
+        Args:
+            answered: is told of each client that has answered or failed.
+        """
+        replies = []
+        for client, answer in self.exchange(self.kind, self.round, clients, self.request):
+            replies.append(self.read(client, answer, read))
+            answered(client)
         self.require_an_answer()
         return [reply for reply in replies if reply is not None]
 

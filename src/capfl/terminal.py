@@ -1,23 +1,56 @@
-"""What all commands share: how a config is given, and what becomes of errors."""
+"""What all commands share: how a config is given, the list of its flags, and what becomes of errors."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.text import Text
+from typer.core import TyperCommand
 
 from capfl.config import Config
+from capfl.config.keys import Key, all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import CapflError
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
+
+
+class ConfigCommand(TyperCommand):
+    """A command that takes the keys of a config as flags, and lists them in its help."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help(ctx, formatter)
+        Console().print(key_list())
+
+
+def key_list() -> Group:
+    """Every key of a config by section, with its default and its shortest flag; below each what it means."""
+    short = shortest()
+    blocks: list[Text | Padding] = []
+    for section, keys in groupby(all_keys().values(), lambda key: key.path.rpartition(".")[0]):
+        blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
+        for key in keys:
+            flag = f"--{short[key.path].replace('_', '-')}"
+            blocks.append(Padding(Text(f"{key.path} = {default_of(key)}  {flag}"), (0, 0, 0, 2)))
+            blocks.append(Padding(Text(key.info.description or "", style="dim"), (0, 0, 0, 6)))
+        blocks.append(Text())
+    return Group(*blocks)
+
+
+def default_of(key: Key) -> str:
+    """The default, as it can be given to the key's flag."""
+    return ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
 
 
 def load_given(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:

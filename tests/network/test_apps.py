@@ -26,7 +26,7 @@ from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError
 from capfl.experiment import run
 from capfl.model.base import load_base
-from capfl.report.progress import Silent
+from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.types import Failure
 from fake_grid import FakeGrid
@@ -89,7 +89,7 @@ def networked(config: Config, files: dict[str, Path], state: Path, again: bool =
     apps = Apps(grid.pop("theirs", config), files, state)
     for name, value in grid.items():
         setattr(apps, name, value)
-    return serve(apps, sorted(files), config, again, Patience(60, 0), Silent())[0]
+    return serve(apps, sorted(files), config, again, Patience(60, 0), Callback())[0]
 
 
 METHODS = {
@@ -300,7 +300,7 @@ def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out(
 ) -> None:
     shared = changes | {"partition__kind": "iid", "partition__clients": 4, "evaluation__every": 0}
     one, _ = run(tiny_config(tmp_path / "serial", **shared), serial)
-    two, _ = simulate(tiny_config(tmp_path / "nodes", **shared), False, Silent())
+    two, _ = simulate(tiny_config(tmp_path / "nodes", **shared), False, Callback())
     assert two.rows == one.rows
     assert two.ledger == one.ledger
     assert bits(tmp_path / "nodes" / "state" / "server") == bits(tmp_path / "serial" / "state" / "server")
@@ -311,8 +311,8 @@ def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out(
 
 def test_a_simulated_network_validates_by_message_and_goes_on(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "nodes", federation__rounds=3)
-    one, _ = simulate(config, False, Silent())
+    one, _ = simulate(config, False, Callback())
     record = RunFolder(tmp_path / "nodes").rounds()[0]
     assert record.validation_loss is not None
-    two, _ = simulate(config, True, Silent())
+    two, _ = simulate(config, True, Callback())
     assert two.rows == one.rows

@@ -18,7 +18,7 @@ from capfl.checkpoint import RunFolder
 from capfl.engines.flower.connection import Connection
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.simulation import simulate
-from capfl.report.progress import Silent
+from capfl.report.progress import Callback
 from capfl.types import Entry
 from deployment import SETTINGS, WITHIN, Network, alike, capfl, submitted, wait_for
 from sites import config_for
@@ -30,7 +30,7 @@ IDLE = 600  # bytes a second of a node that asks whether there is anything for i
 
 
 def test_a_run_over_virtual_nodes_is_the_serial_run(sites: dict[str, Path], serially: Path, tmp_path: Path) -> None:
-    _, out = simulate(config_for(tmp_path / "run", sites, **SETTINGS), False, Silent())
+    _, out = simulate(config_for(tmp_path / "run", sites, **SETTINGS), False, Callback())
     alike({client: out / "nodes" / client for client in sites}, out, serially)
 
 

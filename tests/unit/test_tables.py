@@ -1,64 +1,124 @@
-"""What the terminal shows of a summary."""
+"""What a summary says: means within a metric, groups, adapters; and its table in terminals of any width."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from capfl.report.summary import ClientRow, Summary
-from capfl.report.tables import size, summary_table
-from capfl.types import Entry, Failure
+from capfl.report.summary import ClientRow, GroupRow, Summary, group_rows
+from capfl.report.tables import Table, size, summary_table
+from capfl.types import Entry, Failure, RoundRecord
 
 ROW = ClientRow("a", 7, 4, 0.25, 0.5, 0.75, None, None, 8.0, {}, 0.25, 0.5, 1500, 2_000_000)
 LEDGER = (
     Entry(1, "a", "up", 1500, {"header": 60, "values": 1440}),
-    Entry(1, "a", "down", 2_000_000, {"header": 60, "values": 1_999_940}),
+    Entry(4, "a", "down", 2_000_000, {"header": 60, "values": 1_999_940}),
 )
 
 
-def summary(*rows: ClientRow) -> Summary:
-    return Summary("fedit", "accuracy", 3, rows, LEDGER, 0, (), {}, 1.0, 10**9)
+def summary(*rows: ClientRow, **more: object) -> Summary:
+    made = Summary("fedit", 3, rows or (ROW,), LEDGER, 0, (), {}, 1.0, 10**9)
+    return replace(made, **more)
 
 
-def shown(what: Summary) -> list[list[str]]:
-    console = Console(width=80)
+def shown(what: object, width: int = 80) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(summary_table(what))
-    return [line.split() for line in capture.get().splitlines()]
+        console.print(what)
+    return capture.get()
+
+
+def words(what: Summary) -> list[str]:
+    return [" ".join(line.split()) for line in shown(summary_table(what)).splitlines()]
 
 
 def test_one_client() -> None:
-    lines = shown(summary(ROW))
-    assert ["client", "train", "test", "base", "global", "personal", "up", "down"] in lines
-    assert ["a", "7", "4", "25.0", "50.0", "75.0", "1.5", "kB", "2", "MB"] in lines
-    assert ["mean", "7", "4", "25.0", "50.0", "75.0", "1.5", "kB", "2", "MB"] in lines
-    # 1.96 sqrt(p (1 - p) / n)
-    assert ["±", "95", "%", "42.4", "49.0", "42.4"] in lines
+    lines = words(summary())
+    assert "client train test base shared personal up down" in lines
+    assert "a 7 4 25.0 50.0 75.0 1.5 kB 2 MB" in lines
+    assert "mean 7 4 25.0 50.0 75.0 1.5 kB 2 MB" in lines
+    assert "± 95 % 42.4 49.0 42.4" in lines  # 1.96 sqrt(p (1 - p) / n)
+    assert "chance 25.0 %, always the most frequent answer 50.0 %" in lines
+    assert "shared: the adapter of all clients, in adapters/global" in lines
 
 
-def test_chance_and_rank_have_columns_where_clients_differ() -> None:
-    lines = shown(summary(ROW, replace(ROW, id="b", chance=0.5, rank=6.5, personal=0.25)))
-    assert ["client", "train", "test", "chance", "rank", "base", "global", "personal", "up", "down"] in lines
-    assert ["b", "7", "4", "50.0", "6.5", "25.0", "50.0", "25.0", "1.5", "kB", "2", "MB"] in lines
-    assert ["worst", "25.0", "50.0", "25.0"] in lines
-    assert ["spread", "0.0", "0.0", "25.0"] in lines
+def test_groups_are_shown_with_their_members_and_adapters() -> None:
+    rows = [replace(ROW, id="b", group="x"), replace(ROW, id="c", group="x", chance=0.5), ROW]
+    made = summary(*rows, groups=(GroupRow("x", ("b", "c"), 2),))
+    lines = words(made)
+    assert "client train test group chance base shared personal up down" in lines
+    assert "b 7 4 x 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
+    assert "a 7 4 everybody 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
+    assert "group x, 2 clients since round 2: b, c" in lines
+    assert "shared: the adapter of the client's group, in adapters/groups/GROUP" in lines
+    said = made.to_json()
+    assert said["groups"] == [{"name": "x", "members": ("b", "c"), "since": 2}]
+    assert said["clients"][0]["adapters"] == {"shared": "adapters/groups/x", "personal": "adapters/clients/b"}
+    assert said["clients"][2]["adapters"]["shared"] == "adapters/global"
+    assert Summary.from_json(json.loads(json.dumps(said)), LEDGER[:1]) == made
 
 
-def test_many_clients_are_cut_and_counted() -> None:
-    lines = shown(summary(*[replace(ROW, id=f"c{k:03d}") for k in range(100)]))
-    assert ["and", "60", "more"] in lines
-    assert max(len(line) for line in lines) < 30
+@pytest.mark.parametrize(
+    ("history", "since"),
+    [
+        (["xx ", "xxx", "xxx"], {"x": 2}),  # the third client came in round 2
+        (["xxx", "xxy", "xxx"], {"x": 3}),
+        (["xxy", "xxy", "xxy"], {"x": 1, "y": 1}),
+        (["   ", "   "], {}),
+    ],
+)
+def test_a_group_exists_since_its_members_are_together(history: list[str], since: dict[str, int]) -> None:
+    records = [
+        RoundRecord(n, (), {}, {}, (), (), 0.0, groups={c: g for c, g in zip("abc", names, strict=True) if g != " "})
+        for n, names in enumerate(history, start=1)
+    ]
+    assert {group.name: group.since for group in group_rows(records)} == since
+
+
+def test_no_mean_is_taken_across_metrics() -> None:
+    text = replace(ROW, id="b", metric="token accuracy", personal=0.1, chance=None, majority=None)
+    made = summary(ROW, text)
+    lines = words(made)
+    assert "client train test metric chance base shared personal up down" in lines
+    for mean in ("mean 7 4 accuracy 25.0 50.0 75.0 1.5 kB 2 MB", "mean 7 4 token accuracy 25.0 50.0 10.0 1.5 kB 2 MB"):
+        assert mean in lines
+    found = made.to_json()["metrics"]
+    assert {name: metric["models"]["personal"]["mean"] for name, metric in found.items()} == {
+        "accuracy": 0.75, "token accuracy": 0.1,
+    }  # fmt: skip
+    assert (found["accuracy"]["chance"], found["token accuracy"]["chance"]) == (0.25, None)
+
+
+@pytest.mark.parametrize("width", [30, 80, 200])
+def test_nothing_is_cut_at_any_width(width: int) -> None:
+    rows = [[f"client-{n}", *(f"{1000 * n + column} MB" for column in range(12))] for n in range(3)]
+    heads = ["client", *(f"column {column}" for column in range(12))]
+    lines = shown(Table(heads, rows, rows), width).splitlines()
+    assert max(map(len, lines)) <= width
+    for cell in (*heads, *(cell for row in rows for cell in row)):
+        assert any(cell in line for line in lines), cell
+    long = replace(ROW, id="a-client-with-a-name-that-is-longer-than-half-of-the-line")
+    lines = shown(summary_table(summary(long)), width).splitlines()
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= width
+
+
+def test_many_clients_and_groups_are_counted() -> None:
+    rows = [replace(ROW, id=f"c{k:03d}", group="g") for k in range(100)]
+    lines = words(summary(*rows, groups=(GroupRow("g", tuple(row.id for row in rows), 1),)))
+    assert "and 60 more" in lines
+    assert "c099" not in " ".join(lines)
+
+
+def test_a_client_that_did_not_answer_in_the_end_is_named() -> None:
+    absent = (Failure("b", "power", "gone"), Failure("a", "power", "back"))
+    lines = words(summary(evaluation_failures=absent))
+    assert "no row for b, which did not answer in the end, see summary.json" in lines
 
 
 @pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (43_000_000, "43 MB")])
 def test_sizes_are_decimal(n: int, text: str) -> None:
     assert size(n) == text
-
-
-def test_a_client_that_did_not_answer_in_the_end_is_named() -> None:
-    whole = replace(summary(ROW), evaluation_failures=(Failure("b", "power", "gone"), Failure("a", "power", "back")))
-    said = " ".join(word for line in shown(whole) for word in line)
-    assert "no row for b, which did not answer in the end, see summary.json" in said
-    assert "no row" not in " ".join(word for line in shown(summary(ROW)) for word in line)

@@ -16,13 +16,16 @@ import tomli_w
 
 from capfl.checkpoint import RunFolder
 from capfl.compare.results import read_results, unfinished
+from capfl.compare.rows import load_rows
 from capfl.compare.run import run_all
 from capfl.compare.spec import Cell, Plan, make_plan
 from capfl.compare.table import Row, as_csv, make_rows, markdown
-from capfl.errors import CheckpointError
+from capfl.errors import CheckpointError, ConfigError
 from capfl.files import write_atomically
+from capfl.methods import METHODS
 
 NAME = "comparison.json"
+ROWS = "rows.py"
 
 
 def compare(
@@ -32,15 +35,39 @@ def compare(
 
     Raises:
         CheckpointError: a folder is of another config or of other data than the spec says.
-        ConfigError, DataError: the rows that a split keeps cannot be taken.
+        ConfigError: a variant names a method that is not there, or the file of methods is wrong.
+        DataError: the rows that a split keeps cannot be taken.
     """
+    check_methods(plan, out)
     read_results(plan, out)  # what is there already must fit before hours are spent beside it
     failed = run_all(plan, out, processes, note)
     rows = make_rows(read_results(plan, out), plan)
+    if not rows:
+        return failed
     write(plan, spec, out, rows, command)
     note("\n" + table(plan, out))
     note(f"{NAME}, table.md and table.csv are in {out}")
     return failed
+
+
+def check_methods(plan: Plan, out: Path) -> None:
+    """Are all methods there, and is the file of methods that which the folder's runs were made with?
+
+    Raises:
+        ConfigError: a variant names a method that is not there, or the file of methods cannot be used.
+        CheckpointError: the file of methods has changed.
+    """
+    known = METHODS.keys() | (load_rows(plan.rows).keys() if plan.rows else ())
+    for cell in plan.cells:
+        if (name := plan.configs[cell.name].method.name) not in known:
+            raise ConfigError(
+                f"{cell.split}.{cell.label}: method.name: no method {name!r}; choose from {', '.join(known)}"
+            )
+    if plan.rows and (out / ROWS).is_file() and (out / ROWS).read_bytes() != plan.rows.read_bytes():
+        raise CheckpointError(
+            f"{plan.rows} has changed since the runs in {out} were made, which have a copy of it in {ROWS}; restore "
+            "it, or give another folder with --out"
+        )
 
 
 def table(plan: Plan, out: Path) -> str:
@@ -58,6 +85,9 @@ def table(plan: Plan, out: Path) -> str:
 def write(plan: Plan, spec: Path, out: Path, rows: Sequence[Row], command: Sequence[str]) -> None:
     """The files of the comparison, with copies of spec and base, so that the folder can be read by itself."""
     raw: dict[str, Any] = tomllib.loads(spec.read_text(encoding="utf-8")) | {"base": "base.toml"}
+    if plan.rows:
+        raw["rows"] = ROWS
+        write_atomically(out / ROWS, plan.rows.read_bytes())
     write_atomically(out / "base.toml", plan.base.read_bytes())
     write_atomically(out / "spec.toml", tomli_w.dumps(raw).encode())
     missing = unfinished(plan, out)

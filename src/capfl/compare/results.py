@@ -2,65 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from capfl.checkpoint import RunFolder
 from capfl.compare.spec import Cell, Plan
-from capfl.compare.statistics import Point
 from capfl.config import Config, load_config
 from capfl.config.keys import flat
 from capfl.errors import CheckpointError, ConfigError
+from capfl.report.ledger import read_summary
+from capfl.report.summary import Summary
 from capfl.types import RoundRecord
+
+
+class Point(NamedTuple):
+    """One validation on the way: what was spent when it was reached."""
+
+    round: int
+    bytes: float  # for each client, both directions, from the start
+    accuracy: float  # of the shared adapters, over all clients' validation items
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run."""
+    """One finished run, or of it the clients with one metric."""
 
     label: str
     seed: int
     folder: Path
     config: Config
-    summary: dict[str, Any]  # as in summary.json
+    summary: Summary
     records: tuple[RoundRecord, ...]
+    n_clients: int  # of the whole run
 
-    @property
-    def clients(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.summary["clients"]
-        return rows
+    def of_metric(self, metric: str) -> Result:
+        return replace(self, summary=replace(self.summary, rows=tuple(self.summary.of_metric(metric))))
 
-    def accuracies(self, model: str) -> dict[str, float] | None:
-        """By client, or None if this model was not evaluated for all of them."""
-        values = {row["id"]: row[model] for row in self.clients}
-        return None if None in values.values() else values
+    def scores(self, model: str) -> dict[str, float] | None:
+        """By client, or None if one of them was not scored with this model."""
+        found = {row.id: getattr(row, model) for row in self.summary.rows}
+        return None if None in found.values() else found
 
     @property
     def curve(self) -> tuple[Point, ...]:
-        """Validations of the global model, if there were any."""
+        """Validations of the shared adapters, if there were any."""
         points, spent = [], 0
         for record in self.records:
             spent += record.bytes_up + record.bytes_down
             if record.validation_accuracy is not None:
-                points.append(Point(record.round, spent / len(self.clients), record.validation_accuracy))
+                points.append(Point(record.round, spent / self.n_clients, record.validation_accuracy))
         return tuple(points)
 
     def bytes_per_round(self, direction: str) -> float:
         """For each client and round; the final evaluation is shared out between the rounds."""
-        total: int = self.summary["bytes"][direction]
-        rounds: int = self.summary["rounds"]
-        return total / len(self.clients) / rounds
+        return self.summary.total_bytes(direction) / self.n_clients / self.summary.rounds
 
     @property
     def bytes_per_client(self) -> float:
         """Of the whole run, both directions."""
-        total: int = self.summary["bytes"]["total"]
-        return total / len(self.clients)
+        return sum(self.summary.total_bytes(direction) for direction in ("up", "down")) / self.n_clients
 
+
+Variants = Mapping[str, Mapping[int, Result]]
+"""Label -> seed -> result."""
 
 Results = dict[str, dict[str, dict[int, Result]]]
 """Split -> label -> seed -> result, in the order of the spec, finished ones alone."""
+
+
+def by_metric(results: Results) -> Iterator[tuple[str, str, Variants]]:
+    """(split, metric, runs): clients with different metrics are never compared with each other."""
+    for split, labels in results.items():
+        metrics = sorted({m for seeds in labels.values() for run in seeds.values() for m in run.summary.metrics})
+        for metric in metrics:
+            yield split, metric, {
+                label: {seed: run.of_metric(metric) for seed, run in seeds.items()} for label, seeds in labels.items()
+            }  # fmt: skip
 
 
 def read_results(plan: Plan, out: Path) -> Results:
@@ -84,11 +103,10 @@ def read_results(plan: Plan, out: Path) -> Results:
                 f"{folder.path} and {where} had other data or another partition; only what stands under [splits.*] "
                 "may change them. Move one away and run it again"
             )
-        summary = folder.read_json("summary.json")
-        records = tuple(folder.rounds())
+        summary, records = read_summary(folder.path), tuple(folder.rounds())
         found[cell.split][cell.label][cell.seed] = Result(
-            cell.label, cell.seed, folder.path, config, summary, records
-        )  # fmt: skip
+            cell.label, cell.seed, folder.path, config, summary, records, len(summary.rows)
+        )
     return {
         split: {label: dict(sorted(seeds.items())) for label, seeds in labels.items() if seeds}
         for split, labels in found.items()

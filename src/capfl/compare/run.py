@@ -48,6 +48,7 @@ def _run(plan: Plan, cell: Cell, data: Path | None, out: Path) -> int:
         settings |= {"data.dir": str(data)} if data else {}
         words = [str(plan.base)]
         words += [word for key, value in settings.items() for word in ("--set", f"{key}={_text(value)}")]
+    words += ["--rows", str(plan.rows)] if plan.rows else []
     out.mkdir(parents=True, exist_ok=True)
     with (out / f"{cell.name}.log").open("a") as log:
         return subprocess.run([sys.executable, "-m", "capfl.cli", "run", *words], stdout=log, stderr=log).returncode

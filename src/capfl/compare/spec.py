@@ -56,12 +56,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     base: str = Field(description="config that every run starts from, beside the spec")
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
-    score: Literal["personal", "global"] = Field("personal", description="model whose accuracy is compared")
+    rows: str | None = Field(None, description="Python file of methods that variants may name, beside the spec")
+    score: Literal["personal", "shared"] = Field("personal", description="adapter whose score is compared")
     baseline: str | None = Field(None, description="variant that the others are compared with; by default the first")
-    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="validation accuracy to reach; by default where the baseline ends, less 0.01"
-    )
-    budgets: list[Annotated[float, Field(gt=0)]] = Field([], description="bytes for each client, both directions")
     common: Changes = Changes()
     splits: dict[Name, Split] = Field({"base": Split()}, min_length=1)
     variants: dict[Name, Variant] = Field(min_length=1)
@@ -109,6 +106,7 @@ class Plan:
 
     spec: Spec
     base: Path
+    rows: Path | None  # the file of methods; executed by the runs alone, not where a comparison is shown
     cells: tuple[Cell, ...]  # in the order in which they run: all of a seed first
     configs: Mapping[str, Config]  # by the cell's name, without seed and out of the base
 
@@ -186,7 +184,7 @@ def make_plan(
             mistakes |= {f"{path}: {cell.split}.{cell.label}: {line}": None for line in str(error).splitlines()}
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Plan(spec, base, cells, configs)
+    return Plan(spec, base, path.parent / spec.rows if spec.rows else None, cells, configs)
 
 
 def _settings(spec: Spec, split: str, variant: str, codec: str | None, data_dir: Path | None) -> dict[str, Value]:

@@ -30,15 +30,6 @@ class Interval:
         return self.low <= ROUNDING and self.high >= -ROUNDING
 
 
-@dataclass(frozen=True)
-class Point:
-    """One validation on the way: what was spent when it was reached."""
-
-    round: int
-    bytes: float  # for each client, both directions, from the start
-    accuracy: float  # of the global model, over all clients' validation items
-
-
 def bootstrap(differences: Sequence[NDArray[np.float64]], draws: int = DRAWS, seed: int = 0) -> Interval:
     """Two-level percentile bootstrap: seeds are drawn with replacement, then clients within each seed drawn.
 
@@ -66,13 +57,3 @@ def clearly_worse(mine: float, alone: float, n_test: int) -> bool:
     """Lower by more than 1.96 standard errors of a difference of two accuracies on ``n_test`` items each."""
     error = math.sqrt((mine * (1 - mine) + alone * (1 - alone)) / n_test)
     return alone - mine > Z95 * error
-
-
-def bytes_to(curve: Sequence[Point], target: float) -> float | None:
-    """Bytes spent when the validation accuracy first reached the target, or None if it never did."""
-    return next((point.bytes for point in curve if point.accuracy >= target), None)
-
-
-def accuracy_within(curve: Sequence[Point], budget: float) -> float | None:
-    """The last validation accuracy that these bytes paid for, or None if they did not last until the first."""
-    return next((point.accuracy for point in reversed(curve) if point.bytes <= budget), None)

@@ -12,6 +12,7 @@ from capfl.errors import CheckpointError
 from capfl.files import write_atomically
 from capfl.page.comparison import comparison_page
 from capfl.page.run import run_page
+from capfl.report.tables import Table
 
 
 def write_page(folder: Path, out: Path) -> Path:
@@ -36,8 +37,17 @@ def write_page(folder: Path, out: Path) -> Path:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A template of this room. Everything that is not markup already is escaped; a missing name is an error."""
-    environment = Environment(
+    return _environment().get_template(template).render(context)
+
+
+def table_html(table: Table) -> str:
+    """A table alone, without the page's styles."""
+    module: Any = _environment().get_template("page.html").module
+    return str(module.table(table))
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(template).render(context)

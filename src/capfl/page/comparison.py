@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from capfl.checkpoint import RunFolder
 from capfl.compare.folder import read_plan
-from capfl.compare.results import Result, read_results, unfinished
+from capfl.compare.results import Result, Variants, by_metric, read_results, unfinished
 from capfl.compare.spec import Plan
 from capfl.compare.table import Row, caption, columns, local_runs, make_rows
 from capfl.errors import CheckpointError
 from capfl.page import charts, parts
-from capfl.page.parts import Figure, Table
+from capfl.page.parts import Figure
 from capfl.page.svg import colour
-from capfl.report.summary import MODELS, PARTS
-from capfl.report.tables import percent, size
+from capfl.report.summary import MODELS, PARTS, ClientRow
+from capfl.report.tables import Table, percent, size
 
 
 def comparison_page(path: Path) -> dict[str, Any]:
@@ -40,8 +41,7 @@ def comparison_page(path: Path) -> dict[str, Any]:
                  f"{len({row.label for row in rows})} variants compared",
         "subtitle": f"{len(results)} {'split' if len(results) == 1 else 'splits'}, "
                     f"seeds {', '.join(map(str, said['chosen']['seeds']))}, {n_runs} runs",
-        "sections": [_section(split, [row for row in rows if row.split == split], results[split], plan)
-                     for split in results if results[split]],
+        "sections": [_section(split, metric, rows, runs, plan) for split, metric, runs in by_metric(results)],
         "caption": caption(rows, plan),
         "missing": [cell.name for cell in missing],
         "command": shlex.join(said["command"]),
@@ -52,14 +52,14 @@ def comparison_page(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _section(
-    split: str, rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]], plan: Plan
-) -> dict[str, Any]:
+def _section(split: str, metric: str, every: Sequence[Row], results: Variants, plan: Plan) -> dict[str, Any]:
+    rows = [row for row in every if (row.split, row.metric) == (split, metric)]
+    n_metrics = len({row.metric for row in every if row.split == split})
     columns_ = columns(rows, plan.baseline)
     css = {label: colour(i) for i, label in enumerate(plan.labels)}
     figures = [_against_bytes(rows, results, plan, css), _differences(rows, plan), *_over_rounds(results, css)]
     return {
-        "name": split,
+        "name": split if n_metrics == 1 else f"{split}, {metric}",
         "about": plan.spec.splits[split].about,
         "words": words(rows, plan),
         "table": Table([h for h, _ in columns_], [[cells[i] for _, cells in columns_] for i in range(len(rows))]),
@@ -73,10 +73,11 @@ def words(rows: Sequence[Row], plan: Plan) -> list[str]:
     """What came out, in sentences."""
     scored = [(row, scores) for row in rows if (scores := _scores(row, plan))]
     if not scored:
-        return [f"No run has a {plan.spec.score} model."]
+        return [f"No run has a {plan.spec.score} adapter."]
     best, scores = max(scored, key=lambda pair: fmean(pair[1]))
     texts = [
-        f"The highest mean accuracy of the {plan.spec.score} model is {parts.mean_percent(scores)} %, by {best.label}."
+        f"The highest mean {best.metric} of the {plan.spec.score} adapter is {percent(fmean(scores))} %, by "
+        f"{best.label}."
     ]
     found = [(row.label, row.difference) for row in rows if row.difference]
     better = [label for label, apart in found if not apart.crosses_zero and apart.mean > 0]
@@ -104,12 +105,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _scores(row: Row, plan: Plan) -> tuple[float, ...]:
-    return row.personal if plan.spec.score == "personal" else row.global_
+    return row.personal if plan.spec.score == "personal" else row.shared
 
 
-def _against_bytes(
-    rows: Sequence[Row], results: Mapping[str, Mapping[int, Result]], plan: Plan, css: Mapping[str, str]
-) -> Figure | None:
+def _against_bytes(rows: Sequence[Row], results: Variants, plan: Plan, css: Mapping[str, str]) -> Figure | None:
     """Where every variant ends. Local-only, which sends headers alone, is a level."""
     marks, levels = [], {}
     for row in rows:
@@ -117,7 +116,7 @@ def _against_bytes(
         if not scores:
             continue
         mean, sd = fmean(scores), stdev(scores) if len(scores) > 1 else 0.0
-        if next(iter(results[row.label].values())).summary["method"] == "local":
+        if next(iter(results[row.label].values())).summary.method == "local":
             levels[row.label] = mean
         else:
             marks.append(charts.Mark(row.label, fmean(row.bytes_total), mean, mean - sd, mean + sd, css[row.label]))
@@ -126,7 +125,7 @@ def _against_bytes(
     image = charts.scatter(marks, "bytes for each client, whole run, both directions", "Accuracy against bytes", levels)
     note = "Mean over seeds, whiskers of one standard deviation."
     names = tuple((mark.css, mark.name) for mark in marks)
-    return Figure(f"Accuracy against bytes: {plan.spec.score} model, test, %", image, names, note)
+    return Figure(f"Accuracy against bytes: {plan.spec.score} adapter, test, %", image, names, note)
 
 
 def _differences(rows: Sequence[Row], plan: Plan) -> Figure | None:
@@ -135,11 +134,11 @@ def _differences(rows: Sequence[Row], plan: Plan) -> Figure | None:
         return None
     drawn = [(label, 100 * a.mean, 100 * a.low, 100 * a.high) for label, a in found]
     image = charts.forest(drawn, "points", f"Differences from {plan.baseline}")
-    note = f"Points of the {plan.spec.score} model, 95 % interval by a two-level bootstrap. Hollow: it crosses zero."
+    note = f"Points of the {plan.spec.score} adapter, 95 % interval by a two-level bootstrap. Hollow: it crosses zero."
     return Figure(f"Difference from {plan.baseline}", image, note=note)
 
 
-def _over_rounds(results: Mapping[str, Mapping[int, Result]], css: Mapping[str, str]) -> list[Figure]:
+def _over_rounds(results: Variants, css: Mapping[str, str]) -> list[Figure]:
     """Validation accuracy against bytes and rounds where there is one, and the training loss; means over seeds."""
     figures = []
     curves = {label: [run.curve for run in seeds.values()] for label, seeds in results.items()}
@@ -156,7 +155,7 @@ def _over_rounds(results: Mapping[str, Mapping[int, Result]], css: Mapping[str, 
             ]  # fmt: skip
             title = f"On the way: validation accuracy by {axis}, %"
             image = charts.curves(series, x_label, title, log_x=axis == "bytes")
-            figures.append(Figure(title, image, names, "Global model, validation items of all clients."))
+            figures.append(Figure(title, image, names, "Shared adapters, validation items of all clients."))
     losses = {
         label: [
             (at[0].round, fmean(record.loss for record in at))
@@ -173,12 +172,12 @@ def _over_rounds(results: Mapping[str, Mapping[int, Result]], css: Mapping[str, 
     return figures
 
 
-def _ledger(results: Mapping[str, Mapping[int, Result]]) -> Figure:
+def _ledger(results: Variants) -> Figure:
     rows = []
     for label, seeds in results.items():
         for direction in ("up", "down"):
-            own = [run.summary["bytes"][f"parts_{direction}"] for run in seeds.values()]
-            n = [len(run.clients) for run in seeds.values()]
+            own = [run.summary.parts(direction) for run in seeds.values()]
+            n = [run.n_clients for run in seeds.values()]
             mean = {p: fmean(found.get(p, 0) / k for found, k in zip(own, n, strict=True)) for p in PARTS}
             rows.append((f"{label} {direction}", mean))
     return parts.ledger_figure(rows, "Bytes by part", "For each client, the whole run, mean over seeds.")
@@ -189,16 +188,15 @@ def _of_variant(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> dic
     runs = list(seeds.values())
     clients = mean_clients(runs)
     if seeds.keys() <= alone.keys():  # the reference of the runs themselves, if they have one, goes before
-        for row, other in zip(clients, mean_clients([alone[seed] for seed in seeds]), strict=True):
-            row["local_only"] = other["personal"] if row["local_only"] is None else row["local_only"]
-    figures = [parts.client_bars(clients), parts.rank_map(runs[0].clients, runs[0].config.lora.rank)]
-    scores = [fmean(found.values()) for run in runs if (found := run.accuracies("personal"))]
-    said = [f"personal {parts.mean_percent(scores)} %"] if scores else []
-    said.append(f"{size(fmean(run.bytes_per_client for run in runs))} for each client")
-    worst = [row for row in clients if row["personal"] is not None]
-    if worst:
-        low = min(worst, key=lambda row: row["personal"])
-        said.append(f"lowest {parts.spoken(low['id'])}, {percent(low['personal'])} %")
+        others = mean_clients([alone[seed] for seed in seeds])
+        clients = [replace(row, local_only=other.personal) if row.local_only is None else row
+                   for row, other in zip(clients, others, strict=True)]  # fmt: skip
+    figures = [parts.client_bars(clients), parts.rank_map(runs[0].summary.rows, runs[0].config.lora.rank)]
+    said = [f"{size(fmean(run.bytes_per_client for run in runs))} for each client"]
+    found = {row.id: row.personal for row in clients if row.personal is not None}
+    if len(found) == len(clients):
+        lowest = min(found, key=found.__getitem__)
+        said = [f"personal {percent(fmean(found.values()))} %", *said, f"lowest {lowest}, {percent(found[lowest])} %"]
     return {
         "about": ", ".join(said),
         "figures": [figure for figure in figures if figure],
@@ -208,13 +206,18 @@ def _of_variant(seeds: Mapping[int, Result], alone: Mapping[int, Result]) -> dic
     }  # fmt: skip
 
 
-def mean_clients(runs: Sequence[Result]) -> list[dict[str, Any]]:
-    """Accuracies of each client in the mean over the runs that have it; None where a run has no such model."""
-    by_id: dict[str, list[Mapping[str, Any]]] = {}
+def mean_clients(runs: Sequence[Result]) -> list[ClientRow]:
+    """Each client, its scores in the mean over the runs that have it; None where one of them has no such model."""
+    by_id: dict[str, list[ClientRow]] = {}
     for run in runs:
-        for row in run.clients:
-            by_id.setdefault(row["id"], []).append(row)
-    return [
-        {"id": client} | {m: None if any(r[m] is None for r in own) else fmean(r[m] for r in own) for m in MODELS}
-        for client, own in by_id.items()
-    ]
+        for row in run.summary.rows:
+            by_id.setdefault(row.id, []).append(row)
+
+    def mean(rows: Sequence[ClientRow], model: str) -> float | None:
+        scores = [score for row in rows if (score := getattr(row, model)) is not None]
+        return fmean(scores) if len(scores) == len(rows) else None
+
+    scores: dict[str, dict[str, Any]] = {
+        client: {model: mean(rows, model) for model in MODELS} for client, rows in by_id.items()
+    }
+    return [replace(rows[0], **scores[client]) for client, rows in by_id.items()]

@@ -1,4 +1,4 @@
-"""What pages of runs and of comparisons have in common: figures, tables, the ledger, how it was made."""
+"""What pages of runs and of comparisons have in common: figures, the ledger, how it was made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -15,12 +14,8 @@ from markupsafe import Markup
 from capfl.config import Config
 from capfl.config.keys import flat
 from capfl.page import charts
-from capfl.page.svg import colour
-from capfl.report.summary import PARTS
-from capfl.report.tables import MOST_ROWS, percent, size
-
-MODELS = {"base": "base", "local_only": "local-only", "global": "global", "personal": "personal"}
-"""Keys of summary.json, in the order in which their bars are drawn, and what they are called."""
+from capfl.report.summary import MODELS, PARTS, ClientRow
+from capfl.report.tables import MOST_ROWS, Table, size
 
 PART_CSS = {part: f"s{i}" for i, part in enumerate(PARTS)}
 
@@ -35,37 +30,25 @@ class Figure:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    foot: Sequence[Sequence[str]] = ()
-
-
-def legend(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    return tuple((colour(i), name) for i, name in enumerate(names))
-
-
-def client_bars(clients: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test accuracy of every model that all clients have."""
-    models = [model for model in MODELS if all(row[model] is not None for row in clients)]
-    shown = clients[:MOST_ROWS]
-    groups = [(spoken(row["id"]), [100 * row[model] for model in models]) for row in shown]
-    image = charts.bars(groups, [f"m-{model}" for model in models], "test accuracy, %", "Test accuracy of each client")
+def client_bars(rows: Sequence[ClientRow]) -> Figure:
+    """Score of every model that all clients have."""
+    models = [model for model in MODELS if all(getattr(row, model) is not None for row in rows)]
+    groups = [(row.id, [100 * getattr(row, model) for model in models]) for row in rows[:MOST_ROWS]]
+    image = charts.bars(groups, [f"m-{model}" for model in models], "right, %", "Test score of each client")
     names = tuple((f"m-{model}", MODELS[model]) for model in models)
-    return Figure("Every client", image, names, _first(clients))
+    return Figure("Every client", image, names, _first(rows))
 
 
-def rank_map(clients: Sequence[Mapping[str, Any]], full: int) -> Figure | None:
+def rank_map(rows: Sequence[ClientRow], full: int) -> Figure | None:
     """Clients by modules, or None where nobody dropped a rank."""
-    if all(rank == full for row in clients for rank in row["ranks"].values()):
+    if all(rank == full for row in rows for rank in row.ranks.values()):
         return None
-    modules = list(clients[0]["ranks"])
+    modules = list(rows[0].ranks)
     groups = [(name, len(list(own))) for name, own in groupby(modules, _layer)]
-    rows = [(spoken(row["id"]), [row["ranks"][module] for module in modules]) for row in clients[:MOST_ROWS]]
-    image = charts.heat(rows, groups, full, "Ranks that each client keeps in each module")
+    cells = [(row.id, [row.ranks[module] for module in modules]) for row in rows[:MOST_ROWS]]
+    image = charts.heat(cells, groups, full, "Ranks that each client keeps in each module")
     kinds = ", ".join(dict.fromkeys(module.rpartition(".")[2] for module in modules))
-    note = f"From empty (rank 0) to full colour (rank {full}). Within a layer: {kinds}. {_first(clients)}".strip()
+    note = f"From empty (rank 0) to full colour (rank {full}). Within a layer: {kinds}. {_first(rows)}".strip()
     return Figure("Ranks that clients keep", image, (), note)
 
 
@@ -122,19 +105,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def spoken(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def points(value: float) -> str:
-    """A difference of two accuracies."""
-    return f"{100 * value:+.1f}"
-
-
-def mean_percent(values: Sequence[float]) -> str:
-    return percent(fmean(values))
 
 
 def _first(clients: Sequence[object]) -> str:

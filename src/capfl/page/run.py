@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,9 +11,10 @@ from capfl.checkpoint import RunFolder
 from capfl.compare.statistics import clearly_worse
 from capfl.config import load_config
 from capfl.page import charts, parts
-from capfl.page.parts import MODELS, Figure, Table
-from capfl.report.ledger import Ledger, read_ledger
-from capfl.report.tables import percent, size
+from capfl.page.parts import Figure
+from capfl.report.ledger import Ledger, read_ledger, read_summary
+from capfl.report.summary import MODELS, Summary
+from capfl.report.tables import Table, client_table, group_lines, notes, percent, scored_words, size
 from capfl.types import RoundRecord
 
 
@@ -24,116 +25,85 @@ def run_page(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing or damaged, or the files do not agree.
     """
     folder = RunFolder(path)
-    summary, made = folder.read_json("summary.json"), folder.read_json("run.json")
+    summary, ledger, records = read_summary(path), read_ledger(path), folder.rounds()
     config = load_config(path / "config.toml")
-    records, ledger = folder.rounds(), read_ledger(path)
-    clients: list[dict[str, Any]] = summary["clients"]
-    figures = [parts.client_bars(clients), *_curves(records, summary), parts.rank_map(clients, config.lora.rank)]
+    figures = [
+        parts.client_bars(summary.rows),
+        *_curves(records, summary),
+        parts.rank_map(summary.rows, config.lora.rank),
+    ]
     up, down = (ledger.parts(direction) for direction in ("up", "down"))
     note = f"{ledger.rounds} rounds and the final evaluation, all clients, headers included."
     return {
-        "title": f"{summary['method']} on {', '.join(Path(name).stem for name in config.data.sets)}",
+        "title": f"{summary.method} on {', '.join(Path(name).stem for name in config.data.sets)}",
         "subtitle": f"{config.model.path}, {config.partition.kind}, seed {config.seed}",
         "words": words(summary),
-        "table": client_table(summary),
-        "caption": caption(summary),
+        "table": client_table(summary, len(summary.rows)),
+        "caption": f"Share of {scored_words(summary)}, %.",
+        "groups": group_lines(summary),
+        "notes": notes(summary),
         "figures": [figure for figure in figures if figure],
         "ledger": parts.ledger_figure([("up", up), ("down", down)], "Bytes by part", note),
         "ledger_table": parts.ledger_table(up, down),
         "messages": _messages(ledger),
         "command": parts.command(config),
         "config": (path / "config.toml").read_text(encoding="utf-8"),
-        "machine": parts.machine(made),
+        "machine": parts.machine(folder.read_json("run.json")),
     }
 
 
-def words(summary: Mapping[str, Any]) -> list[str]:
+def words(summary: Summary) -> list[str]:
     """What came out, in sentences."""
-    clients, models = summary["clients"], summary["models"]
-    what = "of the answers are right" if summary["metric"] == "accuracy" else "of the answer tokens are predicted"
-    found = [model for model in ("personal", "global", "local_only", "base") if models[model]]
-    shares = [f"{percent(models[model]['mean'])} %" for model in found]
-    shares[0] += f" {what}"
-    each = ", ".join(f"{share} with the {MODELS[model]} model" for share, model in zip(shares, found, strict=True))
-    level = f"; chance is {percent(summary['chance'])} %" if summary["chance"] is not None else ""
-    texts = [
-        f"{len(clients)} clients trained for {summary['rounds']} rounds with {summary['method']}. On their own test "
-        f"items, in the mean over clients, {each}{level}.",
+    n = len(summary.rows)
+    up, down = (size(summary.total_bytes(d) / n / summary.rounds) for d in ("up", "down"))
+    return [
+        f"{n} clients trained for {summary.rounds} rounds with {summary.method}. A client sent {up} and received "
+        f"{down} a round. It took {parts.duration(summary.seconds)}.",
+        *(_of_metric(summary, metric) for metric in summary.metrics),
     ]
-    best = found[0]
-    worst = min(clients, key=lambda row: row[best])
-    texts.append(
-        f"The {MODELS[best]} model is worst at {parts.spoken(worst['id'])}, with {percent(worst[best])} %. "
-        f"Which items the clients were tested on makes a difference of ± {percent(models[best]['ci95'])} points "
-        "(95 %); what another seed would change is not in that."
+
+
+def _of_metric(summary: Summary, metric: str) -> str:
+    rows = summary.of_metric(metric)
+    found = {
+        model: f for model in ("personal", "shared", "local_only", "base") if (f := summary.statistics(model, metric))
+    }
+    each = ", ".join(f"{percent(f['mean'])} % with the {MODELS[model]} adapter" if model != "base" else
+                     f"{percent(f['mean'])} % with the base model" for model, f in found.items())  # fmt: skip
+    best = next(iter(found))
+    worst = min(rows, key=lambda row: float(getattr(row, best)))
+    text = (
+        f"{metric.capitalize()} on the clients' own test items, in the mean over clients: {each}. The {MODELS[best]} "
+        f"one is lowest at {worst.id}, with {percent(getattr(worst, best))} %. Which items the clients were tested on "
+        f"makes a difference of ± {percent(found[best]['ci95'])} points (95 %); another seed may change more."
     )
-    if models["local_only"] and best != "local_only":
-        better = sum(row[best] > row["local_only"] for row in clients)
-        worse = sum(row[best] < row["local_only"] for row in clients)
-        clearly = sum(clearly_worse(row[best], row["local_only"], row["n_test"]) for row in clients)
-        apart = models[best]["mean"] - models["local_only"]["mean"]
-        texts.append(
-            f"Against training alone that is {parts.points(apart)} points: {better} clients are better off, "
-            f"{worse} worse, {clearly} of them clearly (by more than 1.96 standard errors)."
-        )
-    total = summary["bytes"]
-    up, down = (size(total[d] / len(clients) / summary["rounds"]) for d in ("up", "down"))
-    texts.append(
-        f"A client sent {up} and received {down} a round, {size(total['total'])} in all for everyone. "
-        f"It took {parts.duration(summary['seconds'])}."
-        + (f" {summary['failures']} replies failed." if summary["failures"] else "")
-    )
-    if privacy := summary.get("privacy"):  # the folders of older runs have none
-        texts.append(
-            f"What a client's changes add to the global adapter is private to epsilon {privacy['epsilon']:.3g} at "
-            f"delta {privacy['delta']:g}; losses, counts and the clients' own models are not covered."
-        )
-    return texts
-
-
-def client_table(summary: Mapping[str, Any]) -> Table:
-    clients, statistics = summary["clients"], summary["models"]
-    models = [model for model in (*MODELS, "centralised") if statistics[model]]
-    heads = ["client", "train", "test", *(MODELS.get(model, model) for model in models), "rank", "up", "down"]
-    rows = [
-        [parts.spoken(row["id"]), str(row["n_train"]), str(row["n_test"]), *(percent(row[m]) for m in models),
-         f"{row['rank']:.3g}", size(row["bytes_up"]), size(row["bytes_down"])]
-        for row in clients
-    ]  # fmt: skip
-    total = summary["bytes"]
-    counts = [str(sum(row[key] for row in clients)) for key in ("n_train", "n_test")]
-    rank = f"{fmean(row['rank'] for row in clients):.3g}"
-    foot = [["mean", *counts, *(percent(statistics[m]["mean"]) for m in models), rank,
-             size(total["up"]), size(total["down"])]]  # fmt: skip
-    for name, key in (("± 95 %", "ci95"), ("worst", "worst"), ("spread", "spread")):
-        foot.append([name, "", "", *(percent(statistics[m][key]) for m in models), "", "", ""])
-    return Table(heads, rows, foot)
-
-
-def caption(summary: Mapping[str, Any]) -> str:
-    metric = "Accuracy" if summary["metric"] == "accuracy" else "Share of answer tokens predicted"
-    return (
-        f"{metric} on each client's own test items, %. ± comes from the choice of test items alone; spread is the "
-        "standard deviation over clients; train and test are items; up and down are bytes of the whole run, of all "
-        "clients in the line of means."
+    if "local_only" not in found or best == "local_only":
+        return text
+    pairs = [(getattr(row, best), row.local_only or 0.0, row.n_test) for row in rows]
+    better, worse = sum(mine > own for mine, own, _ in pairs), sum(mine < own for mine, own, _ in pairs)
+    apart = 100 * (found[best]["mean"] - found["local_only"]["mean"])
+    return text + (
+        f" Against training alone that is {apart:+.1f} points: {better} clients are better off, {worse} worse, "
+        f"{sum(clearly_worse(*pair) for pair in pairs)} of them clearly (by more than 1.96 standard errors)."
     )
 
 
-def _curves(records: Sequence[RoundRecord], summary: Mapping[str, Any]) -> list[Figure]:
+def _curves(records: Sequence[RoundRecord], summary: Summary) -> list[Figure]:
     figures = []
-    levels = {"chance": 100 * summary["chance"]} if summary["chance"] is not None else {}
-    spent, n = 0, len(summary["clients"])
+    chance = summary.level("chance", summary.metrics[0]) if len(summary.metrics) == 1 else None
+    levels = {} if chance is None else {"chance": 100 * chance}
+    spent, n = 0, len(summary.rows)
     validated: list[tuple[int, float, float]] = []
     for record in records:
         spent += record.bytes_up + record.bytes_down
         if record.validation_accuracy is not None:
             validated.append((record.round, spent / n, 100 * record.validation_accuracy))
-    note = "Validation items of all clients, global model."
+    note = "Validation items of all clients, shared adapters."
     if validated:
-        line = charts.Series("global model", [(b, a) for _, b, a in validated], css="m-global")
+        line = charts.Series("shared", [(b, a) for _, b, a in validated], css="m-shared")
         image = charts.curves([line], "bytes for each client, both directions", "Accuracy against bytes", levels)
         figures.append(Figure("Accuracy against bytes, %", image, note=note))
-        line = charts.Series("global model", [(r, a) for r, _, a in validated], css="m-global")
+        line = charts.Series("shared", [(r, a) for r, _, a in validated], css="m-shared")
         image = charts.curves([line], "round", "Accuracy over rounds", levels)
         figures.append(Figure("Accuracy over rounds, %", image, note=note))
     trained = [record for record in records if record.losses]
@@ -151,7 +121,7 @@ def _curves(records: Sequence[RoundRecord], summary: Mapping[str, Any]) -> list[
         charts.Series("down", [(r.round, r.bytes_down) for r in records], css="s1"),
     ]
     image = charts.curves(both, "round", "Bytes of each round")
-    figures.append(Figure("Bytes of each round, all clients", image, parts.legend(["up", "down"])))
+    figures.append(Figure("Bytes of each round, all clients", image, (("s0", "up"), ("s1", "down"))))
     ranked = [record for record in records if record.ranks]
     if ranked:
         means = [[fmean(ranks) for ranks in record.ranks.values()] for record in ranked]
@@ -173,6 +143,6 @@ def _messages(ledger: Ledger) -> Table:
         for direction in ("up", "down"):
             own = ledger.messages(direction, client)
             cells += [str(len(own)), size(sum(e.bytes for e in own)), size(ledger.per_round(direction, client))]
-        rows.append(["all" if client is None else parts.spoken(client), *cells])
+        rows.append([client or "all", *cells])
     heads = ["client", "messages up", "bytes", "a round", "messages down", "bytes", "a round"]
     return Table(heads, rows[:-1], rows[-1:])

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from capfl.checkpoint import RunFolder
 from capfl.errors import CheckpointError
-from capfl.report.summary import total_parts
-from capfl.report.tables import MOST_ROWS, size
+from capfl.report.summary import Summary, total_parts
+from capfl.report.tables import MOST_ROWS, Table, size
 from capfl.types import ClientId, Entry
 
 DIRECTIONS = ("up", "down")
@@ -106,6 +104,23 @@ def read_ledger(path: Path) -> Ledger:
     return ledger
 
 
+def read_summary(path: Path) -> Summary:
+    """The summary of the finished run in a folder.
+
+    Raises:
+        CheckpointError: the run is not finished, or its files do not agree.
+    """
+    ledger = read_ledger(path)
+    if not ledger.finished:
+        raise CheckpointError(f"{path} is not finished; go on with: capfl run --resume {path}")
+    try:
+        return Summary.from_json(RunFolder(path).read_json("summary.json"), ledger.entries)
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path / 'summary.json'} was written by another version of capfl ({error}); read it with that one"
+        ) from error
+
+
 def ledger_tables(ledger: Ledger) -> Group:
     """A line a client and direction: number of messages, bytes, bytes of a round, and parts."""
     whole = "final evaluation included" if ledger.finished else "not finished: without the final evaluation"
@@ -115,21 +130,15 @@ def ledger_tables(ledger: Ledger) -> Group:
 
 
 def _table(ledger: Ledger, direction: str, title: str) -> Table:
-    table = Table(box=box.SIMPLE, padding=0, show_edge=False)
-    table.add_column(title, no_wrap=True)
     parts = [part for part, n in ledger.parts(direction).items() if n]
-    for name in ("count", "bytes", "a round", *parts):
-        table.add_column(name, justify="right", no_wrap=True)
 
-    def add(name: str, client: ClientId | None, style: str = "") -> None:
+    def line(name: str, client: ClientId | None) -> list[str]:
         messages, own = ledger.messages(direction, client), ledger.parts(direction, client)
-        sizes = [size(ledger.per_round(direction, client)), *(size(own.get(part, 0)) for part in parts)]
-        table.add_row(name, str(len(messages)), size(sum(e.bytes for e in messages)), *sizes, style=style)
+        sizes = [sum(e.bytes for e in messages), ledger.per_round(direction, client), *(own.get(p, 0) for p in parts)]
+        return [name, str(len(messages)), *map(size, sizes)]
 
-    for client in ledger.clients[:MOST_ROWS]:
-        add(client, client)
+    heads = [title, "count", "bytes", "a round", *parts]
+    rows = [line(client, client) for client in ledger.clients[:MOST_ROWS]]
     if len(ledger.clients) > MOST_ROWS:
-        table.add_row(f"and {len(ledger.clients) - MOST_ROWS} more")
-    table.add_section()
-    add("all", None, style="bold")
-    return table
+        rows.append([f"and {len(ledger.clients) - MOST_ROWS} more", *[""] * (len(heads) - 1)])
+    return Table(heads, rows, [line("all", None)])

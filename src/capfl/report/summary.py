@@ -1,29 +1,41 @@
-"""The summary of a run: one row a client, and what the rows say together."""
+"""The summary of a run: a row for each client, the groups, and means over clients."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from capfl.types import ClientId, Entry, Failure
+from capfl.types import ClientId, Entry, Failure, RoundRecord
 
-MODELS = ("base", "global", "personal", "local_only", "centralised")
+MODELS = {
+    "base": "base",
+    "local_only": "local only",
+    "shared": "shared",
+    "personal": "personal",
+    "centralised": "centralised",
+}
+"""Models that a client may be scored with: their keys in summary.json, and what people read."""
+
+EVERYBODY = "everybody"  # the group that all clients are in
 PARTS = ("header", "positions", "scales", "values", "notes", "scores", "catch-up", "unreadable")
 
 
 @dataclass(frozen=True)
 class ClientRow:
-    """Accuracies on the client's own test items; None where a model does not exist or was not asked for."""
+    """One client. Scores are on its own test items, between 0 and 1; None where there is no such model.
+
+    ``metric`` says what they are the share of: "accuracy" of right items, "token accuracy" of answer tokens predicted.
+    """
 
     id: ClientId
     n_train: int
     n_test: int
     base: float
-    global_: float | None
+    shared: float | None  # of the adapter that the client shares with its group
     personal: float | None
     local_only: float | None
     centralised: float | None
@@ -33,15 +45,56 @@ class ClientRow:
     majority: float | None
     bytes_up: int
     bytes_down: int
+    metric: str = "accuracy"
+    group: str | None = None
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Where the client's adapters lie, relative to the run's folder, by the model whose score they have."""
+        group = None if self.group == EVERYBODY else self.group
+        places = {
+            "shared": f"adapters/groups/{group}" if group else "adapters/global",
+            "personal": f"adapters/clients/{self.id}",
+        }
+        return {model: place for model, place in places.items() if getattr(self, model) is not None}
 
     def to_json(self) -> dict[str, Any]:
-        return {key.rstrip("_"): value for key, value in asdict(self).items()}
+        return asdict(self) | {"adapters": self.adapters}
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """Clients that share an adapter at the end of a run."""
+
+    name: str
+    members: tuple[ClientId, ...]
+    since: int  # the round after which these clients have been its members
+
+
+def group_rows(records: Sequence[RoundRecord]) -> tuple[GroupRow, ...]:
+    """The groups after the last round, and since when each has had the members that it has."""
+    history = [members_of(record.groups) for record in records]
+    rows = []
+    for name, members in sorted(history[-1].items()) if history else ():
+        since = records[-1].round
+        for record, groups in zip(reversed(records), reversed(history), strict=True):
+            if groups.get(name) != members:
+                break
+            since = record.round
+        rows.append(GroupRow(name, members, since))
+    return tuple(rows)
+
+
+def members_of(groups: Mapping[ClientId, str]) -> dict[str, tuple[ClientId, ...]]:
+    """Group -> its clients, from client -> its group."""
+    return {name: tuple(sorted(c for c, own in groups.items() if own == name)) for name in set(groups.values())}
 
 
 @dataclass(frozen=True)
 class Summary:
+    """What came of a run. Means are taken over clients with one metric, never across metrics."""
+
     method: str
-    metric: str  # what the accuracies are: of items, or of answer tokens
     rounds: int
     rows: tuple[ClientRow, ...]
     ledger: tuple[Entry, ...]
@@ -52,37 +105,45 @@ class Summary:
     peak_memory: int  # bytes; of the process, its clients too where they are in it; since it began or was resumed
     epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
     delta: float | None = None
+    groups: tuple[GroupRow, ...] = ()
 
-    def accuracies(self, model: str) -> list[float] | None:
-        """One accuracy a client, or None if the model was not evaluated."""
-        values = [row.to_json()[model] for row in self.rows]
-        return None if any(value is None for value in values) else values
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(sorted({row.metric for row in self.rows}))
 
-    def statistics(self, model: str) -> dict[str, float] | None:
-        """Client-uniform and item-weighted mean, worst client, spread (standard deviation over clients), and ci95.
+    @property
+    def models(self) -> list[str]:
+        """Models that all clients of some metric were scored with."""
+        return [model for model in MODELS if any(self.statistics(model, metric) for metric in self.metrics)]
 
-        ``ci95`` is half the width of the 95 % interval of ``mean`` that comes from the choice of test items alone
-        (normal approximation, stratified by client). What another seed would change is not in it.
+    def of_metric(self, metric: str) -> list[ClientRow]:
+        return [row for row in self.rows if row.metric == metric]
+
+    def statistics(self, model: str, metric: str) -> dict[str, float] | None:
+        """Means of one model over the clients with one metric, or None if one of them was not scored with it.
+
+        ``mean`` counts every client once, ``weighted_mean`` every item; ``worst`` is the lowest client, ``spread`` the
+        standard deviation over clients. ``ci95`` is half the width of the 95 % interval of ``mean`` that comes from
+        the choice of test items alone (normal approximation, stratified by client), not from the seed.
         """
-        values = self.accuracies(model)
-        if values is None:
+        rows = self.of_metric(metric)
+        scores: list[float] = [score for row in rows if (score := getattr(row, model)) is not None]
+        if not rows or len(scores) < len(rows):
             return None
-        weights = [row.n_test for row in self.rows]
+        items = [row.n_test for row in rows]
+        variance = sum(score * (1 - score) / n for score, n in zip(scores, items, strict=True))
         return {
-            "mean": statistics.fmean(values),
-            "weighted_mean": statistics.fmean(values, weights),
-            "worst": min(values),
-            "spread": statistics.pstdev(values),
-            "ci95": 1.96 * math.sqrt(sum(v * (1 - v) / n for v, n in zip(values, weights, strict=True))) / len(values),
+            "mean": statistics.fmean(scores),
+            "weighted_mean": statistics.fmean(scores, items),
+            "worst": min(scores),
+            "spread": statistics.pstdev(scores),
+            "ci95": 1.96 * math.sqrt(variance) / len(scores),
         }
 
-    @property
-    def chance(self) -> float | None:
-        return _mean([row.chance for row in self.rows])
-
-    @property
-    def majority(self) -> float | None:
-        return _mean([row.majority for row in self.rows])
+    def level(self, name: str, metric: str) -> float | None:
+        """The mean of ``chance`` or ``majority`` over the clients with one metric, or None if it is not known."""
+        known = [getattr(row, name) for row in self.of_metric(metric)]
+        return None if None in known or not known else statistics.fmean(known)
 
     def total_bytes(self, direction: str) -> int:
         return sum(e.bytes for e in self.ledger if e.direction == direction)
@@ -99,11 +160,9 @@ class Summary:
         messages = {d: [e.bytes for e in self.ledger if e.direction == d] for d in ("up", "down")}
         return {
             "method": self.method,
-            "metric": self.metric,
             "rounds": self.rounds,
-            "chance": self.chance,
-            "majority": self.majority,
-            "models": {model: self.statistics(model) for model in MODELS},
+            "metrics": {metric: self._metric(metric) for metric in self.metrics},
+            "groups": [asdict(group) for group in self.groups],
             "clients": [row.to_json() for row in self.rows],
             "bytes": {
                 "up": up,
@@ -124,6 +183,38 @@ class Summary:
             "peak_memory": self.peak_memory,
         }
 
+    @classmethod
+    def from_json(cls, said: dict[str, Any], ledger: Sequence[Entry]) -> Summary:
+        """The summary that ``to_json`` wrote, with the messages of the rounds, which are in rounds.jsonl.
+
+        Raises:
+            KeyError, TypeError: it was written by another version of capfl.
+        """
+        rows = [{key: value for key, value in row.items() if key != "adapters"} for row in said["clients"]]
+        privacy = said["privacy"] or {"epsilon": None, "delta": None}
+        return cls(
+            method=said["method"],
+            rounds=said["rounds"],
+            rows=tuple(ClientRow(**row) for row in rows),
+            ledger=(*ledger, *(Entry(**row) for row in said["bytes"]["delivery"])),
+            failures=said["failures"],
+            evaluation_failures=tuple(Failure(**row) for row in said["evaluation_failures"]),
+            cache=said["cache"],
+            seconds=said["seconds"],
+            peak_memory=said["peak_memory"],
+            epsilon=privacy["epsilon"],
+            delta=privacy["delta"],
+            groups=tuple(GroupRow(row["name"], tuple(row["members"]), row["since"]) for row in said["groups"]),
+        )
+
+    def _metric(self, metric: str) -> dict[str, Any]:
+        return {
+            "clients": len(self.of_metric(metric)),
+            "chance": self.level("chance", metric),
+            "majority": self.level("majority", metric),
+            "models": {model: self.statistics(model, metric) for model in MODELS},
+        }
+
 
 def total_parts(entries: Sequence[Entry]) -> dict[str, int]:
     """Bytes by part, in the order of ``PARTS``, without parts that no message has."""
@@ -131,8 +222,3 @@ def total_parts(entries: Sequence[Entry]) -> dict[str, int]:
     for e in entries:
         found.update(e.parts)
     return {part: found[part] for part in PARTS if part in found}
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) and known else None

@@ -25,7 +25,7 @@ from capfl.engines.flower.pinned import patient
 from capfl.engines.flower.records import Ask
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
-from capfl.report.progress import Plain, Reporter
+from capfl.report.progress import Callback, Plain
 from capfl.report.summary import Summary
 from capfl.report.tables import summary_table
 from capfl.roles import Agreement
@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def serve(
-    grid: Grid, clients: Sequence[ClientId], config: Config, again: bool, patience: Patience, reporter: Reporter
+    grid: Grid, clients: Sequence[ClientId], config: Config, again: bool, patience: Patience, reporter: Callback
 ) -> tuple[Summary, Path]:
     """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
     assert config.out is not None
@@ -67,7 +67,7 @@ class Sites:
     """The clients of a run, at nodes of their own. What happens to nodes is noted in ``network.jsonl``."""
 
     def __init__(
-        self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Reporter
+        self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Callback
     ) -> None:
         self._clients = clients
         self._grid, self._folder, self._patience, self._reporter = grid, folder, patience, reporter
@@ -110,4 +110,4 @@ class Sites:
         said = (
             f"REFUSED: {about['reason']}" if event == "refused" else f"{about['client']} {event}: node {about['node']}"
         )
-        self._reporter.note(said)
+        self._reporter.on_note(said)

@@ -25,7 +25,7 @@ from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.report.progress import Reporter
+from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles import agreements
 from capfl.site import visit
@@ -58,7 +58,7 @@ class LocalGrid:
         return [self._replies.pop(id) for id in message_ids if id in self._replies]
 
 
-def simulate(config: Config, again: bool, reporter: Reporter) -> tuple[Summary, Path]:
+def simulate(config: Config, again: bool, reporter: Callback) -> tuple[Summary, Path]:
     """A run over virtual nodes. What each of them would have on its disk is in ``nodes/CLIENT`` of the run's folder.
 
     Raises:
@@ -70,7 +70,7 @@ def simulate(config: Config, again: bool, reporter: Reporter) -> tuple[Summary, 
     agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
     nodes, main, peft_config = Path(config.out) / "nodes", next(iter(agreed)), model.peft_config()
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30)) as cache:
-        federation = Federation(config, items, splits, model, cache, reporter.client)
+        federation = Federation(config, items, splits, model, cache, reporter.on_client)
 
         def answer(client: ClientId, ask: Ask) -> Reply:
             if ask.kind == "hello":
