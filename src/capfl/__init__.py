@@ -1,3 +1,43 @@
-"""Personalised federated fine-tuning of language models."""
+"""Personalised federated fine-tuning of language models.
 
-__version__ = "0.1.0"
+    import capfl
+
+    result = capfl.run(clients={"north": rows, "south": "south.jsonl"}, rounds=5)
+    print(result.summary.statistics("personal"))
+
+``run`` runs an experiment and gives a ``Result``. ``load`` reads an adapter that a run has saved. ``Callback`` is told of
+a run while it goes on. ``Method`` is a row of parts (docs/methods.md), ``Config`` what a run is. All errors that are
+raised on purpose are ``CapflError``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capfl.api import run
+    from capfl.config import Config
+    from capfl.errors import CapflError
+    from capfl.methods import Method
+    from capfl.report.progress import Callback
+    from capfl.result import Result
+
+__version__ = "0.2.0"
+__all__ = ["Callback", "CapflError", "Config", "Method", "Result", "run"]
+
+_PLACES = {
+    "run": "capfl.api",
+    "Config": "capfl.config",
+    "CapflError": "capfl.errors",
+    "Method": "capfl.methods",
+    "Callback": "capfl.report.progress",
+    "Result": "capfl.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: the network's own processes do without torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'capfl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,46 +51,48 @@ class Remote:
     exchange: Callable[[Agreement], Exchange]
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a run may be given beside its config.
-
-    Attributes:
-        data: items, and each client's split of them, in place of what the config's section ``data`` names.
-        methods: methods of the caller's own by name, which ``method.name`` may ask for.
-    """
-
-    data: tuple[Sequence[Item], dict[ClientId, Split]] | None = None
-    methods: Mapping[str, Method] = field(default_factory=dict)
-
+Dealt = tuple[Sequence[Item], dict[ClientId, Split]]
+"""Items, and each client's split of them."""
 
 PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
 def run(
-    config: Config, engine: Engine | Remote, reporter: Callback | None = None, inputs: Inputs | None = None
+    config: Config,
+    engine: Engine | Remote,
+    callback: Callback | None = None,
+    *,
+    data: Dealt | None = None,
+    methods: Mapping[str, Method] | None = None,
 ) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
+
+    Args:
+        data: in place of what the config's section ``data`` names.
+        methods: methods of the caller's own by name, which ``method.name`` may ask for.
 
     Raises:
         ConfigError: the folder is in use, or a name in the config is unknown.
         CapflError: anything else that its subclasses name.
     """
-    given = inputs or Inputs()
-    build(config.method, config.seed, given.methods)  # a name that is wrong is said before anything is loaded
-    return _Run(config, RunFolder(free_folder(config)), engine, reporter or Callback(), given).go(fresh=True)
+    build(config.method, config.seed, methods)  # a name that is wrong is said before anything is loaded
+    return _Run(config, RunFolder(free_folder(config)), engine, callback or Callback(), data, methods or {}).go(True)
 
 
 def resume(
-    path: Path, engine: Engine | Remote, reporter: Callback | None = None, inputs: Inputs | None = None
+    path: Path,
+    engine: Engine | Remote,
+    callback: Callback | None = None,
+    *,
+    data: Dealt | None = None,
+    methods: Mapping[str, Method] | None = None,
 ) -> tuple[Summary, Path]:
-    """Go on with a run that was interrupted, to the same bits as if it had not been.
+    """Go on with a run that was interrupted, to the same bits as if it had not been. Arguments as for ``run``.
 
     Raises:
         CheckpointError: the folder is not a run, or its config, data or records have changed since.
     """
-    config = config_of(path)
-    return _Run(config, RunFolder(path), engine, reporter or Callback(), inputs or Inputs()).go(fresh=False)
+    return _Run(config_of(path), RunFolder(path), engine, callback or Callback(), data, methods or {}).go(False)
 
 
 def free_folder(config: Config) -> Path:
@@ -125,33 +127,34 @@ class _Run:
     config: Config
     folder: RunFolder
     engine: Engine | Remote
-    reporter: Callback
-    given: Inputs
+    callback: Callback
+    data: Dealt | None
+    methods: Mapping[str, Method]
 
     def go(self, fresh: bool) -> tuple[Summary, Path]:
         """All of it: data, model, rounds, results."""
         began = time.monotonic()
-        config, folder, engine, reporter = self.config, self.folder, self.engine, self.reporter
+        config, folder, engine, callback = self.config, self.folder, self.engine, self.callback
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         vault = Vault() if isinstance(engine, Remote) else open_vault(config.runtime.state_key, folder.path)
 
         # data: who holds what, where it is held in this process
-        items, splits = self._data()
+        items, splits = self._dealt()
         clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
 
         # model: one frozen base for all of them
         held = f"{len(items)} items at " if items else ""
-        reporter.on_note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
+        callback.on_note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
         model = AdaptedModel(load_base(config.model), config.lora)
         agreed = self._agreements(model, len(clients))
 
         # from here on the run exists: what was wrong with its data or model has been said before
         self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
-        reporter.on_begin(folder.path, config)
+        callback.on_begin(folder.path, config)
         limit = int(config.runtime.cache_gib * 2**30)
         shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
         with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
-            federation = Federation(config, items, splits, model, cache, reporter.on_client) if items else None
+            federation = Federation(config, items, splits, model, cache, callback.on_client) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead
             factors = PatchFactors()
@@ -165,24 +168,24 @@ class _Run:
                     assert federation is not None
                     keep = folder.path / "adapters" / "clients" if not finished else None
                     exchange = _simulated(engine, agreement, federation, place, vault, keep, factors)
-                finished[name] = run_method(agreement, participants, exchange, federation, config, place, reporter)
+                finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
             self._save_adapters(main, model, factors)
-            summary = evaluate(finished, config.federation, federation, reporter)
+            summary = evaluate(finished, config.federation, federation, callback)
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
         folder.write_json("summary.json", summary.to_json())
-        reporter.on_end(summary)
+        callback.on_end(summary)
         return summary, folder.path
 
-    def _data(self) -> tuple[Sequence[Item], dict[ClientId, Split]]:
+    def _dealt(self) -> Dealt:
         if isinstance(self.engine, Remote):
             return [], {}
-        if self.given.data is not None:
-            return self.given.data
+        if self.data is not None:
+            return self.data
         return deal(self.config.data, self.config.partition, self.config.seed)
 
     def _agreements(self, model: AdaptedModel, clients: int) -> dict[str, Agreement]:
@@ -193,7 +196,7 @@ class _Run:
         """
         config, federation = self.config, self.config.federation
         initial = model.initial_adapter(config.seed)
-        agreed = agreements(config, initial, model.base.revision, self.given.methods)
+        agreed = agreements(config, initial, model.base.revision, self.methods)
         if isinstance(self.engine, Remote):
             refuse_pooled(agreed)
         guarded: dict[str, Agreement] = {}
@@ -256,7 +259,7 @@ class _Run:
         if machine.get("threads") != torch.get_num_threads():
             changed.append(f"threads {machine.get('threads')} -> {torch.get_num_threads()}")
         if changed:
-            self.reporter.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
+            self.callback.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
 
 
 def _simulated(
@@ -289,7 +292,7 @@ def run_method(
     federation: Federation | None,
     config: Config,
     folder: RunFolder,
-    reporter: Callback,
+    callback: Callback,
 ) -> Finished:
     """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk.
 
@@ -300,7 +303,7 @@ def run_method(
     method, rounds = agreement.method, config.federation.rounds
     state = folder.resumed(StateReader(method, agreement.initial))
     state = state or method.start(agreement.initial, participants)
-    reporter.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
+    callback.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
     validated = config.evaluation.every if method.has_server_model and config.partition.validation else 0
 
     def due(record: RoundRecord) -> bool:
@@ -323,5 +326,5 @@ def run_method(
         state = folder.commit(state, record)
         if due(record):
             state, record = ask(state, record)
-        reporter.on_round(record)
+        callback.on_round(record)
     return Finished(state, agreement, participants, exchange, folder.rounds())

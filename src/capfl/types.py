@@ -249,7 +249,6 @@ class RoundRecord:
     validation_loss: float | None = None
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
-    groups: dict[ClientId, str] = field(default_factory=dict)  # after the round, of every client that is in one
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
     capped: dict[ClientId, int] = field(default_factory=dict)  # items that count of those who say they have very many
