@@ -14,7 +14,7 @@ from capfl.wire.layout import Floats, Ints, Layout
 from capfl.wire.sections import Section, read, write
 from capfl.wire.values import Values
 
-_ORDER = (Section.NAMES, Section.RANKS, Section.ALIVE, Section.POSITIONS, Section.SCALES, Section.VALUES)
+SECTIONS = (Section.NAMES, Section.RANKS, Section.ALIVE, Section.POSITIONS, Section.SCALES, Section.VALUES)
 
 
 def pack(
@@ -69,8 +69,8 @@ def unpack(
     if len(body) > largest:  # before anything is allocated
         raise WireError(f"body of {len(body)} bytes, an adapter of this shape takes {largest} at most")
     found: dict[Section, memoryview] = {}
-    for tag, data in read(body, _ORDER):
-        if any(_ORDER.index(tag) <= _ORDER.index(before) for before in found):
+    for tag, data in read(body, SECTIONS):
+        if any(SECTIONS.index(tag) <= SECTIONS.index(before) for before in found):
             raise WireError(f"section {tag.name} comes twice or in the wrong place")
         found[tag] = data
     layout = _layout(found.get(Section.NAMES), template)

@@ -14,30 +14,36 @@ from dataclasses import replace
 import numpy as np
 
 from capfl.types import Adapter
+from capfl.wire.body import SECTIONS
 from capfl.wire.codec import Codec
 from capfl.wire.downlink import PLAIN
 from capfl.wire.header import unseal
 from capfl.wire.layout import Floats, Ints, Layout
-from capfl.wire.message import NO_NOTES, UPDATE, Kinds, decode_broadcast, split_notes
-from capfl.wire.sections import Section, read
+from capfl.wire.message import BROADCAST, UPDATE
+from capfl.wire.sections import Section, read, write
 from capfl.wire.values import unpack_levels
 
 _PLAIN = ("fp32", "bf16")
 
 
 def bits_up(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> float:
-    """Bits that an update says. Raises WireError as ``decode_update``."""
+    """Bits that an update's adapter says. Raises WireError where it is none."""
     header, body = unseal(blob, UPDATE, codec.values.tag, schema)
-    return bits(bytes(split_notes(body)[1]), codec, template, header.round)
+    sections = read(body, tuple(Section))
+    return bits(
+        b"".join(write(tag, bytes(data)) for tag, data in sections if tag in SECTIONS), codec, template, header.round
+    )
 
 
-def bits_down(blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Kinds = NO_NOTES) -> float:
-    """Bits that a broadcast says, all that it catches up on included. Raises WireError as ``decode_broadcast``."""
-    told = decode_broadcast(blob, codec, schema, kinds)
-    if told.state is not None:
-        return bits(told.state, Codec(PLAIN), template, told.round)
-    first = told.round - len(told.differences)
-    return sum(bits(body, codec, template, first + n) for n, body in enumerate(told.differences))
+def bits_down(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> float:
+    """Bits that a broadcast's adapters say, all that it catches up on included. Raises WireError where it is none."""
+    header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
+    versions = [pair for pair in read(body, tuple(Section)) if pair[0] in (Section.DIFFERENCE, Section.STATE)]
+    first = header.round - len(versions)
+    return sum(
+        bits(bytes(data), Codec(PLAIN) if tag is Section.STATE else codec, template, first + n)
+        for n, (tag, data) in enumerate(versions)
+    )
 
 
 def bits(body: bytes, codec: Codec, template: Adapter, round: int) -> float:

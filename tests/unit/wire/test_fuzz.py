@@ -6,7 +6,7 @@ The examples are the same in every run; ``benchmarks/fuzz_wire.py`` tries a mill
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from adapters import CODECS, SMALL, normal, resealed, same
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
+from capfl.types import Adapter, ClientState, Group, Update
 from capfl.wire import (
+    Records,
     adding,
     advance,
     broadcast,
@@ -33,11 +34,24 @@ from capfl.wire import (
     schema_hash,
     up_codec,
 )
+from capfl.wire.records import vector
+
+
+@dataclass(frozen=True)
+class Described:
+    features: torch.Tensor = vector("bf16")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    alpha: torch.Tensor = vector("positive")
+    alive: torch.Tensor | None = vector("marks", optional=True)
+
 
 SCHEMA = schema_hash(SMALL, "base")
 START = normal(99)
-KINDS: dict[str, NoteKind] = {"features": "bf16", "alpha": "positive", "beta": "positive"}
-NOTES = {"features": torch.linspace(-2, 2, 9), "beta": torch.linspace(0.5, 4, 8)}
+RECORDS = Records(grouping=Described, ranks=Posterior)
+SAID = Described(torch.linspace(-2, 2, 9)), Posterior(torch.linspace(0.5, 4, 8))
 FOUR = np.array([3.0, 0.0, 1.0, 0.5])  # importance of the ranks: those that are drawn say it
 SOME = np.array([True, True, False, True])  # a client without the third: what is drawn says that too
 MEMORY = ClientState("site", version=2, known=normal(98))
@@ -50,8 +64,8 @@ def updates_of(codec: str) -> list[bytes]:
     ways: list[tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.bool_] | None]]
     ways = [(None, None), (FOUR, None), (FOUR, SOME)]
     bodies = [compensate(normal(0), {}, UP[codec], SMALL, 3, *way)[0] for way in ways]
-    said = Update(3, "site", {}, 12, 7, 1.25, NOTES)
-    return [encode_update(said, body, UP[codec], SCHEMA, KINDS) for body in bodies]
+    said = Update(3, "site", {}, 12, 7, 1.25, *SAID)
+    return [encode_update(said, body, UP[codec], SCHEMA) for body in bodies]
 
 
 @cache
@@ -59,24 +73,24 @@ def broadcasts_of(codec: str) -> list[bytes]:
     """One difference, two of them, and the whole adapter."""
     found = []
     for importance in (None, FOUR):
-        state = ServerState(0, START, known=START)
+        group = Group(START, START)
         for round in (1, 2, 3):
             target = {name: t + normal(round)[name] for name, t in START.items()}
-            state = ServerState(round, target, state.known, state.log)
-            state = advance(state, target, DOWN[codec], SMALL, importance)
-        found += [broadcast(state, "site", version, SMALL, START) for version in (2, 1, 0)]
-    return [encode_broadcast(replace(told, notes=NOTES), DOWN[codec], SCHEMA, KINDS).blob for told in found]
+            group = advance(replace(group, adapter=target), target, round, DOWN[codec], SMALL, importance)
+        found += [broadcast(group, 3, "site", version, SMALL, START) for version in (2, 1, 0)]
+    said = dict(zip(("grouping", "ranks"), SAID, strict=True))
+    return [encode_broadcast(replace(told, **said), DOWN[codec], SCHEMA).blob for told in found]
 
 
 def read_update(blob: bytes, codec: str) -> None:
-    update, parts = decode_update(blob, UP[codec], SCHEMA, SMALL, KINDS)
+    update, parts = decode_update(blob, UP[codec], SCHEMA, SMALL, RECORDS)
     assert fits(update.adapter)
     assert update.n_train > 0
     assert sum(parts.values()) == len(blob)
 
 
 def read_broadcast(blob: bytes, codec: str) -> None:
-    told = decode_broadcast(blob, DOWN[codec], SCHEMA, KINDS)
+    told = decode_broadcast(blob, DOWN[codec], SCHEMA, RECORDS)
     known = receive(told, MEMORY, adding(DOWN[codec], SMALL), SMALL, START).known
     assert fits(known)
     assert list(known) == list(SMALL) or told.state is not None

@@ -106,7 +106,7 @@ def test_golden_updates_that_say_how_important_ranks_are(golden, alive, arrived,
     got, parts = decode_update(bytes.fromhex(golden), DRAWN, schema, PAIR)
     assert same(got.adapter, dict(zip(("q.A", "q.B"), (torch.tensor(t).float() for t in arrived), strict=True)))
     header = len(golden) // 2 - positions - scales - 1
-    assert parts == {"header": header, "positions": positions, "scales": scales, "values": 1, "notes": 0}
+    assert parts == {"header": header, "positions": positions, "scales": scales, "values": 1, "records": 0}
 
 
 GOLDEN_DIFFERENCE = (
@@ -126,7 +126,7 @@ def test_golden_broadcasts():
     assert told == Broadcast(2, "é1", None, (TERNARY.encode(CHANGE, TEMPLATE, 1),))
     message = encode_broadcast(told, TERNARY, SCHEMA)
     assert message.blob.hex() == GOLDEN_DIFFERENCE
-    parts = {"positions": 11, "scales": 5, "values": 1, "notes": 0, "catch-up": 0}
+    parts = {"positions": 11, "scales": 5, "values": 1, "records": 0, "catch-up": 0}
     assert message.parts == parts | {"header": 38 + 3 + 4 + 5 * 5 + 1}  # five sections, a byte of names
     whole = {"q.A": CHANGE["q.A"], "q.B": torch.zeros(2, 1)}
     told = decode_broadcast(bytes.fromhex(GOLDEN_WHOLE), FP32, SCHEMA)

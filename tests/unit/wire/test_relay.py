@@ -8,8 +8,8 @@ import torch
 from adapters import SMALL, normal, same
 from capfl import adapter as algebra
 from capfl.errors import WireError
-from capfl.types import Broadcast, ClientState, ServerState
-from capfl.wire import Codec, adding, broadcast, encode_broadcast, led, receive, relay, schema_hash
+from capfl.types import Broadcast, ClientState, Group
+from capfl.wire import Codec, adding, broadcast, encode_broadcast, receive, relay, schema_hash, with_version
 from capfl.wire.sections import parts
 from capfl.wire.values import VALUES
 
@@ -51,9 +51,7 @@ def test_the_ledger_sees_what_is_relayed():
 
 def test_a_whole_version_has_its_patch():
     version = START | {"q.W": torch.arange(12.0).reshape(4, 3), "q.A": torch.ones(2, 3)}
-    state = led(ServerState(1, version), version, b"x" * 999)
-    state = led(ServerState(2, version, known=version, log=state.log), version, b"x" * 999)  # longer than the whole
-    told = broadcast(state, "a", 0, START, START)
+    told = broadcast(Group(version, version, 2 * (b"x" * 999,)), 2, "a", 0, START, START)  # longer than the whole
     assert told.state is not None
     assert same(receive(told, ClientState("a"), adding(FP32, SMALL), START, START).known, version)
     assert 4 * (11 + 6) < len(told.state) < 4 * (11 + 6) + 60
@@ -61,11 +59,11 @@ def test_a_whole_version_has_its_patch():
 
 def test_the_log_is_cut_where_the_whole_is_shorter():
     version = {name: t + 1 for name, t in START.items()}
-    state, size = ServerState(1, version), algebra.size(version)
+    group, size = Group(version, version), algebra.size(version)
     for n in range(1, 6):
-        state = led(state, version, b"x" * (4 * size // 3))
-        assert len(state.log) == min(n, 3)
-    assert len(led(state, version, b"x" * (8 * size)).log) == 1  # the newest stays
+        group = with_version(group, version, b"x" * (4 * size // 3))
+        assert len(group.log) == min(n, 3)
+    assert len(with_version(group, version, b"x" * (8 * size)).log) == 1  # the newest stays
     for each, whole in ((2 * size - 10, False), (2 * size + 10, True)):  # of two rounds, about 4 bytes an element
-        told = broadcast(ServerState(2, version, known=version, log=2 * (b"x" * each,)), "a", 0, START, START)
+        told = broadcast(Group(version, version, 2 * (b"x" * each,)), 2, "a", 0, START, START)
         assert (told.state is not None) is whole

@@ -36,8 +36,8 @@ def test_what_are_no_sections(body, message):
 
 def test_the_parts_of_the_ledger():
     body = write(Section.NAMES, b"n") + write(Section.POSITIONS, b"pp") + write(Section.VALUES, b"vvvv")
-    assert parts(body) == {"header": 3 * 5 + 1, "positions": 2, "scales": 0, "values": 4, "notes": 0}
+    assert parts(body) == {"header": 3 * 5 + 1, "positions": 2, "scales": 0, "values": 4, "records": 0}
     body += write(Section.RANKS, b"rrr") + write(Section.ALIVE, b"a") + write(Section.SCALES, b"sssss")
-    assert parts(body) == {"header": 6 * 5 + 1, "positions": 2 + 3 + 1, "scales": 5, "values": 4, "notes": 0}
+    assert parts(body) == {"header": 6 * 5 + 1, "positions": 2 + 3 + 1, "scales": 5, "values": 4, "records": 0}
     relayed = write(Section.RELAYED, bytes(4) + body)
     assert parts(relayed) == parts(body) | {"header": 5 + 4 + 6 * 5 + 1}
