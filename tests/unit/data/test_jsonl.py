@@ -128,7 +128,7 @@ def test_files_that_are_no_json_lines(tmp_path, write):
         b"": "has no rows; write one JSON object a line",
         b"{\n}\n": "2 of 2 rows",
         b"[\n{}\n]": "is one JSON array; write JSON Lines",
-        b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}\n': r"own\.jsonl:2: byte 13 is not UTF-8; save the file",
+        b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}\n': r"own\.jsonl:2: byte 13 is not UTF-8; save",
     }.items():
         path = write()
         path.write_bytes(content)

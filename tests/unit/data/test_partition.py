@@ -90,8 +90,8 @@ def test_max_items_caps_at_random():
         (4, config("iid", clients=5), DataError, "5 clients cannot share 4 items; lower partition.clients"),
         (0, config("iid"), DataError, "there are no items to share out"),
         (20, config("dirichlet:x", clients=2), ConfigError, "no item has the field 'x'"),
-        (20, config("by:site"), ConfigError, r"one file for each client.*--partition.kind iid --partition.clients 10 or "
-         "--partition.kind by:label$"),
+        (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 10 "
+         "or --partition.kind by:label$"),
         (40, config("by:label", clients=2), ConfigError, "clients is 2, but label has 5 values.*give at least 5"),
         (20, config("iid", max_items=5, min_items=6), ConfigError, "max_items 5 is below partition.min_items 6"),
     ],

@@ -45,7 +45,7 @@ def test_the_prompt_does_not_depend_on_the_answer(choices, listed, scoring):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (Item("q", tuple(map(str, range(27)))), r"27 choices are more than the letters A to Z; set data\.scoring to text"),
+        (Item("q", tuple(map(str, range(27)))), r"27 choices are more than the letters A to Z; set data.scoring"),
         (Item("q", ("a",), 0), "give two or more choices"),
         (Item("q", ("a", "b"), 2), "the index of the right one"),
         (Item("q", ("a", "b"), -1), "the index of the right one"),

@@ -130,7 +130,7 @@ def test_hub_rows_and_errors(hub):
     hub("openbookqa", [ROWS["openbookqa"], {**ROWS["openbookqa"], "answerKey": ""}])
     with pytest.raises(DataError, match=r"1 of 2 rows[\s\S]*train: row 2: field 'answerKey' holds no answer"):
         load("openbookqa", "train")
-    with pytest.raises(DataError, match="check the network and data.split, or give --data-dir FOLDER with openbookqa/te"):
+    with pytest.raises(DataError, match=r"network and data\.split, or give --data-dir FOLDER with openbookqa/test"):
         load("openbookqa", "test")
 
 
