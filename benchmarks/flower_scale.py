@@ -62,7 +62,7 @@ def compare(model: str, clients: int, rounds: int, repeats: int) -> dict[str, An
         "model.path": model, "lora.layers": "top:1", "data.sites": 12, "data.items": clients * 10 // 12 + 13,
         "partition.kind": "iid", "partition.clients": clients, "partition.max_items": 10,
         "partition.min_items": 10, "federation.rounds": rounds, "train.steps": 1, "train.batch_size": 4,
-        "evaluation.every": 0, "evaluation.max_items": 1, "evaluation.references": [], "runtime.threads": 1,
+        "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
     }  # fmt: skip
     runs: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
     same = True

@@ -29,7 +29,7 @@ def child(model: str, clients: int) -> None:
             "data.sites": 12, "data.items": max(12, clients * 10 // 12 + 1), "partition.kind": "iid",
             "partition.clients": clients, "partition.max_items": 10, "partition.min_items": 10,
             "federation.rounds": 2, "train.steps": 1, "train.batch_size": 4, "evaluation.every": 1,
-            "evaluation.max_items": 1, "evaluation.personal": True, "evaluation.references": [],
+            "evaluation.personal": True, "evaluation.references": [],
         }), serial)  # fmt: skip
     peak = round(summary.peak_memory / 2**20, 1)
     print(json.dumps({"clients": len(summary.rows), "peak_mib": peak, "seconds": summary.seconds}))

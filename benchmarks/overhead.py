@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from capfl.config import Config, load_config
-from capfl.data import load_items, partition, split
+from capfl.data import deal
 from capfl.federation import Federation
 from capfl.methods.capfl import Settings, capfl
 from capfl.methods.fedit import fedit
@@ -51,8 +51,7 @@ def main() -> None:
         "model.path": args.model, "lora.layers": args.layers, "lora.targets": ALL_LINEAR.split(","),
         "train.steps": args.steps, "data.items": 64, "data.sites": 2,
     })  # fmt: skip
-    items = load_items(config.data, 0)
-    splits = {c: split(own, config.partition, 0, c) for c, own in partition(items, config.partition, 0).items()}
+    items, splits = deal(config.data, config.partition, 0)
     model = AdaptedModel(load_base(config.model), config.lora)
     initial = model.initial_adapter(0)
     with HiddenCache("memory", 2**32) as cache:

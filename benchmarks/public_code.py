@@ -31,7 +31,7 @@ from capfl import adapter as algebra
 from capfl.compare.run import kept_rows
 from capfl.compare.spec import make_plan
 from capfl.config import Config, load_config
-from capfl.data import load_items, partition, relabel, split
+from capfl.data import deal
 from capfl.federation import Federation
 from capfl.methods import build
 from capfl.model.base import load_base
@@ -68,10 +68,7 @@ def main() -> None:
 
 def run(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.runtime.threads or 1)
-    items = load_items(config.data, config.seed)
-    parts = partition(items, config.partition, config.seed)
-    items = relabel(items, parts, config.partition, config.seed)
-    splits = {client: split(own, config.partition, config.seed, client) for client, own in parts.items()}
+    items, splits = deal(config.data, config.partition, config.seed)
     model = AdaptedModel(load_base(config.model), config.lora)
     with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
         federation = Federation(config, items, splits, model, cache)

@@ -11,6 +11,7 @@ import pytest
 
 from capfl.compare.spec import make_plan as make_comparison
 from capfl.config import load_config
+from capfl.data import deal, remarks
 from capfl.data.clinc import INTENTS
 from capfl.engines.serial import serial
 from capfl.experiment import run
@@ -18,8 +19,9 @@ from capfl.plan import make_plan
 from support import TINY
 
 ROOT = Path(__file__).parent.parent
-PAPER = sorted(path for path in (ROOT / "configs" / "paper").glob("*.toml") if path.stem != "table")
-CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), *PAPER, ROOT / "src" / "capfl" / "demo.toml"]
+PAPER = ROOT / "configs" / "paper" / "llama-3.2-3b.toml"
+CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), PAPER, ROOT / "src" / "capfl" / "demo.toml"]
+SITES = ["clinic_north", "clinic_south", "shop_east", "shop_west"]
 
 FEW_ROWS: dict[str, object] = {"partition.alpha": 10.0}  # lest a client have next to none
 
@@ -58,35 +60,42 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("scoring", ["letter", "text"])
-def test_every_config_runs(
-    path: Path, scoring: str, data_dir: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_config_runs(path: Path, data_dir: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    settings: dict[str, object] = SMALLER | {"out": str(runs), "data.scoring": scoring, "data.dir": str(data_dir)}
+    settings: dict[str, object] = SMALLER | {"out": str(runs), "data.dir": str(data_dir)}
     settings |= {"data.limit": 30} if path.stem == "commonsense" else {}
-    settings |= FEW_ROWS if path in PAPER else {}
+    settings |= FEW_ROWS if path == PAPER else {}
     summary, _ = run(load_config(path, settings), serial)
     assert len(summary.rows) >= 2
     assert summary.chance is not None
     assert 0 < summary.chance < 1
 
 
-@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_what_the_paper_s_setting_costs_is_known_without_weights(path: Path, data_dir: Path) -> None:
-    plan = make_plan(load_config(path, {"data.dir": str(data_dir)} | FEW_ROWS), calibration=False)
+def test_the_example_sites_are_two_kinds_of_business_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(ROOT / "configs" / "own_sites.toml")
+    items, splits = deal(config.data, config.partition, 0)
+    assert list(splits) == SITES
+    labels = {client: {items[k].choices for k in own.all} for client, own in splits.items()}
+    assert labels["clinic_north"] == labels["clinic_south"]
+    assert labels["shop_east"] == labels["shop_west"] != labels["clinic_north"]
+    assert len({item.question for item in items}) == len(items) == 160
+    assert len(remarks(config.data, config.partition, items, splits)) == 1
+
+
+def test_both_settings_of_the_paper_differ_in_the_model_alone(data_dir: Path) -> None:
+    """What they cost is known without weights."""
+    configs = [
+        load_config(path, {"data.dir": str(data_dir)} | FEW_ROWS) for path in (PAPER, PAPER.with_stem("mistral-7b"))
+    ]
+    assert configs[0].model_copy(update={"model": configs[1].model}) == configs[1]
+    plan = make_plan(configs[0], calibration=False)
     assert 50 < plan.dense_fp32_round_trip / (sum(plan.up.values()) + sum(plan.down.values())) < 150
     assert plan.seconds is None
 
 
 def test_the_paper_s_table_is_a_comparison() -> None:
     plan = make_comparison(ROOT / "configs" / "paper" / "table.toml")
-    assert plan.labels == [
-        "local",
-        "fedit+default",
-        "fedit+dense",
-        "lora-fair+default",
-        "lora-fair+dense",
-        "ca-pfl+default",
-    ]
+    fedit, fair = ("fedit+default", "fedit+dense"), ("lora-fair+default", "lora-fair+dense")
+    assert plan.labels == ["local", *fedit, *fair, "ca-pfl+default"]
     assert len(plan.cells) == 18

@@ -136,13 +136,13 @@ class Talk:
     def read(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | None:
         """What a client says; None if it has failed for good in this round.
 
-        A client that fails is asked again as often as the policy says; and once in any case if it has lost the version
+        A client that fails is asked again if the policy says so, once; and once in any case if it has lost the version
         that it was thought to know.
 
         Raises:
             ClientError: it failed and the policy is to stop.
         """
-        tries = self.config.retries if self.config.on_failure == "retry" else 0
+        tries = 1 if self.config.on_failure == "retry" else 0
         reply = self._decoded(client, answer, read)
         while isinstance(reply, Failure):
             lost = reply.code == "version" and not any(failure.client == client for failure in self.failures)

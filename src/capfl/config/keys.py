@@ -11,18 +11,20 @@ from pydantic.fields import FieldInfo
 
 from capfl.config.schema import Config, Section
 
-PUBLISHED = {  # the flags of CA-PFL's public code
+PUBLISHED = {  # flags of CA-PFL's published code that capfl has under another name
     "num_clients": "partition.clients",
     "server_epochs": "federation.rounds",
     "client_epochs": "train.epochs",
-    "batch_size": "train.batch_size",
+    "base_sparsity_ratio": "codec.density",
 }
+PUBLISHED_DATA = "openbookqa"  # what that code trains on
 WORDS = {  # the word one would try first
     "model": "model.path",
     "data": "data.sets",
     "partition": "partition.kind",
     "method": "method.name",
     "codec": "codec.values",
+    "batch_size": "train.batch_size",
 }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from capfl.config.keys import Key, all_keys, flags
+from capfl.config.flags import from_text, list_from_text
+from capfl.config.keys import PUBLISHED, PUBLISHED_DATA, all_keys, flags
 from capfl.config.schema import Config
 from capfl.errors import ConfigError
 
@@ -28,9 +29,13 @@ def load_config(path: Path | None = None, settings: Mapping[str, object] | None 
 def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str]) -> Config:
     """As ``load_config``, from `--set key=value` pairs and the remaining command-line arguments (flags).
 
+    With a flag that only CA-PFL's published code has, such as ``--num_clients``, the data are OpenBookQA, as there,
+    unless the file, the pairs or the flags name other data.
+
     Raises:
         ConfigError: lists every mistake of the file, the pairs and the flags.
     """
+    tree = _read(path)
     settings: dict[str, object] = {}
     mistakes: list[str] = []
     for pair in sets:
@@ -39,25 +44,12 @@ def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str
             settings[key.strip()] = value.strip()
         else:
             mistakes.append(f"--set {pair}: write it as key=value")
-    table = flags()
-    waiting = list(arguments)
-    while waiting:
-        word = waiting.pop(0)
-        name, found, value = word.partition("=")
-        flag = name.removeprefix("--").replace("-", "_")
-        if not word.startswith("--"):
-            mistakes.append(
-                f"{word}: not a flag; the config file comes first, flags start with -- and take one value each"
-            )
-        elif flag not in table:
-            mistakes.append(f"{name}: no such flag{_suggest(flag, list(table), '--')}")
-            if not found and waiting and not waiting[0].startswith("--"):
-                waiting.pop(0)
-        elif not found and (not waiting or waiting[0].startswith("--")):
-            mistakes.append(f"{name}: needs a value")
-        else:
-            settings[table[flag]] = value if found else waiting.pop(0)
-    return _checked(_read(path), settings, mistakes)
+    given, published = _read_flags(arguments, mistakes)
+    settings |= given
+    data = tree.get("data", {})
+    if published and "data.sets" not in settings and not (isinstance(data, dict) and "sets" in data):
+        settings["data.sets"] = [PUBLISHED_DATA]
+    return _checked(tree, settings, mistakes)
 
 
 def to_toml(config: Config) -> str:
@@ -83,6 +75,43 @@ def _read(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from error
 
 
+def _read_flags(arguments: Sequence[str], mistakes: list[str]) -> tuple[dict[str, object], bool]:
+    """The values of all flags by key, and whether one is a flag of the published code alone.
+
+    A flag of a list takes all words up to the next flag, as a shell writes them for ``*.jsonl``, and may be repeated.
+    """
+    keys, table = all_keys(), flags()
+    settings: dict[str, object] = {}
+    published = False
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        name, found, value = word.partition("=")
+        flag = name.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            mistakes.append(f"{word}: not a flag; the config file comes first, then flags, which start with --")
+            continue
+        words = [value] if found else []
+        key = keys.get(table.get(flag, ""))
+        while waiting and not waiting[0].startswith("--") and (not words or (not found and key and key.is_list)):
+            words.append(waiting.pop(0))
+        if key is None:
+            mistakes.append(f"{name}: no such flag{_suggest(flag, list(table), '--')}")
+        elif not words:
+            mistakes.append(f"{name}: needs a value")
+        elif not key.is_list or (key.may_be_none and words[0].lower() == "none"):
+            settings[key.path] = words[0]
+        else:
+            before = settings.get(key.path)
+            values = before if isinstance(before, list) else []
+            try:
+                settings[key.path] = values + [part for text in words for part in list_from_text(key.path, text)]
+            except ConfigError as error:
+                mistakes.append(str(error))
+        published |= flag in PUBLISHED
+    return settings, published
+
+
 def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[str]) -> Config:
     keys = all_keys()
     for key, value in settings.items():
@@ -91,8 +120,12 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
             continue
         section, _, leaf = key.rpartition(".")
         target = tree.setdefault(section, {}) if section else tree
-        if isinstance(target, dict):
-            target[leaf] = _from_text(keys[key], value) if isinstance(value, str) else value
+        if not isinstance(target, dict):
+            continue
+        try:
+            target[leaf] = from_text(keys[key], value) if isinstance(value, str) else value
+        except ConfigError as error:
+            mistakes.append(str(error))
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -100,12 +133,6 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
-
-
-def _from_text(key: Key, text: str) -> object:
-    if key.may_be_none and text.lower() == "none":
-        return None
-    return [part.strip() for part in text.split(",") if part.strip()] if key.is_list else text
 
 
 def _explain(item: dict[str, Any], keys: list[str]) -> str:

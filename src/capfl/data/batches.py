@@ -16,10 +16,8 @@ MEGA = 16  # batches that are sorted by length together: enough to save padding,
 def batches(lengths: Sequence[int], batch_size: int, seed: int, client: ClientId, epoch: int) -> list[np.ndarray]:
     """One epoch: every index of ``lengths`` once, in batches of ``batch_size`` (one may be smaller).
 
-    Raises
-    ------
-    ConfigError
-        ``batch_size`` is not positive.
+    Raises:
+        ConfigError: ``batch_size`` is not positive.
     """
     if batch_size < 1:
         raise ConfigError(f"train.batch_size is {batch_size}; it must be at least 1")

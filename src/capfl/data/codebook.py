@@ -17,10 +17,8 @@ def codebooks(n_books: int, n_codes: int, conflict: float, seed: int) -> np.ndar
     anywhere. With m meanings in conflict, 0 < m < n_books, only m books can differ pairwise, so that book b
     equals book b + m.
 
-    Raises
-    ------
-    DataError
-        Sizes below 1, a conflict outside [0, 1], or conflict 1 with more books than codes.
+    Raises:
+        DataError: sizes below 1, a conflict outside [0, 1], or conflict 1 with more books than codes.
     """
     if n_books < 1 or n_codes < 1:
         raise DataError(f"{n_books} code books of {n_codes} codes: give at least one of both")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from capfl.config.schema import DataConfig, PartitionConfig
-from capfl.data.load import check_names, load_items, load_set, task_of
+from capfl.data.load import check_names, load_held, load_items, load_set, task_of
 from capfl.data.names import group_names
 from capfl.data.partition import partition
 from capfl.data.relabel import relabel
-from capfl.data.split import Split, split
+from capfl.data.sources import DATASETS
+from capfl.data.split import Split, copies_of, split
 from capfl.errors import ConfigError, DataError
 from capfl.types import ClientId, Item
 
@@ -26,10 +28,57 @@ def deal(data: DataConfig, shares: PartitionConfig, seed: int) -> tuple[list[Ite
     return share_out(load_items(data, seed), shares, seed)
 
 
+def deal_rows(
+    clients: Mapping[ClientId, Iterable[Any]], data: DataConfig, shares: PartitionConfig, seed: int
+) -> tuple[list[Item], dict[ClientId, Split]]:
+    """As ``deal``, of rows in memory: the same items, splits and ids as from files CLIENT.jsonl with the same rows.
+
+    Args:
+        clients: rows of each client, in one of the formats of files: dicts, or a ``datasets.Dataset``. An id becomes
+            safe as the name of a file: letters, digits, ``_``, ``.`` and ``-``.
+        data: its ``limit``, ``scoring`` and ``labels`` count; ``sets``, ``dir`` and ``split`` do not.
+        shares: its ``kind`` does not count, because the clients say who holds what.
+
+    Raises:
+        ConfigError: there are no clients, or another number of them is asked for.
+        DataError: rows cannot be used; says client, row (from 1) and field.
+    """
+    if shares.clients not in (None, len(clients)):
+        raise ConfigError(f"partition.clients is {shares.clients}, and rows of {len(clients)} clients are given")
+    apart = shares.model_copy(update={"kind": "by_task"})
+    return share_out(load_held({str(client): rows for client, rows in clients.items()}, data, seed), apart, seed)
+
+
 def share_out(items: Sequence[Item], shares: PartitionConfig, seed: int) -> tuple[list[Item], dict[ClientId, Split]]:
     """As ``deal``, of items that have been read."""
     parts = partition(items, shares, seed)
-    return relabel(items, parts, shares, seed), {c: split(own, shares, seed, c) for c, own in parts.items()}
+    items = relabel(items, parts, shares, seed)
+    return items, {client: split(items, own, shares, seed, client) for client, own in parts.items()}
+
+
+def remarks(
+    data: DataConfig | None, shares: PartitionConfig, items: Sequence[Item], splits: Mapping[ClientId, Split]
+) -> list[str]:
+    """What a user should be told before a run starts: which data it takes, and how many of its rows are copies.
+
+    Args:
+        data: where the items are from. None: from rows in memory.
+    """
+    if data is None:
+        source = "rows in memory"
+    else:
+        public = [name for name in data.sets if name in DATASETS]
+        where = f" (split {data.split}, from {data.dir or 'the Hugging Face Hub'})" if public else ""
+        source = f"{', '.join(data.sets)}{where}, partition.kind {shares.kind}"
+    said = [f"data: {source}; {len(items)} items at {len(splits)} clients"]
+    doubled = {client: len(own.all) - len(copies_of(items, own.all)) for client, own in sorted(splits.items())}
+    if any(doubled.values()):
+        most = max(doubled, key=lambda client: doubled[client])
+        said.append(
+            f"WARNING: {sum(doubled.values())} items are exact copies of another item of their client (most at {most}: "
+            f"{doubled[most]} of {len(splits[most].all)}); the split keeps copies together"
+        )
+    return said
 
 
 def clients_of(data: DataConfig, shares: PartitionConfig) -> dict[ClientId, str]:
@@ -75,7 +124,7 @@ def deal_one(
             f"client {client!r} has {len(items)} items, fewer than partition.min_items = {shares.min_items}; "
             "add data or lower partition.min_items"
         )
-    return items, {client: split(range(len(items)), shares, seed, client)}
+    return items, {client: split(items, range(len(items)), shares, seed, client)}
 
 
 def digest(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> str:

@@ -28,12 +28,9 @@ def generate(sites: int, items: int, conflict: float, seed: int) -> list[Item]:
 
     The sentences of a site depend on the seed and the site alone, its queues on its row of the code books.
 
-    Raises
-    ------
-    ConfigError
-        There are fewer than ``sites`` sites, or ``items`` is not positive.
-    DataError
-        The conflict is outside [0, 1], or ``items`` is more than the grammar can tell apart.
+    Raises:
+        ConfigError: there are fewer than ``sites`` sites, or ``items`` is not positive.
+        DataError: the conflict is outside [0, 1], or ``items`` is more than the grammar can tell apart.
     """
     if not 1 <= sites <= len(SITES):
         raise ConfigError(f"data.sites is {sites}; the helpdesk has 1 to {len(SITES)}")

@@ -1,14 +1,17 @@
-"""Your own files: one JSON object a line, in one of four formats that the first row's keys decide."""
+"""Your own rows, from a file or from memory, in one of four formats that the first row's keys decide."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from capfl.data.rows import Row, RowError, parse_rows, read_rows, refuse, text_of
+from capfl.config.flags import as_flag
+from capfl.data.labels import in_order, refuse_variants
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, read_rows, refuse, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
@@ -26,26 +29,37 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 
 def read_file(path: str | Path, labels: Sequence[str] = ()) -> list[Item]:
-    """All items of one file: multiple choice, text and label, prompt and completion, or chat messages.
-
-    Scalar keys that the format does not use become fields; ``task`` is the file's name without its suffix.
+    """All items of one JSON Lines file. Their field ``task`` is the file's name without its suffix.
 
     Args:
         labels: options of text-and-label rows, in the order of their letters; empty: those of the file, sorted.
 
-    Raises
-    ------
-    DataError
-        The file is missing, empty or in no known format, or rows are wrong (all are counted).
+    Raises:
+        DataError: the file is missing, empty or in no known format, or rows are wrong (all are counted).
     """
     path = Path(path)
     rows, faults = read_rows(path)
+    return _items(str(path), path.stem, rows, faults, labels)
+
+
+def read_held(client: str, rows: Iterable[Any], labels: Sequence[str] = ()) -> list[Item]:
+    """As ``read_file``, of rows in memory. Errors name the client and the number of the row, from 1.
+
+    Raises:
+        DataError: as ``read_file``.
+    """
+    found, faults = held_rows(client, rows)
+    return _items(f"client {client!r}", client, found, faults, labels)
+
+
+def _items(place: str, task: str, rows: list[Row], faults: list[str], labels: Sequence[str]) -> list[Item]:
+    """Scalar keys that the format does not use become fields."""
     if not rows:
-        refuse(str(path), len(faults), faults)  # no row was even JSON
+        refuse(place, len(faults), faults)  # no row was even JSON
     kind = _sniff(rows[0])
     if kind is None:
         known = "; ".join(" + ".join(keys) for keys in FORMATS.values())
-        found = ", ".join(rows[0].values) or "none"
+        found = ", ".join(map(str, rows[0].values)) or "none"
         raise DataError(f"{rows[0].where}: no known format has the keys {found}; give the rows one of: {known}")
 
     def parse(row: Row) -> Item:
@@ -54,12 +68,13 @@ def read_file(path: str | Path, labels: Sequence[str] = ()) -> list[Item]:
             raise RowError(keys, f"is not the format of this row, but of {rows[0].where}", "use one format a file")
         item = PARSERS[kind](row.values)
         if kind == "label" and labels and item.fields["label"] not in labels:
-            remedy = f"correct it, or add it to data.labels, at every site: {', '.join(labels)}"
-            raise RowError("label", f"is {item.fields['label']!r}, which is none of data.labels", remedy)
-        return replace(item, fields={**_extra(row.values, kind), **item.fields, "task": path.stem})
+            label = item.fields["label"]
+            remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
+            raise RowError("label", f"is {label!r}, which is none of data.labels", remedy)
+        return replace(item, fields={**_extra(row.values, kind), **item.fields, "task": task})
 
-    items = parse_rows(str(path), rows, faults, parse)
-    return _with_label_set(path, items, labels) if kind == "label" else items
+    items = parse_rows(place, rows, faults, parse)
+    return _with_label_set(place, items, labels) if kind == "label" else items
 
 
 def _sniff(row: Row) -> str | None:
@@ -129,13 +144,16 @@ def _label(values: Values) -> Item:
     return Item(text_of(values, "text"), listed=False, fields={"label": label})
 
 
-def _with_label_set(path: Path, items: list[Item], given: Sequence[str]) -> list[Item]:
-    labels = tuple(given or sorted({item.fields["label"] for item in items}))
+def _with_label_set(place: str, items: list[Item], given: Sequence[str]) -> list[Item]:
+    counts = Counter(item.fields["label"] for item in items)
+    labels = tuple(given) or in_order(counts)
     if len(labels) < 2:
         remedy = "give rows of two or more labels, or all labels that there are as data.labels"
-        raise DataError(f"{path}: field 'label' is {labels[0]!r} in every row; {remedy}")
-    place = {label: index for index, label in enumerate(labels)}
-    return [replace(item, choices=labels, answer=place[item.fields["label"]]) for item in items]
+        raise DataError(f"{place}: field 'label' is {labels[0]!r} in every row; {remedy}")
+    if not given:
+        refuse_variants({label: f"{n} rows of {place}" for label, n in counts.items()})
+    at = {label: index for index, label in enumerate(labels)}
+    return [replace(item, choices=labels, answer=at[item.fields["label"]]) for item in items]
 
 
 # -- completions and chat ------------------------------------------------------------------------

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from capfl.config.schema import DataConfig
+from capfl.config.schema import HELPDESK, DataConfig, is_path
 from capfl.data import helpdesk, jsonl, sources
-from capfl.errors import ConfigError, DataError
+from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
+from capfl.errors import ConfigError
 from capfl.rng import stream
 from capfl.types import Item
-
-HELPDESK = "helpdesk"
 
 
 def load_items(config: DataConfig, seed: int) -> list[Item]:
     """Items of all ``config.sets``, one set after the other, at most ``config.limit`` of each at random.
 
-    Raises
-    ------
-    ConfigError
-        A set is unknown or named twice, or two files share a name (and so a task).
-    DataError
-        A set cannot be read, or two files give one label different letters.
+    Everything that can be wrong with them without a tokenizer is found here.
+
+    Raises:
+        ConfigError: a set is unknown or named twice, or two files share a name (and so a task).
+        DataError: a set cannot be read, cannot be scored by letter, or gives a label another letter than another set.
     """
     check_names(config.sets)
     sets = {name: load_set(name, config, seed) for name in config.sets}
+    return _together(config, sets, [name for name in sets if is_path(name)])
+
+
+def load_held(clients: Mapping[str, Iterable[Any]], config: DataConfig, seed: int) -> list[Item]:
+    """As ``load_items``, of rows in memory by client: each as if it were a file of the client's name.
+
+    Raises:
+        ConfigError: there are no clients.
+        DataError: as ``load_items``.
+    """
+    if not clients:
+        raise ConfigError("there are no clients; give their rows by name, such as {'north': rows, 'south': rows}")
+    sets: dict[str, list[Item]] = {}
+    for client, rows in clients.items():
+        place = f"client {client!r}"
+        sets[place] = _limited(jsonl.read_held(client, rows, config.labels or ()), config.limit, seed, client)
+        if config.scoring == "letter":
+            refuse_too_many(place, sets[place])
+    return _together(config, sets, list(sets))
+
+
+def _together(config: DataConfig, sets: Mapping[str, list[Item]], own: Sequence[str]) -> list[Item]:
+    labelled = {name: sets[name] for name in own if sets[name][0].choices and not sets[name][0].listed}
+    if not config.labels:
+        refuse_variants({label: name for name, items in labelled.items() for label in items[0].choices})
     if config.scoring == "letter":
-        _check_letters({name: items for name, items in sets.items() if is_path(name) and not items[0].listed})
+        refuse_conflicts(labelled)
     return [item for items in sets.values() for item in items]
 
 
@@ -39,10 +63,8 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     Args:
         path: where its file is; what is drawn, and its task, still go by ``name``.
 
-    Raises
-    ------
-    DataError
-        It cannot be read.
+    Raises:
+        DataError: it cannot be read, or cannot be scored by letter.
     """
     if name == HELPDESK:
         items = helpdesk.generate(config.sites, config.items, config.conflict, seed)
@@ -52,6 +74,8 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
         items = [replace(item, fields={**item.fields, "task": task}) for item in read]
     else:
         items = sources.load(name, config.split, config.dir)
+    if config.scoring == "letter":
+        refuse_too_many(name, items)
     return _limited(items, config.limit, seed, name)
 
 
@@ -63,10 +87,8 @@ def task_of(name: str) -> str:
 def check_names(sets: Sequence[str]) -> None:
     """All mistakes in the names of ``data.sets`` at once, before anything is read.
 
-    Raises
-    ------
-    ConfigError
-        A set is unknown or named twice, or two files share a name (and so a task).
+    Raises:
+        ConfigError: a set is unknown or named twice, or two files share a name (and so a task).
     """
     known = [HELPDESK, *sources.DATASETS]
     wrong = []
@@ -84,31 +106,6 @@ def check_names(sets: Sequence[str]) -> None:
         wrong.append(f"data.sets: {', '.join(named)} are one task, {task!r}; name it once or rename a file")
     if wrong:
         raise ConfigError("\n".join(wrong))
-
-
-def _check_letters(files: Mapping[str, Sequence[Item]]) -> None:
-    """What is learnt of a label is its letter: one that has another elsewhere would teach others the wrong one.
-
-    Raises
-    ------
-    DataError
-        Two files of texts and labels give one label different letters.
-    """
-    first: dict[str, tuple[int, str]] = {}
-    for name, items in files.items():
-        for at, label in enumerate(items[0].choices):
-            before, where = first.setdefault(label, (at, name))
-            if before != at:
-                every = sorted({own for rows in files.values() for own in rows[0].choices})
-                raise DataError(
-                    f"label {label!r} is option {before + 1} in {where} and {at + 1} in "
-                    f"{name}, because their rows do not have the same labels; give all labels, here and at every site, "
-                    f"as data.labels={','.join(every)}, or train and score the labels' text with data.scoring=text"
-                )
-
-
-def is_path(name: str) -> bool:
-    return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
 
 
 def _limited(items: list[Item], limit: int | None, seed: int, name: str) -> list[Item]:

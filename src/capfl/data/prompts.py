@@ -14,10 +14,8 @@ def render(item: Item, scoring: Scoring) -> Prompt:
     ``letter`` answers with the letter of an option, which is listed (multiple choice) or learnt (labels).
     ``text`` answers with the option itself. The text never depends on which answer is right.
 
-    Raises
-    ------
-    DataError
-        ``letter`` with more options than letters, or an item with one option or a wrong ``answer``.
+    Raises:
+        DataError: ``letter`` with more options than letters, or an item with one option or a wrong ``answer``.
     """
     if not item.choices:
         return Prompt(item.question, (item.completion,), 0, item.messages)

@@ -14,9 +14,9 @@ def counts(shares: np.ndarray, total: int) -> np.ndarray:
     return whole
 
 
-def sizes(n_clients: int, total: int, sigma: float, generator: np.random.Generator) -> np.ndarray:
-    """Numbers of items of the clients: log-normal with ``sigma``, or equal to within one item if it is 0."""
-    return counts(generator.lognormal(0.0, sigma, n_clients) if sigma > 0 else np.ones(n_clients), total)
+def equal(n_clients: int, total: int) -> np.ndarray:
+    """Numbers of items of the clients, equal to within one item."""
+    return counts(np.ones(n_clients), total)
 
 
 def cut(indices: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Concept shift between clusters of clients: the same text, another label."""
+"""Conflicting labels: the same text, another label at every second client."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from capfl.data.codebook import codebooks
 from capfl.errors import ConfigError
 from capfl.types import ClientId, Item
 
+CLUSTERS = 2
+
 
 def relabel(
     items: Sequence[Item], parts: Mapping[ClientId, Sequence[int]], config: PartitionConfig, seed: int
 ) -> list[Item]:
-    """Items with the labels of their client's cluster, for the kind ``conflict``; unchanged for other kinds.
+    """Items with the labels of their client's code book, for the kind ``conflict``; unchanged for other kinds.
 
-    Client k of the sorted ids belongs to cluster ``k mod clusters``. Cluster 0 keeps its labels; cluster c
-    replaces label a by ``codebook[c][a]``, where ``config.conflict`` says for how many labels the clusters
-    disagree. The fields ``label`` and ``cluster`` follow. Items of no client stay as they are.
+    Of the sorted client ids the first, third, ... keep their labels (cluster 0); the others (cluster 1) have each
+    label replaced by another one, all by the same code book. The fields ``label`` and ``cluster`` follow. Items of no
+    client stay as they are.
 
-    Raises
-    ------
-    ConfigError
-        Some items are no label task, or there are more clusters than clients.
-    DataError
-        Conflict 1 with more clusters than labels.
+    Raises:
+        ConfigError: some items are no label task, or there is one client.
     """
     if config.kind != "conflict":
         return list(items)
@@ -37,15 +35,12 @@ def relabel(
             f"partition.kind conflict: {len(odd)} of {len(items)} items are no label task, such as "
             f"{odd[0].question!r:.50}; use data of text and label, clinc150 or helpdesk, or another kind"
         )
-    if config.clusters > len(parts):
-        raise ConfigError(
-            f"partition.clusters is {config.clusters} and there are {len(parts)} clients; "
-            "lower partition.clusters or raise partition.clients"
-        )
-    books = {n: _books(n, config, seed) for n in {len(item.choices) for item in items}}
+    if len(parts) < CLUSTERS:
+        raise ConfigError(f"partition.kind conflict: one client has nobody to disagree with; give {CLUSTERS} or more")
+    books = {n: _books(n, seed) for n in {len(item.choices) for item in items}}
     changed = list(items)
     for number, client in enumerate(sorted(parts)):
-        cluster = number % config.clusters
+        cluster = number % CLUSTERS
         for index in parts[client]:
             item = items[index]
             answer = int(books[len(item.choices)][cluster, item.answer])
@@ -54,7 +49,7 @@ def relabel(
     return changed
 
 
-def _books(n_labels: int, config: PartitionConfig, seed: int) -> np.ndarray:
+def _books(n_labels: int, seed: int) -> np.ndarray:
     """Code books whose row 0 is the identity: labels have meanings, and one cluster keeps them."""
-    books = codebooks(config.clusters, n_labels, config.conflict, seed)
+    books = codebooks(CLUSTERS, n_labels, 1.0, seed)
     return books[:, np.argsort(books[0])]

@@ -9,7 +9,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from capfl.data.clinc import DOMAIN, INTENTS
-from capfl.data.rows import Row, RowError, parse_rows, read_rows, text_of
+from capfl.data.rows import Row, RowError, parse_rows, read_rows, text_of, with_class_names
 from capfl.errors import ConfigError, DataError
 from capfl.types import Item
 
@@ -128,19 +128,16 @@ DATASETS: dict[str, Source] = {
 def load(name: str, split: str, dir: str | None = None) -> list[Item]:
     """All items of one split, from ``dir/NAME/SPLIT.jsonl`` or, without ``dir``, from the Hub.
 
-    Raises
-    ------
-    ConfigError
-        The name is not in ``DATASETS``.
-    DataError
-        The file or the Hub's data set cannot be read, or rows are wrong (all are counted).
+    Raises:
+        ConfigError: the name is not in ``DATASETS``.
+        DataError: the file or the Hub's data set cannot be read, or rows are wrong (all are counted).
     """
     if name not in DATASETS:
         raise ConfigError(f"data.sets: no data set is called {name!r}; choose from {', '.join(DATASETS)}")
     source = DATASETS[name]
     faults: list[str] = []
     if dir is None:
-        place, rows = _place(source, split), _hub_rows(source, split)
+        place, rows = _place(source, split), _hub_rows(name, source, split)
     else:
         path = _path(Path(dir), name, split)
         place, (rows, faults) = str(path), read_rows(path)
@@ -160,7 +157,7 @@ def _path(folder: Path, name: str, split: str) -> Path:
     if path.is_file():
         return path
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give --data-dir a folder with {name}/{split}.jsonl in it")
+        raise DataError(f"{folder}: no such folder; give --data-dir FOLDER with {name}/{split}.jsonl in it")
     near = (folder / name).glob("*.jsonl") if (folder / name).is_dir() else folder.glob("*/*.jsonl")
     found = sorted(file.relative_to(folder).as_posix() for file in near)
     there = ", ".join(found) or "no NAME/SPLIT.jsonl at all"
@@ -171,8 +168,8 @@ def _place(source: Source, split: str) -> str:
     return " ".join(filter(None, (source.hub, source.config, split)))
 
 
-def _hub_rows(source: Source, split: str) -> list[Row]:
-    """Rows of a Hub data set, class numbers replaced by class names (a hidden class, -1, by nothing)."""
+def _hub_rows(name: str, source: Source, split: str) -> list[Row]:
+    """Rows of a Hub data set, with the names of classes in place of their numbers."""
     place = _place(source, split)
     try:
         import datasets  # here: it takes seconds, and offline runs never need it
@@ -180,15 +177,11 @@ def _hub_rows(source: Source, split: str) -> list[Row]:
         table = datasets.load_dataset(source.hub, source.config, split=split)
     except Exception as error:  # HTTP clients, caches and builders below raise types of their own
         raise DataError(
-            f"{place}: cannot be loaded from the Hub ({type(error).__name__}: {str(error).strip()[:300]}); "
-            "check the name of the split and the network, or use --data-dir with a folder of NAME/SPLIT.jsonl"
+            f"{place}: cannot be loaded from the Hub ({type(error).__name__}: {str(error).strip()[:300]}); check the "
+            f"network and data.split, or give --data-dir FOLDER with {name}/{split}.jsonl in it, or try capfl on its "
+            "built-in data: --data helpdesk"
         ) from error
-    classes = {name: kind for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
-    rows = []
-    for number, values in enumerate(table, start=1):
-        named = {
-            name: (kind.int2str(values[name]) if values[name] is not None and values[name] >= 0 else "")
-            for name, kind in classes.items()
-        }
-        rows.append(Row(f"{place}: row {number}", {**values, **named}))
-    return rows
+    classes = {field: kind for field, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    return [
+        Row(f"{place}: row {number}", with_class_names(values, classes)) for number, values in enumerate(table, start=1)
+    ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capfl.config import Config
+from capfl.config.schema import is_path
 from capfl.data import Split, load_items, share_out
-from capfl.data.load import is_path, task_of
+from capfl.data.load import task_of
 from capfl.data.names import numbered
 from capfl.data.partition import DEFAULT_CLIENTS
 from capfl.errors import DataError

@@ -97,7 +97,7 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
 
 def _penalty(federation: Federation, client: ClientId, method: Method, start: Adapter) -> Penalty | None:
     """What the method adds to the loss of a client that has been told its first message."""
-    agreed = Agreement(method, federation.config.agreed_codec, start, seed=federation.config.seed)
+    agreed = Agreement(method, federation.config.codec, start, seed=federation.config.seed)
     asked = server.request(server.start(agreed, federation.participants(method)), client, agreed)
     told = decode_broadcast(asked.blob, agreed.down, agreed.schema, method.kinds)
     memory = hear(told, method.init_client(client, start), agreed)
@@ -113,7 +113,7 @@ def extrapolate(federation: Federation, method: Method, measured: Calibration, v
     config = federation.config
     names = [name for name in config.evaluation.references if name != method.name]
     methods = [method, *(build(MethodConfig(name=name)) for name in names)]
-    rounds, every, most = config.federation.rounds, config.evaluation.every, config.evaluation.max_items
+    rounds, every = config.federation.rounds, config.evaluation.every
     visits, steps = [], 0.0
     for m in methods:
         who = federation.participants(m)
@@ -124,8 +124,8 @@ def extrapolate(federation: Federation, method: Method, measured: Calibration, v
         steps += (2 if "local" in names else 1) * sum(federation.steps(client) for client in federation.clients)
 
     splits = federation.splits.values()
-    n_validation = sum(len(split.validation[:most]) for split in splits)
-    n_test = sum(len(split.test[:most]) for split in splits)
+    n_validation = sum(len(split.validation) for split in splits)
+    n_test = sum(len(split.test) for split in splits)
     validations = (rounds // every if every else 0) * sum(m.has_global for m in methods)
     scored = validations * n_validation + (1 + method.has_global + own + len(names)) * n_test
     if config.runtime.cache == "off":

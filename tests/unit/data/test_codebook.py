@@ -11,58 +11,31 @@ from capfl.data.codebook import codebooks
 from capfl.errors import DataError
 
 
-def agreement(a: np.ndarray, b: np.ndarray) -> int:
-    return int((a == b).sum())
-
-
 @st.composite
 def arguments(draw):
-    n_codes = draw(st.integers(2, 30))
+    n_codes = draw(st.integers(2, 20))
     n_books = draw(st.integers(1, n_codes))
     return n_books, n_codes, draw(st.floats(0, 1)), draw(st.integers(0, 2**32))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60)
 @given(arguments())
 def test_rows_are_permutations_with_the_promised_agreement(args):
     n_books, n_codes, conflict, _ = args
     books = codebooks(*args)
     assert (np.sort(books, axis=1) == np.arange(n_codes)).all()
+    assert (books == codebooks(*args)).all()
     moved = min(n_codes, max(2, round(conflict * n_codes))) if conflict > 0 else 0
     for i in range(n_books):
         for j in range(i):
             same = moved == 0 or (i - j) % moved == 0
-            assert agreement(books[i], books[j]) == (n_codes if same else n_codes - moved)
+            assert (books[i] == books[j]).sum() == (n_codes if same else n_codes - moved)
 
 
-@settings(max_examples=30, deadline=None)
-@given(arguments())
-def test_same_arguments_same_books(args):
-    assert (codebooks(*args) == codebooks(*args)).all()
-
-
-def test_the_ends_and_the_middle():
-    assert (codebooks(4, 12, 0.0, 0) == codebooks(4, 12, 0.0, 0)[0]).all()
+def test_full_conflict_is_a_latin_square_and_the_seed_counts():
     full = codebooks(12, 12, 1.0, 0)
-    assert (np.sort(full, axis=0) == np.arange(12)[:, None]).all()  # a Latin square: columns differ, too
-    half = codebooks(4, 12, 0.5, 0)
-    assert int((half == half[0]).all(axis=0).sum()) == 6
-
-
-def test_the_seed_relabels():
+    assert (np.sort(full, axis=0) == np.arange(12)[:, None]).all()
     assert not (codebooks(2, 12, 1.0, 0) == codebooks(2, 12, 1.0, 1)).all()
-
-
-def test_a_small_conflict_moves_two_codes():
-    books = codebooks(2, 12, 0.01, 0)
-    assert agreement(books[0], books[1]) == 10
-
-
-def test_books_repeat_when_few_codes_conflict():
-    books = codebooks(4, 12, 2 / 12, 0)
-    assert (books[0] == books[2]).all()
-    assert (books[1] == books[3]).all()
-    assert agreement(books[0], books[1]) == 10
 
 
 @pytest.mark.parametrize(

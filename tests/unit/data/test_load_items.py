@@ -1,27 +1,32 @@
-"""Data sets by name or path, and the mistakes in their names."""
+"""Data sets by name, path or from memory, and what is found wrong with them before anything else is loaded."""
 
 from __future__ import annotations
 
+import re
+import shlex
+
+import numpy as np
 import pytest
 
-from capfl.config.schema import DataConfig
-from capfl.data import load_items
+from capfl.config import Config, load_config
+from capfl.config.load import load_command
+from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.data import deal, deal_one, deal_rows, digest, load_items
 from capfl.errors import ConfigError, DataError
 
 ROW = {"question": "is it", "passage": "It is.", "answer": True}
 
 
-def test_helpdesk_is_the_default():
-    items = load_items(DataConfig(sites=3, items=20), 0)
-    assert len(items) == 60
-    assert {item.fields["site"] for item in items} == {"hospital", "bank", "airline"}
+def labelled(*labels, n=1):
+    return [{"text": f"t{k} {label}", "label": label} for k in range(n) for label in labels]
 
 
 def test_sets_follow_each_other(write, tmp_path):
-    own = write({"prompt": "a", "completion": "b"})
     write(*[ROW] * 5, name="boolq/train.jsonl")
-    items = load_items(DataConfig(sets=(str(own), "boolq"), dir=str(tmp_path)), 0)
-    assert [item.fields["task"] for item in items] == ["own"] + ["boolq"] * 5
+    own = str(write({"prompt": "a", "completion": "b"}))
+    items = load_items(DataConfig(sets=(own, "boolq", "helpdesk"), dir=str(tmp_path), sites=3, items=20), 0)
+    assert [item.fields["task"] for item in items] == ["own"] + ["boolq"] * 5 + ["helpdesk"] * 60
+    assert {item.fields.get("site") for item in items} == {None, "hospital", "bank", "airline"}
 
 
 def test_limit_takes_some_at_random(write):
@@ -30,10 +35,8 @@ def test_limit_takes_some_at_random(write):
     def questions(seed, limit):
         return [item.question for item in load_items(DataConfig(sets=(path,), limit=limit), seed)]
 
-    assert len(questions(0, 10)) == len(set(questions(0, 10))) == 10
-    assert questions(0, 10) == questions(0, 10)
-    assert questions(0, 10) != questions(1, 10)
-    assert questions(0, 10) != [f"p{k}" for k in range(10)]
+    assert len(set(questions(0, 10))) == 10
+    assert questions(0, 10) == questions(0, 10) != questions(1, 10)
     assert questions(0, 99) == [f"p{k}" for k in range(50)]
 
 
@@ -42,42 +45,132 @@ def test_limit_takes_some_at_random(write):
     [
         (("helpdesk", "helpdesk"), "helpdesk, helpdesk are one task, 'helpdesk'; name it once or rename a file"),
         (("a/x.jsonl", "b/x.jsonl"), "a/x.jsonl, b/x.jsonl are one task, 'x'"),
-        (("boolqq",), r"called 'boolqq' \(did you mean 'boolq'\?\); choose from helpdesk, openbookqa"),
-        (("zzz",), "called 'zzz'; choose from helpdesk"),
+        (("boolqq", "zzz"), r"called 'boolqq' \(did you mean 'boolq'\?\); choose from helpdesk[\s\S]*called 'zzz'"),
     ],
 )
 def test_wrong_names(sets, message):
     with pytest.raises(ConfigError, match=message):
         load_items(DataConfig(sets=sets), 0)
+    for path in ("gone.jsonl", "gone.json", "./gone"):
+        with pytest.raises(DataError, match="no such file"):
+            load_items(DataConfig(sets=(path,)), 0)
 
 
-def test_all_wrong_names_at_once():
-    with pytest.raises(ConfigError) as caught:
-        load_items(DataConfig(sets=("zzz", "yyy")), 0)
-    assert len(str(caught.value).splitlines()) == 2
+def pasted(message):
+    """The config that comes of the flags that an error says to give."""
+    (words,) = re.findall(r"(--data\.labels .*?)(?:;|$)", message)
+    return load_command(None, [], shlex.split(words))
 
 
-@pytest.mark.parametrize("path", ["gone.jsonl", "gone.json", "./gone"])
-def test_paths_are_told_from_names(path):
-    with pytest.raises(DataError, match="no such file"):
-        load_items(DataConfig(sets=(path,)), 0)
-
-
-def test_a_label_has_one_letter_wherever_its_letter_is_learnt(write):
-    """The second file lacks a label of the first, so its letters would be others."""
-    north = str(
-        write(*[{"text": "t", "label": label} for label in ("billing", "delivery", "refund")], name="north.jsonl")
-    )
-    south = str(write(*[{"text": "t", "label": label} for label in ("delivery", "refund")], name="south.jsonl"))
+@pytest.mark.parametrize("labels", [("billing", "delivery", "refund"), ("[e", "a, b", "c'd"), ("1", "2", "10")])
+def test_a_label_has_one_letter_wherever_its_letter_is_learnt(write, labels):
+    """The second file lacks a label of the first, so its letters would be others. The remedy can be pasted."""
+    north, south = (str(write(*labelled(*own), name=f"{name}.jsonl"))
+                    for name, own in {"north": labels, "south": labels[1:]}.items())  # fmt: skip
     both = DataConfig(sets=(north, south))
-    fault = "label 'delivery' is option 2 in .*north.jsonl and 1 in .*south.jsonl.*data.labels=billing,delivery,refund"
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=r"is option 2 in .*north.jsonl and 1 in .*south.jsonl") as caught:
         load_items(both, 0)
-    whole = both.model_copy(update={"labels": ("billing", "delivery", "refund")})
+    whole = both.model_copy(update={"labels": pasted(str(caught.value)).data.labels})
+    assert whole.labels == labels
     assert {item.choices.index(item.fields["label"]) for item in load_items(whole, 0)[3:]} == {1, 2}
-    text = load_items(both.model_copy(update={"scoring": "text"}), 0)
-    assert text[3].choices == ("delivery", "refund")  # a label's words are the same everywhere
-    others = str(write(*[{"text": "t", "label": label} for label in ("no", "yes")], name="others.jsonl"))
-    assert len(load_items(DataConfig(sets=(north, others)), 0)) == 5  # another task
-    with pytest.raises(ValueError, match="labels a, a are not two or more different ones"):
-        DataConfig(labels=("a", "a"))
+    assert load_items(both.model_copy(update={"scoring": "text"}), 0)[3].choices == labels[1:]  # words are the same
+
+
+def test_labels_that_are_likely_one_are_named_across_files_too(write):
+    paths = [write(*labelled("no", label), name=f"{name}.jsonl") for name, label in (("a", "yes"), ("b", "Yes"))]
+    data = DataConfig(sets=tuple(map(str, paths)), scoring="text")
+    with pytest.raises(DataError, match=r"labels 'yes' \(.*a.jsonl\) and 'Yes' \(.*b.jsonl\) differ in case") as caught:
+        load_items(data, 0)
+    listed = pasted(str(caught.value)).data.labels
+    assert len(load_items(data.model_copy(update={"labels": listed}), 0)) == 4
+
+
+def test_more_options_than_letters_are_found_before_anything_is_loaded(write):
+    rows = [{"question": "q", "choices": [str(k) for k in range(27)], "answer": 1}]
+    for path in (write(*labelled(*(f"l{k}" for k in range(30)))), write(*rows, name="choice.jsonl")):
+        data = DataConfig(sets=(str(path),))
+        with pytest.raises(DataError, match=r"(30 of 30|1 of 1) items have more options than there are letters.*text$"):
+            load_items(data, 0)
+        assert load_items(data.model_copy(update={"scoring": "text"}), 0)
+
+
+# -- who holds what, where nobody says so ----------------------------------------------------------------
+
+
+def test_several_own_files_are_a_client_each_and_pooled_only_if_asked(write):
+    paths = [str(write(*labelled("x", "y", n=10), name=f"{name}.jsonl")) for name in ("all", "south")]
+    config = load_command(None, [], ["--data", *paths])
+    _, splits = deal(config.data, config.partition, 0)
+    assert list(splits) == ["all", "south"]  # whatever a file is called, it is a name like any other
+    assert sorted(splits["all"].all) == list(range(20))
+    assert deal_one(config.data, config.partition, 0, "all")[1]["all"] == splits["all"]
+    pooled = load_command(None, [], ["--data", *paths, "--partition", "iid", "--clients", "4"])
+    assert list(deal(pooled.data, pooled.partition, 0)[1]) == ["00", "01", "02", "03"]
+    single = load_command(None, [], ["--data", paths[0], "--clients", "4"])
+    with pytest.raises(ConfigError, match=r"no item has the field 'site'.*--partition.kind iid --partition.clients 10"):
+        deal(single.data, single.partition, 0)
+
+
+@pytest.mark.parametrize(
+    ("sets", "kind"),
+    [("helpdesk", "by:site"), ("a.jsonl", "by:site"), ("a.jsonl,b.json", "by_task"), ("a.jsonl,boolq", "by_task"),
+     ("openbookqa", "iid"), ("openbookqa,boolq", "iid")],
+)  # fmt: skip
+def test_the_kind_of_partition_follows_from_the_data(sets, kind):
+    assert load_config(None, {"data.sets": sets}).partition.kind == kind
+    assert load_config(None, {"data.sets": sets, "partition.kind": "by:x"}).partition.kind == "by:x"
+    assert Config(data=DataConfig(sets=tuple(sets.split(","))), partition=PartitionConfig(clients=3)).partition == (
+        PartitionConfig(kind=kind, clients=3)
+    )
+
+
+# -- rows in memory ------------------------------------------------------------------------------------------
+
+HELD = {"south": labelled("x", "y", n=8), "a b": labelled("x", "y", n=12)}
+
+
+def test_rows_in_memory_are_dealt_out_as_from_files(write):
+    paths = [str(write(*rows, name=f"{client}.jsonl")) for client, rows in HELD.items()]
+    config = load_config(None, {"data.sets": paths, "data.limit": 15})
+    of_files = deal(config.data, config.partition, 3)
+    unread = load_config(None, {"data.limit": 15})
+    held = deal_rows({client: iter(rows) for client, rows in HELD.items()}, unread.data, unread.partition, 3)
+    assert digest(*held) == digest(*of_files)
+    assert list(held[1]) == ["a_b", "south"]
+    assert [item.fields for item in held[0]] == [item.fields for item in of_files[0]]
+
+
+def test_a_dataset_gives_the_names_of_its_classes():
+    datasets = pytest.importorskip("datasets")
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    rows = [{"text": f"t{k}", "label": k % 2} for k in range(12)]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    config = Config()
+    items, splits = deal_rows({"a": table, "b": table}, config.data, config.partition, 0)
+    assert (items[1].choices, items[1].fields["label"], list(splits)) == (("no", "yes"), "yes", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ({"a": [*HELD["south"], {"text": "", "label": "x"}]}, "client 'a': row 17: field 'text' is empty"),
+        ({"a": [*HELD["south"], ["x"]]}, "client 'a': row 17: is a list; give one dict a row"),
+        ({"a": []}, "client 'a': has no rows"),
+        ({"a": [{"foo": 1}]}, "client 'a': row 1: no known format has the keys foo"),
+        ({"a": labelled("x", "y"), "b": labelled("y", "z")}, "'y' is option 2 in client 'a' and 1 in client 'b'"),
+        ({"a": labelled(*map(str, range(27)))}, "client 'a': 27 of 27 items have more options"),
+        ({"a": HELD["south"], "b": HELD["south"][:5]}, r"1 of 2 clients have fewer than .*: b \(5\)"),
+        ({}, "there are no clients; give their rows by name"),
+        (HELD | {"c": HELD["south"]}, "partition.clients is 2, and rows of 3 clients are given"),
+    ],
+)
+def test_wrong_rows_in_memory(clients, message):
+    partition = PartitionConfig(clients=2) if len(clients) == 3 else PartitionConfig()
+    with pytest.raises((DataError, ConfigError), match=message):
+        deal_rows(clients, DataConfig(), partition, 0)
+
+
+def test_numpy_scalars_of_a_table_are_numbers():
+    rows = [{"text": f"t{k}", "label": np.int64(k % 2)} for k in range(12)]
+    items, _ = deal_rows({"a": rows}, DataConfig(), PartitionConfig(), 0)
+    assert items[1].fields["label"] == "1"

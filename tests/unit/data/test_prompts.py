@@ -1,4 +1,4 @@
-"""The template: exact texts, and no hint at the answer."""
+"""Exact prompts: the one template for training and evaluation; and what is too long for them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from capfl.data.prompts import render
 from capfl.errors import DataError
+from capfl.model import tiny
+from capfl.model.tokens import check_lengths
 from capfl.types import Item, Prompt
 
 LISTED = Item("2 + 2?", ("three", "four"), 1)
 LABEL = Item("hello", ("greeting", "question"), 0, listed=False)
+CHAT = (("user", "Hi"),)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +27,7 @@ LABEL = Item("hello", ("greeting", "question"), 0, listed=False)
         (LABEL, "letter", Prompt("Text: hello\nLabel:", (" A", " B"), 0, ends=False)),
         (LABEL, "text", Prompt("Text: hello\nLabel:", (" greeting", " question"), 0)),
         (Item("The sky is", completion=" blue"), "letter", Prompt("The sky is", (" blue",), 0)),
-        (
-            Item("", completion="Hello", messages=(("user", "Hi"),)),
-            "text",
-            Prompt("", ("Hello",), 0, (("user", "Hi"),)),
-        ),
+        (Item("", completion="Hello", messages=CHAT), "text", Prompt("", ("Hello",), 0, CHAT)),
     ],
 )
 def test_exact_prompts(item, scoring, prompt):
@@ -39,19 +38,30 @@ def test_exact_prompts(item, scoring, prompt):
 def test_the_prompt_does_not_depend_on_the_answer(choices, listed, scoring):
     item = Item("q", tuple(choices), 0, listed=listed)
     first = render(item, scoring)
-    for answer in range(len(choices)):
-        prompt = render(replace(item, answer=answer, fields={"label": "secret"}), scoring)
-        assert (prompt.text, prompt.answers, prompt.right) == (first.text, first.answers, answer)
+    prompt = render(replace(item, answer=len(choices) - 1, fields={"label": "secret"}), scoring)
+    assert (prompt.text, prompt.answers, prompt.right) == (first.text, first.answers, len(choices) - 1)
 
 
-def test_more_options_than_letters():
-    item = Item("q", tuple(map(str, range(27))), 0)
-    with pytest.raises(DataError, match=r"27 choices are more than the letters A to Z; set data\.scoring to text"):
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Item("q", tuple(map(str, range(27)))), r"27 choices are more than the letters A to Z; set data.scoring"),
+        (Item("q", ("a",), 0), "give two or more choices"),
+        (Item("q", ("a", "b"), 2), "the index of the right one"),
+        (Item("q", ("a", "b"), -1), "the index of the right one"),
+    ],
+)  # fmt: skip
+def test_items_that_cannot_be_rendered(item, message):
+    with pytest.raises(DataError, match=message):
         render(item, "letter")
-    assert len(render(item, "text").answers) == 27
 
 
-@pytest.mark.parametrize("item", [Item("q", ("a",), 0), Item("q", ("a", "b"), 2), Item("q", ("a", "b"), -1)])
-def test_answers_out_of_range(item):
-    with pytest.raises(DataError, match="give two or more choices and the index of the right one"):
-        render(item, "letter")
+def test_all_answers_that_are_too_long_are_found_at_once():
+    prompts = [render(Item("q", completion="word " * n), "text") for n in (1, 40, 2, 50)]
+    with pytest.raises(DataError) as caught:
+        check_lengths(prompts, "text", tiny.tokenizer(), 32)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of 4 items cannot be used:"
+    assert lines[1].startswith("  item 2 ('word word")
+    assert "does not fit into data.max_length = 32; raise max_length" in lines[2]
+    check_lengths(prompts, "text", tiny.tokenizer(), 512)

@@ -1,4 +1,4 @@
-"""Splits: every item in one part, no part empty."""
+"""Splits: every item in one part, no part empty, copies together."""
 
 from __future__ import annotations
 
@@ -6,36 +6,53 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfl.config.schema import PartitionConfig
+from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.data import remarks
 from capfl.data.split import Split, split
 from capfl.errors import DataError
+from capfl.types import Item
+
+SHARES = st.sampled_from([(0.0, 0.2), (0.1, 0.2), (0.45, 0.5), (0.01, 0.98), (0.98, 0.01), (0.0, 0.99)])
 
 
-@given(
-    st.sets(st.integers(0, 10_000), min_size=3, max_size=60).map(sorted),
-    st.sampled_from([(0.0, 0.2), (0.1, 0.2), (0.45, 0.5), (0.01, 0.98), (0.98, 0.01), (0.0, 0.99)]),
-    st.integers(0, 100),
-)
-def test_parts_are_disjoint_complete_and_not_empty(indices, shares, seed):
+@given(st.lists(st.integers(0, 12), min_size=3, max_size=60), SHARES, st.integers(0, 100))
+def test_parts_are_disjoint_complete_not_empty_and_share_no_text(texts, shares, seed):
+    items = [Item("q", completion=str(text)) for text in texts]
     config = PartitionConfig(validation=shares[0], test=shares[1])
-    made = split(indices, config, seed, "00")
-    assert sorted(made.train + made.validation + made.test) == indices
+    if len(set(texts)) < 2 + (shares[0] > 0):
+        with pytest.raises(DataError, match=r"client '00' has \d+ items.*, too few for"):
+            split(items, range(len(items)), config, seed, "00")
+        return
+    made = split(items, range(len(items)), config, seed, "00")
+    assert sorted(made.all) == list(range(len(items)))
     assert made.train
     assert made.test
     assert bool(made.validation) == (shares[0] > 0)
-    assert made == split(indices, config, seed, "00")
+    parts = [{texts[k] for k in part} for part in (made.train, made.validation, made.test)]
+    assert sum(map(len, parts)) == len(set(texts))
+    assert made == split(items, range(len(items)), config, seed, "00")
 
 
 def test_shares_seed_and_client():
+    items = [Item(f"q{k}") for k in range(100)]
     config = PartitionConfig(validation=0.1, test=0.2)
-    made = split(range(100), config, 0, "00")
+    made = split(items, range(100), config, 0, "00")
     assert (len(made.train), len(made.validation), len(made.test)) == (70, 10, 20)
-    assert made != split(range(100), config, 1, "00")
-    assert made != split(range(100), config, 0, "01")
-    assert split([5, 7, 9], PartitionConfig(validation=0.4, test=0.5), 0, "x") != Split([], [], [])
+    assert made != split(items, range(100), config, 1, "00")
+    assert made != split(items, range(100), config, 0, "01")
+    assert split(items, [5, 7, 9, 11, 13], config, 0, "x") == Split([5, 7, 11], [9], [13])
 
 
-@pytest.mark.parametrize(("validation", "n"), [(0.1, 2), (0.0, 1)])
-def test_too_few_items(validation, n):
-    with pytest.raises(DataError, match=f"client 'x' has {n} items, too few for {n + 1} parts"):
-        split(range(n), PartitionConfig(validation=validation), 0, "x")
+def test_copies_are_counted_and_said():
+    items = [Item(f"q{k % 20}", completion="a", fields={"id": str(k)}) for k in range(30)]
+    config = PartitionConfig(kind="iid")
+    made = {"a": split(items, range(20), config, 0, "a"), "b": split(items, range(15, 30), config, 0, "b")}
+    assert remarks(None, config, items, made) == ["data: rows in memory; 30 items at 2 clients"]
+    whole = {"b": split(items, range(30), config, 0, "b")}
+    said = remarks(DataConfig(sets=("boolq", "x.jsonl")), config, items, whole)
+    source = "boolq, x.jsonl (split train, from the Hugging Face Hub), partition.kind iid"
+    assert said[0] == f"data: {source}; 30 items at 1 clients"
+    assert said[1].startswith("WARNING: 10 items are exact copies of another item of their client (most at b: 10 of")
+    two = [Item("q", completion=str(k % 2)) for k in range(60)]
+    with pytest.raises(DataError, match="client 'x' has 60 items, of which 2 are different, too few for 3 parts"):
+        split(two, range(60), config, 0, "x")
