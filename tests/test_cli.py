@@ -54,18 +54,18 @@ def test_a_run_prints_a_line_a_round_a_table_and_its_folder(tmp_path: Path) -> N
 
 def test_a_config_file_is_read_and_flags_lie_over_it(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
-    file.write_text('[federation]\nrounds = 7\n[train]\nwarmup_steps = 3\n[method]\nname = "local"\n')
+    file.write_text('[federation]\nrounds = 7\n[train]\naccumulate = 3\n[method]\nname = "local"\n')
     flags = [flag for flag in TINY_FLAGS if "rounds" not in flag]
     result = command("run", file, *flags, "--out", tmp_path / "run", "--rounds", 1, "--set", "seed=4")
     assert result.exit_code == 0, result.output
     config = load_config(tmp_path / "run" / "config.toml")
-    assert (config.federation.rounds, config.train.warmup_steps, config.method.name, config.seed) == (1, 3, "local", 4)
+    assert (config.federation.rounds, config.train.accumulate, config.method.name, config.seed) == (1, 3, "local", 4)
 
 
 def test_the_ca_pfl_papers_command_runs(tmp_path: Path) -> None:
     paper = (
         "run --model_path tiny --num_clients 4 --server_epochs 1 --client_epochs 1 --fraction 0.5 --batch_size 8 "
-        "--learning_rate 1e-3 --warmup_steps 2 --lora_rank 4 --alpha_f 0.1 --max_length 64"
+        "--learning_rate 1e-3 --lora_rank 4 --alpha_f 0.1 --max_length 64"
     )
     small = ["--data.items", 30, "--references", "", "--threads", 1, "--out", tmp_path / "run"]
     result = command(*paper.split(), *small)

@@ -150,7 +150,7 @@ def test_every_key_is_a_flag_in_both_spellings_and_every_alias_names_a_key():
 
 PAPER = (
     "--model_path tiny --num_clients 4 --server_epochs 1 --client_epochs 1 --fraction 0.5 --batch_size 8 "
-    "--learning_rate 1e-3 --warmup_steps 2 --lora_rank 4 --alpha_f 0.1 --max_length 64"
+    "--learning_rate 1e-3 --lora_rank 4 --alpha_f 0.1 --max_length 64"
 )
 
 
@@ -161,7 +161,7 @@ def test_the_command_of_the_ca_pfl_paper(command):
     expected["model"]["path"] = "tiny"
     expected["partition"]["clients"] = 4
     expected["federation"] |= {"rounds": 1, "fraction": 0.5}
-    expected["train"] |= {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 2}
+    expected["train"] |= {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
     expected["lora"]["rank"] = 4
     expected["method"]["alpha_f"] = 0.1
     expected["data"]["max_length"] = 64

@@ -86,8 +86,11 @@ class TrainConfig(Section):
     epochs: Positive = Field(1, description="passes over a client's items in a round, unless steps is set")
     steps: Positive | None = Field(None, description="optimiser steps in a round, instead of epochs")
     batch_size: Positive = Field(8, description="items in a step")
+    accumulate: Positive = Field(1, description="parts that a step's items are computed in, to save memory")
+    checkpointing: bool = Field(
+        False, description="keep fewer activations and compute them again: less memory, up to a third more time"
+    )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2e-3, description="AdamW")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear warm-up over a client's first steps")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how the learning rate falls from the first round to the last"
     )
