@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from capfl.checkpoint import ClientStore
 from capfl.config import load_config
@@ -116,8 +117,9 @@ CHANGES = {
     "train.epochs": Change(2, "state", EPOCHS),
     "train.steps": Change(3, "state"),
     "train.batch_size": Change(3, "state"),
+    "train.accumulate": Change(2, "widest", {"train.batch_size": 40, "evaluation.batch_size": 2}),
+    "train.checkpointing": Change(True, "recomputed"),
     "train.learning_rate": Change(1e-3, "state"),
-    "train.warmup_steps": Change(3, "state"),
     "train.schedule": Change("linear", "state"),
     "train.weight_decay": Change(0.1, "state"),
     "train.max_grad_norm": Change(1e-3, "state"),
@@ -172,7 +174,7 @@ CHANGES = {
 }
 
 ONLY_ASIDE = [key for key in CHANGES if key.startswith("evaluation.")] + [
-    "out", "runtime.cache", "runtime.cache_gib", "runtime.cache_dir"
+    "out", "train.checkpointing", "runtime.cache", "runtime.cache_gib", "runtime.cache_dir"
 ]  # fmt: skip
 
 
@@ -213,6 +215,7 @@ def observe(place: Path, settings: dict[str, object], broken: bool, widest: list
     return seen | {
         "place": out.name,
         "widest": max(widest),
+        "recomputed": 0 in widest,
         "state": contents(out, "state/**/*"),
         "adapters": contents(out, "adapters/**/*.safetensors"),
         "partition": json.loads((out / "partition.json").read_text()),
@@ -263,7 +266,7 @@ def plain_runs() -> dict[str, dict[str, object]]:
 
 @pytest.fixture
 def widest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of sequences that the model is given at once."""
+    """The numbers of sequences that the model is given at once, and a 0 for each layer that will be computed again."""
     seen: list[int] = []
     real = AdaptedModel.logits
 
@@ -271,7 +274,12 @@ def widest(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(ids.shape[0])
         return real(self, ids, positions, hidden)
 
+    def again(layer, *args, **more):  # type: ignore[no-untyped-def]
+        seen.append(0)
+        return checkpoint(layer, *args, **more)
+
     monkeypatch.setattr(AdaptedModel, "logits", logits)
+    monkeypatch.setattr("capfl.model.lora.checkpoint", again)
     return seen
 
 

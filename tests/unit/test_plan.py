@@ -18,6 +18,7 @@ from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
 from capfl.model.shapes import adapter_shapes, skeleton
 from capfl.plan import make_plan
+from capfl.plan.advice import ABOVE, advise, changed
 from capfl.plan.bytes import SETTLING, measure
 from capfl.plan.memory import estimate
 from capfl.report.plan import Plan, duration, plan_tables
@@ -264,7 +265,7 @@ def test_memory_adds_up() -> None:
     p = 4 * 896  # four layers; A 8 x 32 twice, B 32 x 8 and 16 x 8
     assert found["base"] == 4 * sum(t.numel() for t in tiny.model().parameters())
     assert (found["training"], found["client"], found["server"]) == (16 * p, 16 * p, 24 * p + 5)
-    assert (found["hidden"], found["process"]) == (0, 7)
+    assert (found["hidden states"], found["process"]) == (0, 7)
     assert found["total"] == sum(n for name, n in found.items() if name != "total")
     assert memory(config, lossy=False)["client"] == 8 * p
     half = memory(tiny_config("unused", lora__layers="all", model__dtype="bfloat16"))
@@ -273,10 +274,10 @@ def test_memory_adds_up() -> None:
 
 def test_the_cache_counts_where_it_is_in_memory() -> None:
     rows = 10 * 64 * 32 * 4
-    assert memory(tiny_config("unused", runtime__cache="memory"))["hidden"] == rows
-    assert memory(tiny_config("unused", runtime__cache="memory"), rows=None)["hidden"] == 4 * 2**30
-    assert memory(tiny_config("unused", runtime__cache="disk"))["hidden"] == 0
-    assert memory(tiny_config("unused", runtime__cache="memory", lora__layers="all"))["hidden"] == 0
+    assert memory(tiny_config("unused", runtime__cache="memory"))["hidden states"] == rows
+    assert memory(tiny_config("unused", runtime__cache="memory"), rows=None)["hidden states"] == 4 * 2**30
+    assert memory(tiny_config("unused", runtime__cache="disk"))["hidden states"] == 0
+    assert memory(tiny_config("unused", runtime__cache="memory", lora__layers="all"))["hidden states"] == 0
 
 
 @pytest.mark.parametrize("layers", ["all", "top:2"])
@@ -299,6 +300,48 @@ def test_activations_are_about_what_torch_keeps(layers: str) -> None:
     assert memory(config, length=64)["activations"] >= 0.9 * sum(seen.values())
     if layers == "all":  # with two layers, scoring takes more
         assert memory(config, length=64)["activations"] < 1.1 * sum(seen.values())
+
+
+def test_parts_and_checkpointing_need_less() -> None:
+    def activations(**changes: object) -> int:
+        few = {"evaluation__batch_size": 1, "lora__layers": "all", "train__batch_size": 8}
+        return memory(tiny_config("unused", **few, **changes), length=100, answers=2)["activations"]
+
+    layer = 4 * (32 + 32 + 32 + 32 + 64 + 64 + 64) + 8 * 32  # q, k, v, o, gate, up, down: the wider side; two norms
+    logits = 12 * 2 * tiny.VOCAB
+    assert activations() == 8 * (100 * 4 * layer + logits)
+    assert activations(train__accumulate=3) == 3 * (100 * 4 * layer + logits)  # of 3, 3 and 2 items
+    assert activations(train__checkpointing=True) == 8 * (100 * (4 * 4 * 32 + 1.5 * layer) + logits)
+
+
+def test_advice_for_llama_3b_at_2048_tokens() -> None:
+    """In the order of what changes cost; under each, the estimate itself is small enough."""
+    half, again = {"model.dtype": "bfloat16"}, {"train.checkpointing": True}
+    rooms: dict[int, dict[str, object]] = {
+        200: {},
+        100: {"train.accumulate": 2},
+        30: {"train.accumulate": 8, "evaluation.batch_size": 16},
+        25: again | {"train.accumulate": 2, "evaluation.batch_size": 16},
+        14: half | again | {"train.accumulate": 2, "evaluation.batch_size": 16},
+        5: half | again | {"train.accumulate": 8, "evaluation.batch_size": 2},
+    }
+    llama = {"model.path": "meta-llama/Llama-3.2-3B", "data.max_length": 2048, "model.device": "cpu"}
+    config = load_config(None, llama)
+    module = skeleton(config.model)
+    shapes = adapter_shapes(module, config.lora)
+
+    def estimated(config: Config) -> dict[str, int]:
+        return estimate(config, module, shapes, length=2048, answers=1, rows=None, lossy=True, log=0, process=0)
+
+    for room, settings in rooms.items():
+        advice = advise(config, estimated, room * 10**9)
+        assert advice.settings == settings
+        assert advice.bytes == estimated(changed(config, settings))["total"]
+        assert advice.fits == (room > 5) == (ABOVE * advice.bytes <= room * 10**9)
+        words = str(advice)
+        assert (words == "") == (not settings)
+        assert all(f"--{key} {str(value).lower()}" in words for key, value in settings.items())
+        assert ("take a smaller model" in words) == (room == 5)
 
 
 # -- what is said ----------------------------------------------------------------------------------------

@@ -94,6 +94,10 @@ class TrainConfig(Section):
     epochs: Positive = Field(1, description="passes over a client's items in a round, unless steps is set")
     steps: Positive | None = Field(None, description="optimiser steps in a round, in place of epochs")
     batch_size: Positive = Field(8, description="items in a step")
+    accumulate: Positive = Field(1, description="parts that a step's items are computed in, to save memory")
+    checkpointing: bool = Field(
+        False, description="keep fewer activations and compute them again: less memory, up to a third more time"
+    )
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         2e-3, description="learning rate of AdamW"
     )

@@ -9,7 +9,7 @@ from typing import Any, cast
 import peft
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from capfl import adapter as algebra
@@ -47,7 +47,6 @@ class AdaptedModel:
             f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in self.targets
         }
         self.train(False)  # PEFT injects modules with their dropout on
-        self._gates: list[RemovableHandle] = []
         self._in_tuple = False  # do the layers return their hidden states in a tuple?
         self.check_split()
 
@@ -101,20 +100,15 @@ class AdaptedModel:
                 weight.requires_grad_(True)
                 yield f"{target}.{factor}", weight
 
-    def train(self, on: bool) -> None:
-        """Switch the adapter's dropout; the base has none that is ever on."""
+    def train(self, on: bool, checkpointing: bool = False) -> None:
+        """Switch the adapter's dropout; the base has none that is ever on.
+
+        Args:
+            checkpointing: from here on a layer keeps only its input, and is computed again in the backward pass.
+        """
+        self._checkpointing = checkpointing
         for target in self.targets:
             self.base.module.get_submodule(target).get_submodule("lora_dropout").train(on)
-
-    def gate(self, gate: Tensor | None) -> None:
-        """From here on the update is B diag(g) A, for ``gate`` (n,) in the adapter's order; None: B A again."""
-        for handle in self._gates:
-            handle.remove()
-        self._gates = []
-        for module, own in algebra.by_module(gate, dict(self.parameters)) if gate is not None else ():
-            down = self.base.module.get_submodule(module).get_submodule(f"lora_A.{_NAME}")
-            scale = own.to(self.base.device, torch.float32)
-            self._gates.append(down.register_forward_hook(lambda _, args, out, scale=scale: out * scale.to(out.dtype)))
 
     # -- the forward pass in two parts --------------------------------------------------------------
 
@@ -147,20 +141,24 @@ class AdaptedModel:
         head = cast(Any, self.base.module).get_output_embeddings()
         handle = head.register_forward_pre_hook(keep)
         try:
-            with self._starting_from(hidden):
+            with self._replaced_layers(hidden):
                 return cast(Tensor, self.base.module(input_ids=ids, use_cache=False).logits[0])
         finally:
             handle.remove()
 
     @contextmanager
-    def _starting_from(self, hidden: Tensor | None) -> Iterator[None]:
-        """Stand-ins for the lower layers: all pass their input on, the last one hands out ``hidden``."""
-        if hidden is None or self.lowest == 0:
-            yield
-            return
-        real = list(self.layers[: self.lowest])
+    def _replaced_layers(self, hidden: Tensor | None) -> Iterator[None]:
+        """With ``hidden``, the lower layers pass their input on and the last of them hands out ``hidden``.
+
+        Under checkpointing the others are computed again in the backward pass.
+        """
+        real = list(self.layers)
+        lowest = self.lowest if hidden is not None else 0
         for i, layer in enumerate(real):
-            self.layers[i] = _Skipped(layer, hidden if i == self.lowest - 1 else None, self._in_tuple)
+            if i < lowest:
+                self.layers[i] = _Skipped(layer, hidden if i == lowest - 1 else None, self._in_tuple)
+            elif self._checkpointing:
+                self.layers[i] = _Recomputed(layer)
         try:
             yield
         finally:
@@ -198,14 +196,12 @@ class _Reached(Exception):
         self.hidden = hidden
 
 
-class _Skipped(nn.Module):
+class _InPlaceOf(nn.Module):
     """Stands in for a decoder layer; has the attributes of the one it stands for."""
 
-    def __init__(self, layer: nn.Module, hidden: Tensor | None, in_tuple: bool) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "_layer", layer)  # not registered: it is neither moved nor saved
-        self._hidden = hidden
-        self._in_tuple = in_tuple
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -213,6 +209,22 @@ class _Skipped(nn.Module):
         except AttributeError:
             return getattr(object.__getattribute__(self, "_layer"), name)
 
+
+class _Skipped(_InPlaceOf):
+    """Computes nothing."""
+
+    def __init__(self, layer: nn.Module, hidden: Tensor | None, in_tuple: bool) -> None:
+        super().__init__(layer)
+        self._hidden = hidden
+        self._in_tuple = in_tuple
+
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
         out = hidden_states if self._hidden is None else self._hidden
         return (out,) if self._in_tuple else out
+
+
+class _Recomputed(_InPlaceOf):
+    """Keeps the layer's input and nothing of what it computes, with the same random numbers the second time."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(self._layer, *args, use_reentrant=False, **kwargs)

@@ -31,10 +31,11 @@ def local_steps(
 ) -> Trained:
     """Train from ``start`` on the batches of ``plan``, one step each. ``start`` is not changed, nor is its patch.
 
-    The optimiser is new each time, as in FedAvg; the warm-up goes on from ``first_step``. Where the penalty has a gate,
-    what is trained are the factors without it: ``algebra.gated`` gives the adapter that the loss was of.
+    The optimiser is new each time, as in FedAvg. A step may be computed in ``config.accumulate`` parts: its gradient is
+    that of the mean loss over all answer tokens of the batch, whatever the number of parts.
 
     Args:
+        first_step: the number of the first step, for error messages.
         rate: what the learning rate is multiplied by, see ``scheduled``.
 
     Raises:
@@ -46,30 +47,33 @@ def local_steps(
     for name, p in model.parameters.items():
         p.requires_grad_(name in live)
     constants = {name: t.to(model.base.device) for name, t in penalty.constants.items()} if penalty else {}
-    optimiser = torch.optim.AdamW(live.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(live.values(), lr=rate * config.learning_rate, weight_decay=config.weight_decay)
     losses, squares = [], torch.zeros(())
-    model.train(True)
+    model.train(True, config.checkpointing)
     try:
-        for n, indices in enumerate(plan):
-            step = first_step + n
-            for group in optimiser.param_groups:
-                group["lr"] = rate * config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-            batch = data.batch(model, cache, indices)
-            logits = model.logits(batch.ids, batch.positions, batch.hidden)
-            loss = F.cross_entropy(logits.float(), batch.targets)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise TrainingError(
-                    f"the loss is {losses[-1]} at step {step}; lower train.learning_rate, or use float32 or bfloat16"
-                )
-            whole = loss + penalty.term(dict(live), constants) if penalty else loss
+        for step, indices in enumerate(plan, start=first_step):
+            parts = _split(indices, config.accumulate)
+            tokens = sum(len(data.rows[i].targets) for i in indices)
             optimiser.zero_grad(set_to_none=True)
-            whole.backward()
-            squares = squares + _gate_gradient(dict(model.parameters), live.keys()).square()
+            losses.append(0.0)
+            for part in parts:
+                batch = data.batch(model, cache, part)
+                logits = model.logits(batch.ids, batch.positions, batch.hidden)
+                loss = F.cross_entropy(logits.float(), batch.targets) * (len(batch.targets) / tokens)
+                losses[-1] += float(loss.detach())
+                if not math.isfinite(losses[-1]):
+                    raise TrainingError(
+                        f"the loss is {losses[-1]} at step {step}; lower train.learning_rate, "
+                        "or use model.dtype = float32 or bfloat16"
+                    )
+                last = part is parts[-1]
+                (loss + penalty.term(dict(live), constants) if penalty and last else loss).backward()
+            squares = squares + _by_rank(dict(model.parameters), live.keys()).square()
             torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)
             optimiser.step()
     finally:
         model.train(False)
+        optimiser.zero_grad(set_to_none=True)
     trained = start | algebra.copy(dict(model.parameters))
     if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
         step = first_step + len(plan) - 1
@@ -77,8 +81,14 @@ def local_steps(
     return Trained(trained, tuple(losses), (squares / len(plan)).sqrt().cpu())
 
 
-def _gate_gradient(factors: Adapter, trained: Collection[str]) -> torch.Tensor:
-    """dL/dg of a gate g = 1 on each rank of B diag(g) A, (n,) float32. Zero where neither factor is trained.
+def _split(indices: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """A batch in at most so many parts of as equal size as can be."""
+    size = math.ceil(len(indices) / parts)
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _by_rank(factors: Adapter, trained: Collection[str]) -> torch.Tensor:
+    """The derivative of the loss by a factor on each rank's update, (n,) float32; zero where A and B are frozen.
 
     It is sum_o b_o dL/db_o, and just as well sum_i a_i dL/da_i. The sensitivity by which AdaLoRA (Zhang et al.,
     arXiv:2303.10512, eq. 8) prunes, for a rank in place of a number.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import fmean
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from capfl.errors import CapflError
 from capfl.federation import POOLED
 from capfl.methods import build
 from capfl.model.shapes import adapter_shapes, skeleton
+from capfl.plan.advice import advise
 from capfl.plan.bytes import dense_fp32_round_trip, mean_parts, measure, totals
 from capfl.plan.clients import Clients, find_clients
 from capfl.plan.memory import estimate
@@ -23,11 +25,12 @@ from capfl.round import sample_size
 from capfl.usage import peak_memory
 
 
-def make_plan(config: Config, calibration: bool = True) -> Plan:
+def make_plan(config: Config, calibration: bool = True, room: int | None = None) -> Plan:
     """Measure what messages take, estimate memory, and time a few steps if model and data are here.
 
     Args:
         calibration: without it nothing is loaded but shapes and data, and no time is given.
+        room: bytes of memory that there are; by default those of this machine.
 
     Raises:
         ConfigError: a name, a target or a partition that does not exist.
@@ -66,8 +69,10 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     # memory
     length = measured.length if measured else config.data.max_length
     letters = config.data.scoring == "letter" and choices
-    memory = estimate(
-        config, module, shapes,
+    estimated = partial(
+        estimate,
+        module=module,
+        shapes=shapes,
         length=length,
         answers=measured.answers if measured else 1 if letters else length,
         rows=None if clients.missing else len(clients.items),
@@ -75,7 +80,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         log=one.log,
         patched=agreement.method.relay is not None,
         process=process,
-    )  # fmt: skip
+    )
     return Plan(
         model=config.model.path,
         method=method.name,
@@ -94,7 +99,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         total_up=run.up,
         total_down=run.down,
         delivery=run.delivery,
-        memory=memory,
+        memory=estimated(config),
+        advice=advise(config, estimated, room),
         length=length,
         seconds=seconds,
         no_seconds=reason,

@@ -6,26 +6,28 @@ With P the elements of the adapter, in bytes, on host and device together::
     training     16 P                     factors, gradient and the two moments of Adam, in fp32
     activations  tokens * layers * (d * sum of max(d_in, d_out) over a layer's linear layers
                                     + 8 * hidden + (0 or 4 * sum of d_in over its targets))
-                 + 12 * answers * vocabulary,
-                 or, if that is more, what one layer takes of as many rows as are scored at once
-    hidden       tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
+                 + 12 * answers * vocabulary;
+                 with train.checkpointing tokens * (layers * d * hidden + 1.5 * what one layer keeps) in its place;
+                 or, if that is more, what one layer takes of the rows that are scored at once, with
+                 8 * answers * vocabulary, or of the BLOCK rows that the layers below the adapted ones see at once
+    hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
     server       24 P (adapter, version known, sum and addend in double precision) + the log of differences
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
 
-``tokens`` are batch_size * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an element of
-the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each about as
-wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32 for the
-factors. ``answers`` are the positions with logits. Without a look at the data, rows are taken to be as long as
-``data.max_length`` allows, and answers to be one token by letter and the whole row otherwise: more than most are.
-Attention is taken to be fused: its matrix of tokens by tokens is not kept. What allocator and libraries keep for
-themselves is not in the estimate: runs of SmolLM2 on a CPU peaked 10 to 20 % above it.
+``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
+element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
+about as wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32
+for the factors. ``answers`` are the positions of a row with logits. Without a look at the data, rows are taken to be as
+long as ``data.max_length`` allows, and answers to be one token by letter and the whole row otherwise: more than most
+are. Attention is taken to be fused: its matrix of tokens by tokens is not kept. What allocator and libraries keep for
+themselves is not in the estimate: runs on a CPU peaked 10 to 30 % above it, for which ``plan.advice`` leaves room.
 """
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 from typing import Any, cast
 
 from torch import nn
@@ -61,18 +63,21 @@ def estimate(
     vocabulary, hidden = cast(Any, module).get_input_embeddings().weight.shape
     adapter = 4 * sum(prod(shape) for shape in shapes.values())
     patch = sum(4 * shape[1] * shapes[f"{name[:-2]}.B"][0] for name, shape in shapes.items() if name.endswith(".A"))
-    kept = sum(_kept(layer, config, size, hidden) for layer in layers[lowest:])
-    training = config.train.batch_size * (length * kept + 12 * answers * vocabulary)
-    at_once = max(BLOCK if lowest else 0, config.evaluation.batch_size)
-    scoring = at_once * length * _kept(layers[0], config, size, hidden)
+    of_layers = [_kept(layer, config, size, hidden) for layer in layers[lowest:]]
+    kept = size * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
+    rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
+    training = int(rows_of_a_part * (length * kept + 12 * answers * vocabulary))
+    of_one = length * _kept(layers[0], config, size, hidden)
+    scoring = config.evaluation.batch_size * (of_one + 8 * answers * vocabulary)
+    below = BLOCK * of_one if lowest else 0
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
         cached = min(cached, rows * length * hidden * size)
     found = {
         "base": _base(module, layers, config),
         "training": 4 * adapter,
-        "activations": max(training, scoring),
-        "hidden": cached if lowest and config.runtime.cache == "memory" else 0,
+        "activations": max(training, scoring, below),
+        "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
         "client": (4 if lossy else 2) * adapter,
         "server": 6 * adapter + log,
         "patch": PATCHES * patch if patched else 0,

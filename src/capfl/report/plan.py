@@ -17,6 +17,33 @@ Parts = Mapping[str, int]
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What to do about memory.
+
+    Attributes:
+        room: bytes that there are; None if that is not known, as for a device that this machine does not have.
+        settings: by their keys, those to change so that the run fits, or takes least if nothing is enough.
+        bytes: what the run then takes, by the estimate.
+        fits: does it fit, with these settings?
+    """
+
+    room: int | None
+    settings: Mapping[str, object]
+    bytes: int
+    fits: bool
+
+    def __str__(self) -> str:
+        if self.room is None or (self.fits and not self.settings):
+            return ""
+        told = f"does not fit into {size(self.room)} with 30 % to spare"
+        changes = " ".join(f"--{key} {str(value).lower()}" for key, value in self.settings.items())
+        if self.fits:
+            return f"{told}; it does, with {size(self.bytes)}, if you add: {changes}"
+        least = f" even with {changes}, which takes {size(self.bytes)}" if changes else ""
+        return f"{told}{least}; take a smaller model, fewer lora.layers or a smaller data.max_length"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Bytes are those of one client in one round, if not said otherwise: the mean where clients differ by more than the
     length of their ids. Each direction has its parts.
@@ -41,6 +68,7 @@ class Plan:
     delivery: int
     memory: Mapping[str, int]  # bytes at the peak by what they are for, and ``total``
     length: int  # tokens of a row that ``memory`` reckons with
+    advice: Advice
     seconds: Mapping[str, float] | None  # by what they are spent on
     no_seconds: str  # why there are none
 
@@ -86,6 +114,12 @@ class Plan:
             },
             "memory": dict(self.memory),
             "memory_row_tokens": self.length,
+            "memory_advice": {
+                "room": self.advice.room,
+                "fits": self.advice.fits,
+                "settings": dict(self.advice.settings),
+                "bytes": self.advice.bytes,
+            },
             "seconds": None if self.seconds is None else round(sum(self.seconds.values()), 1),
             "seconds_parts": None if self.seconds is None else {k: round(v, 2) for k, v in self.seconds.items()},
             "seconds_reason": self.no_seconds or None,
@@ -138,6 +172,8 @@ def _run(plan: Plan) -> Table:
     listed = ", ".join(f"{name} {size(n)}" for name, n in memory.items())
     told = f"estimate for rows of {plan.length} tokens: {listed}"
     table.add_row("peak memory", size(plan.memory["total"]), told)
+    if advice := str(plan.advice):
+        table.add_row("", "", advice)
     if plan.seconds is None:
         table.add_row("time", "unknown", plan.no_seconds)
     else:

@@ -22,18 +22,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return tiny.tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def adapt() -> Adapt:
-    """A new adapted tiny model. Settings are those of the section lora."""
+    """An adapted tiny model, one for each setting of the section lora: values of its adapter are whoever wrote last's.
 
-    def _adapt(dtype: str = "float32", **settings: object) -> AdaptedModel:
+    ``fresh`` gives one that nobody else has, for tests that change the base.
+    """
+    made: dict[str, AdaptedModel] = {}
+
+    def _adapt(dtype: str = "float32", fresh: bool = False, **settings: object) -> AdaptedModel:
         config = LoraConfig.model_validate({"rank": 2, "alpha": 8.0, "layers": "top:2"} | settings)
-        return AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu", dtype=dtype)), config)
+        key = f"{dtype} {config}"
+        if fresh or key not in made:
+            model = AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu", dtype=dtype)), config)
+            return model if fresh else made.setdefault(key, model)
+        return made[key]
 
     return _adapt
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def wander() -> Callable[[AdaptedModel], Adapter]:
     """An adapter as training could have left it: no factor is zero."""
 

@@ -142,7 +142,7 @@ def test_a_second_run_finds_what_the_first_has_computed(adapt, wander, tmp_path,
     first = shared_work(model, start, SharedBlocks(tmp_path / "blocks", 1 << 20))
     files = {path.name for path in (tmp_path / "blocks").iterdir()}
     assert len(files) == first[0] == 2  # the plan needs no row of the third
-    second = adapt()
+    second = adapt(fresh=True)
     fingerprint = SharedBlocks(tmp_path / "blocks", 1 << 20)
     fingerprint._fingerprint(second)
     monkeypatch.setattr(AdaptedModel, "lower", None)  # whoever calls it fails
@@ -158,7 +158,7 @@ def test_other_weights_layers_or_threads_are_not_mistaken_for_these(adapt, tmp_p
     assert shared.get(model, ids + 1) is None
     assert shared.get(model, ids.reshape(3, 4)) is None
     assert shared.get(adapt(layers="top:1"), ids) is None
-    other = adapt()
+    other = adapt(fresh=True)
     with torch.no_grad():
         next(other.layers[0].parameters()).add_(1e-3)
     assert shared.get(other, ids) is None

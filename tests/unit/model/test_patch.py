@@ -41,7 +41,7 @@ def weights(model: AdaptedModel) -> bytes:
 
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("up_proj", "down_proj")])
 def test_the_module_adds_what_a_base_with_other_weights_would(adapt, wander, targets):
-    model, other = adapt(targets=targets), adapt(targets=targets)
+    model, other = adapt(targets=targets), adapt(targets=targets, fresh=True)
     adapter = patched(wander(model))
     model.write(adapter)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_patch_of_a_product_is_the_product(adapt, wander):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_swapping_leaves_no_bit_behind(adapt, wander, dtype):
-    model = adapt(dtype=dtype)
+    model = adapt(dtype=dtype, fresh=True)
     adapter = wander(model)
     before, base = weights(model), dict(model.base.module.named_parameters())
     model.write(adapter)
@@ -81,7 +81,7 @@ def test_swapping_leaves_no_bit_behind(adapt, wander, dtype):
 
 
 def test_without_a_patch_nothing_is_touched(adapt, wander, monkeypatch):
-    model = adapt()
+    model = adapt(fresh=True)
     pointers = {name: p.data_ptr() for name, p in model.base.module.named_parameters()}
     model.write(wander(model))
     assert {name: p.data_ptr() for name, p in model.base.module.named_parameters()} == pointers
@@ -90,7 +90,7 @@ def test_without_a_patch_nothing_is_touched(adapt, wander, monkeypatch):
 
 def test_half_precision_does_not_round_a_small_patch_away(adapt, wander):
     """To weights of 1 in bfloat16, 0.001 cannot be added."""
-    model = adapt(dtype="bfloat16")
+    model = adapt(dtype="bfloat16", fresh=True)
     module = model.base.module.get_submodule(model.targets[0])
     x = torch.tensor([1.0, -1.0]).repeat(16).reshape(1, 32)
     adapter = {name: torch.zeros_like(t) for name, t in wander(model).items()}

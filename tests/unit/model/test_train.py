@@ -13,7 +13,7 @@ from capfl.errors import TrainingError
 from capfl.model import tiny
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.tokens import Row
-from capfl.model.train import local_steps
+from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.types import Adapter, Penalty
 
@@ -21,16 +21,17 @@ LR = 0.01
 
 
 def _rows() -> list[Row]:
+    """Rows with unequal numbers of answer tokens: a mean over tokens is no mean over rows."""
     generator = np.random.default_rng(0)
     made = []
-    for n in (6, 9, 5, 12):
+    for n, answers in ((6, 2), (9, 1), (5, 4), (12, 2)):
         tokens = generator.integers(1, 250, n + 1).astype(np.int32)
-        made.append(Row(tokens[:-1], tokens[-2:]))
+        made.append(Row(tokens[:-1], tokens[-answers:]))
     return made
 
 
 ROWS = _rows()
-PLAN = [[0, 1], [2, 3], [1, 2]]
+PLAN = [[0, 1, 2], [2, 3], [1, 2]]
 
 
 def train(model, start: Adapter, plan=PLAN, config: TrainConfig | None = None, **more):  # type: ignore[no-untyped-def]
@@ -42,43 +43,46 @@ def moved(start: Adapter, trained: Adapter) -> dict[str, float]:
     return {name: float((trained[name] - t).abs().max()) for name, t in start.items()}
 
 
-def test_the_start_is_not_changed_and_the_result_is_a_copy(adapt, wander):
-    model = adapt()
-    start = wander(model)
-    before = algebra.copy(start)
-    trained = train(model, start).adapter
-    assert all(torch.equal(start[name], t) for name, t in before.items())
-    assert all(change > 0 for change in moved(start, trained).values())
-    kept = algebra.copy(trained)
-    train(model, trained)
-    assert all(torch.equal(trained[name], t) for name, t in kept.items())
-    assert not any(t.requires_grad for t in trained.values())
+def same(a: Adapter, b: Adapter) -> bool:
+    return all(torch.equal(a[name], t) for name, t in b.items())
 
 
-def test_equal_arguments_give_equal_bits_whatever_was_trained_before(adapt, wander):
+def test_equal_arguments_give_equal_bits_and_change_nobodys_tensors(adapt, wander):
     model = adapt()
     start = wander(model)
+    before, state = algebra.copy(start), torch.get_rng_state()
     first = train(model, start)
+    kept = algebra.copy(first.adapter)
     train(model, wander(model, 1), config=TrainConfig(learning_rate=0.1))
-    again = train(model, start)
+    again = train(model, start, first_step=100)
     assert first.losses == again.losses
-    assert all(torch.equal(first.adapter[name], t) for name, t in again.adapter.items())
+    assert same(first.adapter, again.adapter)
+    assert same(before, start)
+    assert same(kept, first.adapter)
+    assert all(change > 0 for change in moved(start, kept).values())
+    assert not any(t.requires_grad for t in first.adapter.values())
+    assert torch.equal(torch.get_rng_state(), state)  # without dropout no random number is drawn
 
 
-def test_against_a_plain_loop_over_the_plain_model(adapt, wander):
-    """Everything again by the book: merged weights, whole sequences one by one, torch's AdamW and clipping."""
+@pytest.mark.parametrize("accumulate", [1, 2, 8])
+def test_against_a_plain_loop_over_the_plain_model(adapt, wander, accumulate):
+    """Everything again by the book: merged weights, whole sequences one by one, torch's AdamW and clipping.
+
+    However many parts a step is computed in, its gradient and its loss are those of the whole batch.
+    """
     model = adapt()
     start = wander(model)
-    config = TrainConfig(learning_rate=LR, weight_decay=0.1, max_grad_norm=0.5, warmup_steps=5)
-    got = train(model, start, config=config, first_step=1)
+    config = TrainConfig(learning_rate=LR, weight_decay=0.1, max_grad_norm=0.5, accumulate=accumulate)
+    term = Penalty(lambda now, constants: 0.3 * algebra.squared_distance(now, constants), algebra.zeros(start))
+    got = train(model, start, config=config, rate=0.5, penalty=term)
 
     plain = tiny.model()
     plain.requires_grad_(False)
     live = {name: torch.nn.Parameter(t.clone()) for name, t in start.items()}
     weights = {module: plain.get_submodule(module).weight.clone() for module in algebra.ranks(start)}
-    optimiser = torch.optim.AdamW(live.values(), weight_decay=0.1)
+    optimiser = torch.optim.AdamW(live.values(), lr=0.5 * LR, weight_decay=0.1)
     losses = []
-    for n, indices in enumerate(PLAN):
+    for indices in PLAN:
         merged = {
             f"{module}.weight": weights[module] + 4.0 * live[f"{module}.B"] @ live[f"{module}.A"] for module in weights
         }
@@ -89,9 +93,8 @@ def test_against_a_plain_loop_over_the_plain_model(adapt, wander):
             targets += ROWS[i].targets.tolist()
         loss = F.cross_entropy(torch.cat(logits), torch.tensor(targets))
         losses.append(float(loss.detach()))
-        optimiser.param_groups[0]["lr"] = LR * (n + 2) / 5
         optimiser.zero_grad()
-        loss.backward()
+        (loss + 0.3 * sum(t.square().sum() for t in live.values())).backward()
         torch.nn.utils.clip_grad_norm_(live.values(), 0.5)
         optimiser.step()
 
@@ -100,10 +103,35 @@ def test_against_a_plain_loop_over_the_plain_model(adapt, wander):
         torch.testing.assert_close(got.adapter[name], t.detach(), rtol=1e-3, atol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(adapt, wander):
-    model = adapt()
+def test_fewer_rows_at_once(adapt, wander, monkeypatch):
+    model, seen = adapt(), []
+    real = model.logits
+    monkeypatch.setattr(model, "logits", lambda ids, *rest: seen.append(len(ids)) or real(ids, *rest))
+    train(model, wander(model), config=TrainConfig(accumulate=2))
+    assert seen == [2, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("layers", "dropout"), [("top:2", 0.0), ("all", 0.5)])
+def test_checkpointing_gives_the_same_bits_and_keeps_less(adapt, wander, layers, dropout):
+    model = adapt(layers=layers, dropout=dropout)
+    start, found, kept = wander(model), [], []
+    for checkpointing in (False, True):
+        tensors: list[int] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t, to=tensors: to.append(t.numel()) or t, lambda t: t)
+        with torch_stream(0, "dropout"), hooks:
+            found.append(train(model, start, config=TrainConfig(checkpointing=checkpointing)))
+        kept.append(sum(tensors))
+    assert found[0].losses == found[1].losses
+    assert same(found[0].adapter, found[1].adapter)
+    assert kept[1] < 0.5 * kept[0]
+    assert {type(layer).__name__ for layer in model.layers} == {"LlamaDecoderLayer"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_dropout_is_off_again(adapt, wander):
+    model = adapt(dropout=0.5, fresh=True)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 8; lower train.learning_rate"):
         train(model, wander(model), config=TrainConfig(learning_rate=1e30), first_step=7)
+    assert not any(m.training for m in model.base.module.modules() if isinstance(m, torch.nn.Dropout))
     with torch.no_grad():
         model.base.module.lm_head.weight.fill_(float("inf"))
     with pytest.raises(TrainingError, match="at step 0;"):
@@ -130,29 +158,6 @@ def test_an_adapter_that_only_the_last_step_ruined_is_noticed(adapt, monkeypatch
         train(model, model.initial_adapter(0), PLAN[:2], TrainConfig())
 
 
-def test_after_an_error_dropout_is_off_again(adapt, wander):
-    model = adapt(dropout=0.5)
-    with pytest.raises(TrainingError):
-        train(model, wander(model), config=TrainConfig(learning_rate=1e30))
-    assert not any(m.training for m in model.base.module.modules() if isinstance(m, torch.nn.Dropout))
-
-
-@pytest.mark.parametrize(("first", "factor"), [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)])
-def test_the_warm_up_goes_on_from_the_first_step(adapt, wander, first, factor):
-    model = adapt()
-    start = wander(model)
-    warm = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR, warmup_steps=10), first_step=first)
-    constant = train(model, start, PLAN[:1], TrainConfig(learning_rate=LR * factor))
-    assert all(torch.equal(warm.adapter[name], t) for name, t in constant.adapter.items())
-
-
-def test_without_warm_up_the_first_step_does_not_matter(adapt, wander):
-    model = adapt()
-    start = wander(model)
-    early, late = train(model, start), train(model, start, first_step=100)
-    assert all(torch.equal(early.adapter[name], t) for name, t in late.adapter.items())
-
-
 @pytest.mark.parametrize("factor", [".A", ".B"])
 def test_a_factor_that_is_not_trainable_keeps_its_bits(adapt, wander, factor):
     model = adapt()
@@ -175,30 +180,13 @@ def test_clipping_bounds_the_gradient(adapt, wander):
     assert max(moved(start, clipped).values()) < 0.1 * LR
 
 
-def test_weight_decay_alone_shrinks_by_lr_times_decay(adapt):
-    """With A = 0 and B = 0 no gradient reaches either; with B = 0 alone, none reaches A."""
-    model = adapt()
-    start = model.initial_adapter(0)
-    config = TrainConfig(learning_rate=LR, weight_decay=0.5)
-    trained = train(model, start, PLAN[:1], config).adapter
-    for name, t in start.items():
-        if name.endswith(".A"):
-            torch.testing.assert_close(trained[name], t * (1 - LR * 0.5))
-
-
-def test_a_penalty_is_added_to_the_gradient_but_not_to_the_reported_loss(adapt, wander):
+def test_a_penalty_is_not_in_the_reported_loss(adapt, wander):
     model = adapt()
     start = wander(model)
-    seen = []
-
-    def term(now: Adapter, constants: Adapter) -> torch.Tensor:
-        seen.append(all(torch.equal(constants[name], start[name]) for name in now))
-        return 1e3 * algebra.squared_distance(now, constants)
-
     config = TrainConfig(learning_rate=LR, max_grad_norm=1e6)
-    free, held = train(model, start, config=config), train(model, start, config=config, penalty=Penalty(term, start))
+    far = Penalty(lambda now, constants: 1e3 * algebra.squared_distance(now, constants), start)
+    free, held = train(model, start, config=config), train(model, start, config=config, penalty=far)
     assert free.losses[0] == held.losses[0]
-    assert seen == [True] * 3  # always the distance from the start
     distance = [float(algebra.squared_distance(t.adapter, start)) for t in (free, held)]
     assert distance[1] < 0.6 * distance[0]
 
@@ -211,32 +199,22 @@ def test_dropout_is_a_function_of_its_stream(adapt, wander):
         with torch_stream(0, "dropout", *keys):  # type: ignore[arg-type]
             return train(model, start).adapter
 
-    first, again, other = under("a", 0), under("a", 0), under("b", 0)
-    assert all(torch.equal(first[name], t) for name, t in again.items())
-    assert not all(torch.equal(first[name], t) for name, t in other.items())
-
-
-def test_no_dropout_reads_no_random_numbers(adapt, wander):
-    model = adapt()
-    state = torch.get_rng_state()
-    train(model, wander(model))
-    assert torch.equal(torch.get_rng_state(), state)
+    first = under("a", 0)
+    assert same(first, under("a", 0))
+    assert not same(first, under("b", 0))
 
 
 def test_training_lowers_the_loss(adapt):
     model = adapt()
     losses = train(model, model.initial_adapter(0), [[0, 1, 2, 3]] * 12, TrainConfig(learning_rate=0.05)).losses
-    assert len(losses) == 12
     assert losses[-1] < losses[0] - 1
 
 
-def test_sensitivity_is_the_derivative_by_a_gate_on_each_rank(adapt):
+def test_sensitivity_is_the_derivative_by_a_factor_on_each_rank(adapt, wander):
     """Against a finite difference: the loss of one batch with a rank's column made a little larger and smaller."""
     model = adapt()
-    start = model.initial_adapter(0)
-    generator = torch.Generator().manual_seed(5)
-    start = {n: 0.3 * torch.randn(t.shape, generator=generator) if n.endswith(".B") else t for n, t in start.items()}
-    found = train(model, start, [PLAN[0]]).sensitivity
+    start = wander(model)
+    found = train(model, start, PLAN[:1]).sensitivity
     assert found.shape == (sum(algebra.ranks(start).values()),)
 
     def loss(rank: int, factor: float) -> float:
@@ -247,58 +225,34 @@ def test_sensitivity_is_the_derivative_by_a_gate_on_each_rank(adapt):
                 changed[:, rank - at] *= factor
                 scaled[f"{module}.B"] = changed
             at += up.shape[1]
-        return train(model, scaled, [PLAN[0]]).losses[0]
+        return train(model, scaled, PLAN[:1]).losses[0]
 
     for rank in (0, 1, len(found) - 1):
         slope = (loss(rank, 1.01) - loss(rank, 0.99)) / 0.02
         assert abs(slope) == pytest.approx(float(found[rank]), rel=0.05, abs=1e-4)
 
 
-def test_sensitivity_is_the_same_by_either_factor(adapt, wander):
-    """Whichever is trained; what the other's gradient was in an earlier call does not count."""
+def test_sensitivity_is_the_same_by_either_factor_and_zero_where_no_gradient_is(adapt, wander):
+    """What the other factor's gradient was in an earlier call does not count."""
     model = adapt()
+
+    def by(start: Adapter, which: str) -> torch.Tensor:
+        return train(model, start, PLAN[:1], trainable=lambda name: name.endswith(which)).sensitivity
+
     start = wander(model)
-    by = [
-        train(model, start, [PLAN[0]], trainable=lambda name, which=which: name.endswith(which)).sensitivity
-        for which in (".A", ".B", ".A")
-    ]
-    torch.testing.assert_close(by[0], by[1])
-    assert torch.equal(by[0], by[2])
-    assert by[0].all()
+    first, other, again = by(start, ".A"), by(start, ".B"), by(start, ".A")
+    torch.testing.assert_close(first, other)
+    assert torch.equal(first, again)
+    assert first.all()
+    unmoved = model.initial_adapter(0)  # B = 0: of what A reads, nothing comes through
+    assert not by(unmoved, ".A").any()
+    assert train(model, unmoved, PLAN).sensitivity.all()
 
 
-def test_a_gate_is_in_the_loss_and_leaves_with_the_training(adapt, wander):
-    model = adapt()
-    start = wander(model)
-    gate = torch.linspace(0.2, 1.8, sum(algebra.ranks(start).values()))
-    gated = Penalty(lambda now, constants: torch.zeros(()), {}, gate)
-    folded = algebra.gated(start, gate)
-    assert not torch.equal(
-        next(up for *_, up in algebra.factors(folded)), next(up for *_, up in algebra.factors(start))
-    )
-    found, plain = (train(model, *a, **k) for a, k in (((start,), {"penalty": gated}), ((folded,), {})))
-    assert found.losses[0] == pytest.approx(plain.losses[0], abs=1e-6)
-    assert found.losses[-1] != plain.losses[-1]  # a rank with a small gate learns slower
-    # what training leaves has no gate in it: with it, and with it in B, the model says the same
-    ids = torch.arange(1, 13).reshape(2, 6)
-    said = []
-    for adapter, on in ((found.adapter, gate), (algebra.gated(found.adapter, gate), None), (found.adapter, None)):
-        model.write(adapter)
-        model.gate(on)
-        said.append(model.logits(ids, torch.arange(12)).detach())
-        model.gate(None)
-    torch.testing.assert_close(said[0], said[1])
-    assert (said[0] - said[2]).abs().max() > 1e-3
-    with pytest.raises(TrainingError):
-        train(model, {name: t * float("nan") for name, t in start.items()}, penalty=gated)
-    model.write(found.adapter)
-    assert torch.equal(model.logits(ids, torch.arange(12)), said[2])
-
-
-def test_sensitivity_is_zero_where_nothing_is_trained_or_there_is_nothing(adapt):
-    model = adapt()
-    start = model.initial_adapter(0)  # B = 0: at the first step no gate matters
-    assert not train(model, start, [PLAN[0]]).sensitivity.any()
-    assert train(model, start, PLAN).sensitivity.all()
-    frozen = train(model, start, PLAN, trainable=lambda name: name.endswith(".A")).sensitivity
-    assert not frozen.any()
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [("constant", [1, 1, 1]), ("linear", [1, 0.75, 0.25]), ("cosine", [1, 0.8535534, 0.1464466])],
+)
+def test_the_schedule_goes_from_round_to_round(schedule, factors):
+    assert [scheduled(schedule, round, 4) for round in (1, 2, 4)] == pytest.approx(factors)
+    assert scheduled(schedule, 9, 4) == scheduled(schedule, 4, 4)
