@@ -203,10 +203,10 @@ def test_names_that_are_not_known(tmp_path: Path, flags: list[str], error: str, 
 
 def test_a_loss_that_is_not_finite_names_client_round_and_step(tmp_path: Path) -> None:
     said = refused(*tiny("--learning_rate", "1e30", out=tmp_path / "run"))
-    assert "client 'bank' failed in round 1 (TrainingError): " in said
+    assert "client 'bank' failed in round 1 (train): " in said
     assert "not finite after step 1; lower train.learning_rate" in said
     said = refused(*tiny("--learning_rate", "1e30", "--steps", 3, out=tmp_path / "longer"))
-    assert "client 'bank' failed in round 1 (TrainingError): the loss is nan at step 2; lower" in said
+    assert "client 'bank' failed in round 1 (train): the loss is nan at step 2; lower" in said
 
 
 def test_an_answer_that_is_too_long_names_the_item(tmp_path: Path) -> None:

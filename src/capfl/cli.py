@@ -196,8 +196,8 @@ def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
 
 
 def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> None:
-    from capfl.engines.simulation import ENGINES
-    from capfl.experiment import config_of, resume, run
+    from capfl.engines.serial import serial
+    from capfl.experiment import resume, run
     from capfl.report.progress import reporting
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
@@ -205,11 +205,10 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None) -> No
     console = Console()
     with reporting(console) as plain, tracking(plain, tracker) as reporter:
         if resumed is not None:
-            engine = ENGINES[config_of(resumed).runtime.engine]
-            summary, path = resume(resumed, engine, reporter)
+            summary, path = resume(resumed, serial, reporter)
         else:
             assert config is not None
-            summary, path = run(config, ENGINES[config.runtime.engine], reporter)
+            summary, path = run(config, serial, reporter)
     console.print(summary_table(summary))
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
 

@@ -208,6 +208,7 @@ class Failure:
     client: ClientId
     stage: str
     reason: str
+    code: str = "internal"
 
 
 @dataclass(frozen=True)

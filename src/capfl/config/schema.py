@@ -262,7 +262,6 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    engine: Literal["serial", "debug"] = Field("serial", description="`debug` raises with the client's traceback")
     cache: Literal["memory", "disk", "off"] = Field("disk", description="hidden states below the lowest adapted layer")
     cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
     cache_dir: str | None = Field(None, description="folder of hidden states that runs share, kept when they end")

@@ -1,6 +1,6 @@
-"""Certificates and keys of a network: by what nodes know the link, and the link its nodes.
+"""Certificates and keys of a network: by what nodes know the server, and the server its nodes.
 
-One authority signs the link's certificate, and every node has a key pair of its own. P-384 throughout: the strongest
+One authority signs the server's certificate, and every node has a key pair of its own. P-384 throughout: the strongest
 curve that Flower's node authentication takes.
 """
 
@@ -25,15 +25,15 @@ LOCAL = ("localhost", "127.0.0.1")
 
 
 def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: int) -> list[Path]:
-    """Make what is missing of ``ca``, ``link`` and ``nodes/NAME``, and say what that was. The rest stays as it is.
+    """Make what is missing of ``ca``, ``server`` and ``nodes/NAME``, and say what that was. The rest stays as it is.
 
     Args:
         nodes: client ids.
-        hosts: names and addresses by which nodes reach the link, beside those on its own machine.
-        days: for which the link's certificate is valid.
+        hosts: names and addresses by which nodes reach the server, beside those on its own machine.
+        days: for which the server's certificate is valid.
 
     Raises:
-        ConfigError: a node's name is no client id; or the link's certificate is there, and not for all hosts.
+        ConfigError: a node's name is no client id; or the server's certificate is there, and not for all hosts.
     """
     for name in nodes:
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -44,12 +44,12 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: in
     made: list[Path] = []
     if not (folder / "ca.crt").exists():
         made += _authority(folder / "ca")
-    if not (folder / "link.crt").exists():
-        made += _link(folder / "link", folder / "ca", hosts, days)
-    elif lacking := sorted(set(hosts) - set(hosts_of(folder / "link.crt"))):
+    if not (folder / "server.crt").exists():
+        made += _server(folder / "server", folder / "ca", hosts, days)
+    elif lacking := sorted(set(hosts) - set(hosts_of(folder / "server.crt"))):
         raise ConfigError(
-            f"{folder / 'link.crt'} is not for {', '.join(lacking)}; delete it and link.key, and it will be made anew "
-            "(nodes keep their keys and ca.crt)"
+            f"{folder / 'server.crt'} is not for {', '.join(lacking)}; delete it and server.key, and it will be "
+            "made anew (nodes keep their keys and ca.crt)"
         )
     for name in nodes:
         if not (folder / "nodes" / f"{name}.pub").exists():
@@ -58,7 +58,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: in
 
 
 def hosts_of(certificate: Path) -> list[str]:
-    """The names and addresses that a link's certificate is for."""
+    """The names and addresses that a server's certificate is for."""
     read = x509.load_pem_x509_certificate(certificate.read_bytes())
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
@@ -78,17 +78,17 @@ def _authority(place: Path) -> list[Path]:
     return _written(place, key, certificate.sign(key, hashes.SHA384()))
 
 
-def _link(place: Path, authority: Path, hosts: Sequence[str], days: int) -> list[Path]:
+def _server(place: Path, authority: Path, hosts: Sequence[str], days: int) -> list[Path]:
     try:
         issuer = x509.load_pem_x509_certificate(authority.with_suffix(".crt").read_bytes())
         signer = serialization.load_pem_private_key(authority.with_suffix(".key").read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{authority}.key and .crt are to sign the link's certificate: {error}") from error
+        raise ConfigError(f"{authority}.key and .crt are to sign the server's certificate: {error}") from error
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{authority}.key is no elliptic-curve key; use the one that capfl flower keys made")
     key = _new_key()
     certificate = (
-        _certificate(_name("capfl link"), issuer.subject, key, days)
+        _certificate(_name("capfl server"), issuer.subject, key, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
