@@ -20,7 +20,7 @@ from capfl.checkpoint import RunFolder
 from capfl.config import Config, to_toml
 from capfl.engines.flower import client_app
 from capfl.engines.flower.exchange import Patience
-from capfl.engines.flower.messages import Reply, Request, pack, read_reply
+from capfl.engines.flower.messages import Reply, Request, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.flower.simulation import simulate
 from capfl.engines.serial import serial

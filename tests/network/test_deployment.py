@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from capfl.checkpoint import RunFolder
 from capfl.engines.flower.connection import Connection
+
+from capfl.checkpoint import RunFolder
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.simulation import simulate
 from capfl.report.progress import Silent
