@@ -11,7 +11,7 @@ help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
 	@echo "make test        the tests, without the slow ones"
 	@echo "make test-slow   the slow tests"
-	@echo "make test-network  of the slow tests those with a link and nodes: parity, who is not let in, kills"
+	@echo "make test-network  of the slow tests those with a server and nodes: parity, who is not let in, kills"
 	@echo "make check       ruff, mypy --strict, import order, tests"
 	@echo "make benchmarks  speed, memory and codecs"
 

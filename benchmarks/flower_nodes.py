@@ -1,6 +1,6 @@
-"""A real run over a network on this machine: three sites, a link and three nodes over TLS with keys.
+"""A real run over a network on this machine: three sites, a server and three nodes over TLS with keys.
 
-    python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--no-keep-model] [--kill]
+    python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--kill]
                                       [--data-dir FOLDER] [--page PAGE.html] [--out RESULT.json]
 
 The sites are those of `helpdesk`. With ``--data-dir`` they are made of CLINC150 (FOLDER/clinc150/train.jsonl), and the
@@ -28,8 +28,8 @@ from typing import Any
 from capfl.checkpoint import RunFolder
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
-from capfl.engines.flower.connection import Connection
 from capfl.engines.flower.demo import prepare
+from capfl.engines.flower.runs import Connection
 from capfl.page import write_page
 from flower_scale import alone
 
@@ -67,9 +67,7 @@ def clinc(folder: Path) -> dict[str, list[dict[str, str]]]:
     return sites
 
 
-def measure(
-    config: Config, data: dict[str, Path], keep_model: bool, killing: bool, page: Path | None
-) -> dict[str, Any]:
+def measure(config: Config, data: dict[str, Path], killing: bool, page: Path | None) -> dict[str, Any]:
     """Both runs, one after the other."""
     assert config.out is not None
     place = Path(config.out).parent
@@ -80,11 +78,10 @@ def measure(
 
     network = Network(place)
     try:
-        network.start_link(data)
+        network.start_server(data)
         network.meter = meter = Meter(network.port)
         for client, path in data.items():
-            proof = network.proof(client) + ([] if keep_model else ["--no-keep-model"])
-            network.start_node(client, path, *proof, port=meter.port if client == metered else None)
+            network.start_node(client, path, port=meter.port if client == metered else None)
         peak = Peak([started.process.pid for started in network.started])
         wait_for(lambda: online(network) == len(data), WITHIN, "the nodes")
         before = meter.up + meter.down
@@ -108,12 +105,11 @@ def measure(
         write_page(run.path, page)
         page.write_text(page.read_text().replace(f"{place.parent}/", ""))  # where it was on this machine says nothing
     (own,) = [row for row in summary["clients"] if row["id"] == metered]
-    payload, messages = own["bytes_up"] + own["bytes_down"], 1 + config.federation.rounds + 1  # hello, evaluation
+    payload, messages = own["bytes_up"] + own["bytes_down"], config.federation.rounds + 1  # and the evaluation
     framing = on_the_wire - payload - idle * seconds
     return {
         "config": {key: value for key, value in flat(config.model_dump(mode="json")) if key in CLINC_SETTINGS}
         | {"model": config.model.path, "layers": config.lora.layers, "rounds": len(records)},
-        "keep_model": keep_model,
         "same_bits": same_bits(network, run.path, place / "serial", data),
         "accuracy": {client["id"]: {kind: client[kind] for kind in ("base", "global", "personal")}
                      for client in summary["clients"]},
@@ -155,7 +151,7 @@ def kill_while_training(network: Network, killed: str, run: RunFolder, after: in
 
     wait_for(lambda: (run.path / "rounds.jsonl").is_file() and len(run.rounds()) >= after, WITHIN, f"round {after}")
     wait_for(busy, WITHIN, "a request for training")
-    for words in ("pinned node", "pinned work"):
+    for words in ("internals node", "internals worker"):
         kill(child_of(network.nodes[killed], words))
 
 
@@ -195,12 +191,12 @@ class Peak:
 
     def _note(self, pid: int) -> None:
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        kind = next((word for name in ("link", "node", "work") for word in words if word == name), "")
-        pinned = any("pinned" in word for word in words)
+        kind = next((word for name in ("server", "node", "worker") for word in words if word == name), "")
+        inner = any("internals" in word for word in words)
         for name in ("flower-superexec", "flwr-serverapp", "flwr-clientapp"):
             if any(word.endswith(name) for word in words):
-                kind, pinned = name, True
-        label = kind if pinned else f"supervisor of a {kind}"
+                kind, inner = name, True
+        label = kind if inner else f"supervisor of a {kind}"
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
         self._found[label] = max(size, self._found.get(label, 0))
 
@@ -210,7 +206,6 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--no-keep-model", action="store_true")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--page", type=Path)
@@ -224,7 +219,7 @@ def main() -> None:
         }  # fmt: skip
         given |= dict(pair.partition("=")[::2] for pair in args.set)
         config, data = prepare(load_config(None, given), clinc(args.data_dir) if args.data_dir else None)
-        result = measure(config, data, not args.no_keep_model, args.kill, args.page)
+        result = measure(config, data, args.kill, args.page)
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:

@@ -94,14 +94,14 @@ def children(pid: int) -> dict[int, str]:
 
 @dataclass
 class Network:
-    """A link and the nodes that a test starts. ``stop`` ends them by their process ids."""
+    """A server and the nodes that a test starts. ``stop`` ends them by their process ids."""
 
     folder: Path
     port: int = field(default_factory=free_port)
     started: list[Started] = field(default_factory=list)
     nodes: dict[str, Started] = field(default_factory=dict)
-    link: Started | None = None
-    meter: Meter | None = None  # between one node and the link
+    server: Started | None = None
+    meter: Meter | None = None  # between one node and the server
 
     def start(self, name: str, *words: object) -> Started:
         log = self.folder / f"{name}.out"
@@ -114,24 +114,23 @@ class Network:
         self.started.append(Started(process, log))
         return self.started[-1]
 
-    def start_link(self, clients: Iterable[str]) -> Started:
+    def start_server(self, clients: Iterable[str]) -> Started:
         keys = self.folder / "keys"
         assert subprocess.run(capfl("keys", keys, "--nodes", ",".join(clients)), check=False).returncode == 0
-        link = self.start("link", "link", "--port", self.port, "--home", self.home, "--keys", keys)
-        wait_for(lambda: "link ready" in link.said() or link.process.poll() is not None, WITHIN, "the link")
-        assert "link ready" in link.said(), link.said()
-        self.link = link
-        return link
+        self.server = server = self.start("server", "server", "--port", self.port, "--home", self.home, "--keys", keys)
+        wait_for(lambda: "server ready" in server.said() or server.process.poll() is not None, WITHIN, "the server")
+        assert "server ready" in server.said(), server.said()
+        return server
 
     @property
     def home(self) -> Path:
-        return self.folder / "link"
+        return self.folder / "server"
 
     def state(self, client: str) -> Path:
         return self.folder / "nodes" / client
 
     def proof(self, name: str) -> list[object]:
-        """What a node shows of who it is, and knows the link by."""
+        """What a node shows of who it is, and knows the server by."""
         place = self.folder / "keys"
         return ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{name}.key"]
 
@@ -139,8 +138,8 @@ class Network:
         self, client: str, data: Path, *how: object, port: int | None = None, key: str = "", state: Path | None = None
     ) -> Started:
         """A node of a client; with another's ``key``, or any other proof of who it is."""
-        link = f"127.0.0.1:{port or self.port}"
-        given = ["--link", link, "--client", client, "--data", data, "--state", state or self.state(client)]
+        server = f"127.0.0.1:{port or self.port}"
+        given = ["--server", server, "--client", client, "--data", data, "--state", state or self.state(client)]
         node = self.start(f"node-{client}{key}", "node", *given, *(how or self.proof(key or client)))
         if state is None:
             self.nodes[client] = node

@@ -3,49 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.task_identity import TaskIdentity
 
-import capfl
-from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.engines.flower.internals import identify
+from capfl.engines.flower.messages import Reply, Request, pack, read_request
 
-TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+identify()
 
-Behaviour = Callable[[Ask], "tuple[float, Reply | Error] | None"]
+Answer = Reply | Error | RecordDict
+Behaviour = Callable[[Request], tuple[float, Answer] | None]
 """What a node does with a request: after how many seconds it answers, and what. None: never."""
 
 
 def obedient(client: str, delay: float = 1.0) -> Behaviour:
-    """Says who it is at once, and echoes everything else after a while."""
-
-    def answer(ask: Ask) -> tuple[float, Reply | Error] | None:
-        if ask.kind == "hello":
-            return 0.0, hello(client)
-        return delay, Reply(client, blob=b"re:" + ask.blob)
-
-    return answer
-
-
-def hello(client: str, version: str = capfl.__version__) -> Reply:
-    return Reply(client, blob=json.dumps({"capfl": version}).encode())
+    """Echoes every request after a while."""
+    return lambda request: (delay, Reply(client, body=b"re:" + request.body))
 
 
 @dataclass
 class FakeGrid:
-    """Nodes by id, with the names that their keys are known under."""
+    """Nodes by the names that their keys are known under."""
 
-    nodes: dict[int, Behaviour] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
+    nodes: dict[str, Behaviour]
     now: float = 0.0
-    sent: list[tuple[float, int, Ask]] = field(default_factory=list)
-    pulled: list[list[str]] = field(default_factory=list)
+    sent: list[tuple[float, str, Request]] = field(default_factory=list)
     events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     refuses: bool = False  # to take messages
+    _names: list[str] = field(default_factory=list)  # in the order in which nodes came, which gives them numbers
     _replies: dict[str, tuple[float, Message]] = field(default_factory=dict)
     _ids: Iterable[int] = field(default_factory=itertools.count)
 
@@ -62,7 +50,8 @@ class FakeGrid:
         self.events.append((when, event))
 
     def get_nodes(self) -> list[NodeInfo]:
-        return [NodeInfo(node_id=node, name=self.names.get(node, "")) for node in self.nodes]
+        self._names += [name for name in self.nodes if name not in self._names]
+        return [NodeInfo(node_id=1 + self._names.index(name), name=name) for name in self.nodes]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
         ids: list[str | None] = []
@@ -72,20 +61,19 @@ class FakeGrid:
                 continue
             ids.append(id := f"m{next(self._ids)}")
             message.metadata.__dict__["_message_id"] = id
-            node, ask = message.metadata.dst_node_id, unpack(Ask, message.content)
-            self.sent.append((self.now, node, ask))
-            answer = self.nodes[node](ask) if node in self.nodes else (0.0, Error(5))
+            name, request = self._names[message.metadata.dst_node_id - 1], read_request(message)
+            self.sent.append((self.now, name, request))
+            answer = self.nodes[name](request) if name in self.nodes else (0.0, Error(5))
             if answer is not None:
                 self.answer(message, *answer)
         return ids
 
-    def answer(self, message: Message, delay: float, reply: Reply | Error) -> None:
-        made = Message(pack(reply) if isinstance(reply, Reply) else reply, reply_to=message)
-        if isinstance(reply, Error) and reply.code in (3, 5):
-            made.metadata.__dict__["_src_node_id"] = 1  # as from the link
+    def answer(self, message: Message, delay: float, answer: Answer) -> None:
+        made = Message(pack(answer) if isinstance(answer, Reply) else answer, reply_to=message)
+        if isinstance(answer, Error) and answer.code in (3, 5):
+            made.metadata.__dict__["_src_node_id"] = 1  # as from Flower's own server
         self._replies[message.metadata.message_id] = self.now + delay, made
 
     def pull_messages(self, ids: Iterable[str]) -> list[Message]:
-        self.pulled.append(list(ids))
         ready = [id for id in ids if id in self._replies and self._replies[id][0] <= self.now]
         return [self._replies.pop(id)[1] for id in ready]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from capfl.checkpoint import ClientStore
 from capfl.config import load_config
 from capfl.config.keys import all_keys
-from capfl.engines.simulation import ENGINES
+from capfl.engines.serial import serial
 from capfl.errors import CapflError
 from capfl.experiment import run
 from capfl.model import tiny
@@ -165,7 +165,6 @@ CHANGES = {
     "evaluation.personal": Change(False, "adapters"),
     "evaluation.mix": Change(0.5, "adapters"),
     "evaluation.references": Change(["local"], "summary"),
-    "runtime.engine": Change("debug", "error", {**SOME, "federation.on_failure": "skip"}, broken=True),
     "runtime.cache": Change("off", "cache"),
     "runtime.cache_gib": Change(1e-6, "cache"),
     "runtime.cache_dir": Change(lambda files: str(files / "shared"), "shared"),
@@ -199,7 +198,7 @@ def observe(place: Path, settings: dict[str, object], broken: bool, widest: list
 
     def engine(site: Callable[[str], Site], store: ClientStore, agreement: Agreement) -> Exchange:
         seen["names"] = list(agreement.initial)
-        return ENGINES[config.runtime.engine](failing(site) if broken else site, store, agreement)
+        return serial(failing(site) if broken else site, store, agreement)
 
     threads = torch.get_num_threads()
     widest.clear()
@@ -334,7 +333,6 @@ def test_the_engines_and_policies_answer_a_failing_client_each_in_its_own_way(
         return observe(tmp_path / name, {**SOME, **changes}, True, widest)["error"]
 
     stopped = error("a")
-    assert stopped == ("ClientError", "client 'airline' failed in round 1 (ValueError): the lights went out")
+    assert stopped == ("ClientError", "client 'airline' failed in round 1 (train): ValueError: the lights went out")
     assert error("b", federation__on_failure="skip") is None
     assert error("c", federation__on_failure="retry") is None
-    assert error("d", federation__on_failure="skip", runtime__engine="debug") == stopped

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process has for itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from capfl.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -28,6 +35,45 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.replace(work, path)
         finally:
             work.unlink(missing_ok=True)
+
+
+def new_folder(path: Path) -> None:
+    """Make a folder, or take an empty one. Of several processes that want it, one gets it.
+
+    Raises:
+        CheckpointError: something is there already, or the folder cannot be made.
+    """
+    taken = f"{path} is not empty; choose another folder, or go on with: capfl run --resume {path}"
+    with naming(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise CheckpointError(taken)
+            os.close(os.open(path / LOCK, os.O_CREAT | os.O_EXCL, 0o666))  # by one process only
+        except FileExistsError:
+            raise CheckpointError(taken) from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder for this process alone. The lock ends with the process, however that ends.
+
+    Raises:
+        CheckpointError: another process has the folder, or it cannot be written.
+    """
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "ab")  # noqa: SIM115 - closed below
+    with file:
+        with naming(folder):
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(
+                    f"{folder} is in use by another process; wait until it has ended, or choose another folder"
+                ) from None
+        yield
 
 
 @contextmanager

@@ -17,24 +17,26 @@ from capfl.errors import ConfigError
 from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
 
 if TYPE_CHECKING:
-    from capfl.engines.flower.connection import Connection
+    from capfl.engines.flower.runs import Connection
 
 app = typer.Typer(help="Run over sites of their own, with Flower.", no_args_is_help=True, add_completion=False)
 
 _Number = Annotated[int, typer.Argument(help="of the run, as `capfl flower run` gave it", metavar="RUN")]
-_Home = Annotated[Path | None, typer.Option(help="the link's folder; by default in the user's state folder")]
+_Home = Annotated[Path | None, typer.Option(help="the server's folder; by default in the user's state folder")]
 _Answer = Annotated[float, typer.Option(min=1, help="seconds that a node has to answer a request")]
-_Node = Annotated[float, typer.Option(min=0, help="seconds for which a client without a node is waited for")]
+_Node = Annotated[float, typer.Option(min=0, help="seconds for which a client whose node is missing is waited for")]
 
 
 @app.command()
 def keys(
     folder: Annotated[Path, typer.Argument(help="where they go; what is there already stays", metavar="DIR")],
     nodes: Annotated[str, typer.Option(help="client ids: north,south", metavar="NAMES")],
-    host: Annotated[str, typer.Option(help="names and addresses by which nodes reach the link", metavar="HOSTS")] = "",
-    days: Annotated[int, typer.Option(min=1, help="for which the link's certificate is valid")] = 730,
+    host: Annotated[
+        str, typer.Option(help="names and addresses by which nodes reach the server", metavar="HOSTS")
+    ] = "",
+    days: Annotated[int, typer.Option(min=1, help="for which the server's certificate is valid")] = 730,
 ) -> None:
-    """Make the authority, the link's certificate and a key for each node."""
+    """Make the authority, the server's certificate and a key for each node."""
     with errors():
         _check()
         from capfl.engines.flower.keys import make_keys
@@ -47,33 +49,28 @@ def keys(
 
 
 @app.command()
-def link(
-    keys: Annotated[Path | None, typer.Option(help="folder of `capfl flower keys`", metavar="DIR")] = None,
+def server(
+    keys: Annotated[Path, typer.Option(help="folder of `capfl flower keys`", metavar="DIR")],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for other machines")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8443,
     home: _Home = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="plain text, and any node may come")] = False,
 ) -> None:
-    """Run the link, where nodes and runs meet, until Ctrl-C or SIGTERM."""
+    """Run the server, where nodes and runs meet, until Ctrl-C or SIGTERM."""
     with errors():
         _check()
-        from capfl.engines.flower.link import Link
+        from capfl.engines.flower.server import Server
 
-        if (keys is None) != insecure:
-            raise ConfigError("give --keys DIR, made by capfl flower keys, or --insecure for plain text")
-        Link(_home(home), host, port, keys.absolute() if keys else None).serve(_say)
+        Server(_home(home), host, port, keys.absolute()).serve(_say)
 
 
 @app.command()
 def node(
-    link: Annotated[str, typer.Option(help="address of the link", metavar="HOST:PORT")],
-    client: Annotated[str, typer.Option(help="whose node this is")],
+    server: Annotated[str, typer.Option(help="address of the server", metavar="HOST:PORT")],
+    client: Annotated[str, typer.Option(help="the client whose node this is, as its key is named")],
     data: Annotated[Path, typer.Option(help="the client's own data", metavar="FILE")],
+    ca: Annotated[Path, typer.Option(help="ca.crt of `capfl flower keys`", metavar="FILE")],
+    key: Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")],
     state: Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")] = None,
-    ca: Annotated[Path | None, typer.Option(help="ca.crt of `capfl flower keys`", metavar="FILE")] = None,
-    key: Annotated[Path | None, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="plain text, without a key")] = False,
-    keep_model: Annotated[bool, typer.Option(help="one process for all requests, or one for each, by Flower")] = True,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
@@ -81,10 +78,8 @@ def node(
         _check()
         from capfl.engines.flower.node import Node
 
-        if (ca is None or key is None) != insecure:
-            raise ConfigError("give --ca and --key, made by capfl flower keys, or --insecure for plain text")
         place = state or user_state_path("capfl") / "nodes" / client
-        Node(client, link, data, place, ca, key, keep_model, _own(sets or [])).serve(_say)
+        Node(client, server, data, place, ca, key, _own(sets or [])).serve(_say)
 
 
 @app.command(context_settings=FLAGS)
@@ -97,17 +92,16 @@ def run(
     answer: _Answer = 1800,
     node: _Node = 120,
 ) -> None:
-    """Run what `capfl run` runs, over the nodes of the link on this machine. Each of data.sets is a client's own."""
+    """Run what `capfl run` runs, over the nodes of the server on this machine. Each of data.sets is a client's own."""
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         _check()
         given = _given(context, config, sets, resume)
 
         from capfl.data import clients_of
-        from capfl.engines.flower.delivery import Patience
-        from capfl.engines.flower.submit import submit
+        from capfl.engines.flower.runs import submit
 
         clients_of(given.data, given.partition)
-        number = submit(_link(home), given, resume is not None, Patience(answer, node))
+        number = submit(_connection(home), given, resume is not None, answer, node)
         typer.echo(f"run {number} in {given.out}")
         _follow(home, number)
 
@@ -131,9 +125,9 @@ def stop(
     """End a run. `capfl flower run --resume` goes on with it."""
     with errors():
         _check()
-        from capfl.engines.flower.submit import stop as end
+        from capfl.engines.flower.runs import stop as end
 
-        end(_link(home), number)
+        end(_connection(home), number)
 
 
 @app.command(context_settings=FLAGS)
@@ -161,7 +155,7 @@ def simulate(
 
 @app.command(context_settings=FLAGS)
 def demo(context: typer.Context, sets: Sets = None) -> None:
-    """A link and three nodes on this machine, with TLS and keys, and a run over them. Ends by itself."""
+    """A server and three nodes on this machine, with TLS and keys, and a run over them. Ends by itself."""
     with errors(go_on="the same command"):
         _check()
         from capfl.engines.flower.demo import prepare
@@ -185,10 +179,10 @@ def _given(context: typer.Context, config: Path | None, sets: list[str] | None, 
 
 
 def _follow(home: Path | None, number: int) -> None:
-    from capfl.engines.flower.submit import follow
+    from capfl.engines.flower.runs import follow
 
     try:
-        succeeded = follow(_link(home), number, _say)
+        succeeded = follow(_connection(home), number, _say)
     except KeyboardInterrupt as error:
         typer.echo(f"the run goes on; capfl flower follow {number}, or capfl flower stop {number}", err=True)
         raise typer.Exit(130) from error
@@ -203,11 +197,11 @@ def _check() -> None:
 
 
 def _home(home: Path | None) -> Path:
-    return (home or user_state_path("capfl") / "link").absolute()
+    return (home or user_state_path("capfl") / "server").absolute()
 
 
-def _link(home: Path | None) -> Connection:
-    from capfl.engines.flower.connection import Connection
+def _connection(home: Path | None) -> Connection:
+    from capfl.engines.flower.runs import Connection
 
     return Connection(_home(home))
 
@@ -218,7 +212,7 @@ def _own(sets: Sequence[str]) -> dict[str, str]:
     for key in own:
         if not key.startswith("runtime.") and key not in ("model.path", "model.device"):
             raise ConfigError(
-                f"--set {key}: that is the run's to say; a site has runtime.*, model.path and model.device"
+                f"--set {key}: the run decides that; a site may set runtime.*, model.path and model.device"
             )
     load_command(None, sets, [])
     return own

@@ -1,4 +1,4 @@
-"""A network for the tests of a file, and the serial run that runs over it are to be like."""
+"""A network for the tests of a file, and the serial run to which runs over it are compared."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Iterator[object]:
-    """A link and three nodes; what one of them says and hears is counted."""
+    """A server and three nodes; the bytes to and from one of them are counted."""
     from deployment import Meter, Network
 
     made = Network(tmp_path_factory.mktemp("network"))
     try:
-        made.start_link([*sites, "extra"])
+        made.start_server([*sites, "extra"])
         made.meter = Meter(made.port)
         for client, path in sites.items():
             made.start_node(client, path, port=made.meter.port if client == "north" else None)

@@ -22,7 +22,7 @@ SKIP = {"federation__on_failure": "skip"}
 
 def hold(network: Network, client: str, out: Path) -> int:
     """Stop the worker of a client that has joined, and wait until its node has a request that is not answered."""
-    worker = child_of(network.nodes[client], "pinned work")
+    worker = child_of(network.nodes[client], "internals worker")
     events = out / "network.jsonl"
     wait_for(lambda: events.is_file() and f'"{client}"' in events.read_text(), WITHIN, f"{client} in the run")
     os.kill(worker, signal.SIGSTOP)
@@ -47,7 +47,7 @@ def test_a_node_that_is_killed_comes_back_and_nothing_is_lost(
     config, out = submitted(network, sites, "node", **RETRY)
     done = network.run("node", config)
     worker = hold(network, "south", out)
-    kill(child_of(network.nodes["south"], "pinned node"))
+    kill(child_of(network.nodes["south"], "internals node"))
     kill(worker)
     assert done.ended(WITHIN) == 0, done.said()
     assert [failure[1:] for failure in failures(out)] == [("south", "node")]
@@ -61,35 +61,35 @@ def test_a_worker_that_is_killed_while_it_trains(network: Network, sites: dict[s
     done = network.run("worker", config)
     log = network.state("west") / "worker.log"
     wait_for(lambda: "worker-" in log.read_text(), WITHIN, "the client's first step")
-    kill(child_of(network.nodes["west"], "pinned work"))
+    kill(child_of(network.nodes["west"], "internals worker"))
     assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) in ([(1, "west", "node")], [])  # or it had just answered
     alike(network.personal(sites, out), out, serially, but=("ledger", "bytes"))
 
 
-def test_a_link_that_is_killed_comes_back_and_the_run_goes_on(
+def test_a_server_that_is_killed_comes_back_and_the_run_goes_on(
     network: Network, sites: dict[str, Path], serially: Path
 ) -> None:
-    config, out = submitted(network, sites, "link")
-    done = network.run("link", config)
+    config, out = submitted(network, sites, "superlink")
+    done = network.run("superlink", config)
     worker = hold(network, "south", out)
-    kill(child_of(network.link, "pinned link"))
-    wait_for(lambda: "link ended with -9" in network.link.said(), 30, "the death of the link")
+    kill(child_of(network.server, "internals server"))
+    wait_for(lambda: "server ended with -9" in network.server.said(), 30, "the death of the server")
     os.kill(worker, signal.SIGCONT)
     assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) == []
     alike(network.personal(sites, out), out, serially)
 
 
-def test_a_server_that_is_killed_goes_on_from_its_last_round(
+def test_a_run_whose_process_is_killed_goes_on_from_its_last_round(
     network: Network, sites: dict[str, Path], serially: Path
 ) -> None:
-    config, out = submitted(network, sites, "server")
-    worker = child_of(network.nodes["south"], "pinned work")
-    done = network.run("server", config)
+    config, out = submitted(network, sites, "process")
+    worker = child_of(network.nodes["south"], "internals worker")
+    done = network.run("process", config)
     wait_for(lambda: (out / "rounds.jsonl").is_file() and RunFolder(out).rounds(), WITHIN, "the first round")
     os.kill(worker, signal.SIGSTOP)
-    kill(child_of(child_of(network.link, "flower-superexec"), "flwr-serverapp"))
+    kill(child_of(child_of(network.server, "flower-superexec"), "flwr-serverapp"))
     assert done.ended(WITHIN) == 1, done.said()
     assert "finished:failed" in done.said()
     os.kill(worker, signal.SIGCONT)

@@ -1,19 +1,26 @@
-"""The default engine: one process, one client after the other, one base model for all."""
+"""The engine of simulations: one process, one client after the other, one base model for all."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from capfl.checkpoint import ClientStore
-from capfl.errors import CheckpointError
+from capfl.errors import CapflError, CheckpointError, code_of
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer
 from capfl.site import visit
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 
+log = logging.getLogger(__name__)
+
 
 def serial(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agreement: Agreement) -> Exchange:
-    """Visit clients in the order of their ids. A client that raises becomes a Failure."""
+    """Visit clients in the order of their ids. A client that raises becomes a Failure; its traceback is logged.
+
+    Raises:
+        CheckpointError: the run's own disk fails, which is no client's failure.
+    """
 
     def exchange(
         kind: Kind, round: int, clients: Sequence[ClientId], request: Request
@@ -21,11 +28,12 @@ def serial(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agre
         for client in clients:
             try:
                 reply = visit(kind, round, request(client), trainer(client), store, agreement)
-            except CheckpointError:  # the run's own disk, not the client's doing
+            except CheckpointError:
                 raise
             except Exception as error:
-                code = getattr(error, "code", "internal")
-                yield client, Failure(client, type(error).__name__, str(error) or "no reason given", code)
+                log.debug("client %s failed in round %d", client, round, exc_info=error)
+                text = str(error) if isinstance(error, CapflError) else f"{type(error).__name__}: {error}"
+                yield client, Failure(client, kind, text, code_of(error))
                 continue
             yield client, reply
 

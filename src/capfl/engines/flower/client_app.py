@@ -1,11 +1,9 @@
-"""Flower's app at a site: hands every request on to the client's side of the run, which is on this disk."""
+"""Flower's app at a site: hands every request on to the client's part of the run, which is on this disk."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import re
-import sys
+import logging
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,78 +12,57 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
-from capfl.engines.flower.records import Ask, Reply, pack, unpack
-from capfl.errors import CapflError, WireError
-from capfl.site import Client
+from capfl.engines.flower.messages import Reply, pack, read_request
+from capfl.errors import CapflError, code_of, printable
+from capfl.site import Site
 from capfl.types import ClientId
 
-VERSIONS = ("capfl", "torch", "transformers")
-
+log = logging.getLogger(__name__)
 app = ClientApp()
-_open: dict[Path, Client] = {}  # with their models; those of the last run only
-
-
-def hello(message: Message, context: Context) -> Message:
-    """Say whose node this is."""
-    return Message(pack(introduction(_me(context))), reply_to=message)
+_open: dict[Path, Site] = {}  # with their models; those of the last run only
 
 
 def answer(message: Message, context: Context) -> Message:
-    """Answer a request of the run. What goes wrong is an answer, too."""
-    me = _me(context)
+    """Answer a request. What goes wrong is an answer, too."""
+    me = str(context.node_config["client"])
 
-    def said(ask: Ask) -> bytes:
-        assert ask.kind != "hello"
-        return _client(ask.run, context).answer(ask.kind, ask.method, ask.blob, ask.used)
+    def work() -> bytes:
+        request = read_request(message)
+        client = _client(request.run, me, context)
+        return client.answer(request.kind, request.method, request.body, request.used)
 
+    return Message(pack(reply(me, work)), reply_to=message)
+
+
+def reply(me: ClientId, work: Callable[[], bytes]) -> Reply:
+    """What the work gives, or the code of its error. The error's text goes to this process's log and nowhere else."""
     try:
-        reply = replied(me, unpack(Ask, message.content), said)
-    except WireError as error:
-        reply = Reply(me, "WireError", str(error))
-    return Message(pack(reply), reply_to=message)
-
-
-def introduction(me: ClientId) -> Reply:
-    """Who a client is, and what it runs."""
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    return Reply(me, blob=json.dumps(versions).encode())
-
-
-def replied(me: ClientId, ask: Ask, answer: Callable[[Ask], bytes]) -> Reply:
-    """An answer, or why there is none."""
-    try:
-        return Reply(me, blob=answer(ask))
+        return Reply(me, body=work())
     except Exception as error:
-        traceback.print_exception(error, limit=0 if isinstance(error, CapflError) else None)
-        sys.stderr.flush()
-        return Reply(me, type(error).__name__, str(error) or "no reason given")
+        known = isinstance(error, CapflError)
+        text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
+        log.error("client %s failed: %s", me, printable(text))
+        return Reply(me, code_of(error))
 
 
-app.query()(hello)
 for kind in (app.train(), app.evaluate("validate"), app.evaluate()):
     kind(answer)
 
 
 def close() -> None:
-    """Let go of the clients and their models."""
+    """Close the clients and their models."""
     while _open:
         _open.popitem()[1].__exit__(None, None, None)
 
 
-def _me(context: Context) -> ClientId:
-    return str(context.node_config["client"])
-
-
-def _client(run: str, context: Context) -> Client:
+def _client(run: str, me: ClientId, context: Context) -> Site:
     """The client in this run, with what it remembers of it."""
-    if not re.fullmatch(r"\w[\w.-]*", run):
-        raise WireError(f"{run!r} is no name of a run")
-    given, place = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
-    if place not in _open:
+    given, folder = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
+    if folder not in _open:
         for before in [other for other in _open if other.name != run]:
             _open.pop(before).__exit__(None, None, None)
         own = dict(json.loads(str(given.get("settings", "{}"))))
         config = from_toml(str(context.run_config["config"]), own)
-        _open[place] = Client(config, _me(context), place, Path(str(given["data"])))
-        print(f"{run}: client {_me(context)}, adapters and memory in {place}", flush=True)
-    return _open[place]
+        _open[folder] = Site(config, me, folder, Path(str(given["data"])))
+        print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
+    return _open[folder]

@@ -1,4 +1,4 @@
-"""A network on one machine: a link and three nodes, with certificates and keys, as they would be on four."""
+"""A network on one machine: a server and three nodes, with certificates and keys, as they would be on four."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from pathlib import Path
 
 from capfl.config import Config
 from capfl.data import generate
-from capfl.engines.flower.connection import Connection, LinkError
-from capfl.engines.flower.delivery import Patience
 from capfl.engines.flower.keys import make_keys
-from capfl.engines.flower.processes import GRACE, Process, environment, free_port
-from capfl.engines.flower.submit import follow, submit
+from capfl.engines.flower.processes import GRACE, Process, end_all, environment, free_port
+from capfl.engines.flower.runs import Connection, ServerError, follow, submit
 from capfl.experiment import new_folder
 from capfl.types import ClientId
 
-PATIENCE = Patience(answer=1800.0, node=120.0)
 SITES = 3
 READY_WITHIN = 120.0  # seconds
+ANSWER, NODE = 1800.0, 120.0  # seconds of patience with a reply, and with a missing node
 
-Say = Callable[[str], None]
 Rows = Mapping[ClientId, Sequence[Mapping[str, str]]]
 
 
@@ -55,45 +52,36 @@ def prepare(config: Config, rows: Rows | None = None) -> tuple[Config, dict[Clie
     return Config.model_validate(given), paths
 
 
-def run(config: Config, data: dict[ClientId, Path], say: Say) -> bool:
+def run(config: Config, data: dict[ClientId, Path], say: Callable[[str], None]) -> bool:
     """Run a config of ``prepare`` over a node for each client, and end everything. Has the run succeeded?
 
     Raises:
-        LinkError: the link does not start.
+        ServerError: the server does not start.
     """
     assert config.out is not None
     place = Path(config.out).parent
-    keys, home, port = place / "keys", place / "link", free_port()
+    keys, home, port = place / "keys", place / "server", free_port()
     make_keys(keys, list(data), [], days=1)
-    words: list[object] = ["link", "--keys", keys, "--port", port, "--home", home]
-    link = _process("link", words, home)
+    server = _process("server", ["server", "--keys", keys, "--port", port, "--home", home], home)
     nodes = []
     for client, path in data.items():
         state = place / "nodes" / client
-        words = ["node", "--link", f"127.0.0.1:{port}", "--client", client, "--data", path, "--state", state]
+        words = ["node", "--server", f"127.0.0.1:{port}", "--client", client, "--data", path, "--state", state]
         words += ["--ca", keys / "ca.crt", "--key", keys / "nodes" / f"{client}.key"]
         nodes.append(_process(f"node {client}", words, state))
     try:
-        link.start()
-        _await_link(link)
+        server.start()
+        by = time.monotonic() + READY_WITHIN
+        while not any(line.startswith("server ready") for line in server.last_words()):
+            if server.ended() is not None or time.monotonic() > by:
+                raise ServerError("the server does not start:\n" + "\n".join(server.last_words()))
+            time.sleep(0.1)
         for node in nodes:
             node.start()
-        say(f"link at 127.0.0.1:{port} and nodes of {', '.join(data)}, with TLS and keys; everything is in {place}")
-        return follow(Connection(home), submit(Connection(home), config, False, PATIENCE), say)
+        say(f"server at 127.0.0.1:{port} and nodes of {', '.join(data)}, with TLS and keys; everything is in {place}")
+        return follow(Connection(home), submit(Connection(home), config, False, ANSWER, NODE), say)
     finally:
-        for process in (*nodes, link):
-            process.tell_to_end()
-        by = time.monotonic() + 2 * GRACE
-        for process in (*nodes, link):
-            process.end(by)
-
-
-def _await_link(link: Process) -> None:
-    by = time.monotonic() + READY_WITHIN
-    while not any(line.startswith("link ready") for line in link.last_words()):
-        if link.ended() is not None or time.monotonic() > by:
-            raise LinkError("the link does not start:\n" + "\n".join(link.last_words()))
-        time.sleep(0.1)
+        end_all([server, *nodes], within=2 * GRACE)  # each of them has processes of its own to end
 
 
 def _process(name: str, words: Sequence[object], folder: Path) -> Process:

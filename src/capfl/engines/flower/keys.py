@@ -1,6 +1,6 @@
-"""Certificates and keys of a network: by what nodes know the link, and the link its nodes.
+"""Certificates and keys of a network: by what nodes know the server, and the server its nodes.
 
-One authority signs the link's certificate, and every node has a key pair of its own. P-384 throughout: the strongest
+One authority signs the server's certificate, and every node has a key pair of its own. P-384 throughout: the strongest
 curve that Flower's node authentication takes.
 """
 
@@ -25,15 +25,15 @@ LOCAL = ("localhost", "127.0.0.1")
 
 
 def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: int) -> list[Path]:
-    """Make what is missing of ``ca``, ``link`` and ``nodes/NAME``, and say what that was. The rest stays as it is.
+    """Make what is missing of ``ca``, ``server`` and ``nodes/NAME``, and say what that was. The rest stays as it is.
 
     Args:
         nodes: client ids.
-        hosts: names and addresses by which nodes reach the link, beside those on its own machine.
-        days: for which the link's certificate is valid.
+        hosts: names and addresses by which nodes reach the server, beside those on its own machine.
+        days: for which the server's certificate is valid.
 
     Raises:
-        ConfigError: a node's name is no client id; or the link's certificate is there, and not for all hosts.
+        ConfigError: a node's name is no client id; or the server's certificate is there, and not for all hosts.
     """
     for name in nodes:
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -44,12 +44,12 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: in
     made: list[Path] = []
     if not (folder / "ca.crt").exists():
         made += _authority(folder / "ca")
-    if not (folder / "link.crt").exists():
-        made += _link(folder / "link", folder / "ca", hosts, days)
-    elif lacking := sorted(set(hosts) - set(hosts_of(folder / "link.crt"))):
+    if not (folder / "server.crt").exists():
+        made += _server(folder / "server", folder / "ca", hosts, days)
+    elif lacking := sorted(set(hosts) - set(hosts_of(folder / "server.crt"))):
         raise ConfigError(
-            f"{folder / 'link.crt'} is not for {', '.join(lacking)}; delete it and link.key, and it will be made anew "
-            "(nodes keep their keys and ca.crt)"
+            f"{folder / 'server.crt'} is not for {', '.join(lacking)}; delete it and server.key, and it will be "
+            "made anew (nodes keep their keys and ca.crt)"
         )
     for name in nodes:
         if not (folder / "nodes" / f"{name}.pub").exists():
@@ -58,7 +58,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: in
 
 
 def hosts_of(certificate: Path) -> list[str]:
-    """The names and addresses that a link's certificate is for."""
+    """The names and addresses that a server's certificate is for."""
     read = x509.load_pem_x509_certificate(certificate.read_bytes())
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
@@ -70,72 +70,67 @@ def _authority(place: Path) -> list[Path]:
         digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
         data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-    certificate = (
-        _certificate(name, name, key, AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-    )
+    certificate = _certificate(name, name, key, AUTHORITY_DAYS, authority=True).add_extension(usage, critical=True)
     return _written(place, key, certificate.sign(key, hashes.SHA384()))
 
 
-def _link(place: Path, authority: Path, hosts: Sequence[str], days: int) -> list[Path]:
+def _server(place: Path, authority: Path, hosts: Sequence[str], days: int) -> list[Path]:
     try:
         issuer = x509.load_pem_x509_certificate(authority.with_suffix(".crt").read_bytes())
         signer = serialization.load_pem_private_key(authority.with_suffix(".key").read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{authority}.key and .crt are to sign the link's certificate: {error}") from error
+        raise ConfigError(f"{authority}.key and .crt are to sign the server's certificate: {error}") from error
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{authority}.key is no elliptic-curve key; use the one that capfl flower keys made")
     key = _new_key()
+    names = [x509.IPAddress(ip) if (ip := _address(host)) else x509.DNSName(host) for host in hosts]
     certificate = (
-        _certificate(_name("capfl link"), issuer.subject, key, days)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        _certificate(_name("capfl server"), issuer.subject, key, days, authority=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     return _written(place, key, certificate.sign(signer, hashes.SHA384()))
 
 
-def _node(place: Path) -> list[Path]:
-    """An OpenSSH key pair, as ``ssh-keygen -t ecdsa -b 384`` makes them."""
-    key = _new_key()
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return [_write(Path(f"{place}.key"), secret, 0o600), _write(Path(f"{place}.pub"), public + b"\n", 0o644)]
-
-
-def _written(place: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> list[Path]:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    public = certificate.public_bytes(serialization.Encoding.PEM)
-    return [_write(place.with_suffix(".key"), secret, 0o600), _write(place.with_suffix(".crt"), public, 0o644)]
-
-
-def _write(path: Path, data: bytes, mode: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    return path
-
-
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, authority: bool
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks of sites differ
         .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
+
+
+def _node(place: Path) -> list[Path]:
+    """An OpenSSH key pair, as ``ssh-keygen -t ecdsa -b 384`` makes them."""
+    key = _new_key()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return _pair(place, ".pub", key, serialization.PrivateFormat.OpenSSH, public + b"\n")
+
+
+def _written(place: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> list[Path]:
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    return _pair(place, ".crt", key, serialization.PrivateFormat.PKCS8, public)
+
+
+def _pair(
+    place: Path, suffix: str, key: ec.EllipticCurvePrivateKey, kind: serialization.PrivateFormat, public: bytes
+) -> list[Path]:
+    """Write a secret for its owner alone, and what is public of it. Neither may be there before."""
+    secret = key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
+    made = []
+    for ending, data, mode in ((".key", secret, 0o600), (suffix, public, 0o644)):
+        path = Path(f"{place}{ending}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+        made.append(path)
+    return made
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
@@ -146,8 +141,8 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
 
-def _host(text: str) -> x509.GeneralName:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return x509.IPAddress(ipaddress.ip_address(text))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return x509.DNSName(text)
+        return None

@@ -1,4 +1,4 @@
-"""Processes of a link or a node: started together, started again when they end, and stopped by their ids."""
+"""Processes of a server or a node: started together, started again when they end, and stopped by their ids."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, printable
 
 AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
@@ -49,9 +49,9 @@ def script(name: str) -> str:
     return found
 
 
-def pinned(role: str, *arguments: str) -> list[str]:
-    """The command of a process of ``capfl.engines.flower.pinned``."""
-    return [sys.executable, "-m", "capfl.engines.flower.pinned", role, *arguments]
+def internal(role: str, *arguments: str) -> list[str]:
+    """The command of a process of ``capfl.engines.flower.internals``."""
+    return [sys.executable, "-m", "capfl.engines.flower.internals", role, *arguments]
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Process:
             file.seek(max(self.said, self.log.stat().st_size - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         hints = [hint for word, hint in self.hints.items() if any(word in line for line in lines)]
-        return hints or [line for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
+        return hints or [printable(line) for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
 
     def _signal(self, number: int) -> None:
         if self.running is not None:
@@ -131,29 +131,35 @@ def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Gener
                     if what != said:  # once, not every few seconds
                         say(what)
                     said = what
-                    _end(process.takes)
+                    end_all(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
             yield
     finally:
-        _end(processes)
+        end_all(processes)
 
 
-def _end(processes: Sequence[Process]) -> None:
+def end_all(processes: Sequence[Process], within: float | None = None) -> None:
+    """End processes, the last one first; those that have not ended within some seconds are killed."""
     for process in reversed(processes):
         process.tell_to_end()
-    by = time.monotonic() + GRACE
+    by = time.monotonic() + (GRACE if within is None else within)
     for process in reversed(processes):
         process.end(by)
 
 
-@contextmanager
-def told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or Ctrl-C has come, within the block."""
+def run_until_stopped(
+    processes: Sequence[Process], say: Callable[[str], None], step: Callable[[], None] = lambda: None
+) -> None:
+    """``supervise`` until SIGTERM or Ctrl-C comes, with a step of the caller's between two looks."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(came)
+        with closing(supervise(processes, say)) as steps:
+            while not came:
+                next(steps)
+                step()
+                time.sleep(PAUSE)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Flower's app at the link: the same run as everywhere, with clients at the nodes."""
+"""Flower's app at the server: the same run as everywhere, with clients at the nodes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from capfl import adapter as algebra
 from capfl.checkpoint import RunFolder
 from capfl.config import Config
 from capfl.config.load import from_toml
 from capfl.data import clients_of
-from capfl.engines.flower.delivery import Delivery, Patience
-from capfl.engines.flower.nodes import Nodes
-from capfl.engines.flower.pinned import patient
-from capfl.engines.flower.records import Ask
+from capfl.engines.flower.exchange import Delivery, Nodes, Patience
+from capfl.engines.flower.internals import tolerant
+from capfl.engines.flower.messages import Request
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
 from capfl.report.progress import Callback, Plain
 from capfl.report.summary import Summary
 from capfl.report.tables import summary_table
-from capfl.roles import Agreement
-from capfl.types import ClientId, Exchange, Failure, Kind, Request
+from capfl.roles.agreement import Agreement
+from capfl.types import ClientId, Exchange, Failure, Kind
+from capfl.types import Request as MakeRequest
 
 app = ServerApp()
 
@@ -37,14 +37,13 @@ app = ServerApp()
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, what ``capfl flower run`` has submitted."""
-    patient(grid._retry_invoker)
     given = context.run_config
     config = from_toml(str(given["config"]))
     console = Console(file=sys.stdout, width=120)
     patience = Patience(float(given["answer"]), float(given["node"]))
     try:
         clients = sorted(clients_of(config.data, config.partition))
-        summary, path = serve(grid, clients, config, bool(given["resume"]), patience, Plain(console))
+        summary, path = serve(tolerant(grid), clients, config, bool(given["resume"]), patience, Plain(console))
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
         raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
@@ -58,8 +57,7 @@ def serve(
 ) -> tuple[Summary, Path]:
     """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
     assert config.out is not None
-    sites = Sites(grid, clients, RunFolder(Path(config.out)), patience, reporter)
-    remote = Remote(clients, sites.exchange)
+    remote = Remote(clients, Sites(grid, clients, RunFolder(Path(config.out)), patience, reporter).exchange)
     return resume(Path(config.out), remote, reporter) if again else run(config, remote, reporter)
 
 
@@ -69,45 +67,42 @@ class Sites:
     def __init__(
         self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Callback
     ) -> None:
-        self._clients = clients
-        self._grid, self._folder, self._patience, self._reporter = grid, folder, patience, reporter
+        self._grid, self._clients, self._folder = grid, clients, folder
+        self._patience, self._reporter = patience, reporter
         self._nodes: Nodes | None = None
-        self._run = self._main = ""
+        self._main = ""
 
     def exchange(self, agreement: Agreement) -> Exchange:
         """The exchange for one method of the run; the first one asked for is the run's own."""
         method = agreement.method.name
         if self._nodes is None:
-            self._main, self._run = method, self._name()
-            self._nodes = Nodes(self._grid, self._run, self._clients, self._note)
-        nodes, run = self._nodes, self._run
-        path = self._folder.path
-        place = self._folder if method == self._main else RunFolder(path / "references" / method)
+            self._main, self._nodes = method, Nodes(self._grid, self._clients, self._note)
+        nodes, name, folder = self._nodes, self._name(), self._folder
+        if method != self._main:
+            folder = RunFolder(folder.path / "references" / method)
+        longest = 2**20 + 16 * algebra.size(agreement.initial)  # bytes; no codec sends more a value
 
         def exchange(
-            kind: Kind, round: int, clients: Sequence[ClientId], request: Request
+            kind: Kind, round: int, clients: Sequence[ClientId], make: MakeRequest
         ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-            used = {client: record.round for record in place.rounds() for client in record.clients}
+            used = {client: record.round for record in folder.rounds() for client in record.clients}
 
-            def ask(client: ClientId) -> Ask:
-                return Ask(run, kind, method, round, client, used.get(client, 0), request(client))
+            def request(client: ClientId) -> Request:
+                return Request(name, kind, method, round, client, used.get(client, 0), make(client))
 
-            return Delivery(self._grid, nodes, self._patience, ask).replies(clients)
+            return Delivery(self._grid, nodes, self._patience, request, longest).replies(clients)
 
         return exchange
 
     def _name(self) -> str:
         """The name of the run at its sites, which it keeps when it is resumed."""
         if not (self._folder.path / "network.json").is_file():
-            readable = re.sub(r"[^\w.-]", "-", self._folder.path.name).lstrip(".-") or "run"
+            readable = re.sub(r"[^A-Za-z0-9_.-]", "-", self._folder.path.name).lstrip(".-")[:50] or "run"
             self._folder.write_json("network.json", {"run": f"{readable}-{secrets.token_hex(4)}"})
         return str(self._folder.read_json("network.json")["run"])
 
-    def _note(self, event: str, about: Mapping[str, Any]) -> None:
-        row = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "event": event, **about}
+    def _note(self, event: str, client: ClientId, node: int) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with open(self._folder.path / "network.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        said = (
-            f"REFUSED: {about['reason']}" if event == "refused" else f"{about['client']} {event}: node {about['node']}"
-        )
-        self._reporter.on_note(said)
+            file.write(json.dumps({"time": now, "event": event, "client": client, "node": str(node)}) + "\n")
+        self._reporter.on_note(f"{client} {event}: node {node}")

@@ -1,4 +1,4 @@
-"""A network without sockets: the server's side as on a link, and a node in this process for each client.
+"""A network without sockets: the server's side as in a network, and a node in this process for each client.
 
 Flower's own simulation runs nodes in Ray, in processes with a model each. Here all have one model, like the clients of
 the serial engine; every message goes through Flower's encoding.
@@ -12,13 +12,13 @@ from pathlib import Path
 from flwr.app import Message
 from flwr.proto.node_pb2 import NodeInfo
 
-from capfl.checkpoint import ClientStore
+from capfl.checkpoint import ClientStore, StateReader
 from capfl.config import Config
 from capfl.data import deal
-from capfl.engines.flower.client_app import introduction, replied
-from capfl.engines.flower.delivery import Patience
-from capfl.engines.flower.pinned import carried, identify
-from capfl.engines.flower.records import Ask, Reply, pack, unpack
+from capfl.engines.flower.client_app import reply
+from capfl.engines.flower.exchange import Patience
+from capfl.engines.flower.internals import carried, identify
+from capfl.engines.flower.messages import Reply, Request, pack, read_request
 from capfl.engines.flower.server_app import serve
 from capfl.federation import Federation
 from capfl.model.base import load_base
@@ -27,9 +27,10 @@ from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
-from capfl.roles import agreements
+from capfl.roles.agreement import agreements
 from capfl.site import visit
 from capfl.types import ClientId
+from capfl.vault import open_vault
 
 PATIENCE = Patience(answer=1e9, node=60.0)  # a node here answers before it is asked whether it has
 
@@ -37,7 +38,7 @@ PATIENCE = Patience(answer=1e9, node=60.0)  # a node here answers before it is a
 class LocalGrid:
     """What a run needs of Flower's Grid, with a node for each client."""
 
-    def __init__(self, clients: Sequence[ClientId], answer: Callable[[ClientId, Ask], Reply]) -> None:
+    def __init__(self, clients: Sequence[ClientId], answer: Callable[[ClientId, Request], Reply]) -> None:
         identify()
         self._clients, self._answer = dict(enumerate(clients, start=1)), answer
         self._replies: dict[str, Message] = {}
@@ -50,8 +51,8 @@ class LocalGrid:
         for sent in messages:
             message = carried(sent)
             ids.append(str(message.metadata.message_id))
-            reply = self._answer(self._clients[message.metadata.dst_node_id], unpack(Ask, message.content))
-            self._replies[ids[-1]] = carried(Message(pack(reply), reply_to=message))
+            answer = self._answer(self._clients[message.metadata.dst_node_id], read_request(message))
+            self._replies[ids[-1]] = carried(Message(pack(answer), reply_to=message))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -65,28 +66,28 @@ def simulate(config: Config, again: bool, reporter: Callback) -> tuple[Summary, 
         CapflError: as ``experiment.run``.
     """
     assert config.out is not None
+    out = Path(config.out)
+    vault = open_vault(config.runtime.state_key, out)
     items, splits = deal(config.data, config.partition, config.seed)
     model = AdaptedModel(load_base(config.model), config.lora)
     agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
-    nodes, main, peft_config = Path(config.out) / "nodes", next(iter(agreed)), model.peft_config()
+    main, peft_config = next(iter(agreed)), model.peft_config()
     with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30)) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.on_client)
 
-        def answer(client: ClientId, ask: Ask) -> Reply:
-            if ask.kind == "hello":
-                return introduction(client)
-            kind, agreement = ask.kind, agreed[ask.method]
-            method, initial = agreement.method, agreement.initial
-            place = nodes / client
-            store = ClientStore(
-                place / "state" / ask.method, initial, lambda client: method.init_client(client, initial)
-            )
-            store.forget(client, after=ask.used)
-            site = federation.site(
+        def body(client: ClientId, request: Request) -> bytes:
+            agreement, node = agreed[request.method], out / "nodes" / client
+            reader = StateReader(agreement.method, agreement.initial)
+            store = ClientStore(node / "state" / request.method, reader, vault)
+            store.forget(client, after=request.used)
+            trainer = federation.trainer(
                 client,
-                method,
-                lambda own: save_adapter(own, peft_config, place / "adapter") if ask.method == main else None,
+                agreement.method,
+                lambda own: save_adapter(own, peft_config, node / "adapter") if request.method == main else None,
             )
-            return replied(client, ask, lambda ask: visit(kind, ask.round, ask.blob, site, store, agreement))
+            return visit(request.kind, request.round, request.body, trainer, store, agreement)
+
+        def answer(client: ClientId, request: Request) -> Reply:
+            return reply(client, lambda: body(client, request))
 
         return serve(LocalGrid(federation.clients, answer), federation.clients, config, again, PATIENCE, reporter)

@@ -1,8 +1,8 @@
 """Everything that rests on private interfaces of Flower, for exactly the version in ``FLOWER``.
 
-``link`` is Flower's SuperLink behind a gate, ``node`` its SuperNode, and ``work`` a process that answers a node's
+``server`` is Flower's SuperLink behind a gate, ``node`` its SuperNode, and ``worker`` a process that answers a node's
 messages one after the other with the model loaded, where Flower itself would start a process for every message.
-``python -m capfl.engines.flower.pinned link|node|work ARGUMENTS`` runs one of them until its parent ends.
+``python -m capfl.engines.flower.internals ROLE ARGUMENTS`` runs one of them until its parent ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from capfl.engines.flower import check_flower
@@ -27,15 +28,15 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-OPEN = ("/v1/fleet/", "/health")  # what nodes need of the link
+OPEN = ("/v1/fleet/", "/health")  # what nodes need of the server
 IDLE = 0.3  # seconds between a worker's questions whether there is work
 
 
 class Gate:
-    """Lets other machines reach what nodes need, and nothing else of the link.
+    """Lets other machines reach what nodes need, and nothing else of the server.
 
-    Whoever reaches the rest may start and stop runs, register nodes, and read or answer the server's messages, without
-    a login: that is for the link's own machine.
+    Whoever reaches the rest may start and stop runs, register nodes, and read or answer messages, without a login: that
+    is for the server's own machine.
     """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
@@ -47,11 +48,11 @@ class Gate:
             await self.app(scope, receive, send)
         elif kind == "http":
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"only from the link's own machine\n"})
+            await send({"type": "http.response.body", "body": b"only from the server's own machine\n"})
 
 
 def _is_local(scope: Scope) -> bool:
-    """Does a request come from the link's own machine, over whichever of its addresses?"""
+    """Does a request come from the server's own machine, over whichever of its addresses?"""
     if not scope["client"]:
         return False
     try:
@@ -62,20 +63,20 @@ def _is_local(scope: Scope) -> bool:
     return bool(plain.is_loopback) or scope["client"][0] == scope["server"][0]
 
 
-def link() -> None:
+def server() -> None:
     """``flower-superlink`` behind the gate. Reads its arguments from the command line."""
     from flwr.superlink import extensions
     from flwr.superlink.cli.flower_superlink import flower_superlink
     from starlette.middleware import Middleware
 
-    extensions.get_middleware = lambda: (Middleware(Gate),)  # the outermost of the link's own
+    extensions.get_middleware = lambda: (Middleware(Gate),)  # the outermost of the server's own
     flower_superlink()
 
 
 def node() -> None:
-    """``flower-supernode``, which ends when it has lost the link for good.
+    """``flower-supernode``, which ends when it has lost the server for good.
 
-    Left to itself it would stay, without a word to the link: one of its threads goes on.
+    Left to itself it would stay, without a word to the server: one of its threads goes on.
     """
     from flwr.supernode import fleet_http_connection
     from flwr.supernode.cli import flower_supernode
@@ -88,10 +89,19 @@ def node() -> None:
         os._exit(1)
 
 
+def tolerant(grid: Any) -> Any:
+    """A run's Grid which neither a server that is away for a while nor a malformed reply puts an end to."""
+    from flwr.superlink.grid import http_grid
+
+    patient(grid._retry_invoker)
+    http_grid.inflate_object_from_contents = readable(http_grid.inflate_object_from_contents)
+    return grid
+
+
 def patient(invoker: Any) -> Any:
     """Have requests tried again whose connection is cut off before it is secure.
 
-    Flower takes it for a wrong certificate and drops what was to be sent. It is how a link that has just died looks,
+    Flower takes it for a wrong certificate and drops what was to be sent. It is how a server that has just died looks,
     and behind a proxy it looks so until it is back.
     """
     gives_up = invoker.should_giveup
@@ -99,7 +109,28 @@ def patient(invoker: Any) -> Any:
     return invoker
 
 
-def work(address: str) -> None:
+def readable(inflate: Callable[..., Any]) -> Callable[..., Any]:
+    """Have an answer to nobody in place of a reply whose objects do not make a message; its sender misses a deadline.
+
+    A node makes these objects, and Flower puts them together without looking: one that raises would lose the replies
+    of all the others.
+    """
+    from flwr.app import Message
+
+    def inflated(name: str, contents: dict[str, bytes]) -> Any:
+        try:
+            made = inflate(name, contents)
+        except Exception as error:
+            made = error
+        if isinstance(made, Message) and (made.has_error() or made.has_content()):
+            return made
+        print(f"a reply is not a message of Flower ({type(made).__name__}); it is left out", flush=True)
+        return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=""))
+
+    return inflated
+
+
+def worker(address: str) -> None:
     """Answer the messages of the node at an address, until the process is ended.
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
@@ -107,8 +138,7 @@ def work(address: str) -> None:
     ended while it was on its way.
     """
     import httpx
-    from flwr.app import Error, Message
-    from flwr.common.constant import ErrorCode, SubStatus
+    from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
@@ -152,14 +182,8 @@ def work(address: str) -> None:
     def answer(client: Any, heartbeat: Any, message: Any, context: Any) -> None:
         busy_with.append(client)
         try:
-            status, details = SubStatus.COMPLETED, ""
-            try:
-                reply = app(message=message, context=context)
-            except Exception as error:
-                status, details = SubStatus.FAILED, f"{type(error).__name__}: {error}"
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
-            push_message(client, reply, context)
-            push_task_output(client=client, context=context, sub_status=status, details=details)
+            push_message(client, app(message=message, context=context), context)
+            push_task_output(client=client, context=context, sub_status=SubStatus.COMPLETED, details="")
         finally:
             busy_with.clear()
             heartbeat.stop()
@@ -220,10 +244,10 @@ def main(arguments: Sequence[str]) -> None:
     end_with_parent()
     role, *rest = arguments
     sys.argv = [f"capfl-{role}", *rest]
-    if role == "work":
-        work(*rest)
+    if role == "worker":
+        worker(*rest)
     else:
-        {"link": link, "node": node}[role]()
+        {"server": server, "node": node}[role]()
 
 
 if __name__ == "__main__":

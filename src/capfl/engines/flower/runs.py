@@ -1,0 +1,144 @@
+"""Runs on a server: submitted, followed and stopped from its own machine, by Flower's own commands."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from capfl.config import Config, to_toml
+from capfl.engines.flower.processes import environment, script
+from capfl.errors import CapflError, printable
+from capfl.files import write_atomically
+
+NAME = "capfl"  # of the connection, in Flower's own configuration
+PAUSE = 2.0  # seconds between two looks at a run
+LOST = 300.0  # seconds for which a server may be away while a run is followed
+FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
+
+Say = Callable[[str], None]
+
+
+class ServerError(CapflError):
+    """The server cannot be reached, or refuses a command. Says what Flower said."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """To the server whose folder this is."""
+
+    home: Path
+
+    def write(self, address: str, authority: Path) -> None:
+        """Leave address and authority's certificate of the server in its folder."""
+        own = {"address": address, "root-certificates": str(authority)}
+        text = tomli_w.dumps({"superlink": {"default": NAME, NAME: own}})
+        write_atomically(self.home / "config.toml", text.encode())
+
+    def command(self, *arguments: str) -> list[str]:
+        """A ``flwr`` command to this server.
+
+        Raises:
+            ServerError: nobody has started a server here.
+        """
+        if not (self.home / "config.toml").is_file():
+            raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
+        return [script("flwr"), *arguments, NAME]
+
+    def ask(self, *arguments: str, timeout: float = 60.0) -> dict[str, Any]:
+        """The answer to a ``flwr`` command.
+
+        Raises:
+            ServerError: it fails.
+        """
+        command, words = self.command(*arguments), " ".join(arguments[:2])
+        try:
+            done = subprocess.run(
+                [*command, "--format", "json"], env=environment(self.home), stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, timeout=timeout, check=False,
+            )  # fmt: skip
+            answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+        except subprocess.TimeoutExpired as error:
+            raise ServerError(f"flwr {words}: no answer within {timeout:.0f} s") from error
+        except ValueError as error:
+            raise ServerError(f"flwr {words}: {(done.stderr or done.stdout).strip()}") from error
+        if not answer.get("success"):
+            said = str(answer.get("error-message", answer))
+            raise ServerError(f"flwr {words}: {said.splitlines()[-1] if said else 'failed'}")
+        return answer
+
+
+def submit(server: Connection, config: Config, again: bool, answer: float, node: float) -> int:
+    """Start a run, or go on with one, and return Flower's number for it.
+
+    Args:
+        answer, node: the run's patience with a reply and with a missing node, in seconds.
+
+    Raises:
+        ServerError: the server does not take it.
+    """
+    given = {"config": to_toml(config), "resume": again, "answer": answer, "node": node}
+    app = importlib.resources.files("capfl.engines.flower") / "bundle"
+    with tempfile.TemporaryDirectory() as folder, importlib.resources.as_file(app) as path:
+        settings = Path(folder) / "run.toml"
+        settings.write_bytes(tomli_w.dumps(given).encode())
+        return int(server.ask("run", str(path), f"--run-config={settings}")["run-id"])
+
+
+def follow(server: Connection, number: int, say: Say) -> bool:
+    """Say what a run says until it ends. Has it succeeded?
+
+    Raises:
+        ServerError: the server was away for too long, or does not know the run.
+    """
+    said, since = 0, time.monotonic()
+    while True:
+        said += _say_news(server, number, say, said)
+        try:
+            (run,) = server.ask("list", f"--run-id={number}")["runs"]
+        except ServerError:
+            if time.monotonic() - since > LOST:
+                raise
+        else:
+            since = time.monotonic()
+            if str(run["status"]).startswith("finished"):
+                _say_news(server, number, say, said)  # what came in the meantime
+                if run["status"] != "finished:completed":
+                    say(printable(f"run {number} {run['status']}: {run['status-details']}"))
+                return bool(run["status"] == "finished:completed")
+        time.sleep(PAUSE)
+
+
+def stop(server: Connection, number: int) -> None:
+    """End a run. Raises ServerError."""
+    server.ask("stop", str(number))
+
+
+def _say_news(server: Connection, number: int, say: Say, known: int) -> int:
+    """Say the lines of a run's log after the first ``known``, until the server closes it, and count them."""
+    count = 0
+    process = subprocess.Popen(
+        server.command("log", str(number), "--stream"), env=environment(server.home), stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if not line.strip() or FLOWERS_OWN.match(line):
+                continue
+            count += 1
+            if count > known:
+                say(printable(line.rstrip("\n")))
+    finally:
+        process.terminate()
+        process.wait()
+    return max(0, count - known)

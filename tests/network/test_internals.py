@@ -1,0 +1,132 @@
+"""What rests on Flower's private interfaces: the gate, the patience, and that this is the version that it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+import flwr
+import httpx
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.retry import make_simple_http_retry_invoker
+
+from capfl.engines import flower
+from capfl.engines.flower import check_flower
+from capfl.engines.flower.internals import Gate, identify, patient, readable
+from capfl.errors import ConfigError
+
+
+def asked(path: str, client: str | None, server: str = "10.0.0.5") -> int:
+    """The status with which a request is answered through the gate."""
+    statuses: list[int] = []
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "path": path, "client": client and (client, 40000), "server": (server, 8443)}
+    asyncio.run(Gate(inside)(scope, receive, send))
+    (status,) = statuses
+    return status
+
+
+NEEDED = ["/v1/fleet/pull-messages", "/v1/fleet/activate-node", "/health"]
+OTHERS = [
+    "/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/docs", "/openapi.json", "/",
+    "/v1/fleet", "/V1/fleet/x", "/v1/control/../fleet/x", "//v1/fleet/x",
+]  # fmt: skip
+
+
+def test_other_machines_reach_what_nodes_need_and_nothing_else() -> None:
+    for path in NEEDED + OTHERS:
+        assert asked(path, "127.0.0.1") == 200
+        assert asked(path, "10.0.0.7") == asked(path, None) == (200 if path in NEEDED else 403), path
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "status"),
+    [
+        ("127.9.9.9", "10.0.0.5", 200),
+        ("::1", "::1", 200),
+        ("::ffff:127.0.0.1", "::", 200),
+        ("10.0.0.5", "10.0.0.5", 200),  # from this machine, to its own address
+        ("::ffff:10.0.0.7", "10.0.0.5", 403),
+        ("fe80::1", "::1", 403),
+        ("testclient", "10.0.0.5", 403),
+    ],
+)
+def test_who_is_on_the_servers_own_machine(client: str, server: str, status: int) -> None:
+    assert asked("/v1/control/start-run", client, server) == status
+
+
+@pytest.mark.parametrize(
+    ("said", "given_up"),
+    [
+        ("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)", False),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer certificate", True),
+        ("[Errno 111] Connection refused", False),
+    ],
+)
+def test_a_server_that_is_away_is_waited_for_and_a_wrong_one_is_not(said: str, given_up: bool) -> None:
+    invoker = make_simple_http_retry_invoker()
+    assert invoker.should_giveup(httpx.ConnectError(said)) is ("SSL" in said)  # left to itself
+    assert patient(invoker).should_giveup(httpx.ConnectError(said)) is given_up
+
+
+def test_a_reply_whose_objects_make_no_message_answers_nobody() -> None:
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    identify()
+    inflate, record = readable(inflate_object_from_contents), ConfigRecord({"capfl": b"x"})
+    good = Message(RecordDict({"capfl": record}), dst_node_id=1, message_type="train")
+    moved = {key: part.deflate() for key, part in get_all_nested_objects(good).items()}
+    lacking = {key: data for key, data in moved.items() if key != record.object_id}
+    assert inflate(good.object_id, dict(moved)).content["capfl"]["capfl"] == b"x"
+    for name, contents in [
+        (good.object_id, {}), (good.object_id, lacking), (good.object_id, {good.object_id: b"[" * 10**5}),
+        (record.object_id, dict(moved)),
+    ]:  # fmt: skip
+        made = inflate(name, contents)
+        made.metadata.__dict__["_message_id"] = name  # as Flower does
+        assert made.metadata.reply_to_message_id == ""
+
+
+def test_flower_has_the_places_that_are_replaced() -> None:
+    """Read, not imported, which would take seconds."""
+    place = Path(flwr.__file__).parent
+    source = (place / "superlink" / "main.py").read_text()
+    assert "from flwr.superlink import extensions\n" in source
+    assert source.index("*extensions.get_middleware()") < source.index(" Middleware(")  # the gate is the outermost
+    call = "retry_invoker = make_simple_http_retry_invoker()"
+    assert call in (place / "supernode" / "fleet_http_connection.py").read_text()
+    grid = (place / "superlink" / "grid" / "http_grid.py").read_text()
+    assert f"self._{call}" in grid
+    assert "inflate_object_from_contents(msg_id, all_object_contents)" in grid
+
+
+def test_another_version_and_no_flower_are_clear_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_flower()
+    assert importlib.metadata.version("flwr") == flower.FLOWER
+    monkeypatch.setattr(flower, "FLOWER", "9.9")
+    with pytest.raises(ConfigError, match=r"written for flwr 9\.9.*here is 1\.41\.0"):
+        check_flower()
+
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    with pytest.raises(ConfigError, match=r"pip install capfl\[flower\]"):
+        check_flower()

@@ -1,0 +1,63 @@
+"""A folder that one process has for itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from capfl.errors import CheckpointError
+from capfl.files import locked, new_folder
+
+HOLDER = """
+import sys
+from pathlib import Path
+from capfl.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+IN_USE = "run is in use by another process"
+
+
+def test_a_folder_is_locked_until_its_process_ends_even_if_it_is_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with locked(run), pytest.raises(CheckpointError, match=IN_USE), locked(run):
+        pass
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(CheckpointError, match=IN_USE), locked(run):
+        pass
+    other.kill()
+    other.communicate()
+    with locked(run), locked(tmp_path / "another"):
+        pass
+
+
+def test_of_many_that_want_a_new_folder_one_gets_it(tmp_path: Path) -> None:
+    def wants(path: Path) -> bool:
+        try:
+            new_folder(path)
+        except CheckpointError:
+            return False
+        return True
+
+    (tmp_path / "empty").mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        for path in (tmp_path / "new" / "run", tmp_path / "empty"):
+            assert sum(pool.map(wants, [path] * 40)) == 1
+    with pytest.raises(CheckpointError, match="new/run is not empty"):
+        new_folder(tmp_path / "new" / "run")
+    with locked(tmp_path / "empty"):  # the one that has it goes on
+        pass
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    for take in (new_folder, lambda path: locked(path).__enter__()):
+        with pytest.raises(CheckpointError, match=str(tmp_path / "run")):
+            take(tmp_path / "run")
