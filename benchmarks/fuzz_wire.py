@@ -32,7 +32,7 @@ import time
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -40,10 +40,11 @@ import numpy as np
 import torch
 
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, NoteKind, ServerState, Update
+from capfl.types import Adapter, ClientState, Group, Update
 from capfl.usage import peak_memory
 from capfl.wire import (
     Codec,
+    Records,
     adding,
     advance,
     broadcast,
@@ -55,6 +56,7 @@ from capfl.wire import (
     receive,
     schema_hash,
 )
+from capfl.wire.records import vector
 from capfl.wire.values import VALUES
 
 MOST_SECONDS, MOST_MIB = 1.0, 64.0
@@ -63,8 +65,24 @@ CHUNK = 5000  # messages that a process is handed at once
 SHAPES = {"q.A": (2, 12), "q.B": (16, 2), "v.A": (2, 12), "v.B": (8, 2)}
 TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 SCHEMA = schema_hash(TEMPLATE, "fuzz")
-KINDS: dict[str, NoteKind] = {"features": "bf16", "alpha": "positive", "beta": "positive"}
-NOTES = {"features": torch.linspace(-2, 2, 9), "beta": torch.linspace(0.5, 4, 8)}
+
+
+@dataclass(frozen=True)
+class Described:
+    features: torch.Tensor = vector("bf16")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    alpha: torch.Tensor = vector("positive")
+    alive: torch.Tensor | None = vector("marks", optional=True)
+
+
+RECORDS = Records(grouping=Described, ranks=Posterior)
+SAID = {
+    "grouping": Described(torch.linspace(-2, 2, 9)),
+    "ranks": Posterior(torch.linspace(0.5, 4, 8), alive=torch.ones(8)),
+}
 WAYS: dict[str, dict[str, float | str]] = {
     "dense": {},
     "top": {"density": 0.15},
@@ -80,7 +98,7 @@ PLACES = (
     "header",
     "message",
     "sections",
-    "notes",
+    "records",
     "body",
     "ranks",
     "positions",
@@ -123,15 +141,15 @@ def valid(codec: int) -> list[bytes]:
     """Messages as they should be."""
     chosen, importance = CODECS[codec], IMPORTANCE[codec]
     body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4, importance, ALIVE[codec])
-    state = ServerState(0, START, known=START)
+    group = Group(START, START)
     for round in (1, 2, 3):
         target = {name: t + normal(10 + round)[name] for name, t in START.items()}
-        state = advance(ServerState(round, target, state.known, state.log), target, chosen, TEMPLATE, importance)
-    told = [broadcast(state, "site", version, TEMPLATE, START) for version in (2, 0)]
-    told += [broadcast(ServerState(3, START, state.known), "site", 0, TEMPLATE, START)]
+        group = advance(replace(group, adapter=target), target, round, chosen, TEMPLATE, importance)
+    told = [broadcast(group, 3, "site", version, TEMPLATE, START) for version in (2, 0)]
+    told += [broadcast(Group(START, group.known), 3, "site", 0, TEMPLATE, START)]
     return [
-        encode_update(Update(4, "site", {}, 12, 7, 1.25, NOTES), body, chosen, SCHEMA, KINDS),
-        *(encode_broadcast(replace(message, notes=NOTES), chosen, SCHEMA, KINDS).blob for message in told),
+        encode_update(Update(4, "site", {}, 12, 7, 1.25, **SAID), body, chosen, SCHEMA),
+        *(encode_broadcast(replace(message, **SAID), chosen, SCHEMA).blob for message in told),
     ]
 
 
@@ -193,14 +211,15 @@ DAMAGE = {
 def decode(blob: bytes, codec: Codec, update: bool) -> bool:
     """All the way. Does what comes out fit?"""
     if update:
-        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, KINDS)
+        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, RECORDS)
         found, whole = message.adapter, message.n_train > 0 and sum(parts.values()) == len(blob)
-        notes = message.notes
+        said = (message.grouping, message.ranks)
     else:
-        told = decode_broadcast(blob, codec, SCHEMA, KINDS)
+        told = decode_broadcast(blob, codec, SCHEMA, RECORDS)
         memory = receive(told, MEMORY, adding(codec, TEMPLATE), TEMPLATE, START)
-        found, whole, notes = memory.known, memory.version >= 0, told.notes
-    whole = whole and all(name in KINDS and bool(t.isfinite().all()) for name, t in notes.items())
+        found, whole, said = memory.known, memory.version >= 0, (told.grouping, told.ranks)
+    vectors = [getattr(record, f.name) for record in said if record is not None for f in fields(record)]
+    whole = whole and all(t is None or bool(t.isfinite().all()) for t in vectors)
     return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())
 
 

@@ -20,7 +20,7 @@ SECTIONS = (Section.NAMES, Section.RANKS, Section.ALIVE, Section.POSITIONS, Sect
 def pack(
     flat: Floats,
     kept: Ints,
-    told: bool,
+    with_positions: bool,
     values: Values,
     layout: Layout,
     template: Adapter,
@@ -31,9 +31,10 @@ def pack(
     """Sections for the elements ``kept`` (n,) of ``flat`` (size,).
 
     Args:
-        told: does the receiver need the positions, or does it know them?
+        with_positions: write them; otherwise the receiver knows them.
         unbiased: scale the values so that they are right on average, rather than closest.
-        ranks, alive: what the receiver has to know to know the positions, if anything.
+        ranks, alive: what the positions follow from, where the receiver needs it: the importance of ranks, and which
+            of them the sender has. Empty: no section.
     """
     names = {name for name, _ in layout.shapes}
     body = write(Section.NAMES, np.packbits(np.array([name in names for name in template], np.bool_)).tobytes())
@@ -44,7 +45,7 @@ def pack(
         body += write(Section.RANKS, ranks)
     if alive:
         body += write(Section.ALIVE, alive)
-    if told:
+    if with_positions:
         body += write(Section.POSITIONS, positions.encode(kept, layout))
     if scales:
         body += write(Section.SCALES, scales)
@@ -55,12 +56,13 @@ def unpack(
     body: memoryview,
     values: Values,
     template: Adapter,
-    known: Callable[[Layout, memoryview | None, memoryview | None], Ints],
+    implied: Callable[[Layout, memoryview | None, memoryview | None], Ints],
 ) -> tuple[Layout, Ints, Floats]:
     """The layout, the positions (n,) and the values (n,) of what ``pack`` wrote.
 
     Args:
-        known: the positions of a message that does not tell them, from its layout and what it says of the ranks.
+        implied: gives the positions of a message without the section POSITIONS, from its layout and its sections RANKS
+            and ALIVE.
 
     Raises:
         WireError: the sections are not a body for this template.
@@ -78,12 +80,12 @@ def unpack(
         if len(found) > 1:
             raise WireError("body has ranks, positions or scales without values")
         return layout, np.zeros(0, np.int64), np.zeros(0, np.float32)
-    told, ranks, alive = (found.get(tag) for tag in (Section.POSITIONS, Section.RANKS, Section.ALIVE))
-    if told is not None and ranks is not None:
+    listed, ranks, alive = (found.get(tag) for tag in (Section.POSITIONS, Section.RANKS, Section.ALIVE))
+    if listed is not None and ranks is not None:
         raise WireError("body has positions and the ranks that they would follow from")
     if alive is not None and ranks is None:
         raise WireError("body says which ranks there are, but not how important they are")
-    kept = known(layout, ranks, alive) if told is None else positions.decode(told, layout)
+    kept = implied(layout, ranks, alive) if listed is None else positions.decode(listed, layout)
     decoded = values.decode(found.get(Section.SCALES, memoryview(b"")), found[Section.VALUES], kept, layout)
     if not np.isfinite(decoded).all():
         bad = int(kept[~np.isfinite(decoded)][0])

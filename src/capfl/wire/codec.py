@@ -68,11 +68,11 @@ class Codec:
             raise WireError(f"{bad!r} has values that are not finite")
         if importance is not None:
             return self._encode_by_rank(flat, layout, whole, template, round, importance, alive)
-        kept = self._known(layout, whole, round) if self._draws else select.top_of_each(flat, self.density, layout)
-        told = len(kept) < layout.size and not self._draws
+        kept = self._implied(layout, whole, round) if self._draws else select.top_of_each(flat, self.density, layout)
+        with_positions = len(kept) < layout.size and not self._draws
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
             flat = flat / np.float32(self.density)
-        return pack(flat, kept, told, self.values, layout, template, self.unbiased)
+        return pack(flat, kept, with_positions, self.values, layout, template, self.unbiased)
 
     def decode(self, body: memoryview, template: Adapter, round: int) -> Adapter:
         """What arrives: zero where nothing was sent.
@@ -82,7 +82,7 @@ class Codec:
         """
         whole = Layout.of(template, template)
         layout, kept, values = unpack(
-            body, self.values, template, lambda layout, *said: self._known(layout, whole, round, *said)
+            body, self.values, template, lambda layout, *sections: self._implied(layout, whole, round, *sections)
         )
         flat = np.zeros(layout.size, np.float32)
         flat[kept] = values
@@ -96,8 +96,8 @@ class Codec:
         layout, whole = Layout.of(part, template), Layout.of(template, template)
         kept = np.arange(layout.size)
         if self.mask == "random":
-            said = None if importance is None else memoryview(ranks.encode(importance, whole))
-            kept = self._known(layout, whole, round, said)
+            coded = None if importance is None else memoryview(ranks.encode(importance, whole))
+            kept = self._implied(layout, whole, round, coded)
         marks = np.zeros(layout.size, np.float32)
         marks[kept] = 1
         return {name: t.bool() for name, t in layout.unflatten(marks).items()}
@@ -112,41 +112,41 @@ class Codec:
         importance: Doubles,
         alive: Bools | None,
     ) -> bytes:
-        said = ranks.encode(importance, whole)
-        counts = ranks.shared(ranks.decode(memoryview(said), whole), self.density, layout, whole)
-        own, draws = ranks.Ranks.of(layout, whole), self.mask == "random"
-        living = ranks.some(alive, whole)
-        if draws:
+        coded = ranks.encode(importance, whole)
+        counts = ranks.share_out(ranks.decode(memoryview(coded), whole), self.density, layout, whole)
+        own, living = ranks.Ranks.of(layout, whole), ranks.checked(alive, whole)
+        if self.mask == "random":
             kept = select.windows(round, counts, layout, whole, self.seed)
             kept = kept[living[own.owner[kept]]]
         else:
             kept = select.top_of_ranks(flat, counts * living, own)
-        left = (flat != 0) & (living & (counts > 0))[own.owner]  # a rank that is dropped is not left to other rounds
-        left[kept] = False
-        if self.unbiased and left.any():
+        left_out = (flat != 0) & (living & (counts > 0))[own.owner]  # a dropped rank is not left to other rounds
+        left_out[kept] = False
+        if self.unbiased and left_out.any():
             share = np.where(counts > 0, counts / np.maximum(own.sizes, 1), 1.0).astype(np.float32)
             flat = flat / share[own.owner]
-        told = len(kept) < layout.size and not draws
-        marks = np.packbits(living).tobytes() if draws and not living.all() else b""
-        return pack(flat, kept, told, self.values, layout, template, self.unbiased, said if draws else b"", marks)
+        if self.mask == "random":
+            marks = b"" if living.all() else np.packbits(living).tobytes()
+            return pack(flat, kept, False, self.values, layout, template, self.unbiased, coded, marks)
+        return pack(flat, kept, len(kept) < layout.size, self.values, layout, template, self.unbiased)
 
-    def _known(
+    def _implied(
         self,
         layout: Layout,
         whole: Layout,
         round: int,
-        said: memoryview | None = None,
+        importance: memoryview | None = None,
         alive: memoryview | None = None,
     ) -> Ints:
-        """The positions of a message that does not tell them, but may have ``said`` how important ranks are."""
-        if said is not None:
+        """The positions (n,) of a message that does not list them. ``importance``, ``alive``: its sections, if any."""
+        if importance is not None:
             if self.mask != "random":
                 raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
-            counts = ranks.shared(ranks.decode(said, whole), self.density, layout, whole)
+            counts = ranks.share_out(ranks.decode(importance, whole), self.density, layout, whole)
             kept = select.windows(round, counts, layout, whole, self.seed)
             if alive is None:
                 return kept
-            return kept[ranks.living(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
+            return kept[ranks.decode_alive(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
         if not self._draws:
             return np.arange(layout.size)
         return select.drawn(round, self.density, layout, whole, self.seed)

@@ -53,11 +53,11 @@ def bits(body: bytes, codec: Codec, template: Adapter, round: int) -> float:
         WireError: it is not a body of this codec, for this template.
     """
     found = 0.0
-    told = any(tag is Section.POSITIONS for tag, _ in read(memoryview(body), tuple(Section)))
+    listed = any(tag is Section.POSITIONS for tag, _ in read(memoryview(body), tuple(Section)))
 
     def count(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         nonlocal found
-        if told:
+        if listed:
             numbers = np.diff(np.searchsorted(kept, np.append(layout.starts, layout.size)))
             found += sum(log2_choose(int(n), int(k)) for n, k in zip(layout.sizes, numbers, strict=True))
         found += _value_bits(codec.values.name, data, len(kept))

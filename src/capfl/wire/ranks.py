@@ -100,13 +100,13 @@ def decode(data: memoryview, whole: Layout) -> Doubles:
     return importance
 
 
-def shared(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Ints:
+def share_out(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Ints:
     """How many of its elements in a message each rank may send, (n,): round(density * size of the message) in all."""
     return allocate(importance, Ranks.of(layout, whole).sizes, round(density * layout.size))
 
 
-def some(alive: Bools | None, whole: Layout) -> Bools:
-    """Which ranks the sender has, (n,): all, unless it says otherwise.
+def checked(alive: Bools | None, whole: Layout) -> Bools:
+    """Which ranks the sender has, (n,): all where ``alive`` is None.
 
     Raises:
         WireError: another shape.
@@ -119,8 +119,8 @@ def some(alive: Bools | None, whole: Layout) -> Bools:
     return alive
 
 
-def living(data: memoryview, whole: Layout) -> Bools:
-    """What ``np.packbits`` wrote of the marks (n,) of living ranks.
+def decode_alive(data: memoryview, whole: Layout) -> Bools:
+    """The marks (n,) of living ranks in a section ALIVE.
 
     Raises:
         WireError: the bytes are no marks of so many ranks, or none is missing.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter, Broadcast, Update
 from capfl.wire import (
     Codec,
+    Records,
     decode_broadcast,
     decode_update,
     encode_broadcast,
@@ -22,6 +25,7 @@ from capfl.wire import (
     round_of,
     schema_hash,
 )
+from capfl.wire.records import vector
 from capfl.wire.sections import Section, write
 from capfl.wire.values import VALUES
 
@@ -132,6 +136,48 @@ def test_golden_broadcasts():
     told = decode_broadcast(bytes.fromhex(GOLDEN_WHOLE), FP32, SCHEMA)
     assert told == Broadcast(2, "c", FP32.encode(whole, TEMPLATE, 1), ())
     assert encode_broadcast(told, FP32, SCHEMA).blob.hex() == GOLDEN_WHOLE
+
+
+@dataclass(frozen=True)
+class Said:
+    alpha: torch.Tensor = vector("positive")
+
+
+TWO = Said(torch.tensor([2.0])), Said(torch.tensor([0.5]))
+GROUPING, RANKING = "05080000000001000300000400", "0c080000000001000300f00300"  # 2 is 0x400, 1/2 is 0x3f0
+
+
+def test_golden_records():
+    """Before the sections of an update or a broadcast, grouping and then ranks, each where it says something."""
+    both, plain = Records(Said, Said), update()
+    for grouping, ranks in itertools.product((TWO[0], None), (TWO[1], None)):
+        beside = GROUPING * (grouping is not None) + RANKING * (ranks is not None)
+        blob = update(grouping=grouping, ranks=ranks)
+        assert blob.hex()[: -2 * 4] == plain[:42].hex() + beside + plain[42:-4].hex()
+        got, parts = decode_update(blob, FP32, SCHEMA, TEMPLATE, both)
+        assert parts["records"] == 8 * (len(beside) // 26)
+        assert sum(parts.values()) == len(blob)
+        told = encode_broadcast(Broadcast(1, "site", None, (), grouping, ranks), FP32, SCHEMA).blob
+        assert told[42:-4].hex() == beside
+        for one in (got, decode_broadcast(told, FP32, SCHEMA, both)):
+            assert [record and record.alpha.item() for record in (one.grouping, one.ranks)] == [
+                record and record.alpha.item() for record in (grouping, ranks)
+            ]
+
+
+@pytest.mark.parametrize(
+    ("beside", "kinds", "message"),
+    [
+        (RANKING + GROUPING, Records(Said, Said), "GROUPING comes twice or in the wrong place"),
+        (GROUPING + GROUPING, Records(Said, Said), "GROUPING comes twice or in the wrong place"),
+        (GROUPING, Records(None, Said), "has a section GROUPING, which the run's method does not use"),
+        (GROUPING[:-4] + "ff00", Records(Said, Said), "Said.alpha is not 1 positive numbers"),
+    ],
+)
+def test_what_are_no_records(beside, kinds, message):
+    blob = update()
+    with pytest.raises(WireError, match=message):
+        decode_update(resealed(blob[:42] + bytes.fromhex(beside) + blob[42:]), FP32, SCHEMA, TEMPLATE, kinds)
 
 
 # -- the header ------------------------------------------------------------------------------------------------

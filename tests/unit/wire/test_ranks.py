@@ -33,7 +33,7 @@ def test_importance_by_hand():
     assert ranks.encode(FOUR, WHOLE).hex() == "b0f80304609f"
     assert arrives(FOUR).tolist() == [1.0, 0.0, 0.34375, 0.171875]
     assert ranks.encode(np.array([0, 0, 7.5, 0]), WHOLE).hex() == "20f80300"
-    assert ranks.shared(arrives(FOUR), 0.45, WHOLE, WHOLE).tolist() == [7, 0, 3, 1]  # of 24 elements
+    assert ranks.share_out(arrives(FOUR), 0.45, WHOLE, WHOLE).tolist() == [7, 0, 3, 1]  # of 24 elements
 
 
 @pytest.mark.parametrize("unit", [5e-324, 1e-30, 1e30, 1e307])
@@ -51,7 +51,7 @@ def test_importance_arrives_in_units_of_the_largest_and_shares_the_budget(data, 
     relative = importance / importance.max()
     assert (np.abs(got - relative) <= np.maximum(relative / 16, 2.0**-129)).all()
     assert (arrives(got, whole) == got).all()
-    sizes, counts = Ranks.of(whole, whole).sizes, ranks.shared(got, density, whole, whole)
+    sizes, counts = Ranks.of(whole, whole).sizes, ranks.share_out(got, density, whole, whole)
     assert counts.sum() == min(round(density * whole.size), sizes[importance > 0].sum())
     assert not counts[importance == 0].any()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ class Late:
     alpha: torch.Tensor = vector("positive")
 
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "wire.md"
 SAID = Said(
     torch.tensor([1.0, -2.0]),
     torch.tensor([2.0, 3.0, 2.0]),
@@ -44,6 +46,9 @@ def test_by_hand():
     assert write(replace(SAID, alive=None)).hex() == FEATURES + ALPHA
     assert rounded(replace(SAID, alive=None)).alive is None
     assert write(None) == b""
+    example = DOCUMENT.read_text().split("## Records")[1].split("## Scores")[0]
+    lines = [line[4:28] for line in example.splitlines() if line.startswith("    ")]
+    assert "".join(lines).replace(" ", "") == FEATURES + ALPHA + ALIVE
 
 
 def test_an_optional_field_may_stand_before_a_required_one():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,10 +19,6 @@ WHOLE = Layout.of(SMALL, SMALL)  # ranks of 3 + 4, 3 + 4, 3 + 2 and 3 + 2 elemen
 
 def layout_of(*sizes: int) -> Layout:
     return Layout(tuple((f"{i}.A", (1, size)) for i, size in enumerate(sizes)))
-
-
-def part_of(*names: str) -> Layout:
-    return Layout.of({name: SMALL[name] for name in names}, SMALL)
 
 
 def floats(*values: float) -> np.ndarray:
@@ -87,13 +81,6 @@ def test_a_random_mask_comes_round_to_every_element_once(density, rounds):
         assert sorted(np.concatenate(seen).tolist()) == list(range(24))
 
 
-@pytest.mark.parametrize("density", [0.003, 0.3, 0.77])
-def test_every_element_is_as_likely_as_the_density_says(density):
-    layout = layout_of(10_000)
-    counts = [len(select.drawn(r, density, layout, layout, 0)) for r in (1, 2, 50)]
-    assert all(abs(n - density * 10_000) < 5 * (10_000 * density * (1 - density)) ** 0.5 for n in counts)
-
-
 def test_masks_differ_between_seeds_and_rounds():
     counts = np.array([3, 3, 2, 2])
     for draw in (
@@ -110,37 +97,7 @@ def test_masks_are_the_same_on_every_machine():
     assert kept.tolist() == [0, 1, 2, 6, 7, 8, 9, 15, 17, 20, 21]
 
 
-@pytest.mark.parametrize("names", [(), ("q.A",), ("q.B", "v.A"), ("v.B",), ("q.A", "v.A")])
-def test_a_part_of_an_adapter_has_its_part_of_the_mask(names):
-    part, place = part_of(*names), 0
-    for (name, shape), start in zip(WHOLE.shapes, WHOLE.starts, strict=True):
-        if name in names:
-            whole = select.drawn(5, 0.4, WHOLE, WHOLE, 5) - start
-            kept = select.drawn(5, 0.4, part, WHOLE, 5) - place
-            size = shape[0] * shape[1]
-            assert [p for p in kept if 0 <= p < size] == [p for p in whole if 0 <= p < size]
-            place += size
-
-
 # -- windows of ranks --------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40)
-@given(st.integers(1, 2**32 - 1), st.integers(0, 9), st.sets(st.sampled_from(list(SMALL))), st.data())
-def test_a_window_by_hand(round_, seed, names, data):
-    """Each rank's elements in the order of their places, from the golden section on, as many as it may send."""
-    layout = part_of(*names)
-    places = {name: iter(select._places(WHOLE, seed)[a : a + n]) for (name, _), a, n in zip(
-        WHOLE.shapes, WHOLE.starts, WHOLE.sizes, strict=True)}  # fmt: skip
-    place = [next(places[name]) for (name, (a, b)) in layout.shapes for _ in range(a * b)]
-    own = Ranks.of(layout, WHOLE)
-    counts = np.array([data.draw(st.integers(0, int(size))) for size in own.sizes])
-    expected = []
-    for rank, (size, n) in enumerate(zip(own.sizes, counts, strict=True)):
-        order = sorted(np.flatnonzero(own.owner == rank).tolist(), key=lambda p: place[p])
-        start = int(Fraction(round_ * 2654435769 % 2**32, 2**32) * int(size))
-        expected += (order + order)[start : start + n]
-    assert select.windows(round_, counts, layout, WHOLE, seed).tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("first", [1, 2**32 - 3000])
