@@ -106,7 +106,10 @@ def evaluate(
 def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
     """What a client would say of a model that was trained on everybody's data."""
     initial = pooled.agreement.initial
-    adapters: dict[str, Adapter] = {"base": initial, "global": pooled.state.everybody.adapter | pooled.state.everybody.known}
+    adapters: dict[str, Adapter] = {
+        "base": initial,
+        "global": pooled.state.everybody.adapter | pooled.state.everybody.known,
+    }
     return Evaluation(
         round=pooled.state.round + 1,
         client=client,

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import torch
 
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config, load_config, to_toml
-from capfl.data import Split, deal, digest
+from capfl.data import Split, deal, digest, remarks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation
-from capfl.files import write_atomically
+from capfl.federation import Federation, tokenised
+from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import Noisy, private
 from capfl.methods.robust import robust
@@ -132,41 +133,51 @@ class _Run:
     methods: Mapping[str, Method]
 
     def go(self, fresh: bool) -> tuple[Summary, Path]:
-        """All of it: data, model, rounds, results."""
+        """Data, model, rounds, results. Nothing is written before data and model are known to be right."""
         began = time.monotonic()
-        config, folder, engine, callback = self.config, self.folder, self.engine, self.callback
+        config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
-        vault = Vault() if isinstance(engine, Remote) else open_vault(config.runtime.state_key, folder.path)
+        with ExitStack() as stack:
+            if not fresh:
+                stack.enter_context(locked(path))
+            vault = Vault() if isinstance(engine, Remote) else open_vault(config.runtime.state_key, path)
 
-        # data: who holds what, where it is held in this process
-        items, splits = self._dealt()
-        clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
+            # data: who holds what, where it is held in this process
+            items, splits = self._dealt()
+            clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
+            for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
+                callback.on_note(remark)
 
-        # model: one frozen base for all of them
-        held = f"{len(items)} items at " if items else ""
-        callback.on_note(f"{folder.path}: {held}{len(clients)} clients; loading {config.model.path}")
-        model = AdaptedModel(load_base(config.model), config.lora)
-        agreed = self._agreements(model, len(clients))
+            # model: one frozen base for all of them
+            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
+            model = AdaptedModel(load_base(config.model), config.lora)
+            examples = tokenised(items, config, model)
+            agreed = self._agreements(model, len(clients))
 
-        # from here on the run exists: what was wrong with its data or model has been said before
-        self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
-        callback.on_begin(folder.path, config)
-        limit = int(config.runtime.cache_gib * 2**30)
-        shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
-        with HiddenCache(config.runtime.cache, limit, folder.path, shared) as cache:
-            federation = Federation(config, items, splits, model, cache, callback.on_client) if items else None
+            # from here on the run exists
+            if fresh:
+                new_folder(path)
+                stack.enter_context(locked(path))
+            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
+            callback.on_begin(path, config)
+            limit = int(config.runtime.cache_gib * 2**30)
+            shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
+            cache = stack.enter_context(HiddenCache(config.runtime.cache, limit, path, shared))
+            federation = (
+                Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
+            )
 
             # rounds: the method itself, then the references that its clients could have had instead
             factors = PatchFactors()
             finished: dict[str, Finished] = {}
             for name, agreement in agreed.items():
-                place = folder if not finished else RunFolder(folder.path / "references" / name)
+                place = self.folder if not finished else RunFolder(path / "references" / name)
                 participants = federation.participants(agreement.method) if federation else clients
                 if isinstance(engine, Remote):
                     exchange = engine.exchange(agreement)
                 else:
                     assert federation is not None
-                    keep = folder.path / "adapters" / "clients" if not finished else None
+                    keep = path / "adapters" / "clients" if not finished else None
                     exchange = _simulated(engine, agreement, federation, place, vault, keep, factors)
                 finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
 
@@ -177,9 +188,9 @@ class _Run:
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
-        folder.write_json("summary.json", summary.to_json())
+            self.folder.write_json("summary.json", summary.to_json())
         callback.on_end(summary)
-        return summary, folder.path
+        return summary, path
 
     def _dealt(self) -> Dealt:
         if isinstance(self.engine, Remote):
@@ -249,7 +260,10 @@ class _Run:
             })  # fmt: skip
             return
         begun = folder.read_json("run.json")
-        for key, now, what in (("config", run_digest(config), "config.toml"), ("data", data, "data or their partition")):
+        for key, now, what in (
+            ("config", run_digest(config), "config.toml"),
+            ("data", data, "data or their partition"),
+        ):
             if begun.get(key) != now:
                 raise CheckpointError(
                     f"{folder.path}: {what} changed since this run began; restore what it began with, or start a new run"

@@ -11,14 +11,13 @@ import torch
 
 from capfl.config.schema import Config
 from capfl.data import Split, batches, render
-from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
-from capfl.model.tokens import Example, encode
+from capfl.model.tokens import Example, encode_all
 from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
 from capfl.roles.client import LocalTrainer
@@ -28,8 +27,27 @@ from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, Server
 POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
 
 
+def tokenised(items: Sequence[Item], config: Config, model: AdaptedModel) -> list[Example]:
+    """All items as the model reads them.
+
+    Raises:
+        DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
+    """
+    scoring = config.data.scoring
+    prompts = [render(item, scoring) for item in items]
+    return encode_all(prompts, scoring, model.base.tokenizer, config.data.max_length)
+
+
 class Federation:
-    """All clients of a run, with one model between them. Items are tokenised when they are first needed."""
+    """All clients of a run, with one model between them.
+
+    Args:
+        trained: is told of every client's mean training loss.
+        examples: the items as ``tokenised`` gives them, if that has been done.
+
+    Raises:
+        DataError: as ``tokenised``.
+    """
 
     def __init__(
         self,
@@ -39,10 +57,12 @@ class Federation:
         model: AdaptedModel,
         cache: HiddenCache,
         trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+        examples: Sequence[Example] | None = None,
     ) -> None:
         self.config, self.items, self.splits, self.model, self.cache = config, items, splits, model, cache
         self.clients = sorted(splits)
         self._trained = trained
+        self._examples = tokenised(items, config, model) if examples is None else examples
         self._rows: dict[ClientId, Rows] = {}
         self._held_out: dict[ClientId, HeldOut] = {}
         self._scorable: dict[tuple[ClientId, SplitName], Scorable] = {}
@@ -51,9 +71,7 @@ class Federation:
         """Who takes part in the rounds of a method."""
         return [POOLED] if method.pooled else self.clients
 
-    def trainer(
-        self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None
-    ) -> LocalTrainer:
+    def trainer(self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None) -> LocalTrainer:
         """A client's data, behind the functions that its side of a round calls. ``keep`` is handed the adapter that it has in the end."""
         config = self.config
 
@@ -100,8 +118,8 @@ class Federation:
         """Score an adapter on one split of one client."""
         key = (client, split)
         if key not in self._scorable:
-            indices = self._indices(client, split)[: self.config.evaluation.max_items]
-            self._scorable[key] = Scorable(f"{client}/{split}/score", [self._encode(i) for i in indices])
+            indices = self._indices(client, split)
+            self._scorable[key] = Scorable(f"{client}/{split}/score", [self._examples[i] for i in indices])
         result = score(self.model, self.cache, self._scorable[key], adapter, self.config.evaluation.batch_size)
         self.cache.end_visit()
         return result
@@ -112,14 +130,14 @@ class Federation:
         return total([self.score(client, "validation", group.adapter | group.known) for client, group in groups])
 
     def held_out(self, client: ClientId) -> HeldOut:
-        """A client's test items, of which the first ``evaluation.max_items`` are scored."""
+        """A client's test items."""
         if client not in self._held_out:  # a client's site is made anew for every visit
             self._held_out[client] = self._count_held_out(client)
         return self._held_out[client]
 
     def _count_held_out(self, client: ClientId) -> HeldOut:
         test = [self.items[i] for i in self._indices(client, "test")]
-        number = len(test[: self.config.evaluation.max_items])
+        number = len(test)
         if not test or not all(item.choices for item in test):
             return HeldOut(number)
         answers = Counter(self.items[i].answer for i in self._indices(client, "train"))
@@ -138,7 +156,7 @@ class Federation:
 
     def _train_rows(self, client: ClientId) -> Rows:
         if client not in self._rows:
-            rows = [self._encode(i).train for i in self._indices(client, "train")]
+            rows = [self._examples[i].train for i in self._indices(client, "train")]
             self._rows[client] = Rows(f"{client}/train", rows)
         return self._rows[client]
 
@@ -151,12 +169,3 @@ class Federation:
             order = batches(data.lengths, self.config.train.batch_size, self.config.seed, client, epoch)
             plan += [list(map(int, batch)) for batch in order[at : at + count - len(plan)]]
         return plan
-
-    def _encode(self, index: int) -> Example:
-        config = self.config.data
-        prompt = render(self.items[index], config.scoring)
-        try:
-            return encode(prompt, config.scoring, self.model.base.tokenizer, config.max_length)
-        except DataError as error:
-            shown = (self.items[index].question or prompt.answers[prompt.right])[:60]
-            raise DataError(f"item {index} ({shown!r}): {error}") from error

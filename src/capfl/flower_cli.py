@@ -172,10 +172,10 @@ def _given(context: typer.Context, config: Path | None, sets: list[str] | None, 
         raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
     given = load_given(context, config, sets)
 
-    from capfl.experiment import config_of, new_folder
+    from capfl.experiment import config_of, free_folder
 
     given = config_of(resume) if resume else given
-    return given.model_copy(update={"out": str((resume or new_folder(given)).absolute())})
+    return given.model_copy(update={"out": str((resume or free_folder(given)).absolute())})
 
 
 def _follow(home: Path | None, number: int) -> None:

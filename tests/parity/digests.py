@@ -28,7 +28,7 @@ SETTINGS = {
     "partition.kind": "by:site", "partition.validation": "0.1", "partition.test": "0.2",
     "federation.rounds": "3", "federation.fraction": "1", "evaluation.every": "1", "evaluation.references": "local",
     "train.epochs": "1", "train.batch_size": "8", "train.learning_rate": "2e-3", "train.schedule": "constant",
-    "train.weight_decay": "0", "train.max_grad_norm": "1", "runtime.threads": "1", "runtime.cache": "memory",
+    "train.max_grad_norm": "1", "runtime.threads": "1", "runtime.cache": "memory",
 }  # fmt: skip
 CAPFL = {
     "method.alpha_s": "1e-4", "method.alpha_p": "1e-5", "method.rff_output_dim": "256", "method.mlp_hidden_dim": "16",

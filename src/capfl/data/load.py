@@ -30,8 +30,8 @@ def load_items(config: DataConfig, seed: int) -> list[Item]:
     return _together(config, sets, [name for name in sets if is_path(name)])
 
 
-def load_held(clients: Mapping[str, Iterable[Any]], config: DataConfig, seed: int) -> list[Item]:
-    """As ``load_items``, of rows in memory by client: each as if it were a file of the client's name.
+def load_held(clients: Mapping[str, Iterable[Any] | Path], config: DataConfig, seed: int) -> list[Item]:
+    """As ``load_items``, of rows in memory by client, or of the paths of their files: each as a file of that name.
 
     Raises:
         ConfigError: there are no clients.
@@ -42,7 +42,12 @@ def load_held(clients: Mapping[str, Iterable[Any]], config: DataConfig, seed: in
     sets: dict[str, list[Item]] = {}
     for client, rows in clients.items():
         place = f"client {client!r}"
-        sets[place] = _limited(jsonl.read_held(client, rows, config.labels or ()), config.limit, seed, client)
+        labels = config.labels or ()
+        if isinstance(rows, str | Path):
+            read = [replace(item, fields={**item.fields, "task": client}) for item in jsonl.read_file(rows, labels)]
+        else:
+            read = jsonl.read_held(client, rows, labels)
+        sets[place] = _limited(read, config.limit, seed, client)
         if config.scoring == "letter":
             refuse_too_many(place, sets[place])
     return _together(config, sets, list(sets))

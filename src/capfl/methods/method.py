@@ -96,7 +96,9 @@ class Method:
 
     def change(self, start: Adapter, trained: Trained, round: int) -> Adapter:
         """What a client sends of its training in a round."""
-        return {name: trained.adapter[name] - start[name] for name in self.factors.sent(round, algebra.unpatched(start))}
+        return {
+            name: trained.adapter[name] - start[name] for name in self.factors.sent(round, algebra.unpatched(start))
+        }
 
     def keeps(self, trained: Trained, memory: ClientState) -> Adapter:
         """The factors that a client keeps from round to round."""
@@ -137,5 +139,3 @@ def _sum(terms: Sequence[Penalty]) -> Penalty | None:
         return sum(parts[1:], parts[0])
 
     return Penalty(term, {name: t for one in terms for name, t in one.constants.items()})
-
-

@@ -31,6 +31,8 @@ from capfl.methods.ranks import AllRanks
 from capfl.types import Adapter
 from capfl.wire import Codec
 
+TRIM = 0.25  # of a trimmed mean: share of the values that is left out at either end
+
 
 def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
     """The method, combining as ``config.robust`` says. ``up`` is the codec of its updates.
@@ -42,21 +44,21 @@ def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
         return method
     if config.robust == "clip":
         refuse_no_mean(method, "federation.robust")
-        return replace(method, combine=Clipped(method.combine, config.robust_clip))
+        return replace(method, combine=Clipped(method.combine))
     refuse_other_than_mean(method, f"federation.robust = {config.robust}", f"federation.robust = clip, or {MEANS}")
     if up.mask == "top" and up.density < 1:
         raise ConfigError(
             f"federation.robust = {config.robust}: with codec.mask = top every client sends other elements, and the "
             "middle of values that are mostly not there is zero; use codec.mask = random, or codec.density = 1"
         )
-    return replace(method, combine=Middle(config.robust_trim if config.robust == "trimmed" else 0.5))
+    return replace(method, combine=Middle(TRIM if config.robust == "trimmed" else 0.5))
 
 
 class Clipped(Combine):
-    """Another way to combine, whose updates are none longer or of more items than ``most`` times the median."""
+    """Another way to combine, of updates that are none longer or of more items than the median one."""
 
-    def __init__(self, inner: Combine, most: float) -> None:
-        self._inner, self._most = inner, most
+    def __init__(self, inner: Combine) -> None:
+        self._inner = inner
         self.about = f"changes clipped to the median length, then {inner.about}"
         self.adds_mean, self.rewrites = inner.adds_mean, inner.rewrites
 
@@ -64,12 +66,12 @@ class Clipped(Combine):
         return self._inner.first(initial)
 
     def start(self, adapter: Adapter, round: int) -> Fold:
-        return _Clipping(self._inner.start(adapter, round), self._most)
+        return _Clipping(self._inner.start(adapter, round))
 
 
 class _Clipping:
-    def __init__(self, inner: Fold, most: float) -> None:
-        self._inner, self._most = inner, most
+    def __init__(self, inner: Fold) -> None:
+        self._inner = inner
         self._waiting: list[tuple[Adapter, float, Tensor | None]] = []
 
     def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
@@ -78,8 +80,8 @@ class _Clipping:
     def value(self) -> Adapter:
         if self._waiting:
             norms = [algebra.norm(change) for change, _, _ in self._waiting]
-            longest = self._most * median(norms)
-            heaviest = max(1, round(self._most * median(weight for _, weight, _ in self._waiting)))
+            longest = median(norms)
+            heaviest = max(1, round(median(weight for _, weight, _ in self._waiting)))
             for (change, weight, ranks), norm in zip(self._waiting, norms, strict=True):
                 shorter = change if norm <= longest else algebra.scaled(change, longest / norm)
                 self._inner.add(shorter, min(weight, heaviest), ranks)

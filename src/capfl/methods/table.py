@@ -78,8 +78,7 @@ def _row(name: str, about: str, source: str, **parts: Any) -> Row:
 METHODS: dict[str, Row] = {
     "ca-pfl": Row(
         _ca_pfl,
-        ("alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "base_sparsity_ratio", "rank_floor",
-         "peer_distance"),
+        ("alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "rank_floor", "peer_distance"),
     ),
     "fedit": Row(_fedit, ("alpha_f",)),
     "fedex-lora": _row(
@@ -109,13 +108,11 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
     """
     own, name = rows or {}, config.name
     given = {
-        key: value
-        for key in type(config).model_fields
-        if key != "name" and (value := getattr(config, key)) is not None
+        key: value for key in type(config).model_fields if key != "name" and (value := getattr(config, key)) is not None
     }
     if name not in METHODS and name not in own:
         raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
-    used = ("base_sparsity_ratio",) if name in own else METHODS[name].settings
+    used = () if name in own else METHODS[name].settings
     if unused := [key for key in given if key not in used]:
         users = [other for other, row in METHODS.items() if unused[0] in row.settings]
         raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")

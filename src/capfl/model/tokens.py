@@ -54,24 +54,25 @@ def encode(prompt: Prompt, scoring: Scoring, tokenizer: PreTrainedTokenizerBase,
     return Example(train, prompt.right, options=options)
 
 
-def check_lengths(
+def encode_all(
     prompts: Sequence[Prompt], scoring: Scoring, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> None:
-    """Tokenise all prompts of a run before its first round, so that none of them can end it later.
+) -> list[Example]:
+    """All prompts of a run, tokenised before its first round, so that none of them can end it later.
 
     Raises:
         ModelError: as ``encode``.
         DataError: some prompts cannot be used. Counts all of them and shows five.
     """
-    faults: list[str] = []
+    faults, examples = list[str](), list[Example]()
     for number, prompt in enumerate(prompts, start=1):
         try:
-            encode(prompt, scoring, tokenizer, max_length)
+            examples.append(encode(prompt, scoring, tokenizer, max_length))
         except DataError as error:
             faults.append(f"  item {number} ({prompt.answers[prompt.right].strip()[:40]!r}): {error}")
     if faults:
         more = [f"  ... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise DataError("\n".join([f"{len(faults)} of {len(prompts)} items cannot be used:", *faults[:SHOWN], *more]))
+    return examples
 
 
 def _letter_example(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:

@@ -20,7 +20,7 @@ from capfl.plan.clients import Clients, find_clients
 from capfl.plan.memory import estimate
 from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
 from capfl.report.plan import Plan
-from capfl.roles import agreements
+from capfl.roles.agreement import agreements
 from capfl.round import sample_size
 from capfl.usage import peak_memory
 
@@ -78,7 +78,7 @@ def make_plan(config: Config, calibration: bool = True, room: int | None = None)
         rows=None if clients.missing else len(clients.items),
         lossy=not (agreement.up.exact and agreement.down.exact),
         log=one.log,
-        patched=agreement.method.relay is not None,
+        patched=agreement.method.combine.relays,
         process=process,
     )
     return Plan(

@@ -9,15 +9,15 @@ from typing import Any
 
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, FederationConfig
-from capfl.methods.fedit import fedit
+from capfl.methods.table import METHODS
 from capfl.plan.simulate import Parts, RelayedSimulation, Simulation, unpatched
-from capfl.roles import Agreement, server
+from capfl.roles.agreement import Agreement
 from capfl.round import sample
 from capfl.types import Adapter, ClientId, Evaluation, HeldOut, Score
 from capfl.wire import encode_evaluation
 
 SITES = 4  # simulated clients: those whose messages are measured, and others that their changes are averaged with
-SETTLING = 6  # rounds after the warm-up, in which residuals fill; the last one stands for all that follow
+SETTLING = 6  # rounds in which residuals fill; the last one stands for all that follow
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Traffic:
 class Totals:
     """Bytes of a whole run, all clients together. ``delivery`` is the final model's, which ``down`` includes.
 
-    ``up`` has what clients then say of their models. Validation is the simulation's, which looks at them for nothing.
+    ``up`` has what clients then say of their models. In a simulation nobody is asked for validations, so they are not in it.
     """
 
     up: int
@@ -80,14 +80,13 @@ def measure(
     """Simulate rounds until messages are as they will be. Gives every client's traffic; most share one.
 
     Args:
-        clients: all that take part. Of those whom the server has the same in mind for, the one with the longest id is
-            measured.
+        clients: all that take part. Of those with the same ranks, the one with the longest id is measured.
         some_miss: do clients miss rounds?
         hidden: width of the model's hidden states, of which clients may describe their data.
         choices: have their items options to choose from?
         visits: clients in a round, whose updates all go down if the method relays them.
     """
-    relays = agreement.method.relay is not None
+    relays = agreement.method.combine.relays
     agreement = unpatched(agreement) if relays else agreement
     alike = _alike(agreement, clients)
     measured = [max(group, key=lambda client: len(client.encode())) for group in alike]
@@ -106,7 +105,7 @@ def measure(
     seconds: list[float] = []
     for client in measured:
         known[client].append(missed(client))
-    for _ in range(agreement.codec.warmup_rounds + SETTLING):
+    for _ in range(SETTLING):
         seconds.append(simulation.round())
         for client in measured:
             up[client].append(simulation.parts[client]["up"])
@@ -127,12 +126,12 @@ def measure(
 
 
 def _alike(agreement: Agreement, clients: Sequence[ClientId]) -> list[list[ClientId]]:
-    """Clients whom the server tells the same before the first round."""
-    state, brief = server.start(agreement, clients), agreement.method.brief
+    """Clients that have the same ranks, and so messages of one length."""
+    state, ranks = agreement.method.start(agreement.initial, clients), agreement.method.ranks
     groups: dict[str, list[ClientId]] = {}
     for client in clients:
-        told = brief(state, client) if brief else {}
-        groups.setdefault(repr({name: t.tolist() for name, t in told.items()}), []).append(client)
+        marks = ranks.of_client(state, client)
+        groups.setdefault(str(None if marks is None else marks.tolist()), []).append(client)
     return list(groups.values())
 
 
@@ -144,7 +143,9 @@ def mean_parts(parts: Sequence[Parts]) -> dict[str, int]:
 
 def dense_fp32_round_trip(initial: Adapter, client: ClientId) -> int:
     """Bytes of an update and a broadcast that carry the whole adapter in float32, as plain FedIT sends it."""
-    simulation = Simulation(Agreement(fedit(), CodecConfig(values="fp32"), initial), [client], [client])
+    simulation = Simulation(
+        Agreement(METHODS["fedit"].make(0, {}), CodecConfig(values="fp32"), initial), [client], [client]
+    )
     for _ in range(2):  # the first round's broadcast has nothing to tell
         simulation.round()
     return sum(sum(parts.values()) for parts in simulation.parts[client].values())

@@ -17,13 +17,27 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
-from capfl.methods.fedit import add_mean_change
+from capfl.methods.combine import WeightedMean
+from capfl.methods.peers import Description
 from capfl.model.features import PATTERNS
 from capfl.rng import derive
-from capfl.roles import Agreement, server
-from capfl.roles.client import Site, handle
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import LocalTrainer, train
 from capfl.round import run_round
-from capfl.types import Adapter, Broadcast, ClientId, Kind, Notes, Penalty, Request, ServerState, Trained
+from capfl.types import (
+    EVERYBODY,
+    Adapter,
+    Broadcast,
+    ClientId,
+    ClientState,
+    Group,
+    Kind,
+    Penalty,
+    Request,
+    ServerState,
+    Trained,
+)  # fmt: skip
 from capfl.wire import Message, decode_update, encode_broadcast, relay
 from capfl.wire.entropy import bits, bits_down, bits_up
 from capfl.wire.sections import HEAD
@@ -37,7 +51,7 @@ class Simulation:
     """Rounds of some clients. ``messages`` and ``parts`` are those of the last round, by client.
 
     Args:
-        everybody: who would take part in a run: a method may have different things in mind for them.
+        everybody: who would take part in a run: the server may tell each of them something else.
         clients: those who take part here, in every round.
         hidden: width of the model's hidden states, of which clients may describe their data.
     """
@@ -46,11 +60,11 @@ class Simulation:
         self, agreement: Agreement, everybody: Sequence[ClientId], clients: Sequence[ClientId], hidden: int = 64
     ) -> None:
         self.agreement = agreement
-        self.state: ServerState = server.start(agreement, everybody)
+        self.state: ServerState = agreement.method.start(agreement.initial, everybody)
         self.messages: dict[ClientId, tuple[bytes, bytes]] = {}
         self.parts: dict[ClientId, dict[str, Parts]] = {}
         self._clients = sorted(clients)
-        self._memory = {client: agreement.method.init_client(client, agreement.initial) for client in clients}
+        self._memory = {client: ClientState(client) for client in clients}
         self._training = 0.0
         self._hidden = hidden
 
@@ -74,7 +88,7 @@ class Simulation:
     def whole(self, client: ClientId) -> int:
         """Bytes of a broadcast to a client that knows nothing, after every element has changed."""
         known = {name: t + 1 for name, t in self.agreement.version_0.items()}
-        state = replace(self.state, known=known, log=(), versions={}, group_of={})
+        state = replace(self.state, groups={EVERYBODY: Group(known, known)}, versions={}, group_of={})
         return len(server.request(state, client, self.agreement).blob)
 
     def bound(self, client: ClientId) -> float:
@@ -82,20 +96,20 @@ class Simulation:
         asked, replied = self.messages[client]
         agreed = self.agreement
         up = bits_up(replied, agreed.up, agreed.schema, agreed.initial)
-        return (up + bits_down(asked, agreed.down, agreed.schema, agreed.initial, agreed.method.kinds)) / 8
+        return (up + bits_down(asked, agreed.down, agreed.schema, agreed.initial)) / 8
 
     @property
     def log(self) -> int:
         """Bytes of the differences that the server keeps."""
-        return sum(len(body) for state in (self.state, *self.state.groups.values()) for body in state.log)
+        return sum(len(body) for group in self.state.groups.values() for body in group.log)
 
     def _exchange(
         self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes]]:
         for client in clients:
             asked = request(client)
-            site = Site(client, 1, partial(self._train, client), partial(self._described, client))
-            replied, self._memory[client] = handle(asked, self._memory[client], site, self.agreement)
+            trainer = LocalTrainer(client, 1, partial(self._train, client), partial(self._described, client))
+            replied, self._memory[client] = train(asked, self._memory[client], trainer, self.agreement)
             self.messages[client] = asked, replied
             yield client, replied
 
@@ -108,19 +122,18 @@ class Simulation:
             drawn = torch.randn(t.shape, generator=generator)
             return CHANGE * drawn.abs().clamp(min=1e-3).copysign(drawn)  # no element stays as it was
 
-        trained = {name: t + change(t) if method.trainable(round, name) else t for name, t in start.items()}
+        trained = {name: t + change(t) if method.factors.trains(round, name) else t for name, t in start.items()}
         self._training += time.perf_counter() - began
         n = sum(algebra.ranks(trained).values())
         return Trained(trained, (0.0,), torch.rand(n, generator=generator))
 
-    def _described(self, client: ClientId) -> Notes:
+    def _described(self, client: ClientId) -> Description:
         generator = torch.Generator().manual_seed(derive(self.agreement.seed, "plan", client) % 2**63)
-        return {
-            "features": torch.randn((1 + PATTERNS) * self._hidden, generator=generator),
-            "deviation": 1 + torch.rand(self._hidden, generator=generator),
-            "answers": torch.ones(1),
-            "items": torch.ones(1),
-        }
+        return Description(
+            torch.randn((1 + PATTERNS) * self._hidden, generator=generator),
+            1 + torch.rand(self._hidden, generator=generator),
+            torch.ones(1),
+        )
 
 
 class RelayedSimulation(Simulation):
@@ -153,7 +166,7 @@ class RelayedSimulation(Simulation):
         agreed = self.agreement
         began = time.perf_counter()
         updates = [
-            decode_update(self.messages[client][1], agreed.up, agreed.schema, agreed.initial, agreed.method.kinds)[0]
+            decode_update(self.messages[client][1], agreed.up, agreed.schema, agreed.initial)[0]
             for client in self._clients
         ]
         decoding = (time.perf_counter() - began) / len(updates)
@@ -185,17 +198,9 @@ class RelayedSimulation(Simulation):
         return self._encoded(Broadcast(self.state.round + 1, client, None, differences))
 
     def _encoded(self, message: Broadcast) -> Message:
-        agreed = self.agreement
-        if agreed.method.brief:
-            message = replace(message, notes=agreed.method.brief(self.state, message.client))
-        return encode_broadcast(message, agreed.down, agreed.schema, agreed.method.kinds, always_whole=False)
+        return encode_broadcast(message, self.agreement.down, self.agreement.schema, always_whole=False)
 
 
 def unpatched(agreement: Agreement) -> Agreement:
     """Of a method that relays: the same for one that sends up what it does, and does not change the base."""
-
-    def init_server(init: Adapter) -> ServerState:
-        return replace(agreement.method.init_server(algebra.shapes(init)), adapter=init)
-
-    method = replace(agreement.method, relay=None, init_server=init_server, aggregate=add_mean_change)
-    return replace(agreement, method=method)
+    return replace(agreement, method=replace(agreement.method, combine=WeightedMean()))

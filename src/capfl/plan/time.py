@@ -21,11 +21,12 @@ from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.plan.clients import Clients
-from capfl.roles import Agreement, server
-from capfl.roles.client import described, hear, penalty
+from capfl.methods.take_home import AfterSteps
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import described, opened, received
 from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, Penalty
-from capfl.wire import decode_broadcast
+from capfl.types import Adapter, ClientId, ClientState, Penalty
 
 STEPS = 3  # timed, after one to warm up
 SCORED = 16  # items
@@ -75,7 +76,7 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
         def train(steps: Sequence[Sequence[int]]) -> None:
             local_steps(
                 model, cache, rows, steps, start, config.train,
-                trainable=lambda name: method.trainable(1, name), penalty=term,
+                trainable=lambda name: method.factors.trains(1, name), penalty=term,
             )  # fmt: skip
 
         hidden, _ = _timed(lambda: [rows.batch(model, cache, batch) for batch in plan])
@@ -98,10 +99,10 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
 def _penalty(federation: Federation, client: ClientId, method: Method, start: Adapter) -> Penalty | None:
     """What the method adds to the loss of a client that has been told its first message."""
     agreed = Agreement(method, federation.config.codec, start, seed=federation.config.seed)
-    asked = server.request(server.start(agreed, federation.participants(method)), client, agreed)
-    told = decode_broadcast(asked.blob, agreed.down, agreed.schema, method.kinds)
-    memory = hear(told, method.init_client(client, start), agreed)
-    return penalty(described(memory, federation.site(client, method), method), agreed)
+    asked = server.request(method.start(start, federation.participants(method)), client, agreed)
+    trainer = federation.trainer(client, method)
+    memory = received(opened(asked.blob, trainer, agreed), ClientState(client), agreed)
+    return method.penalty(described(memory, trainer, agreed), trainer.n_train)
 
 
 def extrapolate(federation: Federation, method: Method, measured: Calibration, visit: float) -> dict[str, float]:
@@ -120,14 +121,16 @@ def extrapolate(federation: Federation, method: Method, measured: Calibration, v
         visits.append(rounds * sample_size(len(who), config.federation.fraction))
         steps += visits[-1] * fmean(federation.steps(client) for client in who)
     own = config.evaluation.personal and not method.pooled
-    if own and method.personal is None:  # the personal model, and the local one that it is compared with
+    if own and isinstance(
+        method.takes_home, AfterSteps
+    ):  # the personal model, and the local one that it is compared with
         steps += (2 if "local" in names else 1) * sum(federation.steps(client) for client in federation.clients)
 
     splits = federation.splits.values()
     n_validation = sum(len(split.validation) for split in splits)
     n_test = sum(len(split.test) for split in splits)
-    validations = (rounds // every if every else 0) * sum(m.has_global for m in methods)
-    scored = validations * n_validation + (1 + method.has_global + own + len(names)) * n_test
+    validations = (rounds // every if every else 0) * sum(m.has_server_model for m in methods)
+    scored = validations * n_validation + (1 + method.has_server_model + own + len(names)) * n_test
     if config.runtime.cache == "off":
         hidden = steps * config.train.batch_size + scored * measured.rows_per_item
     else:

@@ -128,7 +128,7 @@ def agreements(
     Raises:
         ConfigError: the method, or a setting of it, does not exist.
     """
-    codec, seed = config.agreed_codec, config.seed
+    codec, seed = config.codec, config.seed
     main = build(config.method, seed, rows)
     models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
     made = {main.name: Agreement(main, codec, initial, base, seed, models)}

@@ -86,9 +86,7 @@ def broadcast(
     return Broadcast(newest + 1, client, whole, ())
 
 
-def receive(
-    message: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter
-) -> ClientState:
+def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter) -> ClientState:
     """The memory of a client that has received a broadcast; ``known`` is then the newest version.
 
     Args:

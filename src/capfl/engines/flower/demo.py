@@ -14,7 +14,7 @@ from capfl.data import generate
 from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.processes import GRACE, Process, end_all, environment, free_port
 from capfl.engines.flower.runs import Connection, ServerError, follow, submit
-from capfl.experiment import new_folder
+from capfl.experiment import free_folder
 from capfl.types import ClientId
 
 SITES = 3
@@ -39,7 +39,7 @@ def prepare(config: Config, rows: Rows | None = None) -> tuple[Config, dict[Clie
     Args:
         rows: {text, label} by site; by default the built-in data.
     """
-    place = new_folder(config).absolute()
+    place = free_folder(config).absolute()
     rows = built_in(config) if rows is None else rows
     paths = {site: place / "data" / f"{site}.jsonl" for site in sorted(rows)}
     for site, path in paths.items():
