@@ -5,9 +5,9 @@
     result = capfl.run(clients={"north": rows, "south": "south.jsonl"}, rounds=5)
     print(result.summary.statistics("personal"))
 
-``run`` runs an experiment and gives a ``Result``. ``load`` reads an adapter that a run has saved. ``Callback`` is told of
-a run while it goes on. ``Method`` is a row of parts (docs/methods.md), ``Config`` what a run is. All errors that are
-raised on purpose are ``CapflError``.
+``run`` runs an experiment and gives a ``Result``. ``load`` reads an adapter that a run has saved. A ``Callback`` is
+called while a run goes on. A ``Method`` is a row of parts (docs/methods.md). A ``Config`` describes a run. All errors
+that are raised on purpose are ``CapflError``.
 """
 
 from __future__ import annotations

@@ -175,7 +175,8 @@ class RunFolder:
         kept = lines[: state.round]
         if _chain(kept) not in state.lines:
             raise CheckpointError(
-                f"{self._records} is not what this run wrote: lines are missing, doubled or changed; restore it from a copy"
+                f"{self._records} is not what this run wrote: lines are missing, doubled or changed; restore the file "
+                "from a copy"
             )
         if kept != lines:
             write_atomically(self._records, "".join(kept).encode())

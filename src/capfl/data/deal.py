@@ -34,8 +34,8 @@ def deal_rows(
     """As ``deal``, of rows in memory: the same items, splits and ids as from files CLIENT.jsonl with the same rows.
 
     Args:
-        clients: rows of each client, in one of the formats of files: dicts, a ``datasets.Dataset``, or the path of a file. An id becomes
-            safe as the name of a file: letters, digits, ``_``, ``.`` and ``-``.
+        clients: rows of each client, in one of the formats of files: dicts, a ``datasets.Dataset``, or the path of a
+            file. An id becomes safe as the name of a file: letters, digits, ``_``, ``.`` and ``-``.
         data: its ``limit``, ``scoring`` and ``labels`` count; ``sets``, ``dir`` and ``split`` do not.
         shares: its ``kind`` does not count, because the clients say who holds what.
 

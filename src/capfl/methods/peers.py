@@ -257,7 +257,10 @@ def _frame_of(known: list[Known], round: int) -> FrameState:
 
 
 def _nearest(at: int, apart: Doubles, names: list[ClientId], group_of: Mapping[ClientId, str]) -> str | None:
-    """The group, other than its own, whose members are nearest to client number ``at`` on average; None: none is near."""
+    """The group, other than its own, whose members are nearest to client number ``at`` on average.
+
+    None: none is near enough.
+    """
     members: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if name in group_of and group_of[name] != group_of.get(names[at]):

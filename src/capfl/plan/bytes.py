@@ -59,7 +59,7 @@ class Traffic:
 class Totals:
     """Bytes of a whole run, all clients together. ``delivery`` is the final model's, which ``down`` includes.
 
-    ``up`` has what clients then say of their models. In a simulation nobody is asked for validations, so they are not in it.
+    ``up`` has what clients then say of their models. Validations are not in it: in a simulation nobody is asked.
     """
 
     up: int

@@ -14,6 +14,7 @@ from capfl.config.schema import MethodConfig
 from capfl.data import batches, render
 from capfl.federation import Federation
 from capfl.methods import Method, build
+from capfl.methods.take_home import AfterSteps
 from capfl.model.base import load_base
 from capfl.model.hidden import BLOCK, HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
@@ -21,7 +22,6 @@ from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.plan.clients import Clients
-from capfl.methods.take_home import AfterSteps
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import described, opened, received
