@@ -45,7 +45,8 @@ def counts(importance, sizes, budget: int) -> list[int]:
         ([1e308, 1e308, 5e307], [10, 10, 10], 10, [4, 4, 2]),
         ([1e-320, 1e-320], [10, 10], 5, [3, 2]),
         ([1e300, 1e-310, 1e-310], [10, 10, 10], 16, [10, 3, 3]),
-        ([0, 1.0, 1.60183976e16, 1.60183976e16, 1.56545172e17], [5] * 5, 16, [0, 1, 5, 5, 5]),  # rounding fills one more
+        # rounding fills one too many: the share per importance is 0 then
+        ([0, 0, 1.0, 1.60183976e16, 1.60183976e16, 1.56545172e17], [5] * 6, 15, [0, 0, 0, 5, 5, 5]),
     ],
 )
 def test_by_hand(importance, sizes, budget, expected):

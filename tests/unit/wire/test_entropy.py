@@ -11,6 +11,7 @@ import torch
 from capfl.types import Broadcast, Update
 from capfl.wire import Codec, encode_broadcast, encode_update, schema_hash
 from capfl.wire.entropy import bits, bits_down, bits_up
+from capfl.wire.sections import parts
 from capfl.wire.values import VALUES
 
 TEMPLATE = {"m.A": torch.zeros(1, 4), "m.B": torch.zeros(6, 1)}
@@ -56,3 +57,8 @@ def test_messages_say_what_their_bodies_say():
     ):
         blob = encode_broadcast(told, codec, SCHEMA).blob
         assert bits_down(blob, codec, SCHEMA, TEMPLATE) == pytest.approx(expected)
+    drawn = Codec(VALUES["bf16"], 0.3, "random")  # each difference has the mask of its own round
+    bodies = tuple(drawn.encode(ADAPTER, TEMPLATE, round) for round in (1, 2))
+    blob = encode_broadcast(Broadcast(3, "a", None, bodies), drawn, SCHEMA).blob
+    assert len(set(map(len, bodies))) == 2
+    assert bits_down(blob, drawn, SCHEMA, TEMPLATE) == 8 * sum(parts(body)["values"] for body in bodies)

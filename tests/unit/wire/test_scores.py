@@ -143,7 +143,7 @@ def test_a_validation_is_of_the_global_adapter_alone():
         decode_validation(resealed(blob, 20, struct.pack("<I", 12)), FP32, SCHEMA)
 
 
-@pytest.mark.parametrize("score", [Score(1, 0, 0.0), Score(2, 1, 0.0), Score(1, 1, float("nan")), Score(0, 3, 4e6),
+@pytest.mark.parametrize("score", [Score(0, 0, 0.0), Score(2, 1, 0.0), Score(1, 1, float("nan")), Score(0, 3, 4e6),
                                    Score(1, 1, -0.1)])  # fmt: skip
 def test_a_client_does_not_send_what_would_be_refused(score: Score) -> None:
     with pytest.raises(WireError, match="scored global with"):

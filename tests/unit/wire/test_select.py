@@ -100,6 +100,20 @@ def test_masks_are_the_same_on_every_machine():
 # -- windows of ranks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("names", [("q.A", "q.B"), ("q.A", "v.A", "v.B"), tuple(SMALL), ()])
+@pytest.mark.parametrize("round_", [1, 7, 2**32 - 1])
+def test_windows_by_hand(names, round_):
+    """Each rank's elements in the order of their places, from the golden section on, as many as it may send."""
+    layout, starts = Layout.of({n: SMALL[n] for n in names}, SMALL), dict(zip(SMALL, WHOLE.starts, strict=True))
+    place = [select._places(WHOLE, 3)[starts[n] + e] for n, (a, b) in layout.shapes for e in range(a * b)]
+    own, expected = Ranks.of(layout, WHOLE), list[int]()
+    for rank, size in enumerate(own.sizes.tolist()):
+        order = sorted(np.flatnonzero(own.owner == rank).tolist(), key=lambda p: place[p])
+        start = (round_ * 2654435769 % 2**32) * size // 2**32
+        expected += (order + order)[start : start + size // 2]
+    assert select.windows(round_, own.sizes // 2, layout, WHOLE, 3).tolist() == sorted(expected)
+
+
 @pytest.mark.parametrize("first", [1, 2**32 - 3000])
 def test_every_element_comes_up_evenly_often(first):
     """Over 1000 rounds in a row the share of rounds is off by less than a dozen rounds, as of steps of the golden
