@@ -254,7 +254,7 @@ def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out_and
 
 
 def crash(*_: object) -> None:
-    raise KeyError("Patient Miller\x1b[2J")
+    raise ValueError("Patient Miller\x1b[2J")
 
 
 MILLER = {"prompt": "Patient Miller asks", "completion": "Miller " * 300}
