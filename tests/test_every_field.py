@@ -325,9 +325,7 @@ def test_what_cannot_be_had_is_a_clear_error(key: str, message: str, tmp_path: P
     assert message in str(seen["error"])
 
 
-def test_the_engines_and_policies_answer_a_failing_client_each_in_its_own_way(
-    tmp_path: Path, widest: list[int]
-) -> None:
+def test_the_policies_answer_a_failing_client_each_in_its_own_way(tmp_path: Path, widest: list[int]) -> None:
     def error(name: str, **settings: object) -> object:
         changes = {key.replace("__", "."): value for key, value in settings.items()}
         return observe(tmp_path / name, {**SOME, **changes}, True, widest)["error"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,9 @@ from capfl.engines.flower.messages import Reply, Request, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.flower.simulation import simulate
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, ConfigError, public
+from capfl.errors import ClientError, public
 from capfl.experiment import run
-from capfl.model.base import load_base
-from capfl.report.progress import Callback
+from capfl.report.progress import Silent
 from capfl.report.summary import Summary
 from capfl.types import Failure
 from capfl.vault import MAGIC, open_vault
@@ -35,9 +33,10 @@ from fake_grid import FakeGrid
 from sites import bits, config_for, write_files
 from support import tiny_config
 
-CA_PFL = {"method__name": "ca-pfl", "federation__fraction": 0.6, "federation__rounds": 4}
+ALONE: dict[str, Any] = {"evaluation__references": []}
+CA_PFL = ALONE | {"method__name": "ca-pfl", "federation__fraction": 0.6, "federation__rounds": 3}
 FEEDBACK = {"codec__mask": "top", "codec__density": 0.1, "federation__rounds": 3}
-OWN_FACTORS = {"method__name": "fedsa-lora", "codec__values": "fp32"}
+OWN_FACTORS = ALONE | {"method__name": "fedsa-lora", "codec__values": "fp32"}
 METHODS = pytest.mark.parametrize("changes", [CA_PFL, FEEDBACK, OWN_FACTORS], ids=["ca-pfl", "feedback", "fedsa-lora"])
 
 
@@ -113,7 +112,7 @@ def networked(config: Config, files: dict[str, Path], state: Path, again: bool =
     apps = Apps(grid.pop("theirs", config), files, state)
     for name, value in grid.items():
         setattr(apps, name, value)
-    return serve(apps, sorted(files), config, again, Patience(60, 0), Callback())[0]
+    return serve(apps, sorted(files), config, again, Patience(60, 0), Silent())[0]
 
 
 # -- the same bits -------------------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def test_a_reply_that_is_lost_after_training_did_not_happen(
     changes: dict[str, Any], tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client goes on from the last update that the server used; also where its states are encrypted."""
-    skip = changes | {"federation__on_failure": "skip", "federation__rounds": 4, "evaluation__references": []}
+    skip = ALONE | changes | {"federation__on_failure": "skip", "federation__rounds": 4}
     lost = [("train", "south", 2), ("train", "south", 3), ("train", "west", 3)]
 
     def unlucky(site: Any, store: Any, agreement: Any) -> Any:
@@ -219,7 +218,7 @@ def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, fil
             shutil.rmtree(tmp_path / "sites" / "south")
 
     disasters: list[Request] = []
-    config = config_for(tmp_path / "nodes", files, **FEEDBACK, federation__on_failure="retry")
+    config = config_for(tmp_path / "nodes", files, **ALONE | FEEDBACK, federation__on_failure="retry")
     networked(config, files, tmp_path / "sites", before=disaster)
     rounds = RunFolder(tmp_path / "nodes").rounds()
     (failure,) = [failure for record in rounds for failure in record.failures]
@@ -230,41 +229,32 @@ def test_a_site_that_lost_its_memory_is_told_everything_anew(tmp_path: Path, fil
     assert told[1] > told[0]  # it is charged for what it is told again
 
 
-@pytest.mark.parametrize("key", [None, "env:SITE_KEY"], ids=["clear", "encrypted"])
-def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out(
-    key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out_and_states_encrypted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SITE_KEY", "ab" * 32)
-    shared = {"partition__kind": "iid", "partition__clients": 4, "evaluation__every": 0, **FEEDBACK}
+    shared = {"partition__kind": "iid", "partition__clients": 4, "evaluation__every": 0, **ALONE, **FEEDBACK}
     shared |= {"federation__fraction": 0.6, "federation__rounds": 2}
-    one, _ = run(tiny_config(tmp_path / "serial", **shared), serial)
-    locked = {} if key is None else {"runtime__state_key": key}
-    two, _ = simulate(tiny_config(tmp_path / "nodes", **shared, **locked), False, Silent())
+    one, whole = run(tiny_config(tmp_path / "serial", **shared), serial)
+    monkeypatch.setenv("SITE_KEY", "ab" * 32)
+    locked = tiny_config(tmp_path / "nodes", **shared, runtime__state_key="env:SITE_KEY")
+    two, out = simulate(locked, False, Silent())
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
-    assert bits(tmp_path / "nodes", "state/server") == bits(tmp_path / "serial", "state/server")
-    vault, seen = open_vault(key, tmp_path / "nodes"), 0
+    assert bits(out, "state/server") == bits(whole, "state/server")
     for row in two.rows:
-        node = tmp_path / "nodes" / "nodes" / row.id
-        assert bits(node / "adapter") == bits(tmp_path / "serial" / "adapters" / "clients" / row.id)
-        for path in node.glob("state/fedit/*"):
-            plain = tmp_path / "serial" / "state" / "clients" / path.name
-            assert path.read_bytes().startswith(MAGIC) is bool(key)
-            assert vault.unlock(path.read_bytes(), path) == plain.read_bytes()
-            seen += 1
-    assert seen
-
-
-def test_a_simulated_network_validates_by_message(tmp_path: Path) -> None:
-    simulate(tiny_config(tmp_path / "nodes", federation__rounds=1, evaluation__references=[]), False, Silent())
-    (record,) = RunFolder(tmp_path / "nodes").rounds()
-    assert record.validation_loss is not None
+        assert bits(out / "nodes" / row.id / "adapter") == bits(whole / "adapters" / "clients" / row.id)
+    vault, states = open_vault("env:SITE_KEY", out), list(out.glob("nodes/*/state/fedit/*"))
+    assert states
+    for path in states:
+        assert path.read_bytes().startswith(MAGIC)
+        plain = whole / "state" / "clients" / path.name
+        assert vault.unlock(path.read_bytes(), path) == plain.read_bytes()
 
 
 # -- failures ------------------------------------------------------------------------------------------------
 
 
 def crash(*_: object) -> None:
-    raise KeyError("Patient Miller\x1b[2J")
+    raise ValueError("Patient Miller\x1b[2J")
 
 
 MILLER = {"prompt": "Patient Miller asks", "completion": "Miller " * 300}
@@ -296,7 +286,7 @@ def test_no_text_of_a_sites_error_reaches_the_server(
         )
     else:
         files["south"].write_text((json.dumps(row) + "\n") * 30)
-    skip = {"federation__on_failure": "skip", "federation__rounds": 1, "evaluation__references": []}
+    skip = ALONE | {"federation__on_failure": "skip", "federation__rounds": 1}
     networked(config_for(tmp_path / "nodes", files, **skip, **changes), files, tmp_path / "sites")
     (record,) = RunFolder(tmp_path / "nodes").rounds()
     assert record.failures == (Failure("south", "train", public(code), code),)
@@ -309,31 +299,20 @@ def test_no_text_of_a_sites_error_reaches_the_server(
 @pytest.mark.parametrize(
     ("theirs", "said", "code"),
     [
-        (None, "for another adapter: base model, targets, layers or ranks differ", "wire"),
         ({"codec__values": "bf16"}, "the sites' codecs differ; align configs", "wire"),
         ({"method__name": "ditto"}, "method 'fedit' is not one of this run's: ditto, local", "config"),
     ],
-    ids=["base", "codec", "method"],
+    ids=["codec", "method"],
 )
-def test_a_site_with_another_base_or_config_refuses(
-    theirs: dict[str, Any] | None,
+def test_a_site_with_another_config_refuses(
+    theirs: dict[str, Any],
     said: str,
     code: str,
     tmp_path: Path,
     files: dict[str, Path],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = config_for(tmp_path / "nodes", files)
-    if theirs is None:
-        monkeypatch.setattr("capfl.site.load_base", lambda config: replace(load_base(config), revision="another"))
-    other = config_for(tmp_path / "nodes", files, **theirs or {})
+    config, other = config_for(tmp_path / "nodes", files), config_for(tmp_path / "nodes", files, **theirs)
     with pytest.raises(ClientError, match=rf"client 'north' failed in round 1 \(train\): {public(code)}"):
         networked(config, files, tmp_path / "sites", theirs=other)
     assert said in caplog.text
-
-
-def test_a_pooled_reference_is_refused(tmp_path: Path, files: dict[str, Path]) -> None:
-    config = config_for(tmp_path / "nodes", files, evaluation__references=["centralised"])
-    with pytest.raises(ConfigError, match="everybody's data"):
-        networked(config, files, tmp_path / "sites")

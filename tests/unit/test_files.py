@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,21 +37,19 @@ def test_a_folder_is_locked_until_its_process_ends_even_if_it_is_killed(tmp_path
         pass
 
 
-def test_of_many_that_want_a_new_folder_one_gets_it(tmp_path: Path) -> None:
-    def wants(path: Path) -> bool:
-        try:
+def test_of_several_that_want_a_new_folder_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, full = tmp_path / "new" / "run", tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    with monkeypatch.context() as all_find_it_empty:
+        all_find_it_empty.setattr(Path, "iterdir", lambda path: iter(()))
+        new_folder(new)
+        with pytest.raises(CheckpointError, match="new/run is not empty; choose another folder"):
+            new_folder(new)
+    for path in (new, full):
+        with pytest.raises(CheckpointError, match="is not empty"):
             new_folder(path)
-        except CheckpointError:
-            return False
-        return True
-
-    (tmp_path / "empty").mkdir()
-    with ThreadPoolExecutor(8) as pool:
-        for path in (tmp_path / "new" / "run", tmp_path / "empty"):
-            assert sum(pool.map(wants, [path] * 40)) == 1
-    with pytest.raises(CheckpointError, match="new/run is not empty"):
-        new_folder(tmp_path / "new" / "run")
-    with locked(tmp_path / "empty"):  # the one that has it goes on
+    with locked(new):  # the one that has it goes on
         pass
 
 

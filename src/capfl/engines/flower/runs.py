@@ -21,6 +21,7 @@ from capfl.errors import CapflError, printable
 from capfl.files import write_atomically
 
 NAME = "capfl"  # of the connection, in Flower's own configuration
+WITHIN = 60.0  # seconds for a command of Flower's
 PAUSE = 2.0  # seconds between two looks at a run
 LOST = 300.0  # seconds for which a server may be away while a run is followed
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
@@ -54,7 +55,7 @@ class Connection:
             raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
         return [script("flwr"), *arguments, NAME]
 
-    def ask(self, *arguments: str, timeout: float = 60.0) -> dict[str, Any]:
+    def ask(self, *arguments: str) -> dict[str, Any]:
         """The answer to a ``flwr`` command.
 
         Raises:
@@ -64,11 +65,11 @@ class Connection:
         try:
             done = subprocess.run(
                 [*command, "--format", "json"], env=environment(self.home), stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, timeout=timeout, check=False,
+                capture_output=True, text=True, timeout=WITHIN, check=False,
             )  # fmt: skip
             answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         except subprocess.TimeoutExpired as error:
-            raise ServerError(f"flwr {words}: no answer within {timeout:.0f} s") from error
+            raise ServerError(f"flwr {words}: no answer within {WITHIN:.0f} s") from error
         except ValueError as error:
             raise ServerError(f"flwr {words}: {(done.stderr or done.stdout).strip()}") from error
         if not answer.get("success"):
