@@ -3,8 +3,8 @@
     python benchmarks/pareto.py FOLDER [--svg FILE] [--json FILE]
 
 Prints the table (mean ± sd over seeds of the shared adapter's accuracy on the clients' test items, bytes for each
-client, both directions, and bytes to come within one point of where dense ends) and the paired differences against dense with
-their 95 % intervals (Student's t over seeds), and draws accuracy against total bytes.
+client, both directions, and bytes to come within one point of where dense ends) and the paired differences against
+dense with their 95 % intervals (Student's t over seeds), and draws accuracy against total bytes.
 """
 
 from __future__ import annotations
