@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,37 +54,17 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
 
-    def on_begin(self, path: Path, config: Config) -> None:
-        for callback in self.callbacks:
-            callback.on_begin(path, config)
 
-    def on_note(self, text: str) -> None:
+def _to_all(name: str) -> Callable[..., None]:
+    def call(self: Callbacks, *arguments: object) -> None:
         for callback in self.callbacks:
-            callback.on_note(text)
+            getattr(callback, name)(*arguments)
 
-    def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        for callback in self.callbacks:
-            callback.on_start(method, rounds, done, visits)
+    return call
 
-    def on_client(self, client: ClientId, loss: float) -> None:
-        for callback in self.callbacks:
-            callback.on_client(client, loss)
 
-    def on_round(self, record: RoundRecord) -> None:
-        for callback in self.callbacks:
-            callback.on_round(record)
-
-    def on_evaluation(self, clients: int) -> None:
-        for callback in self.callbacks:
-            callback.on_evaluation(clients)
-
-    def on_evaluated(self, client: ClientId) -> None:
-        for callback in self.callbacks:
-            callback.on_evaluated(client)
-
-    def on_end(self, summary: Summary) -> None:
-        for callback in self.callbacks:
-            callback.on_end(summary)
+for _name in [name for name in vars(Callback) if name.startswith("on_")]:
+    setattr(Callbacks, _name, _to_all(_name))
 
 
 class Plain(Callback):
