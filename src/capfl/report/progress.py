@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capfl.config import Config
-from capfl.report.summary import Summary, members_of
-from capfl.report.tables import percent, size
+from capfl.report.summary import EVERYBODY, Summary, members_of
+from capfl.report.tables import listed, percent, size
 from capfl.types import ClientId, RoundRecord
 
 
@@ -88,10 +88,11 @@ class Plain(Callback):
         left = (time.monotonic() - self._began) / self._done * (self._rounds - record.round)
         line = f"{self._method} {round_line(record, self._rounds, self._bytes)}"
         self.on_note(f"{line}  left {int(left) // 60}:{int(left) % 60:02d}")
-        if record.groups != self._groups:
-            self._groups = record.groups
-            groups = [f"{name} ({', '.join(members)})" for name, members in sorted(members_of(record.groups).items())]
-            self.on_note(f"{self._method} round {record.round}: groups {', '.join(groups)}")
+        groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
+        if groups != self._groups:
+            self._groups = groups
+            told = [f"{name} ({listed(members)})" for name, members in sorted(members_of(groups).items())]
+            self.on_note(f"{self._method} round {record.round}: groups {listed(told)}")
 
 
 class Live(Plain):
