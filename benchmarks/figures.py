@@ -14,11 +14,11 @@ import matplotlib.pyplot as plt
 
 from capfl.checkpoint import RunFolder
 
-COLOURS = {"base": "#b0b0b0", "local only": "#d98c5f", "global": "#5b8db8", "personal": "#2f5d50"}
+COLOURS = {"base": "#b0b0b0", "local only": "#d98c5f", "shared": "#5b8db8", "personal": "#2f5d50"}
 
 
 def draw(folder: RunFolder, out: Path, title: str) -> None:
-    """Left: a group of bars a client. Right: validation accuracy of the global model after every round."""
+    """Left: a group of bars a client. Right: validation accuracy of the shared adapters after every round."""
     plt.switch_backend("svg")
     plt.rcParams["svg.hashsalt"] = "capfl"  # equal data, equal file
     summary = folder.read_json("summary.json")
@@ -38,12 +38,13 @@ def draw(folder: RunFolder, out: Path, title: str) -> None:
     left.set_title(title, loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
     rounds = [r.round for r in records]
-    right.plot(rounds, [100 * (r.validation_accuracy or 0) for r in records], color=COLOURS["global"], label="global")
-    if summary["chance"] is not None:
-        right.axhline(100 * summary["chance"], color="#b0b0b0", linestyle=":", linewidth=1)
-        right.annotate("chance", (rounds[-1], 100 * summary["chance"]), ha="right", va="bottom", fontsize=8)
+    right.plot(rounds, [100 * (r.validation_accuracy or 0) for r in records], color=COLOURS["shared"], label="shared")
+    chance = summary["metrics"]["accuracy"]["chance"]
+    if chance is not None:
+        right.axhline(100 * chance, color="#b0b0b0", linestyle=":", linewidth=1)
+        right.annotate("chance", (rounds[-1], 100 * chance), ha="right", va="bottom", fontsize=8)
     right.set_xlabel("round")
-    right.set_title("global model, validation accuracy, %", loc="left", fontsize=10)
+    right.set_title("shared adapters, validation accuracy, %", loc="left", fontsize=10)
     right.set_ylim(0, 100)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,9 +2,9 @@
 
     python benchmarks/pareto.py FOLDER [--svg FILE] [--json FILE]
 
-Prints the table (mean ± sd over seeds of the global model's accuracy on the clients' test items, bytes for each client,
-both directions, and bytes to come within one point of where dense ends) and the paired differences against dense with
-their 95 % intervals (Student's t over seeds), and draws accuracy against total bytes.
+Prints the table (mean ± sd over seeds of the shared adapter's accuracy on the clients' test items, bytes for each
+client, both directions, and bytes to come within one point of where dense ends) and the paired differences against
+dense with their 95 % intervals (Student's t over seeds), and draws accuracy against total bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
             if record.validation_accuracy is not None:
                 curve.append((record.round, spent / n_clients, record.validation_accuracy))
         found.setdefault(name, {})[int(seed)] = {
-            "accuracy": summary["models"]["global"]["mean"],
+            "accuracy": summary["metrics"]["accuracy"]["models"]["shared"]["mean"],
             "bytes": summary["bytes"]["total"] / n_clients,
             "curve": curve,
         }
@@ -127,7 +127,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
         left.annotate(row["variant"], place, xytext=(4, 4 if i % 2 else -10), textcoords="offset points", fontsize=7)
         kilobytes = [spent / 1e3 for _, spent, _ in row["curve"]]
         right.plot(kilobytes, [accuracy for *_, accuracy in row["curve"]], color=colour, label=row["variant"])
-    left.set_title("global model, test accuracy, %", loc="left", fontsize=10)
+    left.set_title("shared adapter, test accuracy, %", loc="left", fontsize=10)
     right.set_title("on the way there: validation accuracy, %", loc="left", fontsize=10)
     right.legend(frameon=False, fontsize=7)
     for axes in (left, right):

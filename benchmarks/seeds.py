@@ -23,7 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
     summaries = [RunFolder(path).read_json("summary.json") for path in parser.parse_args().runs]
-    found = {m: [s["models"][m] for s in summaries] for m in MODELS if all(s["models"][m] for s in summaries)}
+    means = [summary["metrics"]["accuracy"]["models"] for summary in summaries]
+    found = {m: [own[m] for own in means] for m in MODELS if all(own[m] for own in means)}
     print("| model | mean of clients, each run | mean ± sd | worst client, each run |\n|---|---|---|---|")
     for model, rows in found.items():
         means = [100 * row["mean"] for row in rows]
@@ -32,7 +33,7 @@ def main() -> None:
         print(f"| {model.replace('_', ' ')} | {', '.join(f'{m:.1f}' for m in means)} | "
               f"{statistics.fmean(means):.1f}{spread} | {worst} |")  # fmt: skip
     if "local_only" in found and 1 < len(summaries) <= len(T_95) + 1:
-        for model in [m for m in ("global", "personal") if m in found]:
+        for model in [m for m in ("shared", "personal") if m in found]:
             pairs = zip(found[model], found["local_only"], strict=True)
             apart = [100 * (a["mean"] - b["mean"]) for a, b in pairs]
             half = T_95[len(apart) - 1] * statistics.stdev(apart) / math.sqrt(len(apart))

@@ -70,9 +70,8 @@ def accuracy(data: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ign
 
     @cache
     def run_once(attack: str | None, defence: str) -> float:
-        found = play(tmp_path_factory.mktemp("run") / "run", data, attack, federation__robust=defence).statistics(
-            "global"
-        )
+        summary = play(tmp_path_factory.mktemp("run") / "run", data, attack, federation__robust=defence)
+        found = summary.statistics("shared", "accuracy")
         assert found is not None
         return 100 * found["mean"]
 

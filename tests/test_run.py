@@ -33,7 +33,7 @@ def test_the_folder_holds_what_the_readme_promises(runs: Path) -> None:
     assert saved == json.loads(json.dumps(summary.to_json()))
     assert [row["id"] for row in saved["clients"]] == ["bank", "hospital"] or len(saved["clients"]) == 2
     assert set(saved["clients"][0]) >= {
-        "id", "n_train", "n_test", "base", "global", "personal", "local_only", "centralised", "rank",
+        "id", "n_train", "n_test", "base", "shared", "personal", "local_only", "centralised", "rank",
         "bytes_up", "bytes_down",
     }  # fmt: skip
     for row in saved["clients"]:
@@ -127,5 +127,5 @@ def test_a_client_without_peers_ends_where_training_alone_does(runs: Path) -> No
         mine, theirs = (load_file(runs / at / f"adapters/clients/{row.id}/adapter_model.safetensors") for at in "ba")
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert joined.accuracies("personal") == alone.accuracies("personal")
+    assert [row.personal for row in joined.rows] == [row.personal for row in alone.rows]
     assert sum(row.bytes_up for row in joined.rows) > 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from rich.console import Console
 from capfl.engines.serial import serial
 from capfl.errors import ClientError
 from capfl.experiment import run
-from capfl.report.progress import Callback, Callbacks, Live, progress_of
+from capfl.report.progress import Callback, Callbacks, Live, Plain, progress_of
 from capfl.types import RoundRecord
 from commands import TINY_FLAGS, command, refused
 from support import tiny_config
@@ -94,7 +93,6 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_runs(runs: Path, m
     said = refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "tensorbored")
     assert "choose from aim, " in said
     assert not runs.exists()
-    assert "accelerate.tracking" in sys.modules
 
 
 def test_callbacks_are_called_in_order(runs: Path) -> None:
@@ -114,6 +112,15 @@ def test_callbacks_are_called_in_order(runs: Path) -> None:
     both = [Names(), Names()]
     run(tiny_config(runs), serial, Callbacks(both))
     assert both[0].seen == both[1].seen == [runs, 1, 2, "end"]
+
+
+def test_groups_are_said_when_they_change(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = Plain(Console(width=200))
+    plain.on_start("ca-pfl", 3, 0, 2)
+    for n, groups in enumerate(({"a": "everybody", "b": "everybody"}, {"a": "x", "b": "x"}, {"a": "x", "b": "x"})):
+        plain.on_round(RoundRecord(n + 1, ("a", "b"), {}, {}, (), (), 0.0, groups=groups))
+    said = [line for line in capsys.readouterr().out.splitlines() if "groups" in line]
+    assert said == ["ca-pfl round 2: groups x (a, b)"]
 
 
 def test_the_evaluation_of_every_client_moves_a_bar() -> None:

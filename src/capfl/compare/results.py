@@ -77,9 +77,11 @@ def by_metric(results: Results) -> Iterator[tuple[str, str, Variants]]:
     for split, labels in results.items():
         metrics = sorted({m for seeds in labels.values() for run in seeds.values() for m in run.summary.metrics})
         for metric in metrics:
-            yield split, metric, {
-                label: {seed: run.of_metric(metric) for seed, run in seeds.items()} for label, seeds in labels.items()
-            }  # fmt: skip
+            own = {
+                label: {seed: run.of_metric(metric) for seed, run in seeds.items() if metric in run.summary.metrics}
+                for label, seeds in labels.items()
+            }
+            yield split, metric, {label: seeds for label, seeds in own.items() if seeds}
 
 
 def read_results(plan: Plan, out: Path) -> Results:

@@ -90,13 +90,6 @@ def words(rows: Sequence[Row], plan: Plan) -> list[str]:
     ):
         if names:
             texts.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {what}.")
-    hurt = [(row.label, row.worse_off) for row in rows if row.worse_off]
-    if hurt:
-        shares = _listed([f"{100 * share:.0f} % with {label}" for label, share in hurt])
-        texts.append(f"Clients clearly worse off than training alone: {shares}.")
-    one = [row.label for row in rows if len(row.seeds) == 1]
-    if one:
-        texts.append(f"One seed alone, so that its interval leaves out what another would change: {_listed(one)}.")
     return texts
 
 
@@ -139,23 +132,21 @@ def _differences(rows: Sequence[Row], plan: Plan) -> Figure | None:
 
 
 def _over_rounds(results: Variants, css: Mapping[str, str]) -> list[Figure]:
-    """Validation accuracy against bytes and rounds where there is one, and the training loss; means over seeds."""
+    """Validation accuracy against bytes where there is one, and the training loss over rounds; means over seeds."""
     figures = []
     curves = {label: [run.curve for run in seeds.values()] for label, seeds in results.items()}
     curves = {label: own for label, own in curves.items() if all(own) and len({len(curve) for curve in own}) == 1}
     if curves:
+        series = [
+            charts.Series(label, [
+                (fmean(point.bytes for point in at), 100 * fmean(point.accuracy for point in at))
+                for at in zip(*own, strict=True)
+            ], css=css[label])
+            for label, own in curves.items()
+        ]  # fmt: skip
+        image = charts.curves(series, "bytes for each client, both directions", "Validation accuracy", log_x=True)
         names = tuple((css[label], label) for label in curves)
-        for axis, x_label in (("bytes", "bytes for each client, both directions"), ("round", "round")):
-            series = [
-                charts.Series(label, [
-                    (fmean(getattr(point, axis) for point in at), 100 * fmean(point.accuracy for point in at))
-                    for at in zip(*own, strict=True)
-                ], css=css[label])
-                for label, own in curves.items()
-            ]  # fmt: skip
-            title = f"On the way: validation accuracy by {axis}, %"
-            image = charts.curves(series, x_label, title, log_x=axis == "bytes")
-            figures.append(Figure(title, image, names, "Shared adapters, validation items of all clients."))
+        figures.append(Figure("On the way: validation accuracy, %", image, names, "Shared adapters, all clients."))
     losses = {
         label: [
             (at[0].round, fmean(record.loss for record in at))

@@ -15,7 +15,7 @@ from capfl.config import Config
 from capfl.config.keys import flat
 from capfl.page import charts
 from capfl.report.summary import MODELS, PARTS, ClientRow
-from capfl.report.tables import MOST_ROWS, Table, size
+from capfl.report.tables import MOST_ROWS
 
 PART_CSS = {part: f"s{i}" for i, part in enumerate(PARTS)}
 
@@ -61,22 +61,6 @@ def ledger_figure(rows: Sequence[tuple[str, Mapping[str, float]]], title: str, n
     used = [part for part in PARTS if any(own.get(part) for _, own in rows)]
     image = charts.stacked([(name, {p: own.get(p, 0) for p in used}) for name, own in rows], PART_CSS, title)
     return Figure(title, image, tuple((PART_CSS[part], part) for part in used), note)
-
-
-def ledger_table(up: Mapping[str, float], down: Mapping[str, float]) -> Table:
-    """Bytes by part, with each part's share of its direction."""
-    total = {"up": sum(up.values()), "down": sum(down.values())}
-    rows = [
-        [part, *(cell for name, own in (("up", up), ("down", down)) for cell in _of(own.get(part, 0), total[name]))]
-        for part in PARTS
-        if up.get(part) or down.get(part)
-    ]
-    foot = ["all", size(total["up"]), "100 %", size(total["down"]), "100 %"]
-    return Table(["part", "up", "of it", "down", "of it"], rows, [foot])
-
-
-def _of(n_bytes: float, total: float) -> tuple[str, str]:
-    return size(n_bytes), f"{100 * n_bytes / total:.1f} %" if total else ""
 
 
 def command(config: Config) -> str:

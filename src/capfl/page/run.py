@@ -12,9 +12,9 @@ from capfl.compare.statistics import clearly_worse
 from capfl.config import load_config
 from capfl.page import charts, parts
 from capfl.page.parts import Figure
-from capfl.report.ledger import Ledger, read_ledger, read_summary
+from capfl.report.ledger import DIRECTIONS, ledger_table, read_ledger, read_summary
 from capfl.report.summary import MODELS, Summary
-from capfl.report.tables import Table, client_table, group_lines, notes, percent, scored_words, size
+from capfl.report.tables import client_table, group_lines, notes, percent, scored_words, size
 from capfl.types import RoundRecord
 
 
@@ -32,8 +32,6 @@ def run_page(path: Path) -> dict[str, Any]:
         *_curves(records, summary),
         parts.rank_map(summary.rows, config.lora.rank),
     ]
-    up, down = (ledger.parts(direction) for direction in ("up", "down"))
-    note = f"{ledger.rounds} rounds and the final evaluation, all clients, headers included."
     return {
         "title": f"{summary.method} on {', '.join(Path(name).stem for name in config.data.sets)}",
         "subtitle": f"{config.model.path}, {config.partition.kind}, seed {config.seed}",
@@ -43,9 +41,7 @@ def run_page(path: Path) -> dict[str, Any]:
         "groups": group_lines(summary),
         "notes": notes(summary),
         "figures": [figure for figure in figures if figure],
-        "ledger": parts.ledger_figure([("up", up), ("down", down)], "Bytes by part", note),
-        "ledger_table": parts.ledger_table(up, down),
-        "messages": _messages(ledger),
+        "ledger": [ledger_table(ledger, direction) for direction in DIRECTIONS],
         "command": parts.command(config),
         "config": (path / "config.toml").read_text(encoding="utf-8"),
         "machine": parts.machine(folder.read_json("run.json")),
@@ -89,60 +85,33 @@ def _of_metric(summary: Summary, metric: str) -> str:
 
 
 def _curves(records: Sequence[RoundRecord], summary: Summary) -> list[Figure]:
+    """Validation against bytes, training loss and ranks, as far as there are any."""
     figures = []
-    chance = summary.level("chance", summary.metrics[0]) if len(summary.metrics) == 1 else None
-    levels = {} if chance is None else {"chance": 100 * chance}
-    spent, n = 0, len(summary.rows)
-    validated: list[tuple[int, float, float]] = []
-    for record in records:
-        spent += record.bytes_up + record.bytes_down
-        if record.validation_accuracy is not None:
-            validated.append((record.round, spent / n, 100 * record.validation_accuracy))
-    note = "Validation items of all clients, shared adapters."
-    if validated:
-        line = charts.Series("shared", [(b, a) for _, b, a in validated], css="m-shared")
-        image = charts.curves([line], "bytes for each client, both directions", "Accuracy against bytes", levels)
-        figures.append(Figure("Accuracy against bytes, %", image, note=note))
-        line = charts.Series("shared", [(r, a) for r, _, a in validated], css="m-shared")
-        image = charts.curves([line], "round", "Accuracy over rounds", levels)
-        figures.append(Figure("Accuracy over rounds, %", image, note=note))
-    trained = [record for record in records if record.losses]
-    if trained:
-        line = charts.Series(
-            "mean over clients",
-            [(record.round, record.loss) for record in trained],
-            [(min(record.losses.values()), max(record.losses.values())) for record in trained],
-        )
-        note = "Mean over the clients of a round; the band goes from the lowest to the highest."
-        image = charts.curves([line], "round", "Training loss over rounds")
-        figures.append(Figure("Training loss, nats a token", image, note=note))
-    both = [
-        charts.Series("up", [(r.round, r.bytes_up) for r in records]),
-        charts.Series("down", [(r.round, r.bytes_down) for r in records], css="s1"),
-    ]
-    image = charts.curves(both, "round", "Bytes of each round")
-    figures.append(Figure("Bytes of each round, all clients", image, (("s0", "up"), ("s1", "down"))))
-    ranked = [record for record in records if record.ranks]
-    if ranked:
-        means = [[fmean(ranks) for ranks in record.ranks.values()] for record in ranked]
-        line = charts.Series(
-            "mean over clients",
-            [(record.round, fmean(own)) for record, own in zip(ranked, means, strict=True)],
-            [(min(own), max(own)) for own in means],
-        )
-        image = charts.curves([line], "round", "Mean rank over rounds")
-        note = "Mean over modules and clients; the band goes from the client with the lowest mean to the highest."
-        figures.append(Figure("Ranks over rounds", image, note=note))
+    if len(summary.metrics) == 1 and (figure := _validation(records, summary)):
+        figures.append(figure)
+    losses = [(r.round, list(r.losses.values())) for r in records if r.losses]
+    ranks = [(r.round, [fmean(own) for own in r.ranks.values()]) for r in records if r.ranks]
+    for values, title in ((losses, "Training loss, nats a token"), (ranks, "Mean rank of a client's modules")):
+        if values:
+            points = [(round, fmean(own)) for round, own in values]
+            line = charts.Series("mean over clients", points, [(min(own), max(own)) for _, own in values])
+            image = charts.curves([line], "round", f"{title}, over rounds")
+            figures.append(
+                Figure(title, image, note="Mean over clients; the band goes from the lowest to the highest.")
+            )
     return figures
 
 
-def _messages(ledger: Ledger) -> Table:
-    rows = []
-    for client in [*ledger.clients, None]:
-        cells = []
-        for direction in ("up", "down"):
-            own = ledger.messages(direction, client)
-            cells += [str(len(own)), size(sum(e.bytes for e in own)), size(ledger.per_round(direction, client))]
-        rows.append([client or "all", *cells])
-    heads = ["client", "messages up", "bytes", "a round", "messages down", "bytes", "a round"]
-    return Table(heads, rows[:-1], rows[-1:])
+def _validation(records: Sequence[RoundRecord], summary: Summary) -> Figure | None:
+    chance = summary.level("chance", summary.metrics[0])
+    points, spent = [], 0
+    for record in records:
+        spent += record.bytes_up + record.bytes_down
+        if record.validation_accuracy is not None:
+            points.append((spent / len(summary.rows), 100 * record.validation_accuracy))
+    if not points:
+        return None
+    line = charts.Series("shared", points, css="m-shared")
+    levels = {} if chance is None else {"chance": 100 * chance}
+    image = charts.curves([line], "bytes for each client, both directions", "Accuracy against bytes", levels)
+    return Figure("Accuracy against bytes, %", image, note="Validation items of all clients, shared adapters.")

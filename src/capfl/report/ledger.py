@@ -16,7 +16,7 @@ from capfl.report.summary import Summary, total_parts
 from capfl.report.tables import MOST_ROWS, Table, size
 from capfl.types import ClientId, Entry
 
-DIRECTIONS = ("up", "down")
+DIRECTIONS = {"up": "left the site", "down": "came back"}
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ def ledger_tables(ledger: Ledger) -> Group:
     """A line a client and direction: number of messages, bytes, bytes of a round, and parts."""
     whole = "final evaluation included" if ledger.finished else "not finished: without the final evaluation"
     title = Text(f"{ledger.rounds} rounds, {whole}; a round: the mean of those that a client took part in")
-    up = _table(ledger, "up", "left the site")
-    return Group(title, Text(), up, Text(), _table(ledger, "down", "came back"))
+    return Group(title, Text(), ledger_table(ledger, "up"), Text(), ledger_table(ledger, "down"))
 
 
-def _table(ledger: Ledger, direction: str, title: str) -> Table:
+def ledger_table(ledger: Ledger, direction: str) -> Table:
+    """The messages of one direction."""
     parts = [part for part, n in ledger.parts(direction).items() if n]
 
     def line(name: str, client: ClientId | None) -> list[str]:
@@ -137,7 +137,7 @@ def _table(ledger: Ledger, direction: str, title: str) -> Table:
         sizes = [sum(e.bytes for e in messages), ledger.per_round(direction, client), *(own.get(p, 0) for p in parts)]
         return [name, str(len(messages)), *map(size, sizes)]
 
-    heads = [title, "count", "bytes", "a round", *parts]
+    heads = [DIRECTIONS[direction], "count", "bytes", "a round", *parts]
     rows = [line(client, client) for client in ledger.clients[:MOST_ROWS]]
     if len(ledger.clients) > MOST_ROWS:
         rows.append([f"and {len(ledger.clients) - MOST_ROWS} more", *[""] * (len(heads) - 1)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capfl.config import Config
-from capfl.report.summary import Summary, members_of
-from capfl.report.tables import percent, size
+from capfl.report.summary import EVERYBODY, Summary, members_of
+from capfl.report.tables import listed, percent, size
 from capfl.types import ClientId, RoundRecord
 
 
@@ -54,37 +54,17 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
 
-    def on_begin(self, path: Path, config: Config) -> None:
-        for callback in self.callbacks:
-            callback.on_begin(path, config)
 
-    def on_note(self, text: str) -> None:
+def _to_all(name: str) -> Callable[..., None]:
+    def call(self: Callbacks, *arguments: object) -> None:
         for callback in self.callbacks:
-            callback.on_note(text)
+            getattr(callback, name)(*arguments)
 
-    def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        for callback in self.callbacks:
-            callback.on_start(method, rounds, done, visits)
+    return call
 
-    def on_client(self, client: ClientId, loss: float) -> None:
-        for callback in self.callbacks:
-            callback.on_client(client, loss)
 
-    def on_round(self, record: RoundRecord) -> None:
-        for callback in self.callbacks:
-            callback.on_round(record)
-
-    def on_evaluation(self, clients: int) -> None:
-        for callback in self.callbacks:
-            callback.on_evaluation(clients)
-
-    def on_evaluated(self, client: ClientId) -> None:
-        for callback in self.callbacks:
-            callback.on_evaluated(client)
-
-    def on_end(self, summary: Summary) -> None:
-        for callback in self.callbacks:
-            callback.on_end(summary)
+for _name in [name for name in vars(Callback) if name.startswith("on_")]:
+    setattr(Callbacks, _name, _to_all(_name))
 
 
 class Plain(Callback):
@@ -108,10 +88,11 @@ class Plain(Callback):
         left = (time.monotonic() - self._began) / self._done * (self._rounds - record.round)
         line = f"{self._method} {round_line(record, self._rounds, self._bytes)}"
         self.on_note(f"{line}  left {int(left) // 60}:{int(left) % 60:02d}")
-        if record.groups != self._groups:
-            self._groups = record.groups
-            groups = [f"{name} ({', '.join(members)})" for name, members in sorted(members_of(record.groups).items())]
-            self.on_note(f"{self._method} round {record.round}: groups {', '.join(groups)}")
+        groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
+        if groups != self._groups:
+            self._groups = groups
+            told = [f"{name} ({listed(members)})" for name, members in sorted(members_of(groups).items())]
+            self.on_note(f"{self._method} round {record.round}: groups {listed(told)}")
 
 
 class Live(Plain):

@@ -154,10 +154,6 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         up, down = self.total_bytes("up"), self.total_bytes("down")
-        by_round: dict[int, dict[str, int]] = {}
-        for e in self.ledger:  # the last round is the final evaluation
-            by_round.setdefault(e.round, {"round": e.round, "up": 0, "down": 0})[e.direction] += e.bytes
-        messages = {d: [e.bytes for e in self.ledger if e.direction == d] for d in ("up", "down")}
         return {
             "method": self.method,
             "rounds": self.rounds,
@@ -168,11 +164,8 @@ class Summary:
                 "up": up,
                 "down": down,
                 "total": up + down,
-                "up_per_message": statistics.fmean(messages["up"]) if messages["up"] else 0.0,
-                "down_per_message": statistics.fmean(messages["down"]) if messages["down"] else 0.0,
                 "parts_up": self.parts("up"),
                 "parts_down": self.parts("down"),
-                "by_round": list(by_round.values()),
                 "delivery": [asdict(e) for e in self.ledger if e.round > self.rounds],  # no round's record has it
             },
             "failures": self.failures,

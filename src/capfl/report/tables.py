@@ -151,8 +151,12 @@ def group_lines(summary: Summary) -> list[str]:
 
 def _group_line(group: GroupRow) -> str:
     clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
-    more = f" and {len(group.members) - MOST_ROWS} more" if len(group.members) > MOST_ROWS else ""
-    return f"group {group.name}, {clients} since round {group.since}: {', '.join(group.members[:MOST_ROWS])}{more}"
+    return f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:MOST_ROWS]) + (f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else "")
 
 
 def scored_words(summary: Summary) -> str:
