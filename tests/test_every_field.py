@@ -145,7 +145,7 @@ def contents(folder: Path, pattern: str) -> dict[str, bytes]:
 
 def observe(place: Path, settings: dict[str, object], dealt: bool, broken: bool) -> dict[str, object]:
     """Run, or deal out alone, and collect everything that a user could notice, in parts."""
-    config = load_config(None, TINY | {"method.name": "fedit", "out": str(place)} | settings)
+    config = load_config(None, TINY | {"out": str(place)} | settings)
     seen: dict[str, object] = {"error": None, "state": None}
     widest: list[int] = []
     threads, logits = torch.get_num_threads(), AdaptedModel.logits
