@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from capfl.threads import wait_passively
+
 if TYPE_CHECKING:
     from capfl.api import run
     from capfl.config import Config
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from capfl.methods import Method
     from capfl.report.progress import Callback
     from capfl.result import Result
+
+wait_passively()  # before anybody imports torch
 
 __version__ = "0.2.0"
 __all__ = ["Callback", "CapflError", "Config", "Method", "Result", "run"]
