@@ -35,10 +35,10 @@ class Mutant:
 MUTANTS = {
     # -- wire: what crosses, to the byte -----------------------------------------------------------
     "unbiased ternary values have the mean magnitude": Mutant(
-        "wire/values.py", "        if unbiased:\n", "        if False:\n", "unit/wire/test_values.py"
+        "wire/values.py", "        if unbiased:\n", "        if False:\n", "unit/wire/test_codec.py"
     ),
     "ternary zeros are all positive": Mutant(
-        "wire/values.py", "(values < 0) | ((values == 0) & (kept % 2 == 1))", "values < 0", "unit/wire/test_values.py"
+        "wire/values.py", "(values < 0) | ((values == 0) & (kept % 2 == 1))", "values < 0", "unit/wire/test_codec.py"
     ),
     "levels stand for their lower edges": Mutant(
         "wire/values.py", "low + (level + 0.5) * width", "low + level * width", "unit/wire/test_values.py"
@@ -304,6 +304,10 @@ MUTANTS = {
         "config/schema.py", "math.ceil(n_items / self.batch_size)", "n_items // self.batch_size",
         "unit/test_config.py unit/test_plan.py",
     ),
+    "a flag may mean two keys": Mutant(
+        "config/keys.py", "by_leaf.items() if len(found) == 1}", "by_leaf.items()}",
+        "unit/test_config.py",
+    ),
     "a client's bytes a round are over all rounds": Mutant(
         "report/ledger.py", "n_rounds = len({e.round for e in own})", "n_rounds = self.rounds", "test_cli.py"
     ),
@@ -312,6 +316,16 @@ MUTANTS = {
     ),
     "the weighted mean drops weights": Mutant(
         "report/summary.py", "statistics.fmean(values, weights)", "statistics.fmean(values)", "test_report.py"
+    ),
+    "a bootstrap draws seeds alone": Mutant(
+        "compare/statistics.py", "values[clients].mean(axis=1)", "values.mean()", "unit/test_compare_statistics.py"
+    ),
+    "any loss against local-only is a clear one": Mutant(
+        "compare/statistics.py", "return alone - mine > Z95 * error", "return alone > mine",
+        "unit/test_compare_statistics.py",
+    ),
+    "a plan knows of no missed rounds": Mutant(
+        "plan/bytes.py", "round - 1 - version[client], client)", "min(1, round - 1), client)", "unit/test_plan.py"
     ),
 }  # fmt: skip
 
