@@ -4,8 +4,8 @@ A fold is started with the group's adapter, is given every update as it arrives,
 :math:`\theta_g = (A_g, B_g)` the group's adapter, :math:`\Delta_k` the change of client k, and
 :math:`p_k = n_k / \sum_j n_j` for n_k training items:
 
-``WeightedMean``: :math:`\theta_g + \sum_k p_k \Delta_k`, factor by factor: federated averaging. The product of the means
-is not the mean of the products, which the others are about.
+``WeightedMean``: :math:`\theta_g + \sum_k p_k \Delta_k`, factor by factor: federated averaging. The product of the
+means is not the mean of the products, which the others are about.
 
 ``CorrectedB``: the mean, and then B moved towards the mean of the products (LoRA-FAIR).
 
@@ -104,8 +104,8 @@ class CorrectedB(Combine):
               = (M - \bar B \bar A) \bar A^\top (\bar A \bar A^\top + \lambda I)^{-1}.
 
     The paper maximises a cosine similarity in place of the first term, by gradient descent; the Frobenius norm has this
-    closed form. :math:`\lambda` is in units of the mean of the diagonal of :math:`\bar A \bar A^\top`. B is corrected in
-    the elements that some client has sent: docs/adr/0009.
+    closed form. :math:`\lambda` is in units of the mean of the diagonal of :math:`\bar A \bar A^\top`. B is corrected
+    in the elements that some client has sent: docs/adr/0009.
     """
 
     about = "mean of A, mean of B, then B moved towards the mean of B A"
@@ -144,8 +144,8 @@ class _Corrected(_Trained):
 class TruncatedProduct(Combine):
     r"""FlexLoRA: Bai et al., arXiv:2402.11505.
 
-    :math:`\sum_k p_k B_k A_k = U S V^\top`, and the next adapter is :math:`B = U_r S_r`, :math:`A = V_r^\top`. Clients of
-    any rank take part. A rank that the sum does not have keeps its row of A, so that it can be trained again.
+    :math:`\sum_k p_k B_k A_k = U S V^\top`, and the next adapter is :math:`B = U_r S_r`, :math:`A = V_r^\top`. Clients
+    of any rank take part. A rank that the sum does not have keeps its row of A, so that it can be trained again.
     """
 
     about = "mean of B A, cut to rank r by its singular values"

@@ -109,9 +109,7 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
     """
     own, name = rows or {}, config.name
     given = {
-        key: value
-        for key in type(config).model_fields
-        if key != "name" and (value := getattr(config, key)) is not None
+        key: value for key in type(config).model_fields if key != "name" and (value := getattr(config, key)) is not None
     }
     if name not in METHODS and name not in own:
         raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
