@@ -16,6 +16,7 @@ from capfl.methods.peers import Description
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.roles.door import Limits
+from capfl.roles.server import read_update
 from capfl.round import run_round
 from capfl.types import (
     Adapter,
@@ -160,6 +161,11 @@ class Federation:
             self.state, record = run_round(self.state, self.clients, self.agreement, self.exchange, config, seed=0)
             records.append(record)
         return records
+
+    def arrived(self) -> dict[ClientId, Adapter]:
+        """What the server has read of each client's last reply."""
+        read = {c: read_update(reply, c, self.state.round, self.agreement) for c, reply in self.replies.items()}
+        return {client: update.adapter for client, (update, _) in read.items()}
 
     def with_limits(self, **changes: object) -> Federation:
         limits = replace(LIMITS, **changes)  # type: ignore[arg-type]

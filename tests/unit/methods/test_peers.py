@@ -112,7 +112,10 @@ def test_a_newcomers_first_change_goes_to_everybody_and_it_is_sent_its_groups_wh
     changes = [(played.sent["a"][2], 10.0)]
     after = played.state.groups["group-1"]
     torch.testing.assert_close(
-        after.adapter["q.B"], folded(WeightedMean(), changes, before.groups["group-1"].adapter)["q.B"], atol=1e-3, rtol=0
+        after.adapter["q.B"],
+        folded(WeightedMean(), changes, before.groups["group-1"].adapter)["q.B"],
+        atol=1e-3,
+        rtol=0,
     )
     assert "b" not in played.state.versions
     (record,) = played.play(1)
@@ -216,7 +219,14 @@ def test_a_newcomer_is_like_its_group_or_if_it_has_none_there_like_all() -> None
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("features", 2e6), ("features", -2e6), ("deviation", -0.1), ("deviation", 2e6), ("answers", 0.5), ("answers", 2e6)],
+    [
+        ("features", 2e6),
+        ("features", -2e6),
+        ("deviation", -0.1),
+        ("deviation", 2e6),
+        ("answers", 0.5),
+        ("answers", 2e6),
+    ],
 )
 def test_numbers_that_no_model_and_no_data_give_are_refused(field: str, value: float) -> None:
     state, honest = METHOD.start(INITIAL, CLIENTS), description("a")

@@ -11,7 +11,7 @@ from adapters import CODECS
 from capfl.errors import ConfigError, WireError
 from capfl.methods.combine import TruncatedProduct
 from capfl.methods.ranks import AllRanks, Shares, first_ranks
-from capfl.roles import door, server
+from capfl.roles import door
 from capfl.roles.agreement import Agreement
 from capfl.types import ClientState
 from parts import CLIENTS, INITIAL, Federation, N, row, update
@@ -51,7 +51,7 @@ def test_a_client_trains_sends_and_takes_home_its_own_ranks(codec: str) -> None:
     played.play(2)
     method, memory = played.agreement.method, played.memory["b"]
     assert torch.equal(SHARES.trained(memory.ranks), HALF)
-    arrived = {c: server.read_update(played.replies[c], c, 2, played.agreement)[0].adapter for c in CLIENTS}
+    arrived = played.arrived()
     assert arrived["a"]["q.B"][:, 1].any()
     for adapter in (
         method.starting_point(memory, INITIAL), method.without_unused_ranks(INITIAL, memory), arrived["b"],
