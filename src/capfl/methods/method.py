@@ -111,8 +111,9 @@ class Method:
 
     def change(self, start: Adapter, trained: Trained, round: int) -> Adapter:
         """What a client sends of its training in a round."""
-        sent = self.factors.sent(round, algebra.unpatched(start))
-        return {name: trained.adapter[name] - start[name] for name in sent}
+        return {
+            name: trained.adapter[name] - start[name] for name in self.factors.sent(round, algebra.unpatched(start))
+        }
 
     def keeps(self, trained: Trained, memory: ClientState) -> Adapter:
         """The factors that a client keeps from round to round."""
