@@ -19,9 +19,10 @@ from parts import CLIENTS, INITIAL, Federation, bits, folded, pair, products, ro
 
 COMBINES: dict[str, Combine] = {
     "mean": WeightedMean(), "corrected": CorrectedB(), "truncated": TruncatedProduct(), "exact": ExactProduct(),
-    "clipped": Clipped(WeightedMean(), 1.0), "median": Middle(0.5), "trimmed": Middle(0.25),
+    "clipped": Clipped(WeightedMean()), "median": Middle(0.5), "trimmed": Middle(0.25),
 }  # fmt: skip
 every = pytest.mark.parametrize("combine", COMBINES.values(), ids=COMBINES)
+CLIP = (1 + 13**0.5) / 2 / 13**0.5  # the median of two lengths, 1 and the root of 13, over the longer one
 CHANGES = [(normal(k, INITIAL), float(k)) for k in (1, 2, 3)]
 
 
@@ -47,7 +48,7 @@ def near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tole
         (CorrectedB(strength=0.1), 3.5, 2.5 + (9.5 - 8.75) / 3.5 / 1.1, None),
         (TruncatedProduct(), 1.0, 9.5, None),
         (ExactProduct(), 3.5, 2.5, 0.75),
-        (Clipped(WeightedMean(), 9.0), 3.5, 2.5, None),
+        (Clipped(WeightedMean()), 2 + (0 + 2 * CLIP) / 2, (1 + 3 * CLIP) / 2, None),
         (Middle(0.5), 3.0, 2.0, None),
     ],
 )
