@@ -48,7 +48,7 @@ def near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tole
         (CorrectedB(strength=0.1), 3.5, 2.5 + (9.5 - 8.75) / 3.5 / 1.1, None),
         (TruncatedProduct(), 1.0, 9.5, None),
         (ExactProduct(), 3.5, 2.5, 0.75),
-        (Clipped(WeightedMean()), 2 + (0 + 2 * CLIP) / 2, (1 + 3 * CLIP) / 2, None),
+        (Clipped(WeightedMean()), 2 + 2 * 2 * CLIP / 3, (1 + 2 * 3 * CLIP) / 3, None),
         (Middle(0.5), 3.0, 2.0, None),
     ],
 )
