@@ -1,13 +1,11 @@
-"""Clients that attack: an engine whose replies from some of them are not what they should be, and a task to spoil."""
+"""Clients that attack: replies that are not what they should be, and a task to spoil with them."""
 
 from __future__ import annotations
 
 import json
 import random
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,136 +13,102 @@ import numpy as np
 import torch
 
 from capfl import adapter as algebra
-from capfl.checkpoint import ClientStore
 from capfl.errors import WireError
 from capfl.experiment import Engine
-from capfl.roles import Agreement
-from capfl.roles.client import Site
+from capfl.methods.peers import Description
+from capfl.methods.posterior import Importance
+from capfl.roles.agreement import Agreement
 from capfl.types import Adapter, ClientId, Exchange, Failure, Update
 from capfl.wire import decode_update, encode_update, schema_hash
 from capfl.wire.body import pack
-from capfl.wire.header import unseal
 from capfl.wire.layout import Layout
-from capfl.wire.message import UPDATE, split_notes
+
+Attack = Callable[[bytes, Agreement, bytes], bytes]
+"""(a client's honest update, what was agreed on, its first update of the run) -> what it sends in its place."""
 
 
-@dataclass(frozen=True)
-class Message:
-    """An honest update, taken apart: ``said`` has its decoded change, ``body`` that change as it was encoded."""
-
-    said: Update
-    body: bytes
-    agreement: Agreement
-
-    @staticmethod
-    def of(blob: bytes, agreed: Agreement) -> Message:
-        said, _ = decode_update(blob, agreed.up, agreed.schema, agreed.initial, agreed.method.kinds)
-        _, body = unseal(blob, UPDATE, agreed.up.values.tag, agreed.schema)
-        return Message(said, bytes(split_notes(body)[1]), agreed)
-
-    def claiming(self, **claims: Any) -> bytes:
-        """The same update, but for what its header or its notes say."""
-        agreed = self.agreement
-        return encode_update(replace(self.said, **claims), self.body, agreed.up, agreed.schema, agreed.method.kinds)
-
-    def changed(self, change: Adapter) -> bytes:
-        """The same update with another change: NaN and infinity as they are, or as the largest that can be written."""
-        agreed = self.agreement
-        layout = Layout.of(change, agreed.initial)
-        reach = agreed.up.reach(change, agreed.initial, self.said.round)
-        kept = np.flatnonzero(layout.flatten({name: t.float() for name, t in reach.items()}))
-        flat, values = layout.flatten(change), agreed.up.values
-        if values.name not in ("fp32", "bf16"):
-            flat = np.nan_to_num(flat, nan=3e38, posinf=3e38)
-        body = pack(flat, kept, False, values, layout, agreed.initial, agreed.up.unbiased)
-        return replace(self, body=body).claiming()
-
-    def under(self, template: Adapter, base: str) -> bytes:
-        """An update of the same client for another adapter or another base model."""
-        agreed = self.agreement
-        change = {name: torch.full_like(t, 1e-3) for name, t in template.items()}
-        body = agreed.up.encode(change, template, self.said.round)
-        return encode_update(self.said, body, agreed.up, schema_hash(template, base), agreed.method.kinds)
+def opened(reply: bytes, agreed: Agreement) -> Update:
+    return decode_update(reply, agreed.up, agreed.schema, agreed.initial, agreed.records_up)[0]
 
 
-Attack = Callable[[Message, bytes], bytes]
-"""(the honest update, the client's first one of the run) -> what is sent in its place."""
+def forged(reply: bytes, agreed: Agreement, change: Adapter | None = None, **claims: Any) -> bytes:
+    """An update with other claims, or with another change: NaN and infinity as they are, or as large as can be."""
+    said = replace(opened(reply, agreed), **claims)
+    if change is None:
+        return encode_update(said, said.body, agreed.up, agreed.schema)
+    layout, values = Layout.of(change, agreed.initial), agreed.up.values
+    reach = agreed.up.reach(change, agreed.initial, said.round)
+    kept = np.flatnonzero(layout.flatten({name: t.float() for name, t in reach.items()}))
+    flat = layout.flatten(change)
+    if values.name not in ("fp32", "bf16"):
+        flat = np.nan_to_num(flat, nan=3e38, posinf=3e38)
+    body = pack(flat, kept, False, values, layout, agreed.initial, agreed.up.unbiased)
+    return encode_update(said, body, agreed.up, agreed.schema)
+
+
+def claiming(**claims: Any) -> Attack:
+    return lambda reply, agreed, first: forged(reply, agreed, **claims)
 
 
 def filled(value: float) -> Attack:
-    return lambda honest, first: honest.changed({n: torch.full_like(t, value) for n, t in honest.said.adapter.items()})
+    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
+        return forged(reply, agreed, {n: torch.full_like(t, value) for n, t in opened(reply, agreed).adapter.items()})
+
+    return attack
 
 
 def flipped(times: float) -> Attack:
-    return lambda honest, first: honest.changed(algebra.scaled(honest.said.adapter, -times))
+    return lambda reply, agreed, first: forged(reply, agreed, algebra.scaled(opened(reply, agreed).adapter, -times))
 
 
-def farthest(honest: Message, first: bytes) -> bytes:
+def farthest(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
     """Backwards, as far as the door lets in."""
-    said, agreed = honest.said, honest.agreement
+    said = opened(reply, agreed)
     assert agreed.limits is not None
-    longest = agreed.limits.longest(said.n_train, algebra.size(said.adapter), agreed.up.density_in(said.round))
-    return flipped(0.9 * longest / max(1e-9, algebra.norm(said.adapter)))(honest, first)
+    longest = agreed.limits.longest(said.n_train, algebra.size(said.adapter), agreed.up.density)
+    return flipped(0.9 * longest / max(1e-9, algebra.norm(said.adapter)))(reply, agreed, first)
 
 
-def noise(honest: Message, first: bytes) -> bytes:
+def heavy(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
+    """Backwards, and said to be of a million items."""
+    return forged(flipped(1)(reply, agreed, first), agreed, n_train=1_000_000)
+
+
+def noise(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
     """Ten times as long as the honest change, in a direction of chance."""
-    change, draw = honest.said.adapter, torch.Generator().manual_seed(honest.said.round)
-    drawn = {name: torch.randn(t.shape, generator=draw) for name, t in change.items()}
-    return honest.changed(algebra.scaled(drawn, 10 * algebra.norm(change) / algebra.norm(drawn)))
+    said = opened(reply, agreed)
+    draw = torch.Generator().manual_seed(said.round)
+    drawn = {name: torch.randn(t.shape, generator=draw) for name, t in said.adapter.items()}
+    return forged(reply, agreed, algebra.scaled(drawn, 10 * algebra.norm(said.adapter) / algebra.norm(drawn)))
 
 
-def heavy(honest: Message, first: bytes) -> bytes:
-    """Backwards, for as many items as the door lets in."""
-    assert honest.agreement.limits is not None
-    turned = replace(honest, said=replace(honest.said, n_train=honest.agreement.limits.max_items))
-    return flipped(1)(turned, first)
+def of_another_adapter(wider: int, base: str) -> Attack:
+    """An update for an adapter of other ranks, or for another base model."""
 
+    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
+        said = opened(reply, agreed)
+        shapes = {n: (t.shape[0] + wider * n.endswith(".A"), t.shape[1] + wider * n.endswith(".B"))
+                  for n, t in agreed.initial.items()}  # fmt: skip
+        template = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        body = agreed.up.encode({n: torch.full_like(t, 1e-3) for n, t in template.items()}, template, said.round)
+        return encode_update(said, body, agreed.up, schema_hash(template, base))
 
-def stale(honest: Message, first: bytes) -> bytes:
-    """The change of the first round again, said to be this round's."""
-    old = Message.of(first, honest.agreement)
-    return replace(honest, body=old.body).claiming()
-
-
-def wrong_rank(honest: Message, first: bytes) -> bytes:
-    template = {
-        name: torch.zeros((t.shape[0] + 1, t.shape[1]) if name.endswith(".A") else (t.shape[0], t.shape[1] + 1))
-        for name, t in honest.agreement.initial.items()
-    }
-    return honest.under(template, honest.agreement.base)
-
-
-def wrong_rank_in_disguise(honest: Message, first: bytes) -> bytes:
-    """Of another rank, under the hash of the right one."""
-    blob = wrong_rank(honest, first)
-    return forged(blob, 12, honest.agreement.schema)
-
-
-def forged(blob: bytes, at: int, new: bytes) -> bytes:
-    """Some bytes replaced, and a checksum that fits."""
-    body = blob[:at] + new + blob[at + len(new) : -4]
-    return body + struct.pack("<I", zlib.crc32(body))
-
-
-def without_body(honest: Message, first: bytes) -> bytes:
-    return replace(honest, body=b"\xff" * 40).claiming()
+    return attack
 
 
 CLAIMS: dict[str, Attack] = {
-    "replayed": lambda honest, first: b"" if honest.said.round == 1 else first,
-    "of another client": lambda honest, first: honest.claiming(client=f"{honest.said.client}x"),
-    "wrong rank": wrong_rank,
-    "wrong rank, right hash": wrong_rank_in_disguise,
-    "wrong schema": lambda honest, first: honest.under(honest.agreement.initial, "another base"),
-    "no body": without_body,
-    "all items of the world": lambda honest, first: honest.claiming(n_train=2**32 - 1),
-    "more steps than items": lambda honest, first: honest.claiming(steps=2**32 - 1),
-    "no items": lambda honest, first: honest.claiming(n_train=0),
-    "loss NaN": lambda honest, first: honest.claiming(loss=float("nan")),
-    "loss 1e300": lambda honest, first: honest.claiming(loss=1e300),
-    "loss below zero": lambda honest, first: honest.claiming(loss=-1.0),
-    "of a round to come": lambda honest, first: honest.claiming(round=honest.said.round + 1),
+    "replayed": lambda reply, agreed, first: first if first != reply else b"",
+    "of another client": claiming(client="x"),
+    "of a round to come": lambda reply, agreed, first: forged(reply, agreed, round=opened(reply, agreed).round + 1),
+    "wrong rank": of_another_adapter(1, "base"),
+    "wrong schema": of_another_adapter(0, "another base"),
+    "no body": lambda reply, agreed, first: encode_update(
+        opened(reply, agreed), b"\xff" * 40, agreed.up, agreed.schema
+    ),
+    "more steps than items": claiming(steps=2**32 - 1),
+    "no items": claiming(n_train=0),
+    "loss NaN": claiming(loss=float("nan")),
+    "loss below zero": claiming(loss=-1.0),
 }
 REFUSED: dict[str, Attack] = {
     **CLAIMS,
@@ -153,97 +117,79 @@ REFUSED: dict[str, Attack] = {
     "huge": filled(1e30),
     "a thousand times too long": flipped(1000.0),
 }
-"""What no client can have to say: the door keeps it out."""
+"""What no client can have to say."""
 
-ADMITTED: dict[str, Attack] = {
-    "flipped": flipped(1.0),
-    "farthest": farthest,
-    "heavy": heavy,
-    "stale": stale,
-}
+ADMITTED: dict[str, Attack] = {"flipped": flipped(1.0), "farthest": farthest, "heavy": heavy}
 """What an honest client might have said: only another mean than the plain one is proof against it."""
 
 MILD: dict[str, Attack] = {"noise": noise, "free rider": flipped(0.0)}
 """What spoils little, by any mean."""
 
 
-def saying(**notes: Callable[[torch.Tensor], torch.Tensor | None]) -> Attack:
-    """Notes changed, by name; None: not said."""
+def describing(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
+    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
+        said = opened(reply, agreed).grouping
+        assert isinstance(said, Description)
+        return forged(reply, agreed, grouping=replace(said, **{n: f(getattr(said, n)) for n, f in changes.items()}))
 
-    def attack(honest: Message, first: bytes) -> bytes:
-        changed = {name: f(honest.said.notes.get(name, torch.ones(4))) for name, f in notes.items()}
-        return honest.claiming(notes={k: t for k, t in (honest.said.notes | changed).items() if t is not None})
+    return attack
+
+
+def importance(alpha: Callable[[torch.Tensor], torch.Tensor], beta: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
+    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
+        said = opened(reply, agreed).ranks
+        assert isinstance(said, Importance)
+        return forged(reply, agreed, ranks=Importance(alpha(said.alpha), beta(said.beta)))
 
     return attack
 
 
 LIES: dict[str, Attack] = {
-    "no alpha": saying(alpha=lambda t: None),
-    "no beta": saying(beta=lambda t: None),
-    "a rank too many": saying(alpha=lambda t: torch.cat([t, t[:1]])),
-    "a rank less": saying(beta=lambda t: t[1:]),
-    "huge alpha": saying(alpha=lambda t: 0 * t + 1e38),
-    "tiny beta": saying(beta=lambda t: 0 * t + 1e-38),
-    "huge beta": saying(beta=lambda t: 0 * t + 1e38),
-    "half a description": saying(deviation=lambda t: None),
-    "no answers": saying(answers=lambda t: None),
-    "features of another model": saying(features=lambda t: t[:-1]),
-    "long features": saying(features=lambda t: t.repeat(500)),
-    "deviation of another model": saying(deviation=lambda t: torch.cat([t, t])),
-    "negative deviation": saying(deviation=lambda t: -t),
-    "huge features": saying(features=lambda t: 0 * t + 1e30),
-    "huge deviation": saying(deviation=lambda t: 0 * t + 1e30),
-    "less than one answer": saying(answers=lambda t: 0 * t + 1e-30),
-    "what the server says": saying(alpha=lambda t: t, z=lambda t: t),
+    "no posterior": claiming(ranks=None),
+    "a rank too many": importance(lambda t: torch.cat([t, t[:1]]), lambda t: torch.cat([t, t[:1]])),
+    "a rank less": importance(lambda t: t, lambda t: t[1:]),
+    "huge shape": importance(lambda t: 0 * t + 1e38, lambda t: 0 * t + 1e38),
+    "tiny mean": importance(lambda t: t, lambda t: 0 * t + 1e38),
+    "features of another model": describing(features=lambda t: t[:-1]),
+    "long features": describing(features=lambda t: t.repeat(500)),
+    "huge features": describing(features=lambda t: 0 * t + 1e30),
+    "negative deviation": describing(deviation=lambda t: -t),
+    "less than one answer": describing(answers=lambda t: 0 * t + 1e-30),
 }
 """What no client of CA-PFL can have to say of its data and its ranks."""
-
-RANKS: dict[str, Attack] = {
-    "no marks": saying(alive=lambda t: None),
-    "a rank too many": saying(alive=lambda t: torch.cat([t, t[:1]])),
-    "a rank less": saying(alive=lambda t: t[1:]),
-    "ranks that it was not told to have": saying(alive=lambda t: 0 * t + 1),
-    "no rank of the last module": saying(alive=lambda t: torch.cat([t[:-2], 0 * t[-2:]])),
-}
-"""What no client of a method with unequal ranks can have to say of them: here, of two in every module."""
 
 
 def attacked(engine: Engine, attack: Attack, villains: Sequence[ClientId]) -> Engine:
     """The engine, with the updates of some clients replaced. Other messages pass as they are."""
 
-    def make(site: Callable[[ClientId], Site], store: ClientStore, agreement: Agreement) -> Exchange:
-        inner: Any = engine(site, store, agreement)
+    def make(trainer: Any, store: Any, agreement: Agreement) -> Exchange:
+        inner: Any = engine(trainer, store, agreement)
         first: dict[ClientId, bytes] = {}
 
         def exchange(*asked: Any) -> Iterator[tuple[ClientId, bytes | Failure]]:
             for client, reply in inner(*asked):
-                if client not in villains or isinstance(reply, Failure) or agreement.method.travels == "nothing":
-                    yield client, reply
-                    continue
                 try:
-                    honest = Message.of(reply, agreement)
+                    is_update = client in villains and isinstance(reply, bytes) and opened(reply, agreement).adapter
                 except WireError:  # a score, say
-                    yield client, reply
-                    continue
-                yield client, attack(honest, first.setdefault(client, reply))
+                    is_update = False
+                yield client, attack(reply, agreement, first.setdefault(client, reply)) if is_update else reply
 
         return exchange
 
     return make
 
 
-# -- a task that a random model of 50,000 parameters can learn, and unlearn -------------------------------------
+# -- a task that a random model of 50,000 parameters can learn, and unlearn -----------------------------------------
 
 WORDS = {
-    "red": ("crimson", "scarlet", "ruby"),
-    "blue": ("navy", "azure", "cobalt"),
-    "green": ("olive", "lime", "jade"),
-    "grey": ("ash", "slate", "smoke"),
-}
+    "red": ("crimson", "scarlet", "ruby"), "blue": ("navy", "azure", "cobalt"),
+    "green": ("olive", "lime", "jade"), "grey": ("ash", "slate", "smoke"),
+}  # fmt: skip
 
 LEARNS: dict[str, object] = {
     "model.path": "tiny", "lora.layers": "top:2", "lora.targets": ["q_proj", "v_proj", "up_proj", "down_proj"],
-    "partition.kind": "iid", "partition.clients": 10, "federation.rounds": 15, "federation.on_failure": "skip",
+    "method.name": "fedit", "partition.kind": "by:site",
+    "federation.rounds": 15, "federation.on_failure": "skip",
     "train.steps": 5, "train.batch_size": 16, "train.learning_rate": 3e-2, "train.schedule": "linear",
     "codec.values": "4bit",
     "evaluation.references": [], "evaluation.personal": False, "evaluation.every": 0,
@@ -259,8 +205,7 @@ def colours(path: Path, n: int = 1000, seed: int = 0, liars: Sequence[ClientId] 
     draw = random.Random(seed)
     rows, names = [], list(WORDS)
     for i in range(n):
-        site = f"{i % 10:02}"
-        label = draw.choice(names)
+        site, label = f"{i % 10:02}", draw.choice(names)
         article, thing = draw.choice(("a", "the", "one")), draw.choice(("hat", "car", "cup", "box"))
         text = f"{article} {draw.choice(WORDS[label])} {thing}"
         said = names[(names.index(label) + 1) % len(names)] if site in liars else label

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -57,15 +56,6 @@ class Products:
             down = torch.cat([down, down.new_zeros(rank - n, down.shape[1])])
         return up.float(), down.float()
 
-    def error(self, adapter: Adapter) -> float:
-        """||M - B A||_F / ||M||_F over all modules for the B and A of an adapter; 0 if M is."""
-        apart = whole = 0.0
-        for module, down, up in algebra.factors(adapter):
-            whole += _square(self._up[module], self._down[module])
-            stacked = torch.cat([self._up[module], -up.double()], dim=1), torch.cat([self._down[module], down.double()])
-            apart += _square(*stacked)
-        return (max(apart, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
-
 
 class MeanProduct:
     """sum_k p_k B_k A_k of every module, ``MODULE.W`` (d_out, d_in) in float32, of parts that come one by one.
@@ -93,14 +83,3 @@ class MeanProduct:
             raise ValueError("cannot average no products")
         sums, self._sums = self._sums, {}
         return {name: t.div_(self._weight) for name, t in sums.items()}
-
-
-def norm(adapter: Adapter) -> float:
-    """||B A||_F over all modules, from the factors."""
-    squares = [_square(up.double(), down.double()) for _, down, up in algebra.factors(adapter)]
-    return math.sqrt(max(0.0, sum(squares)))
-
-
-def _square(up: Tensor, down: Tensor) -> float:
-    """||up down||_F^2 from the Gram matrices of the factors."""
-    return float(((up.T @ up) * (down @ down.T)).sum())

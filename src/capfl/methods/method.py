@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from capfl.methods.combine import Combine, WeightedMean
 from capfl.methods.factors import BOTH, Factors
 from capfl.methods.grouping import Everybody, Grouping
 from capfl.methods.ranks import AllRanks, Ranks
-from capfl.methods.take_home import AfterSteps, NearServer, TakeHome, proximal
+from capfl.methods.take_home import AfterSteps, NearServer, Own, TakeHome, proximal
 from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, Group, Penalty, ServerState, Trained
 
 
@@ -49,18 +49,33 @@ class Method:
     pooled: bool = False
 
     def __post_init__(self) -> None:
-        products = not self.combine.adds_mean
-        if products and self.factors != BOTH:
-            raise ConfigError(
-                f"{self.name}: its way to combine updates needs both factors of every client; use factors = BOTH"
-            )
-        if self.combine.relays and not (isinstance(self.grouping, Everybody) and isinstance(self.ranks, AllRanks)):
-            raise ConfigError(
-                f"{self.name}: where clients get each other's updates, all of them learn together, with all ranks; "
+        if wrong := next(self._contradictions(), None):
+            raise ConfigError(f"{self.name}: {wrong}")
+
+    def _contradictions(self) -> Iterator[str]:
+        """Which parts do not go together, why, and what to use: a sentence for each."""
+        factors, home = self.factors, self.takes_home
+        all_ranks, whole_adapter = isinstance(self.ranks, AllRanks), factors.travel == "AB"
+        if not self.combine.adds_mean and factors != BOTH:
+            yield "its way to combine updates needs both factors of every client; use factors = BOTH"
+        if self.combine.relays and not (isinstance(self.grouping, Everybody) and all_ranks):
+            yield (
+                "where clients get each other's updates, all of them learn together, with all ranks; "
                 "use grouping = Everybody() and ranks = AllRanks()"
             )
-        if self.grouping.describes and self.factors.travel != "AB":
-            raise ConfigError(f"{self.name}: peers share a whole adapter; use factors = BOTH or IN_TURN")
+        if self.grouping.describes and not whole_adapter:
+            yield "peers share a whole adapter; use factors = BOTH or IN_TURN"
+        if not (all_ranks or whole_adapter):
+            yield "clients can have ranks of their own only of a whole adapter; use factors = BOTH or IN_TURN"
+        if self.alpha_f and not factors.whole:
+            yield "alpha_f holds a client near the server's factors, and not all of its own travel; use alpha_f = 0"
+        if isinstance(home, Own) and factors.travel and not self.grouping.describes:
+            yield "its clients keep no adapter that they could take home; use takes_home = AfterSteps()"
+        if isinstance(home, NearServer) and (self.grouping.describes or not (all_ranks and factors.whole)):
+            yield (
+                "an adapter that is held near the server's has all of its factors and ranks, and is no client's start; "
+                "use factors = BOTH, grouping = Everybody() and ranks = AllRanks(), or takes_home = AfterSteps()"
+            )
 
     # -- server ----------------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ class AfterSteps:
 
     @property
     def about(self) -> str:
-        return "the server's adapter after its own steps" if self.share == 1 else f"{self.share:g} of the way to them"
+        way = "" if self.share == 1 else f", {self.share:g} of the way"
+        return f"the newest adapter after a last round of its own steps{way}"
 
 
 @dataclass(frozen=True)

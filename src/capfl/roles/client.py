@@ -188,7 +188,7 @@ def personal(memory: ClientState, round: int, trainer: LocalTrainer, agreement: 
     if "personal" not in agreement.scored:
         return None
     if isinstance(takes, Own | NearServer):
-        return agreement.initial | memory.adapter
+        return method.without_unused_ranks(agreement.initial | memory.adapter, memory)
     start = method.without_unused_ranks(method.starting_point(memory, agreement.initial), memory)
     trained = trainer.train(start, round, memory.steps, method.penalty(memory, trainer.n_train)).adapter
     share = 1.0 if method.grouping.is_alone(memory) else takes.share

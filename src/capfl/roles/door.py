@@ -69,6 +69,9 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
     for name, t in update.adapter.items():
         if bool((t.bool() & ~reach[name]).any()):
             raise WireError(f"{name!r} has values where no message of round {update.round} has any")
+    has = method.ranks.of_client(state, update.client)
+    if has is not None and algebra.norm(algebra.without(algebra.zeros(agreement.initial) | update.adapter, has)):
+        raise WireError(f"update has values of ranks that client {update.client!r} was not given")
     norm = algebra.norm(update.adapter)
     if limits:
         longest = limits.longest(update.n_train, algebra.size(update.adapter), agreement.up.density)
