@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from capfl.methods.capfl import Settings, capfl
+from capfl.methods.fedit import fedit
 
 from capfl.config import Config, load_config
 from capfl.data import deal
 from capfl.federation import Federation
-from capfl.methods.capfl import Settings, capfl
-from capfl.methods.fedit import fedit
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel

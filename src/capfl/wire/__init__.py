@@ -11,5 +11,6 @@ from capfl.wire.scores import MODELS, decode_evaluation, decode_validation, enco
 __all__ = [
     "MODELS", "Codec", "Message", "Records", "adding", "advance", "broadcast", "compensate", "decode_broadcast",
     "decode_evaluation", "decode_update", "decode_validation", "down_codec", "encode_broadcast", "encode_evaluation",
-    "encode_update", "encode_validation", "full_codec", "receive", "round_of", "schema_hash", "up_codec", "with_version",
+    "encode_update", "encode_validation", "full_codec", "receive", "round_of", "schema_hash", "up_codec",
+    "with_version",
 ]  # fmt: skip
