@@ -13,6 +13,7 @@ from capfl.errors import DataError, ModelError
 from capfl.types import Prompt, Scoring
 
 Ids = NDArray[np.int32]
+SHOWN = 5  # faults listed in one message; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,27 @@ def encode(prompt: Prompt, scoring: Scoring, tokenizer: PreTrainedTokenizerBase,
     train = _row(head, _ended(answer, tokenizer) if prompt.ends else answer, max_length)
     options = tuple(_row(h, a, max_length) for h, a in split) if len(split) > 1 else ()
     return Example(train, prompt.right, options=options)
+
+
+def encode_all(
+    prompts: Sequence[Prompt], scoring: Scoring, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Example]:
+    """All prompts of a run, tokenised before its first round, so that none of them can end it later.
+
+    Raises:
+        ModelError: as ``encode``.
+        DataError: some prompts cannot be used. Counts all of them and shows five.
+    """
+    faults, examples = list[str](), list[Example]()
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            examples.append(encode(prompt, scoring, tokenizer, max_length))
+        except DataError as error:
+            faults.append(f"  item {number} ({prompt.answers[prompt.right].strip()[:40]!r}): {error}")
+    if faults:
+        more = [f"  ... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise DataError("\n".join([f"{len(faults)} of {len(prompts)} items cannot be used:", *faults[:SHOWN], *more]))
+    return examples
 
 
 def _letter_example(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:

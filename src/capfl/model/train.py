@@ -47,7 +47,7 @@ def local_steps(
     for name, p in model.parameters.items():
         p.requires_grad_(name in live)
     constants = {name: t.to(model.base.device) for name, t in penalty.constants.items()} if penalty else {}
-    optimiser = torch.optim.AdamW(live.values(), lr=rate * config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(live.values(), lr=rate * config.learning_rate, weight_decay=0.0)
     losses, squares = [], torch.zeros(())
     model.train(True, config.checkpointing)
     try:
