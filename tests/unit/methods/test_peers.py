@@ -89,6 +89,23 @@ def test_everybody_forms_no_group() -> None:
     assert (dict(played.state.groups).keys(), played.state.group_of, played.state.grouping) == ({EVERYBODY}, {}, None)
 
 
+@pytest.mark.parametrize("deviation", [1e6, 0.0])
+@pytest.mark.parametrize("first", ["z", "zabc"])
+def test_a_lie_about_deviations_parts_nobody_for_good(deviation: float, first: str) -> None:
+    """One that comes first, or with the others, is of as many items as it likes."""
+    honest = {client: description(client, kind=int(client > "b")) for client in "abcd"}
+    lie = replace(description("z", kind=7), deviation=torch.full((16,), deviation))
+    everyone = {"z": lie} | honest
+    state = METHOD.start(INITIAL, CLIENTS)
+    for round, said in enumerate([first, *"abcd"], 1):
+        state = replace(state, round=round)
+        updates = {c: update(c, n=10**6 if c == "z" else 20, grouping=everyone[c]) for c in said}
+        state = PEERS.form(state, {c: one for c, one in updates.items() if c not in state.group_of})
+    groups = [state.group_of[client] for client in "abcd"]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert set(state.groups) == {EVERYBODY, *state.group_of.values()}
+
+
 # -- what groups learn -----------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import capfl.methods.posterior as module
+from attacks import forged
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.maths import modulator
@@ -301,3 +302,31 @@ def test_a_rank_that_is_never_felt_does_not_make_an_honest_report_impossible() -
         RANKS.check(state, report)
         state = replace(state, ranks=RANKS.combine(state, {"a": report}), visits={"a": 1})
     assert kappa(memory)[0] < 0.1 * kappa(memory)[1:].min()
+
+
+@pytest.mark.parametrize("shape", [1.0, 1e5])
+def test_a_client_that_lies_about_importance_locks_nobody_out(shape: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of six says, each round, a mean of 9e5 times the prior's, or the largest that is let in; then it leaves."""
+    monkeypatch.setattr(module, "FIT_STEPS", 20)
+
+    class Lied(Federation):
+        def answer(self, client: str, reply: bytes) -> bytes:
+            if client != "b":
+                return reply
+            prior = prior_of(self.state.ranks)
+            mean = torch.minimum(9e5 * prior.mean, torch.tensor(9e5 * PRIOR_MEAN))
+            alpha = (shape * prior.alpha).clamp_max(9e5 * PRIOR_SHAPE)
+            return forged(reply, self.agreement, ranks=Importance(alpha, (alpha / mean).float()))
+
+    method, six = row(grouping=Peers(dim=8), ranks=Posterior(hidden=2)), tuple("abcdef")
+    lied, honest = Lied(method, clients=six), Federation(method, clients=six)
+    for _ in range(6):
+        (record,) = lied.play(1, on_failure="skip")
+        honest.play(1)
+        assert {failure.client for failure in record.failures} <= {"b"}
+    lied.clients = tuple("acdef")
+    for record in lied.play(2, on_failure="skip"):
+        assert record.clients == lied.clients
+    apart = prior_of(lied.state.ranks).mean / prior_of(honest.state.ranks).mean
+    assert (apart < 10).all()
+    assert (apart > 0.1).all()

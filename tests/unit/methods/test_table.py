@@ -109,7 +109,7 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     assert build(MethodConfig(name="fedit"), 0, own) is own["fedit"]  # it goes before the table's
     with pytest.raises(ConfigError, match=r"method\.alpha_f: own does not use it"):
         build(MethodConfig(name="own", alpha_f=0.1), 0, own)
-    with pytest.raises(ConfigError, match="there is no method 'other'; choose from .*, own"):
+    with pytest.raises(ConfigError, match=r"there is no method 'other'; choose from .*, own"):
         build(MethodConfig(name="other"), 0, own)
 
 
@@ -118,8 +118,8 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     [
         *(({"combine": combine, "factors": factors}, "needs both factors of every client; use factors = BOTH")
           for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, IN_TURN)),
-        ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use grouping"),
-        ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use grouping"),
+        ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use"),
+        ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use"),
         ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or IN_TURN"),
