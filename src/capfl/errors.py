@@ -1,36 +1,70 @@
-"""Every error that capfl raises on purpose. Each message names the culprit and the remedy."""
+"""Every error that capfl raises on purpose. Each message names the culprit and the remedy.
+
+A message may name rows, labels and paths, which are the business of the machine that they are on. So an error of a
+client that runs elsewhere travels as its ``code``, and the server shows what ``public`` says of the code.
+"""
+
+from typing import ClassVar
+
+PUBLIC = {
+    "internal": "an unexpected error; the site's own log has it",
+    "config": "the site cannot work with this config; the site's own log says why",
+    "data": "the site's data cannot be used; the site's own log says why",
+    "model": "the site's model cannot be used; the site's own log says why",
+    "wire": "the site cannot use the request, because its base model or config differs or the request is damaged; "
+    "the site's own log says which",
+    "version": "the site no longer has the version of the adapter that the request builds on",
+    "training": "training went wrong at the site, often for a learning rate that is too high; its own log says how",
+    "checkpoint": "the site cannot read or write its state of this run; the site's own log says why",
+}
 
 
 class CapflError(Exception):
     """Base of all errors below: the CLI prints it without a traceback and exits with 2."""
 
+    code: ClassVar[str] = "internal"
+
 
 class ConfigError(CapflError):
     """A run is described wrongly. Lists every mistake found, one a line."""
+
+    code = "config"
 
 
 class DataError(CapflError):
     """A row, file, partition or label cannot be used. Names file, line and field where there is one."""
 
+    code = "data"
+
 
 class ModelError(CapflError):
     """A base model, tokenizer or adapter cannot be loaded or does not fit."""
+
+    code = "model"
 
 
 class WireError(CapflError):
     """A message cannot be decoded against its template. Nothing of it has been applied."""
 
+    code = "wire"
+
 
 class VersionError(WireError):
-    """A client is sent what leads from a version of an adapter that it does not have. It has to be sent the whole."""
+    """A client does not have the version of the adapter that the differences in a request lead from."""
+
+    code = "version"
 
 
 class TrainingError(CapflError):
     """Local training went wrong (a loss that is not finite)."""
 
+    code = "training"
+
 
 class CheckpointError(CapflError):
     """A run folder cannot be written, read or resumed."""
+
+    code = "checkpoint"
 
 
 class ClientError(CapflError):
@@ -39,3 +73,19 @@ class ClientError(CapflError):
     def __init__(self, stage: str, round: int, client: str, reason: str) -> None:
         super().__init__(f"client {client!r} failed in round {round} ({stage}): {reason}")
         self.stage, self.round, self.client, self.reason = stage, round, client, reason
+
+
+def code_of(error: BaseException) -> str:
+    """The code of an error; that of one which capfl does not raise on purpose is ``internal``."""
+    return error.code if isinstance(error, CapflError) else "internal"
+
+
+def public(code: str) -> str:
+    """What may be said to everybody about an error with this code."""
+    return PUBLIC.get(code, PUBLIC["internal"])
+
+
+def printable(text: str, longest: int = 10_000) -> str:
+    """Text that others may have chosen, safe to show: control characters but line ends are escaped, the rest is cut."""
+    cut = text if len(text) <= longest else f"{text[:longest]} ... ({len(text) - longest} more characters)"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)

@@ -12,7 +12,7 @@ from typing import Any
 from capfl.types import ClientId, Entry, Failure
 
 MODELS = ("base", "global", "personal", "local_only", "centralised")
-PARTS = ("header", "positions", "scales", "values", "notes", "scores", "catch-up", "unreadable")
+PARTS = ("header", "positions", "scales", "values", "records", "scores", "catch-up", "unreadable")
 
 
 @dataclass(frozen=True)
