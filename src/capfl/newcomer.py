@@ -74,7 +74,7 @@ class Run:
         self.agreement = Agreement(
             self.method, self.config.agreed_codec, initial, self.model.base.revision, self.config.seed
         )
-        state = RunFolder(path).resumed(StateReader(self.method, initial))
+        state = RunFolder(path).state(StateReader(self.method, initial))
         if state is None:
             raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
         self.state: ServerState = state
