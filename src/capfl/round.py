@@ -187,7 +187,7 @@ class Talk:
                 door.admit(reply, self.state, self.agreement)
         except WireError as error:
             self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
-            return Failure(client, "decode", str(error), "message")
+            return Failure(client, "decode", str(error), error.code)
         self._entries.append(Entry(self.round, client, "up", len(answer), parts))
         return reply
 
