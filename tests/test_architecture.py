@@ -22,7 +22,9 @@ def test_a_row_passes_functions_that_exist() -> None:
 
 
 def test_the_rooms_are_those_that_the_linter_checks() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     order = [name for layer in layers for name in re.split(r"\s*\|\s*", layer)]
     rows = [re.findall(r"`(\w+)(?:\.py|/)`", row.split("|")[1]) for row in PAGE.splitlines() if row.startswith("| `")]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from capfl.methods.fedit import fedit
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.schema import CodecConfig, LoraConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
-from capfl.methods.fedit import fedit
 from capfl.model import tiny
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel

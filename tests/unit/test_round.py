@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from capfl.methods.fedit import fedit
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capfl.config.schema import CodecConfig, FederationConfig
 from capfl.errors import ClientError
-from capfl.methods.fedit import fedit
 from capfl.roles import Agreement
 from capfl.round import run_round, sample
 from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Kind, Request, RoundRecord, ServerState, Update
