@@ -108,6 +108,10 @@ class Federation:
         n_train = len(self._indices(client, "train"))
         return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep)
 
+    def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
+        """All items of some clients."""
+        return [self.items[i] for client in clients for i in self._indices(client, "train")]
+
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
         config = self.config
