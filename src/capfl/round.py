@@ -63,7 +63,7 @@ def run_round(
         if (kappa := ranks.kappa(update.ranks)) is not None:
             record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
 
-    talk.require_an_answer()
+    talk.require_an_answer(chosen)
     new_state = aggregation.value(asked=chosen)
     return new_state, replace(
         record,
@@ -118,6 +118,7 @@ class Talk:
     config: FederationConfig
     failures: list[Failure] = field(default_factory=list)
     _entries: list[Entry] = field(default_factory=list)
+    _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
     @property
@@ -141,6 +142,7 @@ class Talk:
         Raises:
             ClientError: it failed and the policy is to stop.
         """
+        self._read.append(client)
         tries = self.config.retries if self.config.on_failure == "retry" else 0
         reply = self._decoded(client, answer, read)
         while isinstance(reply, Failure):
@@ -160,11 +162,18 @@ class Talk:
         """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``."""
         answers = self.exchange(self.kind, self.round, clients, self.request)
         replies = [self.read(client, answer, read) for client, answer in answers]
-        self.require_an_answer()
+        self.require_an_answer(clients)
         return [reply for reply in replies if reply is not None]
 
-    def require_an_answer(self) -> None:
-        """Raises ClientError: no client has answered."""
+    def require_an_answer(self, clients: Sequence[ClientId]) -> None:
+        """After the last reply.
+
+        Raises:
+            ClientError: no client has answered.
+            RuntimeError: the engine has not handed on one reply, or failure, for each of ``clients`` in their order.
+        """
+        if self._read != list(clients):
+            raise RuntimeError(f"the engine was to ask {', '.join(clients)}, and gave replies of {self._read}")
         if not self._answered:
             last = self.failures[-1]
             raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
