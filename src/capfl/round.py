@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
-from capfl.errors import ClientError, WireError
+from capfl.errors import ClientError, WireError, printable
 from capfl.rng import stream
 from capfl.roles import door, server
 from capfl.roles.agreement import Agreement
@@ -63,7 +63,7 @@ def run_round(
         if (kappa := ranks.kappa(update.ranks)) is not None:
             record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
 
-    talk.require_an_answer()
+    talk.require_an_answer(chosen)
     new_state = aggregation.value(asked=chosen)
     return new_state, replace(
         record,
@@ -119,6 +119,7 @@ class Talk:
     config: FederationConfig
     failures: list[Failure] = field(default_factory=list)
     _entries: list[Entry] = field(default_factory=list)
+    _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
     @property
@@ -142,7 +143,12 @@ class Talk:
         Raises:
             ClientError: it failed and the policy is to stop.
         """
+<<<<<<< HEAD
         tries = 1 if self.config.on_failure == "retry" else 0
+=======
+        self._read.append(client)
+        tries = self.config.retries if self.config.on_failure == "retry" else 0
+>>>>>>> h-rounds
         reply = self._decoded(client, answer, read)
         while isinstance(reply, Failure):
             lost = reply.code == "version" and not any(failure.client == client for failure in self.failures)
@@ -157,6 +163,7 @@ class Talk:
         self._answered = True
         return reply
 
+<<<<<<< HEAD
     def ask(
         self, clients: Sequence[ClientId], read: Read[Reply], answered: Callable[[ClientId], None] = lambda client: None
     ) -> list[Reply]:
@@ -170,10 +177,24 @@ class Talk:
             replies.append(self.read(client, answer, read))
             answered(client)
         self.require_an_answer()
+=======
+    def ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> list[Reply]:
+        """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``."""
+        answers = self.exchange(self.kind, self.round, clients, self.request)
+        replies = [self.read(client, answer, read) for client, answer in answers]
+        self.require_an_answer(clients)
+>>>>>>> h-rounds
         return [reply for reply in replies if reply is not None]
 
-    def require_an_answer(self) -> None:
-        """Raises ClientError: no client has answered."""
+    def require_an_answer(self, clients: Sequence[ClientId]) -> None:
+        """After the last reply.
+
+        Raises:
+            ClientError: no client has answered.
+            RuntimeError: the engine has not handed on one reply, or failure, for each of ``clients`` in their order.
+        """
+        if self._read != list(clients):
+            raise RuntimeError(f"the engine was to ask {', '.join(clients)}, and gave replies of {self._read}")
         if not self._answered:
             last = self.failures[-1]
             raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
