@@ -143,12 +143,8 @@ class Talk:
         Raises:
             ClientError: it failed and the policy is to stop.
         """
-<<<<<<< HEAD
-        tries = 1 if self.config.on_failure == "retry" else 0
-=======
         self._read.append(client)
-        tries = self.config.retries if self.config.on_failure == "retry" else 0
->>>>>>> h-rounds
+        tries = 1 if self.config.on_failure == "retry" else 0
         reply = self._decoded(client, answer, read)
         while isinstance(reply, Failure):
             lost = reply.code == "version" and not any(failure.client == client for failure in self.failures)
@@ -163,7 +159,6 @@ class Talk:
         self._answered = True
         return reply
 
-<<<<<<< HEAD
     def ask(
         self, clients: Sequence[ClientId], read: Read[Reply], answered: Callable[[ClientId], None] = lambda client: None
     ) -> list[Reply]:
@@ -176,14 +171,7 @@ class Talk:
         for client, answer in self.exchange(self.kind, self.round, clients, self.request):
             replies.append(self.read(client, answer, read))
             answered(client)
-        self.require_an_answer()
-=======
-    def ask(self, clients: Sequence[ClientId], read: Read[Reply]) -> list[Reply]:
-        """What those say who answer, in the order of ``clients``. Raises ClientError as ``run_round``."""
-        answers = self.exchange(self.kind, self.round, clients, self.request)
-        replies = [self.read(client, answer, read) for client, answer in answers]
         self.require_an_answer(clients)
->>>>>>> h-rounds
         return [reply for reply in replies if reply is not None]
 
     def require_an_answer(self, clients: Sequence[ClientId]) -> None:
@@ -208,7 +196,7 @@ class Talk:
                 door.admit(reply, self.state, self.agreement)
         except WireError as error:
             self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
-            return Failure(client, "decode", str(error), error.code)
+            return Failure(client, "decode", printable(str(error)), error.code)
         self._entries.append(Entry(self.round, client, "up", len(answer), parts))
         return reply
 
