@@ -13,12 +13,6 @@ from hypothesis import strategies as st
 
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.errors import ClientError
-<<<<<<< HEAD
-from capfl.roles import Agreement
-from capfl.round import run_round, sample
-from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, Kind, Request, RoundRecord, ServerState, Update
-from capfl.wire import Codec, adding, decode_broadcast, encode_update, receive, schema_hash, up_codec
-=======
 from capfl.methods import build
 from capfl.roles.agreement import Agreement
 from capfl.round import run_round, sample, validate_round
@@ -38,7 +32,6 @@ from capfl.types import (
     Validation,
 )  # fmt: skip
 from capfl.wire import Codec, decode_broadcast, encode_update, encode_validation, schema_hash, up_codec
->>>>>>> h-rounds
 
 START = {"m.A": torch.tensor([[1.0, 2.0]]), "m.B": torch.tensor([[0.0]])}
 AGREED = Agreement(build(MethodConfig(name="fedit")), CodecConfig(values="fp32"), START)
