@@ -19,7 +19,7 @@ from capfl.config import Config, load_config, to_toml
 from capfl.data import Split, deal, digest, remarks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, tokenised
+from capfl.federation import Federation, has_mixed_metrics, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import Noisy, private
@@ -149,6 +149,8 @@ class _Run:
             clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
             for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
                 callback.on_note(remark)
+
+            has_mixed_metrics(items, splits)  # an error now, not after the first round
 
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
@@ -345,6 +347,8 @@ def run_method(
     state = state or method.start(agreement.initial, participants)
     callback.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
     validated = config.evaluation.every if method.has_server_model and config.partition.validation else 0
+    if federation is not None and has_mixed_metrics(federation.items, federation.splits):
+        validated = 0  # there is no mean of accuracies and shares of tokens
 
     def due(record: RoundRecord) -> bool:
         return bool(validated) and record.round % validated == 0 and record.validation_loss is None
