@@ -31,7 +31,6 @@ from capfl.report.summary import Summary
 RULES = ("none", "clip", "median", "trimmed")
 NOISES = (0.01, 0.1, 0.3)
 CLIP = 4.0  # a little more than the longest honest change
-SITES = {"partition.kind": "by:site", "partition.clients": None}
 SHORT: dict[str, object] = {"federation.rounds": 8, "train.steps": 3}
 LABELS = "labels turned"  # poison in the data: what is sent is honest
 
@@ -41,7 +40,7 @@ def learnt(attack: str, settings: Mapping[str, object], seed: int) -> Summary:
     forge = (ADMITTED | MILD | REFUSED).get(attack)
     with tempfile.TemporaryDirectory() as folder:
         data = colours(Path(folder) / "colours.jsonl", liars=VILLAINS if attack == LABELS else ())
-        given = {**LEARNS, **SITES, **settings, "data.sets": [str(data)], "seed": seed, "out": f"{folder}/run"}
+        given = {**LEARNS, **settings, "data.sets": [str(data)], "seed": seed, "out": f"{folder}/run"}
         return run(load_config(None, given), attacked(serial, forge, VILLAINS) if forge else serial)[0]
 
 
@@ -72,7 +71,7 @@ def main() -> None:
     parts = options.parts.split(",")
     if "rules" in parts:
         print(f"| attack | {' | '.join(RULES)} |\n|---|{'---|' * len(RULES)}")
-        for attack in ("clean", *(name for name in ADMITTED | MILD if name != "stale"), LABELS):
+        for attack in ("clean", *(ADMITTED | MILD), LABELS):
             cells = [cell(attack, options.seeds, federation__robust=rule) for rule in RULES]
             print(f"| {attack} | {' | '.join(cells)} |", flush=True)
 
