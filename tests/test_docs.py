@@ -11,7 +11,8 @@ import torch
 import capfl
 from capfl import adapter as algebra
 from capfl.methods import METHODS, describe
-from parts import INITIAL, folded, steps
+from fake import steps
+from parts import INITIAL, folded
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from capfl.compare.rows import load_rows
+
 from capfl.compare.spec import make_plan
 from capfl.config.schema import MethodConfig
 from capfl.methods import build
@@ -29,8 +29,8 @@ def test_an_ablation_has_one_other_part_and_can_be_played(name: str, monkeypatch
     assert len(set(differ) - WORDS) == 1
     played, base = Federation(ROWS[name], "default"), Federation(plain, "default")
     for federation in (played, base):
-        federation.play(2)
-    kept, of_plain = played.memory["a"].ranks, base.memory["a"].ranks
+        federation.rounds(2)
+    kept, of_plain = played.memory("a").ranks, base.memory("a").ranks
     if name == "random-ranks":
         assert isinstance(kept, PosteriorMemory) and isinstance(of_plain, PosteriorMemory)  # noqa: PT018
         assert not torch.equal(kept.posterior.beta, of_plain.posterior.beta)

@@ -15,7 +15,8 @@ from capfl.methods.combine import Combine, CorrectedB, ExactProduct, TruncatedPr
 from capfl.methods.robust import Clipped, Middle
 from capfl.types import Adapter
 from capfl.wire import relay
-from parts import CLIENTS, INITIAL, Federation, bits, folded, pair, products, row
+from fake import bits
+from parts import CLIENTS, INITIAL, Federation, folded, pair, products, row
 
 COMBINES: dict[str, Combine] = {
     "mean": WeightedMean(), "corrected": CorrectedB(), "truncated": TruncatedProduct(), "exact": ExactProduct(),
@@ -182,7 +183,7 @@ def test_clients_that_fold_relayed_updates_have_the_servers_bits(codec: str) -> 
     played = Federation(row(combine=ExactProduct()), codec)
     for _ in range(4):
         before = played.state.everybody.adapter
-        (record,) = played.play(1, fraction=0.6)  # two of the three
+        record = played.rounds(1, fraction=0.6)  # two of the three
         after = played.state.everybody
         assert bits(after.adapter) == bits(after.known)
         arrived = [
@@ -193,6 +194,6 @@ def test_clients_that_fold_relayed_updates_have_the_servers_bits(codec: str) -> 
         patch = {module: before[f"{module}.W"].double() for module in "qv"}
         expected = mean_of_products(arrived, algebra.unpatched(before))
         near(products(after.adapter), {module: t + patch[module] for module, t in expected.items()}, 1e-5)
-    played.play(1)
+    played.rounds(1)
     for client in CLIENTS:  # each of them knows what was before the round
-        assert bits(played.memory[client].known) == bits(after.adapter)
+        assert bits(played.memory(client).known) == bits(after.adapter)

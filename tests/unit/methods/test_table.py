@@ -17,8 +17,7 @@ from capfl.methods.posterior import Posterior
 from capfl.methods.ranks import AllRanks, Shares
 from capfl.methods.take_home import AfterSteps, NearServer, Own
 from capfl.roles.client import personal
-from capfl.types import EVERYBODY
-from parts import CLIENTS, INITIAL, Federation, row
+from parts import Federation, row
 
 PARTS = {
     "ca-pfl": (BOTH, WeightedMean(), Peers(), Posterior(), AfterSteps(0.5)),
@@ -82,14 +81,6 @@ def test_every_setting_of_a_row_is_a_key_and_every_key_is_of_some_row() -> None:
     assert used == set(MethodConfig.model_fields) - {"name"}
 
 
-def test_a_state_before_round_1_has_one_group() -> None:
-    for name in METHODS:
-        state = made(name).start(INITIAL, CLIENTS)
-        assert (state.round, list(state.groups), dict(state.group_of)) == (0, [EVERYBODY], {})
-        assert state.everybody.known.keys() <= state.everybody.adapter.keys()
-        assert ("q.W" in state.everybody.adapter) == (name == "fedex-lora")
-
-
 # -- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -150,5 +141,5 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
 def test_parts_that_do(parts: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capfl.methods.posterior.FIT_STEPS", 2)
     played = Federation(row(**parts), "default")
-    played.play(3)
-    assert personal(played.memory["a"], 4, played.trainer("a"), played.agreement) is not None
+    played.rounds(3)
+    assert personal(played.memory("a"), 4, played.trainer("a"), played.agreement) is not None

@@ -16,7 +16,8 @@ from capfl.methods.posterior import Importance, Posterior, PosteriorMemory
 from capfl.methods.take_home import AfterSteps, NearServer, Own, proximal
 from capfl.roles.client import personal
 from capfl.types import Adapter, ClientState
-from parts import INITIAL, Federation, description, pair, row, steps
+from fake import steps
+from parts import INITIAL, Federation, description, pair, row
 
 KNOWN = algebra.add(INITIAL, steps("b", 1))
 OWN = algebra.add(INITIAL, steps("c", 1))
@@ -77,11 +78,11 @@ def test_ranks_that_its_own_model_does_without_are_missing_however_it_is_made() 
 def test_an_adapter_of_its_own_is_trained_beside_and_never_travels(factors) -> None:  # type: ignore[no-untyped-def]
     played = Federation(row(factors=factors, takes_home=NearServer()))
     plain = Federation(row(factors=factors))
-    played.play(2)
-    plain.play(2)
+    played.rounds(2)
+    plain.rounds(2)
     assert same(played.state.everybody.adapter, plain.state.everybody.adapter)
-    kept = played.memory["a"]
-    assert kept.steps == plain.memory["a"].steps == 4  # twice the work, on the same items
+    kept = played.memory("a")
+    assert kept.steps == plain.memory("a").steps == 4  # twice the work, on the same items
     moved = {n: t + steps("a", 1)[n] + steps("a", 2)[n] if factors.trains(1, n) else t for n, t in INITIAL.items()}
     for name, t in kept.adapter.items():
         torch.testing.assert_close(t, moved[name])
