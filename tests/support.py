@@ -11,6 +11,7 @@ from capfl.report.summary import Summary
 
 TINY = {
     "model.path": "tiny",
+    "method.name": "fedit",
     "lora.layers": "top:2",
     "data.items": 30,
     "data.sites": 2,
