@@ -29,7 +29,7 @@ from support import tiny_config, tiny_run
 
 PEERS: dict[str, object] = {
     "method__name": "ca-pfl", "method__peer_distance": 0.03, "codec__values": "ternary",
-    "data__sites": 2, "data__items": 60, "partition__kind": "conflict", "partition__clients": 4,
+    "data__sites": 4, "data__items": 48, "partition__kind": "conflict", "partition__clients": 4,
     "evaluation__references": ["local", "centralised"],
 }  # fmt: skip
 """Four clients, two with one code book and two with another."""
