@@ -160,6 +160,14 @@ def test_commit_keeps_state_and_record(three: RunFolder) -> None:
     assert pack(replace(back, lines=())) == pack(state(3))
 
 
+def test_equal_runs_have_equal_states_however_long_they_took(three: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    slow, state_of = RunFolder(tmp_path / "slow"), ServerState(0, {})
+    for round in (1, 2, 3):
+        state_of = slow.commit(replace(state(round), lines=state_of.lines), replace(record(round), seconds=9.0))
+    assert (slow.path / "state/server").read_bytes() == (three.path / "state/server").read_bytes()
+
+
 def test_a_folder_before_its_first_round(folder: RunFolder) -> None:
     assert folder.resumed(READER) is None
     assert folder.rounds() == []
@@ -177,7 +185,9 @@ FLIP = 100  # a byte in the middle of a state
         ("rounds.jsonl", lambda b: b"".join(b.splitlines(True)[1:]), r"rounds.jsonl is not what this run wrote"),
         ("rounds.jsonl", lambda b: b"".join(b.splitlines(True)[:-1]), r"rounds.jsonl is not what this run wrote"),
         ("rounds.jsonl", lambda b: b.splitlines(True)[0] + b, r"rounds.jsonl is not what this run wrote"),
-        ("rounds.jsonl", lambda b: b.replace(b"0.25", b"0.26", 1), r"rounds.jsonl is not what this run wrote"),
+        ("rounds.jsonl", lambda b: b.replace(b"3.5", b"3.4", 1), r"rounds.jsonl is not what this run wrote"),
+        ("rounds.jsonl", lambda b: b.replace(b"{", b"", 1), r"rounds.jsonl is not what this run wrote"),
+        ("rounds.jsonl", lambda b: b"[]\n" * 3, r"rounds.jsonl is not what this run wrote"),
         ("rounds.jsonl", lambda b: b"{}\n" * 3, r"rounds.jsonl is not what this run wrote"),
         ("rounds.jsonl", lambda b: b.replace(b"a", b"\xff", 1), r"rounds.jsonl is not what this run wrote"),
         ("rounds.jsonl", lambda b: None, r"rounds.jsonl is not what this run wrote"),
