@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,11 @@ import torch
 
 from capfl.config.load import load_command
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.data import render
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.model import tiny
 from capfl.model.base import _digest, load_base
-from capfl.model.card import Card, card_of, labels_of, load_card
+from capfl.model.card import PROMPT, Card, card_of, labels_of, load_card
 from capfl.model.export import save_adapter
 from capfl.model.lora import AdaptedModel
 from capfl.scoring import load, score_adapter
@@ -172,6 +174,14 @@ def test_a_loaded_adapter_scores_and_predicts(save: Save, tmp_path: Path) -> Non
         loaded.score([Item("q", completion="z"), Item("q", ("x", "y"))])
     with pytest.raises(ConfigError, match="no key 'colour'"):
         load(folder, colour="red")
+
+
+def test_another_prompt_text_needs_another_name() -> None:
+    """An adapter is of the text that it was trained on: when this fails, give ``card.PROMPT`` a new value."""
+    items = (Item("q", ("x", "y"), 1), Item("q", ("x", "y"), 1, listed=False), Item("q", completion="z"))
+    texts = [render(item, scoring) for item in items for scoring in ("letter", "text")]
+    said = "".join(prompt.text + "|".join(prompt.answers) + "\n" for prompt in texts)
+    assert (PROMPT, hashlib.sha256(said.encode()).hexdigest()[:16]) == ("capfl-1", "9f5ff223088a6f33")
 
 
 def test_logits_that_are_not_finite_are_an_error(save: Save) -> None:
