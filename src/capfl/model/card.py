@@ -119,7 +119,8 @@ def kind_of(item: Item) -> str:
 
 def labels_of(items: Iterable[Item], scoring: Scoring) -> tuple[str, ...]:
     """All labels of items, in the order of their letters; none if a letter stands for several of them."""
-    found = sorted({item.choices for item in items if item.choices and not item.listed}, key=len, reverse=True)
+    seen = dict.fromkeys(item.choices for item in items if item.choices and not item.listed)
+    found = sorted(seen, key=len, reverse=True)
     every = tuple(dict.fromkeys(label for labels in found for label in labels))
     return () if scoring == "letter" and any(labels != every[: len(labels)] for labels in found) else every
 
