@@ -13,7 +13,7 @@ from adapters import CODECS, SMALL
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig, MethodConfig
 from capfl.errors import ConfigError
-from capfl.methods import METHODS, Method, build
+from capfl.methods import Method, build
 from capfl.methods.combine import Combine, TruncatedProduct, WeightedMean
 from capfl.methods.ranks import Shares
 from capfl.methods.robust import Clipped, middle, robust
@@ -141,15 +141,6 @@ def test_rounds_go_on_and_no_answer_is_scaled_once_more(method: str, codec: str,
         longest = max(algebra.norm(change) for change in arrived)
         moved = algebra.subtract(played.state.everybody.known, before)
         assert 0 < algebra.norm(moved) <= 1.05 * longest
-
-
-def test_clip_is_there_for_every_method_whose_server_makes_a_mean() -> None:
-    for name in set(METHODS) - {"local", "centralised", "fedex-lora"}:
-        method = made(name, "clip")
-        assert method.combine.rewrites == build(MethodConfig(name=name)).combine.rewrites
-        played = Federation(method, "default")
-        played.rounds(2)
-        assert played.state.round == 2
 
 
 # -- refused -------------------------------------------------------------------------------------------------------

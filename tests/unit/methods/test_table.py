@@ -114,8 +114,7 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
         ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"alpha_f": 0.1, "factors": ONLY_A}, "not all of its own travel; use alpha_f = 0"),
-        ({"alpha_f": 0.1, "factors": NOTHING}, "not all of its own travel; use alpha_f = 0"),
+        ({"alpha_f": 0.1, "factors": NOTHING}, "nothing travels; use alpha_f = 0"),
         ({"takes_home": Own()}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": Own(), "factors": ONLY_A}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": NearServer(), "factors": ONLY_A}, "held near the server's has all of its factors and ranks"),
@@ -135,6 +134,7 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
         {"grouping": Peers(), "takes_home": Own()},
         {"factors": NOTHING, "takes_home": Own()},
         {"factors": ONLY_B, "takes_home": NearServer(), "alpha_f": 0.1},
+        {"factors": ONLY_A, "alpha_f": 0.1},
         {"combine": TruncatedProduct(), "grouping": Peers(), "ranks": Posterior()},
     ],
 )

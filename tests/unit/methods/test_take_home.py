@@ -9,7 +9,7 @@ import torch
 
 from adapters import same
 from capfl import adapter as algebra
-from capfl.methods.factors import NOTHING, ONLY_B
+from capfl.methods.factors import NOTHING, ONLY_A, ONLY_B
 from capfl.methods.method import Method
 from capfl.methods.peers import Peers, PeersMemory
 from capfl.methods.posterior import Importance, Posterior, PosteriorMemory
@@ -112,10 +112,10 @@ def test_the_proximal_term_by_hand() -> None:
 
 def test_it_is_in_the_loss_of_methods_that_ask_for_it_and_is_about_what_the_server_sent() -> None:
     assert row().penalty(ClientState("a", known=KNOWN), 10) is None
-    for factors in (row().factors, ONLY_B):
+    for factors in (row().factors, ONLY_A, ONLY_B):
         method = row(alpha_f=2.0, factors=factors)
         term = method.penalty(ClientState("a", known=factors.travelling(KNOWN)), 10)
         assert term is not None
         trained = {name: t for name, t in OWN.items() if factors.trains(1, name)}
-        apart = float(algebra.squared_distance(trained, KNOWN))
+        apart = float(algebra.squared_distance(factors.travelling(trained), KNOWN))
         assert float(term.term(trained, term.constants)) == pytest.approx(apart, rel=1e-6)
