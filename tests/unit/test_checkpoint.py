@@ -147,7 +147,6 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def three(folder: RunFolder) -> RunFolder:
-    folder.path.mkdir()
     for round in (1, 2, 3):
         committed = folder.commit(replace(state(round), lines=committed.lines if round > 1 else ()), record(round))
     return folder
@@ -161,7 +160,6 @@ def test_commit_keeps_state_and_record(three: RunFolder) -> None:
 
 
 def test_equal_runs_have_equal_states_however_long_they_took(three: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "slow").mkdir()
     slow, state_of = RunFolder(tmp_path / "slow"), ServerState(0, {})
     for round in (1, 2, 3):
         state_of = slow.commit(replace(state(round), lines=state_of.lines), replace(record(round), seconds=9.0))
@@ -271,7 +269,6 @@ def test_killed_in_a_commit(three: RunFolder, length: int | None, monkeypatch: p
 
 
 def test_killed_in_the_first_commit(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.path.mkdir()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint, "write_atomically", killing(0))
         folder.commit(state(1), record(1))
@@ -333,7 +330,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_says_what_to_do(
 ) -> None:
     path, folder = tmp_path / "file", RunFolder(tmp_path / "run")
     write_atomically(path, b"old")
-    folder.path.mkdir()
 
     def fail(*args: object) -> None:
         raise OSError(number, os.strerror(number))

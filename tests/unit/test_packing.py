@@ -47,7 +47,9 @@ def _drawn(shape: list[int], kind: torch.dtype, seed: int) -> torch.Tensor:
     return (9 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).to(kind)
 
 
-inners = st.builds(Inner, st.text(max_size=5), st.lists(st.integers(), max_size=3).map(tuple), st.floats(allow_nan=False))
+inners = st.builds(
+    Inner, st.text(max_size=5), st.lists(st.integers(), max_size=3).map(tuple), st.floats(allow_nan=False)
+)
 outers = st.builds(
     Outer,
     st.integers(0, 2**70),
