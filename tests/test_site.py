@@ -127,9 +127,11 @@ def test_a_run_over_sites_is_the_serial_run_to_the_byte(method: str, tmp_path: P
         {"method__name": "ca-pfl"},
         {"codec__values": "bf16", "codec__mask": "top", "codec__density": 0.3},
         pytest.param({"codec__values": "fp32", "federation__robust": "median"}, marks=pytest.mark.slow),
-        pytest.param({"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 3}, marks=pytest.mark.slow),
+        pytest.param(
+            {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 3}, marks=pytest.mark.slow
+        ),
     ],
-)  # fmt: skip
+)
 def test_validation_over_the_exchange_changes_no_bit_of_what_is_learnt(
     changes: dict[str, object], tmp_path: Path, files: dict[str, Path]
 ) -> None:
@@ -174,9 +176,10 @@ def test_a_server_that_is_stopped_in_a_validation_goes_on_to_the_same_bits(
     whole, _, _ = both(tmp_path, files, **settings)
     out = tmp_path / "run"
     again = Sites(config_for(out, files, **settings), tmp_path / "again")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "write_atomically", Stopping(out, n))
+    monkeypatch.setattr(checkpoint, "write_atomically", Stopping(out, n))
+    with pytest.raises(KeyboardInterrupt):
         run(again.config, again.remote)
+    monkeypatch.undo()
     assert RunFolder(out).rounds()[-1].round == 1
     summary, _ = resume(out, again.remote)
     assert learnt(out, again) == learnt(tmp_path / "serial", again)
