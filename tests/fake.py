@@ -228,8 +228,8 @@ def play_history(fake: Fake) -> History:
     """Six rounds in which everything happens that may happen to clients and servers.
 
     Round 1 is of a, b and c. In round 2 c's reply is lost. Then all validate; d has never been asked before.
-    In round 3 b is left out. Round 4 is of a and d alone; it is done twice, as by a server that was killed before it had
-    committed. Then b loses its state. In round 5 all take part, and validate. In round 6 d's update is forged.
+    In round 3 b is left out. Round 4 is of a and d alone; it is done twice, as by a server that was killed before it
+    had committed. Then b loses its state. In round 5 all take part, and validate. In round 6 d's update is forged.
     """
     made = History(fake)
 

@@ -69,9 +69,10 @@ def killing(n: int) -> Callable[[str, str], None]:
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     n: int, runs: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(os, "replace", killing(n))
+    monkeypatch.setattr(os, "replace", killing(n))
+    with pytest.raises(Killed):
         tiny_run(runs, **SETTINGS)
+    monkeypatch.undo()
     resume(runs, serial)
     assert everything(runs) == everything(finished)
 

@@ -136,10 +136,12 @@ class RunFolder:
         """Append the record, then replace the server's state. Returns the state as it was written."""
         line = _line(record)
         state = replace(state, lines=(_chained(state.lines[-1] if state.lines else "", line),))
-        with naming(self._records), open(self._records, "a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self._records):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._records, "a") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self._write_state(state)
         return state
 

@@ -147,9 +147,14 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def three(folder: RunFolder) -> RunFolder:
-    folder.path.mkdir()
+    return committed(folder)
+
+
+def committed(folder: RunFolder, **changes: object) -> RunFolder:
+    """Three rounds."""
+    lines: tuple[str, ...] = ()
     for round in (1, 2, 3):
-        committed = folder.commit(replace(state(round), lines=committed.lines if round > 1 else ()), record(round))
+        lines = folder.commit(replace(state(round), lines=lines), replace(record(round), **changes)).lines  # type: ignore[arg-type]
     return folder
 
 
@@ -161,10 +166,7 @@ def test_commit_keeps_state_and_record(three: RunFolder) -> None:
 
 
 def test_equal_runs_have_equal_states_however_long_they_took(three: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "slow").mkdir()
-    slow, state_of = RunFolder(tmp_path / "slow"), ServerState(0, {})
-    for round in (1, 2, 3):
-        state_of = slow.commit(replace(state(round), lines=state_of.lines), replace(record(round), seconds=9.0))
+    slow = committed(RunFolder(tmp_path / "slow"), seconds=9.0)
     assert (slow.path / "state/server").read_bytes() == (three.path / "state/server").read_bytes()
 
 
@@ -252,9 +254,10 @@ def test_killed_in_a_commit(three: RunFolder, length: int | None, monkeypatch: p
     path = three.path / "rounds.jsonl"
     before, records = three.resumed(READER), path.read_bytes()
     assert before is not None
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, "write_atomically", killing(0))
+    monkeypatch.setattr(checkpoint, "write_atomically", killing(0))
+    with pytest.raises(Killed):
         three.commit(replace(state(4), lines=before.lines), record(4))
+    monkeypatch.undo()
     line = path.read_bytes().removeprefix(records)
     path.write_bytes(records + line[:length])
     looked_at = three.state(READER)
@@ -271,10 +274,10 @@ def test_killed_in_a_commit(three: RunFolder, length: int | None, monkeypatch: p
 
 
 def test_killed_in_the_first_commit(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.path.mkdir()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, "write_atomically", killing(0))
+    monkeypatch.setattr(checkpoint, "write_atomically", killing(0))
+    with pytest.raises(Killed):
         folder.commit(state(1), record(1))
+    monkeypatch.undo()
     assert folder.resumed(READER) is None
     assert folder.rounds() == []
 
@@ -333,7 +336,6 @@ def test_a_write_that_fails_leaves_the_old_content_and_says_what_to_do(
 ) -> None:
     path, folder = tmp_path / "file", RunFolder(tmp_path / "run")
     write_atomically(path, b"old")
-    folder.path.mkdir()
 
     def fail(*args: object) -> None:
         raise OSError(number, os.strerror(number))
