@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from capfl.methods.fedit import fedit
 from hypothesis import given
 from hypothesis import strategies as st
 
