@@ -260,7 +260,6 @@ def test_unbiased_messages_are_as_long_as_the_change_in_the_mean(codec: str) -> 
     assert sum(along) / rounds == pytest.approx(algebra.norm(change) ** 2, rel=0.02)
 
 
-@pytest.mark.xfail(strict=True, reason="a client that has lost its state is not told its z again")
 def test_a_client_that_lost_its_state_is_told_its_features_again() -> None:
     history = play_history(Fake(of("ca-pfl", "default")))
     assert history.fake.disk.newest("b").grouping.z is not None
