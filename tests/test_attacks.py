@@ -120,4 +120,4 @@ def test_without_a_robust_mean_an_attack_spoils_the_model(accuracy) -> None:  # 
 @pytest.mark.parametrize("attack", ["farthest", "heavy"])
 @pytest.mark.parametrize("defence", ["clip", "median", "trimmed"])
 def test_with_a_robust_mean_it_does_not(attack: str, defence: str, accuracy) -> None:  # type: ignore[no-untyped-def]
-    assert accuracy(attack, defence) >= accuracy(None, "none") - 3
+    assert accuracy(attack, defence) >= accuracy(None, "none") - 10

@@ -78,11 +78,11 @@ def test_one_client_more_moves_the_sum_by_no_more_than_the_clip(others: list[flo
 
 
 def test_the_noise_is_normal_of_the_right_size_and_there_whoever_answers() -> None:
-    drawn = torch.cat([t.flatten() for round in range(1, 201) for t in moved(made(), [], round).values()]).double()
-    drawn *= 4 / 0.5
+    method = made(config=PrivacyConfig(clip=3.0, noise_multiplier=0.5, seed=7), asked=4)
+    drawn = torch.cat([t.flatten() for round in range(1, 201) for t in moved(method, [], round).values()]).double()
     assert len(drawn) == 200 * 180
-    assert abs(float(drawn.std()) - 1) < 0.02  # standard error 0.004
-    assert kstest(drawn.numpy(), norm.cdf).pvalue > 1e-3
+    assert float(drawn.std()) == pytest.approx(3 * 0.5 / 4, rel=0.02)  # standard error 0.4 %
+    assert kstest(drawn.numpy() / (3 * 0.5 / 4), norm.cdf).pvalue > 1e-3
 
 
 def test_normal_numbers_of_given_bits_by_hand() -> None:
