@@ -40,7 +40,7 @@ from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
 
 Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement], Exchange]
-"""Makes the exchange with clients whose data and states are in this process: (trainer of a client, states, agreement)."""
+"""Makes the exchange with clients in this process: (trainer of a client, clients' states, agreement) -> exchange."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Run:
         return deal(self.config.data, self.config.partition, self.config.seed)
 
     def _agreements(self, model: AdaptedModel, clients: int) -> dict[str, Agreement]:
-        """What is agreed on, with limits of what clients may claim, and for the method itself what the server adds to it.
+        """What is agreed on, with limits of what clients may claim, and for the method what the server adds to it.
 
         Raises:
             ConfigError: robust aggregation or privacy cannot be had with the method.
@@ -246,10 +246,12 @@ class _Run:
             })  # fmt: skip
             return
         begun = folder.read_json("run.json")
-        for key, now, what in (("config", run_digest(config), "config.toml"), ("data", data, "data or their partition")):
+        agreed = {"config.toml": ("config", run_digest(config)), "data or their partition": ("data", data)}
+        for what, (key, now) in agreed.items():
             if begun.get(key) != now:
                 raise CheckpointError(
-                    f"{folder.path}: {what} changed since this run began; restore what it began with, or start a new run"
+                    f"{folder.path}: {what} changed since this run began; restore what it began with, or start a new "
+                    "run"
                 )
         before, machine = begun.get("versions", {}), begun.get("machine", {})
         changed = [f"{name} {before.get(name)} -> {now}" for name, now in versions.items() if before.get(name) != now]

@@ -54,7 +54,11 @@ class Federation:
     def trainer(
         self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None
     ) -> LocalTrainer:
-        """A client's data, behind the functions that its side of a round calls. ``keep`` is handed the adapter that it has in the end."""
+        """A client's data, behind the functions that its side of a round calls.
+
+        Args:
+            keep: is handed the adapter that the client has in the end.
+        """
         config = self.config
 
         def train(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:

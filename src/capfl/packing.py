@@ -1,8 +1,8 @@
 """Frozen dataclasses as bytes and back: states on disk. What they are made of follows from their types.
 
-A value is a tensor, a number, text, None, bytes, a tuple, a mapping from text, or a dataclass of these. Tensors and bytes
-go into one safetensors file, all else into JSON in its metadata, so that equal values are equal bytes. The file ends in
-a BLAKE2b digest of all before it.
+A value is a tensor, a number, text, None, bytes, a tuple, a mapping from text, or a dataclass of these. Tensors and
+bytes go into one safetensors file, all else into JSON in its metadata. A tensor that stands in two places is written
+once. The file ends in a BLAKE2b digest of all before it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _put_together(kind: Any, tree: Any, tensors: Mapping[str, torch.Tensor], par
         if set(tree) != set(declared):
             raise TypeError(f"its fields are {', '.join(tree)}, those of {kind.__name__} are {', '.join(declared)}")
         return kind(**{
-            name: _put_together(parts[name] if name in parts else hint, tree[name], tensors, {})
+            name: _put_together(parts.get(name, hint), tree[name], tensors, {})
             for name, hint in declared.items()
         })  # fmt: skip
     raise TypeError(f"{kind} cannot be read from a state")
