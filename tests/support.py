@@ -1,7 +1,9 @@
-"""A tiny run that takes half a second, for any test."""
+"""A tiny run that takes half a second, for any test; and the end of a process at any write."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from capfl.config import Config, load_config
@@ -32,3 +34,26 @@ def tiny_config(out: Path | str, **changes: object) -> Config:
 
 def tiny_run(out: Path | str, **changes: object) -> Summary:
     return run(tiny_config(out, **changes), serial)[0]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing catches it."""
+
+
+def killing(n: int, after: bool = False) -> Callable[[str, str], None]:
+    """An ``os.replace``, the last step of every write, that ends the process in its n-th call (1, 2, ...).
+
+    Args:
+        after: the file has got its name.
+    """
+    real, calls = os.replace, 0
+
+    def replace(source: str, target: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < n or after:
+            real(source, target)
+        if calls >= n:
+            raise Killed
+
+    return replace

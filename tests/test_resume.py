@@ -14,7 +14,7 @@ from capfl.checkpoint import RunFolder
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError
 from capfl.experiment import resume
-from support import tiny_run
+from support import Killed, killing, tiny_run
 
 SETTINGS: dict[str, object] = {
     "method__name": "ca-pfl", "codec__values": "ternary", "codec__mask": "top", "codec__density": 0.3,
@@ -44,32 +44,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Killed(BaseException):
-    """Not an Exception: nothing catches it."""
-
-
-def killing(n: int) -> Callable[[str, str], None]:
-    """An os.replace that ends the process at its n-th call: before it if n is even, after it if n is odd."""
-    real, calls = os.replace, 0
-
-    def made(source: str, target: str) -> None:
-        nonlocal calls
-        calls += 1
-        if calls <= n or n % 2:
-            real(source, target)
-        if calls > n:
-            raise Killed
-
-    return made
-
-
 @pytest.mark.parametrize(
-    "n", [6, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5, 7, 8, *range(10, 20)))]
+    "n", [7, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5, 6, 8, 9, *range(11, 21)))]
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     n: int, runs: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "replace", killing(n))
+    monkeypatch.setattr(os, "replace", killing(n, after=n % 2 == 0))
     with pytest.raises(Killed):
         tiny_run(runs, **SETTINGS)
     monkeypatch.undo()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from capfl import checkpoint
 from capfl.checkpoint import RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import clients_of, deal
@@ -153,36 +152,25 @@ def test_validation_over_the_exchange_changes_no_bit_of_what_is_learnt(
 # -- killed, lost, locked ------------------------------------------------------------------------------------------
 
 
-class Stopping:
-    """``write_atomically``, but the n-th write below a folder does not happen: the process ends there."""
-
-    def __init__(self, below: Path, n: int) -> None:
-        self.below, self.n, self.write = below, n, checkpoint.write_atomically
-
-    def __call__(self, path: Path, data: bytes) -> None:
-        if self.below in path.parents:
-            self.n -= 1
-            if not self.n:
-                raise KeyboardInterrupt
-        self.write(path, data)
-
-
-@pytest.mark.parametrize("n", [3, 4])
-def test_a_server_that_is_stopped_in_a_validation_goes_on_to_the_same_bits(
-    n: int, tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_is_stopped_before_a_validation_asks_for_it_when_it_goes_on(
+    tmp_path: Path, files: dict[str, Path]
 ) -> None:
-    """The second write commits round 1; the next three add its validation. (The run's own files are others.)"""
     settings = {"evaluation__every": 1, "evaluation__references": []}
-    whole, _, _ = both(tmp_path, files, **settings)
+    whole, _ = run(config_for(tmp_path / "serial", files, **settings), serial)
     out = tmp_path / "run"
-    again = Sites(config_for(out, files, **settings), tmp_path / "again")
-    monkeypatch.setattr(checkpoint, "write_atomically", Stopping(out, n))
+    sites = Sites(config_for(out, files, **settings), tmp_path / "sites")
+
+    def stop(kind: Kind, round: int) -> None:
+        if (kind, round) == ("validate", 2):
+            raise KeyboardInterrupt
+
+    sites.notice = stop
     with pytest.raises(KeyboardInterrupt):
-        run(again.config, again.remote)
-    monkeypatch.undo()
-    assert RunFolder(out).rounds()[-1].round == 1
-    summary, _ = resume(out, again.remote)
-    assert learnt(out, again) == learnt(tmp_path / "serial", again)
+        run(sites.config, sites.remote)
+    assert [record.validation_loss for record in RunFolder(out).rounds()] == [None]
+    sites.notice = lambda kind, round: None
+    summary, _ = resume(out, sites.remote)
+    assert learnt(out, sites) == learnt(tmp_path / "serial", sites)
     assert accuracies(summary) == accuracies(whole)
 
 
@@ -260,6 +248,7 @@ def test_a_client_that_does_not_answer_in_the_end(
 
 
 def test_a_site_finds_its_part_of_the_data(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Or is handed it by somebody who has all, where it is not a file of its own."""
     config = config_for(tmp_path, files, data__limit=20)
     items, splits = deal(config.data, config.partition, config.seed)
     elsewhere = tmp_path / "elsewhere.jsonl"
@@ -269,17 +258,10 @@ def test_a_site_finds_its_part_of_the_data(tmp_path: Path, files: dict[str, Path
         for part in ("train", "validation", "test"):
             mine = [ours.items[i] for i in getattr(ours.splits[client], part)]
             assert mine == [items[i] for i in getattr(splits[client], part)]
-
-
-def test_a_site_whose_part_was_dealt_by_somebody_else(tmp_path: Path) -> None:
-    """Any partition, where everybody's data are at hand, as in a simulation over a network."""
     config = tiny_config(tmp_path / "run", partition__kind="iid", partition__clients=3, runtime__cache="memory")
     items, splits = deal(config.data, config.partition, config.seed)
-    dealt = list(items)
-    site = Site(config, "01", tmp_path / "site", dealt=(dealt, splits["01"]))
-    assert site._federation.splits == {"01": splits["01"]}
-    with pytest.raises(CheckpointError, match=r"begun by another data"):
-        Site(config, "01", tmp_path / "site", dealt=(dealt, splits["02"]))
+    handed = Site(config, "01", tmp_path / "handed", dealt=(list(items), splits["01"]))
+    assert handed._federation.splits == {"01": splits["01"]}
 
 
 @pytest.mark.parametrize(

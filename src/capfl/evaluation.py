@@ -105,11 +105,8 @@ def evaluate(
 
 def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
     """What a client would say of a model that was trained on everybody's data."""
-    initial = pooled.agreement.initial
-    adapters: dict[str, Adapter] = {
-        "base": initial,
-        "global": pooled.state.everybody.adapter | pooled.state.everybody.known,
-    }
+    initial, trained = pooled.agreement.initial, pooled.state.everybody
+    adapters: dict[str, Adapter] = {"base": initial, "global": trained.adapter | trained.known}
     return Evaluation(
         round=pooled.state.round + 1,
         client=client,

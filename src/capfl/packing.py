@@ -1,8 +1,8 @@
 """Frozen dataclasses as bytes and back: states on disk. What they are made of follows from their types.
 
 A value is a tensor, a number, text, None, bytes, a tuple, a mapping from text, or a dataclass of these. Tensors and
-bytes go into one safetensors file, all else into JSON in its metadata, so that equal values are equal bytes. The file
-ends in a BLAKE2b digest of all before it.
+bytes go into one safetensors file, all else into JSON in its metadata. A tensor that stands in two places is written
+once. The file ends in a BLAKE2b digest of all before it.
 """
 
 from __future__ import annotations
