@@ -10,25 +10,28 @@ import numpy as np
 
 from capfl.errors import WireError
 from capfl.wire import rice
-from capfl.wire.layout import Ints, Layout
+from capfl.wire.layout import Bools, Ints, Layout
 
-_COUNTED = 5  # bytes before the Rice-coded counts: their total and their parameter
+_HEAD = 9  # bytes before the Rice-coded counts: their total, their parameter and their length
 
 
 def encode(kept: Ints, layout: Layout) -> bytes:
     """Positions (n,), ascending, in the flat vector of ``layout``."""
+    sizes = layout.sizes
     counts = np.diff(np.searchsorted(kept, np.append(layout.starts, layout.size)))
-    surprise = rice.zigzag(counts - _expected(int(counts.sum()), layout))
+    surprise = rice.zigzag(counts - _expected(len(kept), layout))
     k = rice.best_k(int(surprise.sum()), len(surprise))
-    head = rice.encode(surprise, k)
-    listed = _listed(kept, counts, layout)
-    n_listed, sizes = np.minimum(counts, layout.sizes - counts), layout.sizes
-    owner = np.repeat(np.arange(len(sizes)), n_listed)
-    first = np.cumsum(n_listed) - n_listed
+    head = rice.encode(surprise, np.full(len(surprise), k))
+
+    there = np.zeros(layout.size, np.bool_)
+    there[kept] = True
+    listed = np.flatnonzero(there ^ _turned(counts, layout))
+    n_listed = np.minimum(counts, sizes - counts)
+    owner, first = np.repeat(np.arange(len(sizes)), n_listed), (np.cumsum(n_listed) - n_listed)[n_listed > 0]
     gaps = np.diff(listed, prepend=0) - 1
-    gaps[first[n_listed > 0]] = (listed - layout.starts[owner])[first[n_listed > 0]]
-    tail = rice.encode(gaps, _ks(n_listed, sizes)[owner])
-    return int(counts.sum()).to_bytes(4, "little") + bytes([k]) + len(head).to_bytes(4, "little") + head + tail
+    gaps[first] = (listed - layout.starts[owner])[first]
+    tail = rice.encode(gaps, _parameters(n_listed, sizes)[owner])
+    return len(kept).to_bytes(4, "little") + bytes([k]) + len(head).to_bytes(4, "little") + head + tail
 
 
 def decode(data: memoryview, layout: Layout) -> Ints:
@@ -37,31 +40,28 @@ def decode(data: memoryview, layout: Layout) -> Ints:
     Raises:
         WireError: the bytes are not a set of positions in this layout.
     """
-    if len(data) < _COUNTED + 4 or data[4] > rice.MAX_K:
+    if len(data) < _HEAD or data[4] > rice.MAX_K:
         raise WireError("positions are cut off")
-    total, k = int.from_bytes(data[:4], "little"), data[4]
-    n_head = int.from_bytes(data[5:9], "little")
+    total, k, n_head = int.from_bytes(data[:4], "little"), data[4], int.from_bytes(data[5:_HEAD], "little")
     sizes = layout.sizes
-    if total > layout.size or n_head > len(data) - 9:
+    if total > layout.size or n_head > len(data) - _HEAD:
         raise WireError(f"{total} positions in {layout.size} elements, counted in {n_head} bytes")
-    surprise = rice.unzigzag(rice.decode(data[9 : 9 + n_head], k, len(sizes)))
+    surprise = rice.unzigzag(rice.decode(data[_HEAD : _HEAD + n_head], np.full(len(sizes), k)))
     counts = _expected(total, layout) + surprise
     if (counts < 0).any() or (counts > sizes).any() or int(counts.sum()) != total:
         raise WireError("the tensors' numbers of positions do not fit their sizes")
     n_listed = np.minimum(counts, sizes - counts)
     owner = np.repeat(np.arange(len(sizes)), n_listed)
     first = np.cumsum(n_listed) - n_listed
-    gaps = rice.decode(data[9 + n_head :], _ks(n_listed, sizes)[owner])
+    gaps = rice.decode(data[_HEAD + n_head :], _parameters(n_listed, sizes)[owner])
     steps = np.cumsum(gaps + 1)
     before = np.concatenate([np.zeros(1, np.int64), steps])[first]  # what earlier tensors have summed to
     within = steps - before[owner] - 1
     if len(within) and (within >= sizes[owner]).any():
         raise WireError("a position lies outside its tensor")
-    listed = within + layout.starts[owner]
-    there = np.repeat(2 * counts > sizes, sizes)  # tensors that list what is not there
-    there[listed] ^= True
-    found: Ints = np.flatnonzero(there)
-    return found
+    there = _turned(counts, layout)
+    there[within + layout.starts[owner]] ^= True
+    return np.flatnonzero(there)
 
 
 def _expected(total: int, layout: Layout) -> Ints:
@@ -69,16 +69,11 @@ def _expected(total: int, layout: Layout) -> Ints:
     return layout.sizes * total // max(1, layout.size)
 
 
-def _listed(kept: Ints, counts: Ints, layout: Layout) -> Ints:
-    """The positions that the code lists: those that are not there, in tensors that are more than half full."""
-    full = 2 * counts > layout.sizes
-    if not full.any():
-        return kept
-    there = np.zeros(layout.size, np.bool_)
-    there[kept] = True
-    return np.flatnonzero(there ^ np.repeat(full, layout.sizes))
+def _turned(counts: Ints, layout: Layout) -> Bools:
+    """Which elements are of tensors that are more than half full, and list what is not there; (size,)."""
+    return np.repeat(2 * counts > layout.sizes, layout.sizes)
 
 
-def _ks(n_listed: Ints, sizes: Ints) -> Ints:
+def _parameters(n_listed: Ints, sizes: Ints) -> Ints:
     """The Rice parameter of each tensor's gaps; both sides know what it follows from."""
     return np.array([rice.best_k(int(s - n), int(n)) for n, s in zip(n_listed, sizes, strict=True)], np.int64)

@@ -57,16 +57,14 @@ def vector(code: Code, optional: bool = False) -> Any:
     return field(default=None, kw_only=True, metadata=metadata) if optional else field(metadata=metadata)
 
 
-def write(record: DataclassInstance | None) -> bytes:
-    """A record as bytes. No record is no bytes.
+def write(record: DataclassInstance) -> bytes:
+    """A record as bytes.
 
     Raises:
         WireError: a required field is None, or a field is not a vector of numbers that its code can write.
         TypeError: a field of the class is not a ``vector``.
     """
     body = b""
-    if record is None:
-        return body
     for place, (name, code, optional) in enumerate(_vectors(type(record))):
         values, label = getattr(record, name), f"{type(record).__name__}.{name}"
         if values is not None:
@@ -84,21 +82,20 @@ def read(data: memoryview, kind: type[R]) -> R:
         WireError: the bytes are not a record of this kind; the text names the field.
         TypeError: a field of the class is not a ``vector``.
     """
-    vectors, found, at, last = _vectors(kind), dict[str, torch.Tensor](), 0, -1
-    while at < len(data):
-        place = data[at]
+    vectors, found, last = _vectors(kind), dict[str, torch.Tensor](), -1
+    while len(data):
+        place = data[0]
         if place >= len(vectors):
             raise WireError(f"{kind.__name__} has {len(vectors)} fields, the message has one with number {place}")
         name, code, _ = vectors[place]
         label = f"{kind.__name__}.{name}"
         if place <= last:
             raise WireError(f"{label} comes twice or in the wrong place")
-        start = at + _HEAD
-        n, length = (int.from_bytes(data[i : i + 2], "little") for i in (at + 1, at + 3))
-        if start > len(data) or start + length > len(data):
+        n, length = (int.from_bytes(data[i : i + 2], "little") for i in (1, 3))
+        if len(data) < _HEAD + length:
             raise WireError(f"{label} is cut off")
-        found[name] = _decode(label, data[start : start + length], n, code)
-        at, last = start + length, place
+        found[name] = _decode(label, data[_HEAD : _HEAD + length], n, code)
+        data, last = data[_HEAD + length :], place
     for name, _, optional in vectors:
         if name not in found and not optional:
             raise WireError(f"{kind.__name__}.{name} is missing")
@@ -126,10 +123,10 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
         raise WireError(f"{label} is not a vector of 1 to {LONGEST} finite numbers")
     values = values.detach().cpu()
     if code == "bf16":
-        rounded = values.to(torch.bfloat16)
-        if not bool(rounded.isfinite().all()):
+        coded = values.to(torch.bfloat16)
+        if not bool(coded.isfinite().all()):
             raise WireError(f"{label} has numbers too large for bfloat16")
-        data = rounded.view(torch.uint8).numpy().tobytes()
+        data = coded.view(torch.uint8).numpy().tobytes()
     elif code == "marks":
         if not bool(((values == 0) | (values == 1)).all()):
             raise WireError(f"{label} has marks other than 0 and 1")
@@ -151,6 +148,8 @@ def _decode(label: str, data: memoryview, n: int, code: Code) -> torch.Tensor:
         if len(data) != 2 * n:
             raise WireError(f"{label} has {len(data)} bytes for {n} numbers")
         values = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+        if not bool(values.isfinite().all()):
+            raise WireError(f"{label} has numbers that are not finite")
     elif code == "marks":
         bits = np.unpackbits(np.frombuffer(data, np.uint8))
         if len(data) != (n + 7) // 8 or bits[n:].any():
@@ -163,6 +162,4 @@ def _decode(label: str, data: memoryview, n: int, code: Code) -> torch.Tensor:
             raise WireError(f"{label} is not {n} positive numbers: {error}") from error
         if not bool((values > 0).all()):
             raise WireError(f"{label} has numbers that are not positive")
-    if not bool(values.isfinite().all()):
-        raise WireError(f"{label} has numbers that are not finite")
     return values

@@ -39,7 +39,7 @@ class Scales:
             return b""
         steps = rice.zigzag(np.diff(codes))
         k = rice.best_k(int(steps.sum()), len(steps))
-        return int(codes[0]).to_bytes(2, "little") + bytes([k]) + rice.encode(steps, k)
+        return int(codes[0]).to_bytes(2, "little") + bytes([k]) + rice.encode(steps, np.full(len(steps), k))
 
     def read(self, data: memoryview, count: int) -> Doubles:
         """``count`` scales from what ``write`` wrote.
@@ -53,7 +53,7 @@ class Scales:
             return np.zeros(0)
         if len(data) < 3 or data[2] > rice.MAX_K:
             raise WireError("scales are cut off")
-        steps = rice.unzigzag(rice.decode(data[3:], data[2], count - 1))
+        steps = rice.unzigzag(rice.decode(data[3:], np.full(count - 1, data[2])))
         codes: Ints = np.cumsum(np.append(int.from_bytes(data[:2], "little"), steps))
         if (codes < 0).any() or (codes > self._largest).any():
             raise WireError("a scale is not a finite positive number")

@@ -149,12 +149,12 @@ def _signed(magnitude: Doubles, signs: memoryview) -> Floats:
 def _pack_levels(levels: Ints, width: int) -> bytes:
     """One byte that says how, then the levels in whichever code is shorter."""
     k = rice.best_k(int(levels.sum()), len(levels))
-    if rice.n_bytes(levels, k) < (len(levels) * width + 7) // 8:
-        return bytes([k]) + rice.encode(levels, k)
-    return bytes([_FIXED]) + rice.pack(levels, width)
+    coded, fixed = rice.encode(levels, np.full(len(levels), k)), rice.pack(levels, width)
+    return bytes([k]) + coded if len(coded) < len(fixed) else bytes([_FIXED]) + fixed
 
 
 def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
+    """The ``count`` levels of ``width`` bits that ``_pack_levels`` wrote. Raises WireError: the bytes are none."""
     if not count:
         if len(data):
             raise WireError(f"{len(data)} bytes of levels for no values")
@@ -168,7 +168,7 @@ def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
         return rice.unpack(data, count, width)
     if how > rice.MAX_K:
         raise WireError(f"levels have Rice parameter {how}")
-    levels = rice.decode(data, how, count)
+    levels = rice.decode(data, np.full(count, how))
     if (levels >= 2**width).any():
         raise WireError(f"a level is not below {2**width}")
     return levels

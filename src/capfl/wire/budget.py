@@ -1,0 +1,92 @@
+"""How many elements of each rank, or of each tensor, a message has; and the importance of ranks as bytes.
+
+A rank is a row of A and the column of B that goes with it. Importance is sent in the place of positions: a bit for
+each rank, is it important at all? and a scale for those that are. Writer and reader share out the budget by what was
+read, so they agree to the last element.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from capfl.errors import WireError
+from capfl.maths.budget import allocate
+from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.scales import Doubles, Scales
+
+_SCALES = Scales(mantissa=3)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A message's elements in n groups, the ranks of the agreed adapter or the tensors of the message.
+
+    Attributes:
+        owner: the group that each element belongs to, (size,).
+        sizes: how many elements each group has, (n,).
+        counts: how many of them are sent, (n,).
+    """
+
+    owner: Ints
+    sizes: Ints
+    counts: Ints
+
+    @staticmethod
+    def by_tensor(density: float, layout: Layout) -> Budget:
+        """The same share of every tensor: round(density * size of the message) elements in all."""
+        owner, sizes = np.repeat(np.arange(len(layout.sizes)), layout.sizes), layout.sizes
+        return Budget(owner, sizes, allocate(np.ones(len(sizes)), sizes, round(density * layout.size)))
+
+    @staticmethod
+    def by_rank(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Budget:
+        """Of every rank in proportion to its importance (n,), as many in all: of importance 0 nothing."""
+        owner = layout.owners(whole)
+        sizes: Ints = np.bincount(owner, minlength=whole.n_ranks).astype(np.int64)
+        return Budget(owner, sizes, allocate(importance, sizes, round(density * layout.size)))
+
+    def share(self) -> Floats:
+        """What share of its group is sent, for every element, (size,); 1 where nothing is."""
+        shares = np.where(self.counts > 0, self.counts / np.maximum(self.sizes, 1), 1.0)
+        found: Floats = shares.astype(np.float32)[self.owner]
+        return found
+
+
+def write_importance(importance: npt.ArrayLike, n: int) -> bytes:
+    """The importance (n,) of ranks as bytes, in units of the largest.
+
+    Raises:
+        WireError: another shape, or a number that is negative or not finite, or no number that is not zero.
+    """
+    numbers = np.asarray(importance, np.float64)
+    if numbers.shape != (n,):
+        raise WireError(f"importance has shape {numbers.shape}, the adapter has {n} ranks")
+    if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
+        raise WireError("the importance of a rank is negative or not finite, or that of all is zero")
+    important = numbers > 0
+    codes = _SCALES.code(numbers[important] / numbers.max())
+    return np.packbits(important).tobytes() + _SCALES.write(np.maximum(codes, 1))  # what is not zero stays so
+
+
+def read_importance(data: memoryview, n: int) -> Doubles:
+    """What arrives of the importance that ``write_importance`` was given, (n,).
+
+    Raises:
+        WireError: the bytes are not the importance of so many ranks.
+    """
+    n_bits = (n + 7) // 8
+    if len(data) < n_bits:
+        raise WireError(f"{len(data)} bytes for the importance of {n} ranks")
+    bits = np.unpackbits(np.frombuffer(data[:n_bits], np.uint8))
+    if bits[n:].any():
+        raise WireError("a rank is important that the adapter does not have")
+    important = bits[:n].view(np.bool_)
+    if not important.any():
+        raise WireError("no rank is of any importance")
+    found = np.zeros(n)
+    found[important] = _SCALES.read(data[n_bits:], int(important.sum()))
+    if not found[important].all():
+        raise WireError("a rank is marked as important and has importance 0")
+    return found
