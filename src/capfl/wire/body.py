@@ -7,7 +7,7 @@ import numpy as np
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import positions
+from capfl.wire import positions, rice
 from capfl.wire.layout import Floats, Ints, Layout
 from capfl.wire.sections import Section, read, split, write
 from capfl.wire.values import Values
@@ -40,7 +40,7 @@ def pack(
     if importance is not None:
         body += write(Section.RANKS, importance)
     if listed:
-        body += write(Section.POSITIONS, positions.encode(kept, layout))
+        body += write(Section.POSITIONS, positions.encode(kept, layout.size))
     if scales:
         body += write(Section.SCALES, scales)
     return body + write(Section.VALUES, coded)
@@ -66,9 +66,7 @@ def unpack(body: memoryview, template: Adapter) -> tuple[Layout, dict[Section, m
 
 
 def _layout(data: memoryview | None, template: Adapter) -> Layout:
-    if data is None or len(data) != (len(template) + 7) // 8:
-        raise WireError(f"the list of tensors does not fit an adapter of {len(template)}")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[len(template) :].any():
-        raise WireError("the list of tensors names more than the adapter has")
-    return Layout.of({name: t for (name, t), bit in zip(template.items(), bits, strict=False) if bit}, template)
+    if data is None:
+        raise WireError("body does not say which tensors it has")
+    named = rice.unpack(data, len(template), 1)
+    return Layout.of({name: t for (name, t), bit in zip(template.items(), named, strict=True) if bit}, template)

@@ -1,8 +1,7 @@
 """How many elements of each rank, or of each tensor, a message has; and the importance of ranks as bytes.
 
-A rank is a row of A and the column of B that goes with it. Importance is sent in the place of positions: a bit for
-each rank, is it important at all? and a scale for those that are. Writer and reader share out the budget by what was
-read, so they agree to the last element.
+A rank is a row of A and the column of B that goes with it. Importance is sent in the place of positions. Writer and
+reader share out the budget by what was read, so they agree to the last element.
 """
 
 from __future__ import annotations
@@ -11,13 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from capfl.errors import WireError
 from capfl.maths.budget import allocate
+from capfl.wire import records
 from capfl.wire.layout import Floats, Ints, Layout
-from capfl.wire.scales import Doubles, Scales
+from capfl.wire.records import vector
+from capfl.wire.scales import Doubles
 
-_SCALES = Scales(mantissa=3)
+_LEAST = 2.0**-100  # of the largest importance: what is not zero stays so
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Budget:
         return found
 
 
+@dataclass(frozen=True)
+class _Importance:
+    """Of the ranks that are of any, in units of the largest. ``marked``: which these are, (n,); None: all."""
+
+    values: torch.Tensor = vector("positive")
+    marked: torch.Tensor | None = vector("marks", optional=True)
+
+
 def write_importance(importance: npt.ArrayLike, n: int) -> bytes:
     """The importance (n,) of ranks as bytes, in units of the largest.
 
@@ -65,9 +75,9 @@ def write_importance(importance: npt.ArrayLike, n: int) -> bytes:
         raise WireError(f"importance has shape {numbers.shape}, the adapter has {n} ranks")
     if not np.isfinite(numbers).all() or (numbers < 0).any() or not numbers.any():
         raise WireError("the importance of a rank is negative or not finite, or that of all is zero")
-    important = numbers > 0
-    codes = _SCALES.code(numbers[important] / numbers.max())
-    return np.packbits(important).tobytes() + _SCALES.write(np.maximum(codes, 1))  # what is not zero stays so
+    marked = numbers > 0
+    values = torch.from_numpy(np.maximum(numbers[marked] / numbers.max(), _LEAST))
+    return records.write(_Importance(values, marked=None if marked.all() else torch.from_numpy(marked)))
 
 
 def read_importance(data: memoryview, n: int) -> Doubles:
@@ -76,17 +86,10 @@ def read_importance(data: memoryview, n: int) -> Doubles:
     Raises:
         WireError: the bytes are not the importance of so many ranks.
     """
-    n_bits = (n + 7) // 8
-    if len(data) < n_bits:
-        raise WireError(f"{len(data)} bytes for the importance of {n} ranks")
-    bits = np.unpackbits(np.frombuffer(data[:n_bits], np.uint8))
-    if bits[n:].any():
-        raise WireError("a rank is important that the adapter does not have")
-    important = bits[:n].view(np.bool_)
-    if not important.any():
-        raise WireError("no rank is of any importance")
+    said = records.read(data, _Importance)
+    marked = np.ones(n, np.bool_) if said.marked is None else said.marked.numpy().astype(np.bool_)
+    if len(marked) != n or marked.sum() != len(said.values):
+        raise WireError(f"importance of {len(said.values)} ranks, {len(marked)} are marked or not, the adapter has {n}")
     found = np.zeros(n)
-    found[important] = _SCALES.read(data[n_bits:], int(important.sum()))
-    if not found[important].all():
-        raise WireError("a rank is marked as important and has importance 0")
+    found[marked] = said.values.numpy()
     return found

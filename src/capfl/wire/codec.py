@@ -86,6 +86,8 @@ class Codec:
         flat = np.zeros(layout.size, np.float32)
         if Section.VALUES in found:
             kept = self._kept(found, layout, Layout.of(template, template), round)
+            if not len(kept):
+                raise WireError("body has values of no elements")
             scales = found.get(Section.SCALES, memoryview(b""))
             flat[kept] = self.values.decode(scales, found[Section.VALUES], kept, layout)
         adapter = layout.unflatten(flat)
@@ -113,7 +115,7 @@ class Codec:
     def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, round: int) -> Ints:
         """The positions (n,) of a body's values, by its sections."""
         if Section.POSITIONS in found:
-            return positions.decode(found[Section.POSITIONS], layout)
+            return positions.decode(found[Section.POSITIONS], layout.size)
         if Section.RANKS in found and self.mask != "random":
             raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
         drawn = self._drawn(layout, whole, round, self._by_rank(found.get(Section.RANKS), layout, whole))

@@ -43,7 +43,7 @@ def advance(
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(group, known=target, log=())
-    difference = _changed(algebra.subtract(target, group.known), by_rank=importance is not None)
+    difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
     body = codec.encode(difference, template, round, importance)
     known = algebra.add(group.known, codec.decode(memoryview(body), template, round))
     if codec.unbiased:  # nothing is carried over: what clients know is the adapter
@@ -60,16 +60,6 @@ def with_version(group: Group, known: Adapter, body: bytes) -> Group:
     while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):
         log = log[1:]
     return replace(group, known=known, log=log)
-
-
-def _changed(difference: Adapter, by_rank: bool) -> Adapter:
-    """The tensors of a difference that are not zero; by rank, all of a factor any of whose tensors is not.
-
-    What is drawn by rank depends on which tensors a message has, and clients have drawn theirs with the whole factor.
-    """
-    if not by_rank:
-        return {name: t for name, t in difference.items() if bool(t.any())}
-    return algebra.moved(difference)
 
 
 def broadcast(group: Group, newest: int, client: ClientId, version: int, template: Adapter) -> Broadcast:

@@ -35,13 +35,12 @@ class Records:
 NO_RECORDS = Records()
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_whole: bool | None = None) -> Message:
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_whole: bool = False) -> Message:
     """A broadcast whose bodies have been encoded.
 
     Args:
-        always_whole: is everybody sent the whole adapter, or is that catching up? By default if the codec is exact.
+        always_whole: is everybody sent the whole adapter, or is that catching up?
     """
-    always_whole = codec.exact if always_whole is None else always_whole
     body = b"".join(write(Section.DIFFERENCE, difference) for difference in message.differences)
     if message.state is not None:
         body = write(Section.STATE, message.state)

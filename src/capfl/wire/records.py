@@ -5,28 +5,22 @@
         alpha: torch.Tensor = vector("positive")
         features: torch.Tensor | None = vector("bf16", optional=True)
 
-On the wire the fields stand in the order of the class. Each is one byte for its place in that order, two for the
-number of elements n, two for the length of the data in bytes, and the data. Both sides know the code from the class:
-
-======== ==============================================================================
-code     data
-======== ==============================================================================
-bf16     finite numbers, two bytes each
-positive finite positive numbers with three bits of mantissa, their differences Rice-coded
-marks    0 or 1, a bit each
-======== ==============================================================================
+On the wire the fields stand in the order of the class, and both sides know the code of each from it: ``bf16`` for
+finite numbers, ``positive`` for finite positive numbers of three bits of mantissa, ``marks`` for 0 and 1. docs/wire.md
+has the bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from capfl.errors import WireError
+from capfl.wire import rice
 from capfl.wire.scales import Scales
 
 if TYPE_CHECKING:
@@ -47,12 +41,7 @@ def vector(code: Code, optional: bool = False) -> Any:
     Args:
         code: how the elements are written; see the top of this module.
         optional: the field may be None, which is its default and takes no bytes. It is given by keyword.
-
-    Raises:
-        ValueError: there is no such code.
     """
-    if code not in get_args(Code):
-        raise ValueError(f"no code {code!r} for a vector; choose from {', '.join(get_args(Code))}")
     metadata = {_KEY: (code, optional)}
     return field(default=None, kw_only=True, metadata=metadata) if optional else field(metadata=metadata)
 
@@ -94,7 +83,10 @@ def read(data: memoryview, kind: type[R]) -> R:
         n, length = (int.from_bytes(data[i : i + 2], "little") for i in (1, 3))
         if len(data) < _HEAD + length:
             raise WireError(f"{label} is cut off")
-        found[name] = _decode(label, data[_HEAD : _HEAD + length], n, code)
+        try:
+            found[name] = _decode(data[_HEAD : _HEAD + length], n, code)
+        except WireError as error:
+            raise WireError(f"{label} cannot be read: {error}") from error
         data, last = data[_HEAD + length :], place
     for name, _, optional in vectors:
         if name not in found and not optional:
@@ -141,25 +133,19 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
     return data
 
 
-def _decode(label: str, data: memoryview, n: int, code: Code) -> torch.Tensor:
+def _decode(data: memoryview, n: int, code: Code) -> torch.Tensor:
     if not n:
-        raise WireError(f"{label} has no elements")
+        raise WireError("there are no elements")
     if code == "bf16":
         if len(data) != 2 * n:
-            raise WireError(f"{label} has {len(data)} bytes for {n} numbers")
+            raise WireError(f"{len(data)} bytes for {n} numbers")
         values = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
         if not bool(values.isfinite().all()):
-            raise WireError(f"{label} has numbers that are not finite")
+            raise WireError("there are numbers that are not finite")
     elif code == "marks":
-        bits = np.unpackbits(np.frombuffer(data, np.uint8))
-        if len(data) != (n + 7) // 8 or bits[n:].any():
-            raise WireError(f"{label} has {len(data)} bytes for {n} marks, or marks beyond them")
-        values = torch.from_numpy(bits[:n].astype(np.float32))
+        values = torch.from_numpy(rice.unpack(data, n, 1)).float()
     else:
-        try:
-            values = torch.from_numpy(_POSITIVE.read(data, n).astype(np.float32))
-        except WireError as error:
-            raise WireError(f"{label} is not {n} positive numbers: {error}") from error
+        values = torch.from_numpy(_POSITIVE.read(data, n)).float()
         if not bool((values > 0).all()):
-            raise WireError(f"{label} has numbers that are not positive")
+            raise WireError("there are numbers that are not positive")
     return values
