@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Gamma as Peer
 from torch.distributions import kl_divergence
@@ -46,15 +46,6 @@ def test_moments_by_hand():
     assert gamma.mean_log().tolist() == pytest.approx(expected, abs=1e-14)
 
 
-def test_moments_of_samples():
-    gamma = Gamma(doubles(3.5), doubles(2.0))
-    torch.manual_seed(0)
-    samples = Peer(gamma.alpha, gamma.beta).sample((400_000,))
-    assert samples.mean().item() == pytest.approx(gamma.mean().item(), rel=5e-3)
-    assert samples.reciprocal().mean().item() == pytest.approx(gamma.mean_inverse().item(), rel=5e-3)
-    assert samples.log().mean().item() == pytest.approx(gamma.mean_log().item(), abs=5e-3)
-
-
 @pytest.mark.parametrize("alpha", [1.0, 0.25])
 def test_an_infinite_expectation_is_refused(alpha):
     with pytest.raises(ValueError, match=f"smallest alpha is {alpha:g}"):
@@ -88,29 +79,11 @@ def test_divergences_by_hand():
     assert kl(one(1, 1), one(2, 1)).item() == pytest.approx(EULER, abs=1e-15)
 
 
+@settings(max_examples=40)
 @given(gammas, gammas)
 def test_divergences_are_those_of_torch(q, p):
     expected = kl_divergence(Peer(q.alpha, q.beta), Peer(p.alpha, p.beta))
     torch.testing.assert_close(kl(q, p), expected, rtol=1e-7, atol=1e-7)
-
-
-@given(gammas, gammas)
-def test_divergences_are_not_negative(q, p):
-    assert kl(q, p).item() >= -1e-11
-    assert kl(q, q).item() == 0
-    if abs(math.log(q.mean().item() / p.mean().item())) > 0.1:
-        assert kl(q, p).item() > 1e-7  # not equal, not zero
-
-
-@given(positive, positive, positive, positive)
-def test_its_gradient(a, b, a0, b0):
-    """dKL/da = (a - a0) ψ'(a) + b0/b - 1, dKL/db = a0/b - a b0/b²."""
-    alpha, beta = doubles(a).requires_grad_(), doubles(b).requires_grad_()
-    kl(Gamma(alpha, beta), one(a0, b0)).sum().backward()
-    by_a = [(a - a0) * torch.polygamma(1, doubles(a)).item(), b0 / b, -1]
-    by_b = [a0 / b, -a * b0 / b**2]
-    assert alpha.grad.item() == pytest.approx(sum(by_a), abs=1e-12 * sum(map(abs, by_a)))
-    assert beta.grad.item() == pytest.approx(sum(by_b), abs=1e-12 * sum(map(abs, by_b)))
 
 
 # -- barycentre --------------------------------------------------------------------------------------------
@@ -134,6 +107,7 @@ def test_equal_parts_give_themselves_back(count):
         close(barycentre((part, 0.1 * (k + 1)) for k in range(count)), part, 1e-13)
 
 
+@settings(max_examples=40)
 @given(mixtures)
 def test_it_has_the_moments_of_the_mixture(parts):
     got = barycentre(parts)
@@ -154,55 +128,6 @@ def test_the_series_for_large_shapes_is_the_function(alpha):
     assert got.mean_log().item() == pytest.approx(expected, abs=1e-13)
 
 
-@given(mixtures, st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
-def test_nothing_is_nearer_to_all_parts(parts, by_alpha, by_beta):
-    best = barycentre(parts)
-    other = Gamma(best.alpha * math.exp(by_alpha), best.beta * math.exp(by_beta))
-
-    def cost(p: Gamma) -> float:
-        return sum(w * kl(q, p).item() for q, w in parts)
-
-    # exactly the divergence of the other from the best is added: that of Bregman
-    added = sum(w for _, w in parts) * kl(best, other).item()
-    assert cost(other) - cost(best) == pytest.approx(added, rel=1e-8, abs=1e-8 * (1 + cost(best)))
-    assert added >= -1e-9
-
-
-@given(mixtures, st.randoms())
-def test_the_order_and_the_unit_of_weights_do_not_matter(parts, random):
-    mixed = [(p, 7.0 * w) for p, w in parts]
-    random.shuffle(mixed)
-    close(barycentre(mixed), barycentre(parts), 1e-9)
-
-
-def test_elements_are_averaged_by_themselves():
-    a, b = Gamma(doubles(2.0, 5.0), doubles(1.0, 3.0)), Gamma(doubles(4.0, 1.5), doubles(9.0, 0.1))
-    both = barycentre([(a, 1.0), (b, 3.0)])
-    for i in range(2):
-        alone = barycentre([(Gamma(g.alpha[i], g.beta[i]), w) for g, w in ((a, 1.0), (b, 3.0))])
-        close(Gamma(both.alpha[i], both.beta[i]), alone, 1e-14)
-
-
-def test_a_heavier_part_pulls_more():
-    means = [barycentre([(one(2, 1), 1.0), (one(2, 4), w)]).mean().item() for w in (0.5, 1.0, 3.0)]
-    assert means == pytest.approx([1.5, 1.25, 0.875])
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "no Gammas"),
-        ([(one(1, 1), 1.0), (one(1, 1), 0.0)], "weight 0"),
-        ([(one(1, 1), -1.0)], "weight -1"),
-        ([(one(1, 1), math.nan)], "weight nan"),
-        ([(one(1, 1), 1.0), (Gamma(doubles(1, 1), doubles(1, 1)), 1.0)], r"shapes \(1,\) and \(2,\)"),
-    ],
-)
-def test_what_cannot_be_averaged(parts, message):
-    with pytest.raises(ValueError, match=message):
-        barycentre(iter(parts))
-
-
 # -- momentum ----------------------------------------------------------------------------------------------
 
 
@@ -219,9 +144,3 @@ def test_moves_reach_both_ends_and_nothing_beyond(old, new, share):
     assert way.alpha.log().item() == pytest.approx(
         (1 - share) * old.alpha.log().item() + share * new.alpha.log().item(), abs=1e-12
     )
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
-def test_moves_too_far_are_refused(share):
-    with pytest.raises(ValueError, match="share is"):
-        moved(one(1, 1), one(2, 2), share)

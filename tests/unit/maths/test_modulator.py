@@ -39,12 +39,6 @@ def test_the_start():
     assert not modulator.down.equal(init(1, 256, 16, 3).down)
 
 
-def test_the_start_keeps_lengths():
-    z = torch.nn.functional.normalize(torch.randn(64, 400, generator=torch.Generator().manual_seed(0)), dim=0)
-    squares = torch.cat([(init(seed, 64, 8, 3).down @ z).square().sum(dim=0) for seed in range(10)])
-    assert squares.mean().item() == pytest.approx(1, rel=0.1)
-
-
 def test_the_posterior_is_the_prior_at_the_start():
     prior = Gamma(1 + torch.logspace(-6, 6, 500).double(), torch.logspace(-9, 9, 500).double())
     q = posterior(init(3, 16, 4, 500), Z, prior)
@@ -77,23 +71,6 @@ def test_alpha_stays_above_one_and_clients_differ():
         torch.testing.assert_close(q.beta * other.beta, PRIOR.beta**2)
 
 
-@pytest.mark.parametrize(
-    ("prior", "message"),
-    [
-        (Gamma(doubles(2.0), doubles(1.0)), r"shape \(1,\), the modulator's \(3,\)"),
-        (Gamma(doubles(2.0, 1.0, 0.5), doubles(1.0, 1.0, 1.0)), "smallest alpha is 0.5"),
-    ],
-)
-def test_priors_that_do_not_do(prior, message):
-    with pytest.raises(ValueError, match=message):
-        posterior(moved(), Z, prior)
-
-
-def test_what_overflows_is_refused():
-    with pytest.raises(ValueError, match="not positive and finite"):
-        posterior(Modulator(moved().down, 1e5 * moved().up), Z, PRIOR)
-
-
 # -- objective ---------------------------------------------------------------------------------------------
 
 
@@ -115,29 +92,12 @@ def test_both_parts_have_their_weights():
         assert objective(moved(), Z, PRIOR, H, a, b).item() == pytest.approx(a * parts[0] + b * parts[1], rel=1e-12)
 
 
-def test_h_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"h has shape \(1,\)"):
-        objective(moved(), Z, PRIOR, doubles(1.0), 1.0, 1.0)
-
-
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (0.7, 0.2)])
 def test_its_gradient_is_that_of_finite_differences(weights):
     parameters = [t.double().requires_grad_() for t in (moved().down, moved().up)]
     assert torch.autograd.gradcheck(
         lambda down, up: objective(Modulator(down, up), Z, PRIOR, H, *weights), parameters, atol=1e-7, rtol=1e-6
     )
-
-
-def test_the_gradient_reaches_the_modulator():
-    """Without it the posterior would be the output of a random net for ever, as in the reference code."""
-    start = init(0, 16, 4, 3)
-    down, up = start.down.clone().requires_grad_(), start.up.clone().requires_grad_()
-    objective(Modulator(down, up), Z, PRIOR, H, 1.0, 1.0).backward()
-    assert (up.grad.abs().amax(dim=1) > 1e-3).all()  # every alpha and every beta
-    assert not down.grad.any()  # up is zero; from the second step on it is not
-    down, up = moved().down.clone().requires_grad_(), moved().up.clone().requires_grad_()
-    objective(Modulator(down, up), Z, PRIOR, H, 1.0, 1.0).backward()
-    assert down.grad.abs().max() > 1e-3
 
 
 # -- fit ---------------------------------------------------------------------------------------------------
@@ -168,51 +128,13 @@ def test_refits_settle():
         assert torch.corrcoef(torch.stack([kappa.log(), h.log()]))[0, 1] > 0.98
 
 
-def test_the_first_step_is_adams():
-    """As long as the rate in every element, however small its gradient; none where there is none."""
-    start = init(0, 16, 4, 3)
-    fitted = fit(start, Z, PRIOR, H, 1e-2, 0.0, 1, 1e-2)
-    torch.testing.assert_close(fitted.up.abs(), torch.full((6, 4), 1e-2), rtol=1e-3, atol=0)
-    assert fitted.down.equal(start.down)
-
-
-def test_a_fit_leaves_its_arguments():
-    start, z, h = init(0, 16, 4, 3), Z.clone(), H.clone()
-    prior = Gamma(PRIOR.alpha.clone(), PRIOR.beta.clone())
-    fit(start, z, prior, h, 1.0, 1.0, 5, 0.1)
-    again = init(0, 16, 4, 3)
-    assert start.down.equal(again.down)
-    assert start.up.equal(again.up)
-    assert z.equal(Z)
-    assert h.equal(H)
-    assert prior.alpha.equal(PRIOR.alpha)
-    assert prior.beta.equal(PRIOR.beta)
-    same = fit(start, z, prior, h, 1.0, 1.0, 0, 0.1)
-    assert same.down.equal(start.down)
-    assert same.down.data_ptr() != start.down.data_ptr()
-
-
-def test_a_fit_is_deterministic():
-    a, b = (fit(init(0, 16, 4, 3), Z, PRIOR, H, 1.0, 0.1, 10, 1e-2) for _ in range(2))
-    assert a.up.equal(b.up)
-    assert a.down.equal(b.down)
-
-
-def test_what_is_larger_is_more_important():
+def test_what_is_larger_is_more_important_and_arguments_stay():
     """From one prior for all, with no divergence: E[κ] in the order of h, and near to it, as kappa* = h says."""
-    h = doubles(0.02, 5.0, 0.3, 1.0, 0.1)
+    h, start = doubles(0.02, 5.0, 0.3, 1.0, 0.1), init(0, 16, 4, 5)
     prior = Gamma(torch.full_like(h, 2.0), torch.full_like(h, 2.0))
-    fitted = fit(init(0, 16, 4, 5), Z, prior, h, 1.0, 0.0, 400, 2e-2)
-    q = posterior(fitted, Z, prior)
+    q = posterior(fit(start, Z, prior, h, 1.0, 0.0, 400, 2e-2), Z, prior)
     assert q.mean().argsort().tolist() == h.argsort().tolist()
     torch.testing.assert_close(1 / q.mean_inverse(), h, rtol=0.02, atol=0)  # stationary in beta: h E[1/κ] = 1
-
-
-def test_the_divergence_holds_the_posterior_at_the_prior():
-    away = [
-        kl(posterior(fit(init(0, 16, 4, 3), Z, PRIOR, H, 1.0, weight, 200, 1e-2), Z, PRIOR), PRIOR).sum().item()
-        for weight in (0.0, 1.0, 100.0)
-    ]
-    assert away[0] > away[1] > away[2] > 0
-    assert away[2] < 1e-3
-    assert fit(init(0, 16, 4, 3), Z, PRIOR, H, 0.0, 1.0, 50, 1e-2).up.abs().max() == 0  # nothing else pulls
+    again = init(0, 16, 4, 5)
+    assert start.down.equal(again.down)
+    assert start.up.equal(again.up)
