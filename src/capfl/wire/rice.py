@@ -9,7 +9,6 @@ two runs ends on a whole byte, so that numpy packs it in one go.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -48,9 +47,10 @@ def read(data: memoryview, n: int) -> Ints:
 
 def pack(values: Ints, width: int) -> bytes:
     """The ``width`` low bits of every number, at most 31, highest bit first, with zeros up to a whole byte."""
-    word = _word(width)
-    octets = values.astype(word).view(np.uint8).reshape(len(values), word.itemsize)
-    return np.packbits(np.unpackbits(octets, axis=1)[:, 8 * word.itemsize - width :]).tobytes()
+    bits = np.empty((len(values), width), np.uint8)
+    for place in range(width):
+        bits[:, place] = (values >> (width - 1 - place)) & 1
+    return np.packbits(bits).tobytes()
 
 
 def unpack(data: memoryview, n: int, width: int) -> Ints:
@@ -64,10 +64,10 @@ def unpack(data: memoryview, n: int, width: int) -> Ints:
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
     if bits[n * width :].any():
         raise WireError("spare bits are not zero")
-    word = _word(width)
-    table = np.zeros((n, 8 * word.itemsize), np.uint8)
-    table[:, 8 * word.itemsize - width :] = bits[: n * width].reshape(n, width)
-    return np.packbits(table, axis=1).view(word).reshape(n).astype(np.int64)
+    values = np.zeros(n, np.int64)
+    for place in range(width):
+        values = values << 1 | bits[place : n * width : width]
+    return values
 
 
 def best_k(total: int, n: int) -> int:
@@ -90,11 +90,6 @@ def zigzag(values: Ints) -> Ints:
 def unzigzag(values: Ints) -> Ints:
     """What ``zigzag`` was given."""
     return np.where(values & 1, -(values + 1) // 2, values // 2)
-
-
-def _word(width: int) -> np.dtype[np.unsignedinteger[Any]]:
-    """The smallest big-endian word that holds so many bits."""
-    return np.dtype(">u1" if width <= 8 else ">u2" if width <= 16 else ">u4")
 
 
 def _n_bytes(n: int, width: int) -> int:

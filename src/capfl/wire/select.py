@@ -19,11 +19,11 @@ def largest(flat: Floats, budget: Budget) -> Ints:
     """Positions of the largest magnitudes of every group, as many as its budget, ascending. Zeros are never taken."""
     order = np.argsort(budget.owner, kind="stable")
     starts = np.cumsum(budget.sizes) - budget.sizes
-    kept = [np.zeros(0, np.int64)]
+    there = np.zeros(len(flat), np.bool_)
     for start, size, count in zip(starts, budget.sizes, budget.counts, strict=True):
         members = order[start : start + size]
-        kept.append(members[_top(np.abs(flat[members]), int(count))])
-    return np.sort(np.concatenate(kept))
+        there[members[_top(np.abs(flat[members]), int(count))]] = True
+    return np.flatnonzero(there)
 
 
 def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
