@@ -89,7 +89,8 @@ def read_importance(data: memoryview, n: int) -> Doubles:
     said = records.read(data, _Importance)
     marked = np.ones(n, np.bool_) if said.marked is None else said.marked.numpy().astype(np.bool_)
     if len(marked) != n or marked.sum() != len(said.values):
-        raise WireError(f"importance of {len(said.values)} ranks, {len(marked)} are marked or not, the adapter has {n}")
+        marks = f"{marked.sum()} of {len(marked)} are marked"
+        raise WireError(f"importance is of {len(said.values)} ranks, and {marks}; the adapter has {n}")
     found = np.zeros(n)
     found[marked] = said.values.numpy()
     return found

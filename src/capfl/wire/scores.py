@@ -17,6 +17,7 @@ from capfl.wire.sections import Section, split, write
 VALIDATION, EVALUATION = 3, 4
 MODELS = ("base", "global", "personal")
 _MOST = 2**32  # items or tokens: more than anybody has
+_LONGEST = 2**16  # bytes of JSON
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _opened(blob: bytes, kind: int, codec: Codec, schema: bytes) -> tuple[Header
     if not found or len(rest):
         raise WireError(f"client {client!r} sent something else than one section SCORES")
     data = bytes(found[Section.SCORES])
+    if len(data) > _LONGEST:
+        raise WireError(f"scores of client {client!r} have {len(data)} bytes, {_LONGEST} at most")
     try:
         said = _JSON.validate_json(data, strict=True)
     except ValidationError as error:
