@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from adapters import resealed, same
 from capfl.errors import WireError
@@ -173,18 +171,12 @@ def test_what_are_no_records(beside, kinds, message):
 # -- the header ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 2**32 - 1), st.text(max_size=9), st.integers(1, 2**32 - 1), st.integers(0, 2**32 - 1),
-       st.floats(0, 1e4))  # fmt: skip
-def test_any_fields_come_back(round, client, n_train, steps, loss):
-    blob = update(round=round, client=client, n_train=n_train, steps=steps, loss=loss)
-    got = read(blob)
-    assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
-    assert round_of(blob) == round
-    told = Broadcast(round, client, FP32.encode(CHANGE, TEMPLATE, 1) if round > 1 else None, ())
-    blob = encode_broadcast(told, FP32, SCHEMA).blob
-    assert decode_broadcast(blob, FP32, SCHEMA) == told
-    assert blob[20:36] == bytes(16)  # zeros where an update has numbers
+def test_fields_at_their_ends_come_back():
+    for round, client, n_train, steps, loss in ((2**32 - 1, "é" * 99, 2**32 - 1, 2**32 - 1, 1e6), (1, "", 1, 0, 0.0)):
+        blob = update(round=round, client=client, n_train=n_train, steps=steps, loss=loss)
+        got = read(blob)
+        assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
+        assert round_of(blob) == round
 
 
 def test_the_schema_tells_bases_names_shapes_and_order_apart():
@@ -229,6 +221,14 @@ def test_a_field_that_is_wrong_although_the_checksum_is_right(at, new, message):
         read(resealed(update(), at, new))
 
 
+def test_one_bit_flipped_anywhere_and_bytes_more_or_less():
+    blob = bytes.fromhex(GOLDEN_RANKS)
+    flipped = [blob[: n // 8] + bytes([blob[n // 8] ^ 1 << n % 8]) + blob[n // 8 + 1 :] for n in range(8 * len(blob))]
+    for wrong in (*flipped, *(blob[:length] for length in range(len(blob))), blob + b"\0", blob + blob):
+        with pytest.raises(WireError):
+            decode_update(wrong, DRAWN, schema_hash(PAIR, "base"), PAIR)
+
+
 def test_another_codec_or_another_kind_of_message():
     with pytest.raises(WireError, match="shorter than a header"):
         round_of(b"CPFL")
@@ -258,20 +258,3 @@ def test_broadcasts_that_are_none(round, body, message):
     blob = encode_broadcast(Broadcast(round, "c", None, ()), FP32, SCHEMA).blob
     with pytest.raises(WireError, match=message):
         decode_broadcast(resealed(blob[:-4] + body + bytes(4)), FP32, SCHEMA)
-
-
-@pytest.mark.parametrize(("blob", "codec", "template"), [
-    (GOLDEN_RANKS, DRAWN, PAIR), (GOLDEN_DIFFERENCE, TERNARY, TEMPLATE), (GOLDEN_WHOLE, FP32, TEMPLATE),
-])  # fmt: skip
-def test_cut_off_extended_or_with_one_bit_flipped(blob, codec, template):
-    blob, schema = bytes.fromhex(blob), schema_hash(template, "base")
-    damaged = [blob[:length] for length in range(len(blob))] + [blob + b"\0", blob + b"\xff" * 9, blob + blob]
-    for bit in range(8 * len(blob)):
-        flipped = bytearray(blob)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(bytes(flipped))
-    for wrong in damaged:
-        with pytest.raises(WireError):
-            decode_update(wrong, codec, schema, template)
-        with pytest.raises(WireError):
-            decode_broadcast(wrong, codec, schema)

@@ -43,15 +43,6 @@ def test_any_numbers(numbers):
     assert rice.read(memoryview(rice.write(ints(*numbers))), len(numbers)).tolist() == numbers
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 31).flatmap(lambda w: st.tuples(st.just(w), st.lists(st.integers(0, 2**w - 1)))))
-def test_any_numbers_of_any_width(case):
-    width, values = case
-    data = rice.pack(ints(*values), width)
-    assert len(data) == (width * len(values) + 7) // 8
-    assert rice.unpack(memoryview(data), len(values), width).tolist() == values
-
-
 @pytest.mark.parametrize("mean", [0.01, 0.3, 1, 1.6, 1.7, 3, 19, 1000, 1e6])
 def test_the_parameter_is_the_best_for_geometric_numbers(mean):
     q = mean / (mean + 1)
