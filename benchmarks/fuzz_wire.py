@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
 
-Valid updates and broadcasts (of one difference, of three, of the whole adapter) of every values kind, dense, the
-largest of each tensor, under a random mask, and drawn by the importance of ranks, from a client that has all of them or
-lacks one, are damaged in one of these ways:
+Valid updates, broadcasts (of one difference, of three, of the whole adapter) and evaluations of every values kind,
+dense, the largest of each tensor, under a random mask, and drawn by the importance of ranks, are damaged in one of
+these ways:
 
 ``bytes``    one to eight bytes changed, removed or put in, anywhere
 ``values``   one to eight bytes behind the header changed, so that every length stays right
@@ -17,7 +17,7 @@ lacks one, are damaged in one of these ways:
 Half of them get a checksum that fits, so that what lies behind it is reached. Every message goes all the way: an
 update into an adapter, a broadcast into a client's memory. The table says which module refused how many. Exits with 1
 if anything but WireError is raised, if what is decoded does not fit, if a decode takes more than a second of processor
-time, or if a process grows by more than 64 MiB.
+time, or if a process grows by more than 64 MiB. tests/unit/wire/test_fuzz.py tries a few thousand.
 """
 
 from __future__ import annotations
@@ -33,25 +33,27 @@ import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from capfl import adapter as algebra
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, Group, Update
+from capfl.types import Adapter, ClientState, Evaluation, Group, HeldOut, Score, Update
 from capfl.usage import peak_memory
 from capfl.wire import (
     Codec,
     Records,
-    adding,
     advance,
     broadcast,
     compensate,
     decode_broadcast,
+    decode_evaluation,
     decode_update,
     encode_broadcast,
+    encode_evaluation,
     encode_update,
     receive,
     schema_hash,
@@ -75,24 +77,22 @@ class Described:
 @dataclass(frozen=True)
 class Posterior:
     alpha: torch.Tensor = vector("positive")
-    alive: torch.Tensor | None = vector("marks", optional=True)
+    marks: torch.Tensor | None = vector("marks", optional=True)
 
 
 RECORDS = Records(grouping=Described, ranks=Posterior)
 SAID = {
     "grouping": Described(torch.linspace(-2, 2, 9)),
-    "ranks": Posterior(torch.linspace(0.5, 4, 8), alive=torch.ones(8)),
+    "ranks": Posterior(torch.linspace(0.5, 4, 8), marks=torch.ones(8)),
 }
 WAYS: dict[str, dict[str, float | str]] = {
     "dense": {},
     "top": {"density": 0.15},
     "random": {"density": 0.25, "mask": "random"},
     "by rank": {"density": 0.25, "mask": "random"},
-    "by rank, some alive": {"density": 0.25, "mask": "random"},
 }
 CODECS = [Codec(kind, **settings) for kind in VALUES.values() for settings in WAYS.values()]  # type: ignore[arg-type]
-IMPORTANCE = [np.array([3.0, 0.0, 1.0, 0.5]) if way.startswith("by rank") else None for _ in VALUES for way in WAYS]
-ALIVE = [np.array([True, True, False, True]) if way.endswith("alive") else None for _ in VALUES for way in WAYS]
+IMPORTANCE = [np.array([3.0, 0.0, 1.0, 0.5]) if way == "by rank" else None for _ in VALUES for way in WAYS]
 NUMBERS = [0, 1, 2, 255, 2**15, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
 PLACES = (
     "header",
@@ -100,12 +100,15 @@ PLACES = (
     "sections",
     "records",
     "body",
-    "ranks",
+    "codec",
+    "layout",
+    "budget",
     "positions",
     "rice",
     "scales",
     "values",
     "downlink",
+    "scores",
 )
 
 
@@ -140,16 +143,18 @@ MEMORY = ClientState("site", version=2, known=normal(1))
 def valid(codec: int) -> list[bytes]:
     """Messages as they should be."""
     chosen, importance = CODECS[codec], IMPORTANCE[codec]
-    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4, importance, ALIVE[codec])
+    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4, importance)
     group = Group(START, START)
     for round in (1, 2, 3):
         target = {name: t + normal(10 + round)[name] for name, t in START.items()}
         group = advance(replace(group, adapter=target), target, round, chosen, TEMPLATE, importance)
-    told = [broadcast(group, 3, "site", version, TEMPLATE, START) for version in (2, 0)]
-    told += [broadcast(Group(START, group.known), 3, "site", 0, TEMPLATE, START)]
+    told = [broadcast(group, 3, "site", version, TEMPLATE) for version in (2, 0)]
+    told += [broadcast(Group(START, group.known), 3, "site", 0, TEMPLATE)]
+    scored = Evaluation(4, "site", 12, HeldOut(8, 0.25, 0.5), {"base": Score(3, 8, 4.5)}, algebra.ranks(TEMPLATE))
     return [
         encode_update(Update(4, "site", {}, 12, 7, 1.25, **SAID), body, chosen, SCHEMA),
         *(encode_broadcast(replace(message, **SAID), chosen, SCHEMA).blob for message in told),
+        encode_evaluation(scored, chosen, SCHEMA, TEMPLATE),
     ]
 
 
@@ -208,19 +213,27 @@ DAMAGE = {
 # -- decoding ----------------------------------------------------------------------------------------------
 
 
-def decode(blob: bytes, codec: Codec, update: bool) -> bool:
-    """All the way. Does what comes out fit?"""
-    if update:
+def decode(blob: bytes, codec: Codec, which: int) -> bool:
+    """Message number ``which`` of ``valid``, all the way. Does what comes out fit?"""
+    if which == 0:
         message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, RECORDS)
         found, whole = message.adapter, message.n_train > 0 and sum(parts.values()) == len(blob)
         said = (message.grouping, message.ranks)
+    elif which == 4:
+        scored, parts = decode_evaluation(blob, codec, SCHEMA, TEMPLATE)
+        ranks = list(scored.ranks.values()) == [2, 2] or min(scored.ranks.values()) == 1
+        return ranks and all(s.correct <= s.total for s in scored.scores.values()) and sum(parts.values()) == len(blob)
     else:
         told = decode_broadcast(blob, codec, SCHEMA, RECORDS)
-        memory = receive(told, MEMORY, adding(codec, TEMPLATE), TEMPLATE, START)
+        memory = receive(told, MEMORY, partial(changed, codec), TEMPLATE, START)
         found, whole, said = memory.known, memory.version >= 0, (told.grouping, told.ranks)
     vectors = [getattr(record, f.name) for record in said if record is not None for f in fields(record)]
     whole = whole and all(t is None or bool(t.isfinite().all()) for t in vectors)
     return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())
+
+
+def changed(codec: Codec, version: Adapter, difference: bytes, number: int) -> Adapter:
+    return algebra.add(version, codec.decode(memoryview(difference), TEMPLATE, number))
 
 
 def noticed(error: BaseException) -> str:
@@ -239,17 +252,17 @@ def chunk(seed: int, number: int, n_messages: int) -> Found:
     torch.set_num_threads(1)
     for codec in range(len(CODECS)):  # so that growth is that of decoding alone
         for n, blob in enumerate(valid(codec)):
-            assert decode(blob, CODECS[codec], n == 0)
+            assert decode(blob, CODECS[codec], n)
     rng, found, before = random.Random(f"{seed}/{number}"), Found(), peak_mib()
     for _ in range(n_messages):
         codec, damage = rng.randrange(len(CODECS)), rng.choice(list(DAMAGE))
-        which = rng.randrange(4)
+        which = rng.randrange(5)
         blob = bytes(DAMAGE[damage](bytearray(valid(codec)[which]), codec, rng))
         if rng.random() < 0.5:
             blob = blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))
         began = time.thread_time()
         try:
-            fits = decode(blob, CODECS[codec], which == 0)
+            fits = decode(blob, CODECS[codec], which)
         except WireError as error:
             found.refused[damage, noticed(error)] += 1
         except Exception as error:  # this is what must not happen

@@ -88,14 +88,6 @@ def important(draw: st.DrawFn, template: Adapter) -> npt.NDArray[np.float64]:
 
 
 @st.composite
-def living(draw: st.DrawFn, template: Adapter) -> npt.NDArray[np.bool_]:
-    """Marks of the template's ranks: some, all or none of them are alive."""
-    n = sum(t.shape[0] for name, t in template.items() if name.endswith(".A"))
-    some = st.lists(st.booleans(), min_size=n, max_size=n)
-    return np.array(draw(some | st.just([True] * n) | st.just([False] * n)), np.bool_)
-
-
-@st.composite
 def filled(draw: st.DrawFn, values: st.SearchStrategy[float], most: int = 5) -> Adapter:
     """An adapter of any shape with values from a strategy."""
     template = draw(templates(most))

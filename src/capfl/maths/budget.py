@@ -15,7 +15,6 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_LEAST = 1e-250  # of the largest importance: what is less counts as this, so that no share underflows to 0 / 0
 _BITS = 24  # of fraction: shares that are equal on paper are equal here, and a tie is a tie
 
 
@@ -24,39 +23,19 @@ def allocate(importance: Doubles, sizes: Ints, budget: int) -> Ints:
 
     Counts sum to min(budget, size of all groups of some importance) exactly. A group that is full passes the rest of
     its share on, in proportion; what rounding leaves goes to the largest remainders, the first among equals. A group of
-    no importance gets nothing; but where nothing is important, everything is alike.
+    no importance gets nothing.
 
     Args:
-        importance: (n,), finite, not negative.
+        importance: (n,), finite, not negative; one at least is not zero, unless n is 0.
         sizes: (n,), not negative.
         budget: elements to share out.
-
-    Raises:
-        ValueError: shapes that differ, an importance, size or budget that is negative, or not finite.
     """
-    importance, sizes = np.asarray(importance, np.float64), np.asarray(sizes, np.int64)
-    if importance.ndim != 1 or importance.shape != sizes.shape:
-        raise ValueError(f"importance has shape {importance.shape}, sizes {sizes.shape}, expected (n,) for both")
-    if not np.isfinite(importance).all() or (importance < 0).any():
-        raise ValueError("an importance is negative or not finite")
-    if (sizes < 0).any() or budget < 0:
-        raise ValueError(f"a size or the budget {budget} is negative")
     counts = np.zeros(len(sizes), np.int64)
-    if not len(sizes):
-        return counts
-    weights = _relative(importance)
-    taken = np.flatnonzero((weights > 0) & (sizes > 0))
-    counts[taken] = _rounded(_filled(weights[taken], sizes[taken], budget), min(budget, int(sizes[taken].sum())))
+    taken = np.flatnonzero((importance > 0) & (sizes > 0))
+    if len(taken):
+        weights, own = importance[taken] / importance.max(), sizes[taken]
+        counts[taken] = _rounded(_filled(weights, own, budget), min(budget, int(own.sum())))
     return counts
-
-
-def _relative(importance: Doubles) -> Doubles:
-    """In units of the largest; all 1 where all are 0."""
-    largest = importance.max()
-    if largest == 0:
-        return np.ones_like(importance)
-    relative: Doubles = np.where(importance > 0, np.maximum(importance / largest, _LEAST), 0.0)
-    return relative
 
 
 def _filled(weights: Doubles, sizes: Ints, budget: int) -> Doubles:

@@ -34,43 +34,26 @@ class Frame:
     sigma: float
 
 
-def frame_of(features: npt.NDArray[np.floating], scale: float = 1.0, spread: Doubles | None = None) -> Frame:
-    """Median and standard deviation of every feature (n, d) over n clients; σ is ``scale`` times the median distance.
+def frame_of(features: Doubles, spread: Doubles) -> Frame:
+    """The median of every feature (n, d) over n clients, at least one; σ is the median distance of two of them.
 
-    The median is over the pairs of standardised clients that differ, and √d where no two do. A feature that does not
-    vary, within float32 rounding, has spread 1.
+    The median is over the pairs of standardised clients that differ, and √d where no two do.
 
     Args:
-        spread: what else is to divide the features, (d,), such as the standard deviation over the items of a client.
-
-    Raises:
-        ValueError: no clients, not a matrix, a feature that is not finite, or a scale that is not positive.
+        spread: what divides the features, (d,), such as their standard deviation over the items of a client. Where it
+            is nothing, within float32 rounding, it becomes 1.
     """
-    raw = np.asarray(features, np.float64)
-    if raw.ndim != 2 or not raw.size:
-        raise ValueError(f"features have shape {raw.shape}, expected (clients, features)")
-    if not np.isfinite(raw).all():
-        raise ValueError("a feature is not finite")
-    if not scale > 0:
-        raise ValueError(f"scale is {scale}, expected a positive number")
-    centre, spread = np.median(raw, axis=0), raw.std(axis=0) if spread is None else spread.copy()
-    spread[spread <= _ROUNDING * np.abs(raw).max(axis=0)] = 1.0
-    u = (raw - centre) / spread
+    centre = np.median(features, axis=0)
+    spread = np.where(spread <= _ROUNDING * np.abs(features).max(axis=0), 1.0, spread)
+    u = (features - centre) / spread
     # row by row and not from inner products, which would leave a distance between rows that are equal
     distances = np.concatenate([np.linalg.norm(u[i + 1 :] - u[i], axis=1) for i in range(len(u))])
     apart = distances[distances > 0]
-    typical = float(np.median(apart)) if len(apart) else u.shape[1] ** 0.5
-    return Frame(centre, spread, scale * typical)
+    return Frame(centre, spread, float(np.median(apart)) if len(apart) else u.shape[1] ** 0.5)
 
 
 def frequencies(seed: int, d: int, dim: int) -> Doubles:
-    """Ω, (dim / 2, d) float64, standard normal: the same for everybody who has the run's seed.
-
-    Raises:
-        ValueError: dim is not a positive even number.
-    """
-    if dim < 2 or dim % 2:
-        raise ValueError(f"dim is {dim}, expected a positive even number")
+    """Ω, (dim / 2, d) float64, standard normal: the same for everybody who has the run's seed. ``dim`` is even."""
     return stream(seed, "fourier").standard_normal((dim // 2, d))
 
 
@@ -79,12 +62,7 @@ def fourier(features: npt.NDArray[np.floating], frame: Frame, omega: Doubles) ->
 
     ||z|| = 1 and E[z · z'] = exp(-||u - u'||² / (2 σ²)) over Ω: Rahimi & Recht 2007. Features (..., d), omega
     (dim / 2, d); returns (..., dim) float64.
-
-    Raises:
-        ValueError: features, frame and omega do not have the same d.
     """
-    if not np.shape(features)[-1:] == frame.centre.shape == omega.shape[1:]:
-        raise ValueError(f"features {np.shape(features)}, frame {frame.centre.shape} and omega {omega.shape} differ")
     phase = (np.asarray(features, np.float64) - frame.centre) / frame.spread @ omega.T / frame.sigma
     z: Doubles = np.concatenate([np.cos(phase), np.sin(phase)], axis=-1) / len(omega) ** 0.5
     return z

@@ -79,37 +79,26 @@ def barycentre(parts: Iterable[tuple[Gamma, float]]) -> Gamma:
     κ and ln κ. One part at a time, so that they need not be in memory together. The α of parts that differ much is
     below theirs, and may be below 1: two Gammas of α = 2 need only have means 5.2 times apart.
 
-    Raises:
-        ValueError: no parts, a weight that is not positive, or parts of different shapes.
+    Args:
+        parts: one at least, of one shape, with positive weights.
     """
     first: Tensor | None = None
     sums, total = torch.zeros(()), 0.0
     for part, weight in parts:
-        if not weight > 0:
-            raise ValueError(f"cannot average Gammas with weight {weight}")
         mean = part.mean()
         if first is None:
             first, sums = mean, mean.new_zeros(3, *mean.shape)
-        if mean.shape != first.shape:
-            raise ValueError(f"cannot average Gammas of shapes {tuple(first.shape)} and {tuple(mean.shape)}")
         # relative to the first, so that equal parts have a spread of exactly zero, whatever their sizes
         sums = sums + weight * torch.stack([(mean - first) / first, (mean / first).log(), _gap(part.alpha)])
         total += weight
-    if first is None:
-        raise ValueError("cannot average no Gammas")
+    assert first is not None
     excess, log, gap = sums / total
     alpha = _shape(gap + (excess.log1p() - log).clamp_min(0))
     return Gamma(alpha, alpha / (first * (1 + excess)))
 
 
 def moved(old: Gamma, new: Gamma, share: float) -> Gamma:
-    """``share`` of the way from old to new in log space: α = α_old^(1-share) α_new^share, and β alike.
-
-    Raises:
-        ValueError: share is not in [0, 1].
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}, expected a number from 0 to 1")
+    """``share`` (0 to 1) of the way from old to new in log space: α = α_old^(1-share) α_new^share, and β alike."""
     alpha, beta = ((a ** (1 - share)) * b**share for a, b in ((old.alpha, new.alpha), (old.beta, new.beta)))
     return Gamma(alpha, beta)
 

@@ -27,11 +27,8 @@ def effect_sizes(means: Doubles, spread: Doubles, items: Doubles) -> Doubles:
         means: of the features of a client's items, (n, d).
         spread: standard deviation of each feature over the items of a client, (d,), positive.
         items: (n,), of how many items each row is the mean, positive.
-
-    Raises:
-        ValueError: shapes that differ.
     """
-    u = _scaled(means, spread, items)
+    u = _scaled(means, spread)
     squares = (u**2).sum(1)
     found: Doubles = squares[:, None] + squares[None, :] - 2 * u @ u.T - (1 / items[:, None] + 1 / items[None, :])
     np.fill_diagonal(found, 0.0)
@@ -49,11 +46,8 @@ def agreement(means: Doubles, spread: Doubles, items: Doubles, answers: Doubles)
     Args:
         means, spread, items: as for ``effect_sizes``.
         answers: effective number of answers of each client, 1 / sum_a p_a^2, (n,).
-
-    Raises:
-        ValueError: shapes that differ.
     """
-    w = _scaled(means, spread, items)
+    w = _scaled(means, spread)
     products = w @ w.T
     own = np.diag(products) - (1 - 1 / answers) / np.maximum(items - 1, 1)
     if (middle := np.median(own)) > 0:  # one client that lies must not hide what the others have in common
@@ -82,9 +76,7 @@ def clusters(apart: Doubles, largest: float) -> Ints:
     return found
 
 
-def _scaled(means: Doubles, spread: Doubles, items: Doubles) -> Doubles:
+def _scaled(means: Doubles, spread: Doubles) -> Doubles:
     """Features in units of their spread and over the root of their number, so that squares sum to a mean."""
-    if means.ndim != 2 or means.shape[1:] != spread.shape or items.shape != means.shape[:1]:
-        raise ValueError(f"means {means.shape}, spread {spread.shape} and items {items.shape} differ")
     scaled: Doubles = means / spread / len(spread) ** 0.5
     return scaled

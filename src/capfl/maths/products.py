@@ -17,15 +17,10 @@ class Products:
     No (d_out, d_in) matrix is ever formed.
 
     Args:
-        parts: factors of each client, and its weight.
-
-    Raises:
-        ValueError: no parts.
+        parts: factors of each client, one at least, and its weight.
     """
 
     def __init__(self, parts: Sequence[tuple[Adapter, float]]) -> None:
-        if not parts:
-            raise ValueError("cannot average no products")
         total = sum(weight for _, weight in parts)
         self._up: dict[str, Tensor] = {}
         self._down: dict[str, Tensor] = {}
@@ -78,8 +73,6 @@ class MeanProduct:
                 self._sums[name] = (up * weight) @ down
 
     def value(self) -> Adapter:
-        """The mean, once: the memory of the sums is handed on. Raises ValueError: no parts."""
-        if not self._weight:
-            raise ValueError("cannot average no products")
+        """The mean of one part at least, once: the memory of the sums is handed on."""
         sums, self._sums = self._sums, {}
         return {name: t.div_(self._weight) for name, t in sums.items()}

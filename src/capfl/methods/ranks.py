@@ -20,24 +20,29 @@ class Ranks(Part):
 
     Attributes:
         about: one line for lists of methods.
+        differ: has one client other ranks than another?
     """
 
     about: ClassVar[str]
+    differ: ClassVar[bool] = False
 
     def start(self, initial: Adapter, clients: Sequence[ClientId]) -> object | None:
         """What the server keeps before round 1."""
         return None
 
     def importance(self, kept: object | None) -> Tensor | None:
-        """How a message's budget is shared over ranks, (n,), by what server or client keep. None: all are alike."""
-        return None
+        """How a message's budget is shared over ranks, (n,), by what its sender keeps. None: all are alike.
 
-    def trained(self, kept: object | None) -> Tensor | None:
-        """Marks of the ranks that a client trains and sends, by what it keeps. None: all."""
+        A client sends nothing of a rank of importance 0.
+        """
         return None
 
     def of_client(self, state: ServerState, client: ClientId) -> Tensor | None:
-        """The same marks, as the server knows them."""
+        """The importance that a client's message goes by, as the server knows it."""
+        return self.importance(state.ranks)
+
+    def trained(self, kept: object | None) -> Tensor | None:
+        """Marks of the ranks that a client trains and sends, by what it keeps. None: all."""
         return None
 
     def in_own_model(self, said: object | None) -> Tensor | None:
@@ -97,6 +102,7 @@ class Shares(Ranks):
 
     shares: tuple[float, ...]
     about = "a share of the ranks, which the server gives"
+    differ = True
     server_state = SharesState
     client_state = GivenRanks
     down = GivenRanks
@@ -116,16 +122,14 @@ class Shares(Ranks):
         return said
 
     def importance(self, kept: object | None) -> Tensor | None:
-        if kept is None:
-            return None
-        marks = kept.every.marks if isinstance(kept, SharesState) else cast(GivenRanks, kept).marks
-        return torch.ones_like(marks)
+        """Of a client its own ranks, all alike. The server's answer has all ranks."""
+        return kept.marks if isinstance(kept, GivenRanks) else None
+
+    def of_client(self, state: ServerState, client: ClientId) -> Tensor:
+        return self.announce(state, client).marks
 
     def trained(self, kept: object | None) -> Tensor | None:
         return None if kept is None else cast(GivenRanks, kept).marks.bool()
-
-    def of_client(self, state: ServerState, client: ClientId) -> Tensor:
-        return self.announce(state, client).marks.bool()
 
     def in_own_model(self, said: object | None) -> Tensor | None:
         return self.trained(said)

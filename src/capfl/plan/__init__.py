@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -95,7 +94,6 @@ def make_plan(config: Config, calibration: bool = True, room: int | None = None)
         first_down=mean_parts([t.down[0] for t in each]),
         catch_up=run.catch_up / run.messages,
         dense_fp32_round_trip=dense_fp32_round_trip(agreement.initial, one.client),
-        entropy_bound=fmean(t.entropy_bound for t in each),
         total_up=run.up,
         total_down=run.down,
         delivery=run.delivery,

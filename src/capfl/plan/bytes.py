@@ -30,7 +30,6 @@ class Traffic:
     missed: tuple[tuple[int, ...], ...]  # after each round (0, 1, ...), bytes down to who knows 0, 1, ... versions less
     whole: int  # bytes down with the whole adapter, every element of it
     evaluation: int  # bytes up, of what the client says of its models in the end
-    entropy_bound: float  # bytes that the last round's two messages say
     log: int  # bytes of the differences that the server keeps
     seconds: float  # of a visit, without training: encode, decode and aggregate
 
@@ -116,7 +115,6 @@ def measure(
             client, tuple(up[client]), tuple(down[client]), tuple(known[client]),
             whole=simulation.whole(client),
             evaluation=_evaluation(client, agreement, choices),
-            entropy_bound=simulation.bound(client),
             log=simulation.log,
             seconds=statistics.median(seconds),
         )

@@ -39,7 +39,6 @@ from capfl.types import (
     Trained,
 )  # fmt: skip
 from capfl.wire import Message, decode_update, encode_broadcast, relay
-from capfl.wire.entropy import bits, bits_down, bits_up
 from capfl.wire.sections import HEAD
 
 CHANGE = 1e-3
@@ -90,13 +89,6 @@ class Simulation:
         known = {name: t + 1 for name, t in self.agreement.version_0.items()}
         state = replace(self.state, groups={EVERYBODY: Group(known, known)}, versions={}, group_of={})
         return len(server.request(state, client, self.agreement).blob)
-
-    def bound(self, client: ClientId) -> float:
-        """Bytes that the client's two messages of the last round say."""
-        asked, replied = self.messages[client]
-        agreed = self.agreement
-        up = bits_up(replied, agreed.up, agreed.schema, agreed.initial)
-        return (up + bits_down(asked, agreed.down, agreed.schema, agreed.initial)) / 8
 
     @property
     def log(self) -> int:
@@ -170,7 +162,7 @@ class RelayedSimulation(Simulation):
             for client in self._clients
         ]
         decoding = (time.perf_counter() - began) / len(updates)
-        self._relayed.append(relay.pack((u.n_train, u.body) for u in islice(cycle(updates), self._visits)))
+        self._relayed.append(relay((u.n_train, u.body) for u in islice(cycle(updates), self._visits)))
         return seconds + self._visits * decoding
 
     def bytes_down(self, client: ClientId, missed: int) -> int:
@@ -182,12 +174,6 @@ class RelayedSimulation(Simulation):
         """The elements are counted: there is no patch here that could be encoded."""
         message = Broadcast(self.state.round + 1, client, self._beside, ())
         return len(self._encoded(message).blob) + self._elements
-
-    def bound(self, client: ClientId) -> float:
-        agreed, round = self.agreement, self.state.round
-        up = bits_up(self.messages[client][1], agreed.up, agreed.schema, agreed.initial)
-        before = relay.unpack(memoryview(self._relayed[-2])) if round > 1 else iter(())
-        return (up + sum(bits(bytes(body), agreed.up, agreed.initial, round - 1) for _, body in before)) / 8
 
     @property
     def log(self) -> int:

@@ -62,7 +62,6 @@ class Plan:
     first_down: Parts
     catch_up: float  # bytes more, as a mean over all messages down, because clients missed rounds
     dense_fp32_round_trip: int  # the whole adapter in float32, both ways
-    entropy_bound: float  # what positions and values of ``up`` and ``down`` say
     total_up: int  # all clients, all rounds, and what they say of the final model
     total_down: int  # the same, and the final delivery
     delivery: int
@@ -98,7 +97,6 @@ class Plan:
             "bytes_down": self.bytes_down,
             "bytes_round_trip": self.bytes_round_trip,
             "dense_fp32_round_trip": self.dense_fp32_round_trip,
-            "entropy_bound": round(self.entropy_bound, 1),
             "parts": {"up": dict(self.up), "down": dict(self.down)},
             "first_round": {
                 "bytes_up": sum(self.first_up.values()),
@@ -139,23 +137,19 @@ def _messages(plan: Plan) -> Table:
     for name in ("up", "down", "round trip", ""):
         table.add_column(name, justify="right", no_wrap=True)
 
-    def add(name: str, up: int, down: int, note: str = "", style: str = "") -> None:
-        table.add_row(name, f"{up:,}", f"{down:,}", f"{up + down:,}", note, style=style)
+    def add(name: str, up: int, down: int, style: str = "") -> None:
+        table.add_row(name, f"{up:,}", f"{down:,}", f"{up + down:,}", "", style=style)
 
     for part in {**plan.up, **plan.down}:
         up, down = plan.up.get(part, 0), plan.down.get(part, 0)
         if up or down:
             add(part, up, down)
     table.add_section()
-    above = (
-        f"{100 * (plan.bytes_round_trip / plan.entropy_bound - 1):.1f} % above entropy" if plan.entropy_bound else ""
-    )
-    add("in all", plan.bytes_up, plan.bytes_down, above, style="bold")
+    add("in all", plan.bytes_up, plan.bytes_down, style="bold")
     add("first round", sum(plan.first_up.values()), sum(plan.first_down.values()))
     if plan.catch_up:
         mean = f"{plan.catch_up:,.0f}"
         table.add_row("mean catch-up of who missed rounds", "", mean, mean, "")
-    table.add_row("entropy of positions, values", "", "", f"{plan.entropy_bound:,.0f}", "")
     ratio = plan.dense_fp32_round_trip / plan.bytes_round_trip
     table.add_row("dense fp32", "", "", f"{plan.dense_fp32_round_trip:,}", f"{ratio:,.3g} times as much")
     return table

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Group
-from capfl.wire import MODELS, Codec, Records, adding, down_codec, full_codec, relay, schema_hash, up_codec
+from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, relayed, schema_hash, up_codec
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Agreement:
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
             raise ConfigError(
-                f"codec.down_density: {self.method.name} rewrites all elements at the server, so a random part of its "
+                f"codec.down_density: with {self.method.name} the server changes all elements, so a random part of its "
                 'answer would be scaled twice; leave it out, or set codec.compensation to "feedback"'
             )
 
@@ -56,9 +57,9 @@ class Agreement:
         """Would a part of the server's answer be scaled twice for what is left out?
 
         A random mask is scaled by 1 / p. Clients' changes are sent by it; their mean has just these elements and is
-        sent whole. What a server rewrites has all elements.
+        sent whole. What a server rewrites has all elements, and clients of different ranks have different masks.
         """
-        return self.method.combine.rewrites and self.up.unbiased  # a random mask, then
+        return self.up.unbiased and (self.method.combine.rewrites or self.method.ranks.differ)
 
     @property
     def records_up(self) -> Records:
@@ -96,9 +97,9 @@ class Agreement:
     def next_version(self, version: Adapter, difference: bytes, number: int) -> Adapter:
         """The version of a number, from the one before it and what was sent. Raises WireError: it is damaged."""
         if not self.method.combine.relays:
-            return adding(self.down, self.initial)(version, difference, number)
+            return algebra.add(version, self.down.decode(memoryview(difference), self.initial, number))
         fold = self.method.combine.start(version, number)
-        for weight, body in relay.unpack(memoryview(difference)):
+        for weight, body in relayed(difference):
             fold.add(self.up.decode(body, self.initial, number), float(weight))
         return fold.value()
 

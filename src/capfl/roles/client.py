@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import numpy as np
 
 from capfl import adapter as algebra
 from capfl.errors import DataError, WireError
@@ -82,7 +79,7 @@ def train(
         own = trainer.train(template | memory.adapter, message.round, memory.steps, near)
         memory = replace(memory, adapter=own.adapter)
     start = method.starting_point(memory, template)
-    budget = _budget(memory, agreement)
+    importance = method.ranks.importance(memory.ranks)  # of this round: training may change it
     trained = trainer.train(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
     change = method.change(start, trained, message.round)
     memory = replace(
@@ -93,9 +90,9 @@ def train(
 
     # the change, and with error feedback what earlier messages could not carry of theirs
     if agreement.up.compensation == "feedback":
-        body, residual = compensate(change, memory.residual, agreement.up, template, message.round, **budget)
+        body, residual = compensate(change, memory.residual, agreement.up, template, message.round, importance)
     else:
-        body, residual = agreement.up.encode(change, template, message.round, **budget), {}
+        body, residual = agreement.up.encode(change, template, message.round, importance), {}
     n_steps = len(trained.losses)
     update = Update(
         message.round, trainer.client, {}, trainer.n_train, n_steps, sum(trained.losses) / n_steps,
@@ -193,15 +190,3 @@ def personal(memory: ClientState, round: int, trainer: LocalTrainer, agreement: 
     trained = trainer.train(start, round, memory.steps, method.penalty(memory, trainer.n_train)).adapter
     share = 1.0 if method.grouping.is_alone(memory) else takes.share
     return method.without_unused_ranks(algebra.between(start, trained, share), memory)
-
-
-def _budget(memory: ClientState, agreement: Agreement) -> dict[str, Any]:
-    """How a message's budget is shared over ranks: arguments of ``Codec.encode``."""
-    ranks = agreement.method.ranks
-    importance, has = ranks.importance(memory.ranks), ranks.trained(memory.ranks)
-    if importance is None:
-        return {}
-    return {
-        "importance": np.asarray(importance.double().numpy()),
-        "alive": None if has is None else has.numpy(),
-    }

@@ -62,16 +62,11 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
     for name, t in update.adapter.items():
         if bool(t.any()) and name not in sent:
             raise WireError(f"update has {name!r}, which {method.name} does not send in round {update.round}")
-    importance = method.ranks.importance(state.ranks)
-    reach = agreement.up.reach(
-        update.adapter, agreement.initial, update.round, None if importance is None else importance.double().numpy()
-    )
+    importance = method.ranks.of_client(state, update.client)
+    reach = agreement.up.reach(update.adapter, agreement.initial, update.round, importance)
     for name, t in update.adapter.items():
         if bool((t.bool() & ~reach[name]).any()):
-            raise WireError(f"{name!r} has values where no message of round {update.round} has any")
-    has = method.ranks.of_client(state, update.client)
-    if has is not None and algebra.norm(algebra.without(algebra.zeros(agreement.initial) | update.adapter, has)):
-        raise WireError(f"update has values of ranks that client {update.client!r} was not given")
+            raise WireError(f"{name!r} has values where client {update.client!r} sends none in round {update.round}")
     norm = algebra.norm(update.adapter)
     if limits:
         longest = limits.longest(update.n_train, algebra.size(update.adapter), agreement.up.density)

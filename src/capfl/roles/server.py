@@ -31,7 +31,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     if again:
         state = replace(state, versions={**state.versions, client: 0})
     group, version = state.group(client), state.versions.get(client, 0)
-    message = broadcast(group, state.round, client, version, agreement.template, agreement.version_0)
+    message = broadcast(group, state.round, client, version, agreement.template)
     method = agreement.method
     message = replace(
         message, grouping=method.grouping.announce(state, client), ranks=method.ranks.announce(state, client)
@@ -83,7 +83,8 @@ class Aggregation:
             if most is not None and update.n_train > most:
                 update = replace(update, n_train=most)
                 self.capped[update.client] = most
-            ranks = method.ranks.of_client(state, update.client)
+            importance = method.ranks.of_client(state, update.client)
+            ranks = None if importance is None else importance > 0
             for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
                 self._folds[name].add(update.adapter, update.n_train, ranks)
             if method.combine.relays:
@@ -113,11 +114,10 @@ class Aggregation:
         """The state with the version of every group that clients will be sent."""
         agreed, old = self._agreement, self._state
         if agreed.method.combine.relays:
-            body = relay.pack(self._bodies)
+            body = relay(self._bodies)
             groups = {name: with_version(group, group.adapter, body) for name, group in state.groups.items()}
             return replace(state, groups=groups)
-        ranks = agreed.method.ranks.importance(old.ranks)  # by what clients were told this round
-        importance = None if ranks is None else ranks.double().numpy()
+        importance = agreed.method.ranks.importance(old.ranks)  # by what clients were told this round
         groups = {
             name: advance(
                 group, agreed.method.factors.travelling(group.adapter), state.round, agreed.down, agreed.initial,

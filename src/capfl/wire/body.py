@@ -1,103 +1,72 @@
-"""Selected elements of an adapter as sections, and back."""
+"""Selected elements of an adapter as sections, and the sections back."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import positions
+from capfl.wire import positions, rice
 from capfl.wire.layout import Floats, Ints, Layout
-from capfl.wire.sections import Section, read, write
+from capfl.wire.sections import Section, read, split, write
 from capfl.wire.values import Values
 
-SECTIONS = (Section.NAMES, Section.RANKS, Section.ALIVE, Section.POSITIONS, Section.SCALES, Section.VALUES)
+SECTIONS = (Section.NAMES, Section.RANKS, Section.POSITIONS, Section.SCALES, Section.VALUES)
 
 
 def pack(
     flat: Floats,
     kept: Ints,
-    with_positions: bool,
     values: Values,
     layout: Layout,
     template: Adapter,
+    listed: bool = True,
     unbiased: bool = False,
-    ranks: bytes = b"",
-    alive: bytes = b"",
+    importance: bytes | None = None,
 ) -> bytes:
     """Sections for the elements ``kept`` (n,) of ``flat`` (size,).
 
     Args:
-        with_positions: write them; otherwise the receiver knows them.
+        listed: write the positions; otherwise the receiver knows them.
         unbiased: scale the values so that they are right on average, rather than closest.
-        ranks, alive: what the positions follow from, where the receiver needs it: the importance of ranks, and which
-            of them the sender has. Empty: no section.
+        importance: of ranks, where the positions follow from it.
     """
     names = {name for name, _ in layout.shapes}
     body = write(Section.NAMES, np.packbits(np.array([name in names for name in template], np.bool_)).tobytes())
     if not len(kept):
         return body
     scales, coded = values.encode(flat[kept], kept, layout, unbiased)
-    if ranks:
-        body += write(Section.RANKS, ranks)
-    if alive:
-        body += write(Section.ALIVE, alive)
-    if with_positions:
-        body += write(Section.POSITIONS, positions.encode(kept, layout))
+    if importance is not None:
+        body += write(Section.RANKS, importance)
+    if listed:
+        body += write(Section.POSITIONS, positions.encode(kept, layout.size))
     if scales:
         body += write(Section.SCALES, scales)
     return body + write(Section.VALUES, coded)
 
 
-def unpack(
-    body: memoryview,
-    values: Values,
-    template: Adapter,
-    implied: Callable[[Layout, memoryview | None, memoryview | None], Ints],
-) -> tuple[Layout, Ints, Floats]:
-    """The layout, the positions (n,) and the values (n,) of what ``pack`` wrote.
-
-    Args:
-        implied: gives the positions of a message without the section POSITIONS, from its layout and its sections RANKS
-            and ALIVE.
+def unpack(body: memoryview, template: Adapter) -> tuple[Layout, dict[Section, memoryview]]:
+    """The layout of what ``pack`` wrote, and its sections.
 
     Raises:
-        WireError: the sections are not a body for this template.
+        WireError: they are not those of a body for this template.
     """
-    largest = 64 + 5 * algebra.size(template) + 8 * sum(sum(t.shape) for t in template.values())
-    if len(body) > largest:  # before anything is allocated
-        raise WireError(f"body of {len(body)} bytes, an adapter of this shape takes {largest} at most")
-    found: dict[Section, memoryview] = {}
-    for tag, data in read(body, SECTIONS):
-        if any(SECTIONS.index(tag) <= SECTIONS.index(before) for before in found):
-            raise WireError(f"section {tag.name} comes twice or in the wrong place")
-        found[tag] = data
+    most = 64 + 5 * algebra.size(template) + 8 * sum(sum(t.shape) for t in template.values())
+    if len(body) > most:  # before anything is allocated
+        raise WireError(f"body of {len(body)} bytes, an adapter of this shape takes {most} at most")
+    found, rest = split(body, SECTIONS)
+    next(read(rest, SECTIONS), None)  # refuses whatever else there is
     layout = _layout(found.get(Section.NAMES), template)
-    if Section.VALUES not in found:
-        if len(found) > 1:
-            raise WireError("body has ranks, positions or scales without values")
-        return layout, np.zeros(0, np.int64), np.zeros(0, np.float32)
-    listed, ranks, alive = (found.get(tag) for tag in (Section.POSITIONS, Section.RANKS, Section.ALIVE))
-    if listed is not None and ranks is not None:
+    if Section.VALUES not in found and len(found) > 1:
+        raise WireError("body has ranks, positions or scales without values")
+    if Section.POSITIONS in found and Section.RANKS in found:
         raise WireError("body has positions and the ranks that they would follow from")
-    if alive is not None and ranks is None:
-        raise WireError("body says which ranks there are, but not how important they are")
-    kept = implied(layout, ranks, alive) if listed is None else positions.decode(listed, layout)
-    decoded = values.decode(found.get(Section.SCALES, memoryview(b"")), found[Section.VALUES], kept, layout)
-    if not np.isfinite(decoded).all():
-        bad = int(kept[~np.isfinite(decoded)][0])
-        name = layout.shapes[int(np.searchsorted(layout.starts, bad, side="right")) - 1][0]
-        raise WireError(f"{name!r} has values that are not finite")
-    return layout, kept, decoded
+    return layout, found
 
 
 def _layout(data: memoryview | None, template: Adapter) -> Layout:
-    if data is None or len(data) != (len(template) + 7) // 8:
-        raise WireError(f"the list of tensors does not fit an adapter of {len(template)}")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[len(template) :].any():
-        raise WireError("the list of tensors names more than the adapter has")
-    return Layout.of({name: t for (name, t), bit in zip(template.items(), bits, strict=False) if bit}, template)
+    if data is None:
+        raise WireError("body does not say which tensors it has")
+    named = rice.unpack(data, len(template), 1)
+    return Layout.of({name: t for (name, t), bit in zip(template.items(), named, strict=True) if bit}, template)

@@ -11,14 +11,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from capfl import adapter as algebra
+from capfl.config.schema import CodecConfig
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import ranks, select
+from capfl.wire import positions, select
 from capfl.wire.body import pack, unpack
-from capfl.wire.layout import Bools, Floats, Ints, Layout
-from capfl.wire.scales import Doubles
-from capfl.wire.values import Values
+from capfl.wire.budget import Budget, read_importance, write_importance
+from capfl.wire.layout import Ints, Layout
+from capfl.wire.sections import Section
+from capfl.wire.values import VALUES, Values
+
+COARSE = ("ternary", "2bit", "3bit")
+THIRD = 1 / 3  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,13 @@ class Codec:
         """Does everything arrive as it was?"""
         return self.values.exact and self.density == 1.0
 
-    def encode(
-        self,
-        adapter: Adapter,
-        template: Adapter,
-        round: int,
-        importance: Doubles | None = None,
-        alive: Bools | None = None,
-    ) -> bytes:
+    def encode(self, adapter: Adapter, template: Adapter, round: int, importance: npt.ArrayLike | None = None) -> bytes:
         """The body of a message in a round (1, 2, ...): the selected elements of an adapter, or of a part of one.
 
         Args:
-            importance: of every rank of the template's complete pairs, (n,) float64, in their order. What is sent is
-                shared out over the ranks in proportion to it, and nothing is sent of a rank of importance 0. None:
-                all elements are alike.
-            alive: which of these ranks the sender has, (n,). The others keep their share of the budget, unspent, so
-                that those who have them and those who do not send the same elements of the rest.
+            importance: of every rank of the template, which has both factors of every module then: (n,), in the order
+                of the factors A. What is sent is shared out over the ranks in proportion to it, and nothing is sent of
+                a rank of importance 0. None: all elements are alike.
 
         Raises:
             WireError: a tensor that is not the template's, values that are not finite, or importance that is not one.
@@ -66,13 +64,17 @@ class Codec:
         if not np.isfinite(flat).all():
             bad = next(name for name, t in adapter.items() if not bool(t.isfinite().all()))
             raise WireError(f"{bad!r} has values that are not finite")
-        if importance is not None:
-            return self._encode_by_rank(flat, layout, whole, template, round, importance, alive)
-        kept = self._implied(layout, whole, round) if self._draws else select.top_of_each(flat, self.density, layout)
-        with_positions = len(kept) < layout.size and not self._draws
+        coded = None if importance is None else write_importance(importance, whole.n_ranks)
+        budget = self._by_rank(coded, layout, whole)
+        if budget is not None:
+            flat[(budget.counts == 0)[budget.owner]] = 0  # nor is it left to other rounds
+        drawn = self._drawn(layout, whole, round, budget)
+        kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
-            flat = flat / np.float32(self.density)
-        return pack(flat, kept, with_positions, self.values, layout, template, self.unbiased)
+            flat = flat / (np.float32(self.density) if budget is None else budget.share())
+        if drawn is None:
+            return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.unbiased)
+        return pack(flat, kept, self.values, layout, template, False, self.unbiased, coded)
 
     def decode(self, body: memoryview, template: Adapter, round: int) -> Adapter:
         """What arrives: zero where nothing was sent.
@@ -80,78 +82,111 @@ class Codec:
         Raises:
             WireError: the body is not one of this codec, for this template.
         """
-        whole = Layout.of(template, template)
-        layout, kept, values = unpack(
-            body, self.values, template, lambda layout, *sections: self._implied(layout, whole, round, *sections)
-        )
+        layout, found = unpack(body, template)
         flat = np.zeros(layout.size, np.float32)
-        flat[kept] = values
-        return layout.unflatten(flat)
+        if Section.VALUES in found:
+            kept = self._kept(found, layout, Layout.of(template, template), round)
+            if not len(kept):
+                raise WireError("body has values of no elements")
+            scales = found.get(Section.SCALES, memoryview(b""))
+            flat[kept] = self.values.decode(scales, found[Section.VALUES], kept, layout)
+        adapter = layout.unflatten(flat)
+        for name, t in adapter.items():
+            if not bool(t.isfinite().all()):
+                raise WireError(f"{name!r} has values that are not finite")
+        return adapter
 
-    def reach(self, part: Adapter, template: Adapter, round: int, importance: Doubles | None = None) -> Adapter:
+    def reach(self, part: Adapter, template: Adapter, round: int, importance: npt.ArrayLike | None = None) -> Adapter:
         """Which elements of a message of a round may be other than zero: marks (bool) by the names of ``part``.
 
-        All, unless chance decides what is sent. ``importance`` is of the ranks, as for ``encode``.
+        All, but for those on which chance has not decided, and those of ranks that get nothing. ``importance`` is of
+        the ranks, as for ``encode``.
         """
         layout, whole = Layout.of(part, template), Layout.of(template, template)
-        kept = np.arange(layout.size)
-        if self.mask == "random":
-            coded = None if importance is None else memoryview(ranks.encode(importance, whole))
-            kept = self._implied(layout, whole, round, coded)
+        coded = None if importance is None else write_importance(importance, whole.n_ranks)
+        budget = self._by_rank(coded, layout, whole)
+        kept = self._drawn(layout, whole, round, budget)
+        if kept is None:
+            kept = np.arange(layout.size) if budget is None else np.flatnonzero((budget.counts > 0)[budget.owner])
         marks = np.zeros(layout.size, np.float32)
         marks[kept] = 1
         return {name: t.bool() for name, t in layout.unflatten(marks).items()}
 
-    def _encode_by_rank(
-        self,
-        flat: Floats,
-        layout: Layout,
-        whole: Layout,
-        template: Adapter,
-        round: int,
-        importance: Doubles,
-        alive: Bools | None,
-    ) -> bytes:
-        coded = ranks.encode(importance, whole)
-        counts = ranks.share_out(ranks.decode(memoryview(coded), whole), self.density, layout, whole)
-        own, living = ranks.Ranks.of(layout, whole), ranks.checked(alive, whole)
-        if self.mask == "random":
-            kept = select.windows(round, counts, layout, whole, self.seed)
-            kept = kept[living[own.owner[kept]]]
-        else:
-            kept = select.top_of_ranks(flat, counts * living, own)
-        left_out = (flat != 0) & (living & (counts > 0))[own.owner]  # a dropped rank is not left to other rounds
-        left_out[kept] = False
-        if self.unbiased and left_out.any():
-            share = np.where(counts > 0, counts / np.maximum(own.sizes, 1), 1.0).astype(np.float32)
-            flat = flat / share[own.owner]
-        if self.mask == "random":
-            marks = b"" if living.all() else np.packbits(living).tobytes()
-            return pack(flat, kept, False, self.values, layout, template, self.unbiased, coded, marks)
-        return pack(flat, kept, len(kept) < layout.size, self.values, layout, template, self.unbiased)
+    def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, round: int) -> Ints:
+        """The positions (n,) of a body's values, by its sections."""
+        if Section.POSITIONS in found:
+            return positions.decode(found[Section.POSITIONS], layout.size)
+        if Section.RANKS in found and self.mask != "random":
+            raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
+        drawn = self._drawn(layout, whole, round, self._by_rank(found.get(Section.RANKS), layout, whole))
+        return np.arange(layout.size) if drawn is None else drawn
 
-    def _implied(
-        self,
-        layout: Layout,
-        whole: Layout,
-        round: int,
-        importance: memoryview | None = None,
-        alive: memoryview | None = None,
-    ) -> Ints:
-        """The positions (n,) of a message that does not list them. ``importance``, ``alive``: its sections, if any."""
-        if importance is not None:
-            if self.mask != "random":
-                raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
-            counts = ranks.share_out(ranks.decode(importance, whole), self.density, layout, whole)
-            kept = select.windows(round, counts, layout, whole, self.seed)
-            if alive is None:
-                return kept
-            return kept[ranks.decode_alive(alive, whole)[ranks.Ranks.of(layout, whole).owner[kept]]]
-        if not self._draws:
-            return np.arange(layout.size)
-        return select.drawn(round, self.density, layout, whole, self.seed)
+    def _by_rank(self, coded: bytes | memoryview | None, layout: Layout, whole: Layout) -> Budget | None:
+        """The budget that coded importance gives; None for none."""
+        if coded is None:
+            return None
+        return Budget.by_rank(read_importance(memoryview(coded), whole.n_ranks), self.density, layout, whole)
 
-    @property
-    def _draws(self) -> bool:
-        """Does chance decide which elements are sent, where ranks have no importance?"""
-        return self.mask == "random" and self.density < 1
+    def _drawn(self, layout: Layout, whole: Layout, round: int, budget: Budget | None) -> Ints | None:
+        """The positions (n,) of what chance selects, which both sides know. None: chance has no say."""
+        if self.mask != "random" or (budget is None and self.density == 1):
+            return None
+        if budget is None:
+            return select.drawn(round, self.density, layout, whole, self.seed)
+        return select.windows(round, budget, layout, whole, self.seed)
+
+
+def compensate(
+    change: Adapter,
+    residual: Adapter,
+    codec: Codec,
+    template: Adapter,
+    round: int,
+    importance: npt.ArrayLike | None = None,
+) -> tuple[bytes, Adapter]:
+    """The body that carries a change, and the new residual: what it does not carry is carried over to the next one.
+
+    Seide et al., 1-Bit Stochastic Gradient Descent, Interspeech 2014; Karimireddy et al., Error Feedback Fixes SignSGD,
+    arXiv:1901.09847. With e the residual, a change d goes out as C(d + e), and e becomes d + e - C(d + e), so that over
+    any number of rounds what was sent and what is left sum to what changed, quantisation included. Tensors that did not
+    change keep their residual.
+
+    Raises:
+        WireError: as ``Codec.encode``.
+    """
+    whole = {name: t + residual[name] if name in residual else t for name, t in change.items()}
+    body = codec.encode(whole, template, round, importance)
+    kept = residual | algebra.subtract(whole, codec.decode(memoryview(body), template, round))
+    return body, {name: t for name, t in kept.items() if bool(t.any())}
+
+
+# -- from a config -----------------------------------------------------------------------------------
+
+
+def up_codec(config: CodecConfig, seed: int) -> Codec:
+    """From client to server. ``seed`` draws random masks."""
+    return _codec(config, config.values, config.density, seed)
+
+
+def down_codec(config: CodecConfig, seed: int) -> Codec:
+    """From server to client."""
+    return _codec(config, config.down_values or config.values, config.down_density or config.density, seed)
+
+
+def full_codec(config: CodecConfig, seed: int) -> Codec:
+    """From a server that rewrites the adapter: all elements, with levels unless the config says how.
+
+    One bit has no zero, and a rewritten adapter has elements that hardly change: docs/LOG.md, 2026-11-28.
+    """
+    values = config.down_values or ("4bit" if config.values in COARSE else config.values)
+    return _codec(config, values, 1.0, seed)
+
+
+def _codec(config: CodecConfig, values: str, density: float | None, seed: int) -> Codec:
+    return Codec(
+        values=VALUES[values],
+        density=density or (THIRD if values == "ternary" else 1.0),
+        mask=config.mask,
+        compensation=config.compensation or ("unbiased" if config.mask == "random" else "feedback"),
+        seed=seed,
+    )

@@ -3,33 +3,37 @@
 Version r is what clients know after round r; version 0 follows from the seed. The server keeps the newest version
 and the messages that led from each to the next; it is their sum that clients know, so the next difference carries
 what the ones before it lost. A client that missed rounds is sent the differences it missed, or the whole adapter
-where that is shorter.
+where the server no longer keeps them.
+
+A method that relays has clients make each version themselves: a difference is then the bodies that clients sent, as
+they came, and how much each weighs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
+import numpy.typing as npt
 
 from capfl import adapter as algebra
 from capfl.errors import VersionError, WireError
 from capfl.types import Adapter, Broadcast, ClientId, ClientState, Group
-from capfl.wire.body import pack, unpack
 from capfl.wire.codec import Codec
-from capfl.wire.layout import Ints, Layout
-from capfl.wire.scales import Doubles
+from capfl.wire.sections import WEIGHT, Section, read, write
 from capfl.wire.values import VALUES
 
-PLAIN = VALUES["fp32"]  # a whole adapter must arrive exactly: later differences build on it
+WHOLE = Codec(VALUES["fp32"])  # a whole adapter must arrive exactly: later differences build on it
 
 Lead = Callable[[Adapter, bytes, int], Adapter]
 """(version, difference, number of the next version) -> the next version. Raises WireError: damaged."""
 
 
+# -- server ------------------------------------------------------------------------------------------
+
+
 def advance(
-    group: Group, target: Adapter, round: int, codec: Codec, template: Adapter, importance: Doubles | None = None
+    group: Group, target: Adapter, round: int, codec: Codec, template: Adapter, importance: npt.ArrayLike | None = None
 ) -> Group:
     """The group with its version of a completed round, as near to ``target`` as one message leads.
 
@@ -39,7 +43,7 @@ def advance(
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(group, known=target, log=())
-    difference = _changed(algebra.subtract(target, group.known), by_rank=importance is not None)
+    difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
     body = codec.encode(difference, template, round, importance)
     known = algebra.add(group.known, codec.decode(memoryview(body), template, round))
     if codec.unbiased:  # nothing is carried over: what clients know is the adapter
@@ -48,42 +52,29 @@ def advance(
 
 
 def with_version(group: Group, known: Adapter, body: bytes) -> Group:
-    """The group with a newest version, and with the difference that leads there from the one before."""
+    """The group with a newest version, and with the difference that leads there from the one before.
+
+    Differences are kept as long as they are together no longer than the whole adapter; the newest always is.
+    """
     log = (*group.log, body)
-    while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):  # the whole adapter is shorter
+    while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):
         log = log[1:]
     return replace(group, known=known, log=log)
 
 
-def _changed(difference: Adapter, by_rank: bool) -> Adapter:
-    """The tensors of a difference that are not zero; by rank, all of a factor any of whose tensors is not.
-
-    What is drawn by rank depends on which tensors a message has, and clients have drawn theirs with the whole factor.
-    """
-    if not by_rank:
-        return {name: t for name, t in difference.items() if bool(t.any())}
-    return algebra.moved(difference)
-
-
-def broadcast(
-    group: Group, newest: int, client: ClientId, version: int, template: Adapter, version_0: Adapter
-) -> Broadcast:
-    """What brings a client that knows ``version`` to the ``newest``, in the fewest bytes.
+def broadcast(group: Group, newest: int, client: ClientId, version: int, template: Adapter) -> Broadcast:
+    """What brings a client that knows ``version`` to the ``newest``.
 
     Args:
         template: has every tensor of a version.
     """
     n_missed = newest - version
-    differences = group.log[len(group.log) - n_missed :] if n_missed <= len(group.log) else None
-    if differences is not None and n_missed < 2:
-        return Broadcast(newest + 1, client, None, differences)
-    least = 4 * sum(int((t != version_0[name]).sum()) for name, t in group.known.items())  # of what follows
-    if differences is not None and sum(map(len, differences)) <= least:
-        return Broadcast(newest + 1, client, None, differences)
-    whole = _whole(group.known, template, version_0)
-    if differences is not None and sum(map(len, differences)) <= len(whole):
-        return Broadcast(newest + 1, client, None, differences)
-    return Broadcast(newest + 1, client, whole, ())
+    if n_missed <= len(group.log):
+        return Broadcast(newest + 1, client, None, group.log[len(group.log) - n_missed :])
+    return Broadcast(newest + 1, client, WHOLE.encode(group.known, template, newest), ())
+
+
+# -- client ------------------------------------------------------------------------------------------
 
 
 def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapter, version_0: Adapter) -> ClientState:
@@ -99,7 +90,8 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
     """
     newest = message.round - 1
     if message.state is not None:
-        return replace(memory, known=_apply_whole(message.state, template, version_0), version=newest)
+        known = WHOLE.decode(memoryview(message.state), template, newest)
+        return replace(memory, known=known, version=newest)
     known, first = memory.known or version_0, newest - len(message.differences)
     if first == 0:  # everybody has version 0, whatever else they remember
         known, memory = version_0, replace(memory, version=0)
@@ -114,27 +106,24 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
     return replace(memory, known=known, version=newest)
 
 
-def adding(codec: Codec, template: Adapter) -> Lead:
-    """How differences lead that are changes, encoded by a codec: each is added."""
-    return lambda version, body, number: algebra.add(version, codec.decode(memoryview(body), template, number))
+# -- relayed updates ---------------------------------------------------------------------------------
 
 
-def _whole(known: Adapter, template: Adapter, version_0: Adapter) -> bytes:
-    """The elements that are no longer what everybody starts with."""
-    layout = Layout.of(known, template)
-    flat = layout.flatten(known)
-    kept = np.flatnonzero(flat != layout.flatten(version_0))
-    return pack(flat, kept, len(kept) < layout.size, PLAIN, layout, template)
+def relay(bodies: Iterable[tuple[int, bytes]]) -> bytes:
+    """A round's updates as one difference: a section for each (weight, body), in the order given."""
+    return b"".join(write(Section.RELAYED, weight.to_bytes(WEIGHT, "little") + body) for weight, body in bodies)
 
 
-def _apply_whole(body: bytes, template: Adapter, version_0: Adapter) -> Adapter:
-    layout, kept, values = unpack(memoryview(body), PLAIN, template, _all)
-    flat = layout.flatten(version_0)
-    flat[kept] = values
-    return layout.unflatten(flat)
+def relayed(difference: bytes) -> Iterator[tuple[int, memoryview]]:
+    """The (weight, body) of each update that ``relay`` was given, one by one.
 
-
-def _all(layout: Layout, ranks: memoryview | None, alive: memoryview | None) -> Ints:
-    if ranks is not None or alive is not None:
-        raise WireError("a whole adapter has ranks of some importance")
-    return np.arange(layout.size)
+    Raises:
+        WireError: a section that is none of them, is cut off, or weighs nothing; or there is none.
+    """
+    if not difference:
+        raise WireError("a round's updates are relayed, and there are none")
+    for _, section in read(memoryview(difference), (Section.RELAYED,)):
+        weight = int.from_bytes(section[:WEIGHT], "little")
+        if len(section) < WEIGHT or not weight:
+            raise WireError("a relayed update has no weight")
+        yield weight, section[WEIGHT:]

@@ -1,25 +1,6 @@
 """The header of every message: who, which round, under which schema, and a checksum.
 
-Layout, little-endian: ``<4s B B B B I 8s I I d H`` then the client id in UTF-8, then the body, then CRC-32.
-
-====== ==== =====================================================================
-offset size field
-====== ==== =====================================================================
-0      4    magic ``CPFL``
-4      1    version of the format
-5      1    kind: 1 broadcast, 2 update, 3 validation, 4 evaluation
-6      1    values: 1 fp32, 2 bf16, 3 ternary, 4 8bit, 5 4bit, 6 3bit, 7 2bit
-7      1    reserved, 0
-8      4    round
-12     8    schema: hash of the base model, names and shapes that both sides agreed on
-20     4    n_train (update, evaluation) or 0
-24     4    steps (update) or 0
-28     8    loss (update) or 0
-36     2    length of the client id
-38     n    client id
-====== ==== =====================================================================
-
-The last four bytes of the message are the CRC-32 of all bytes before them.
+docs/wire.md has the table of its fields.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,7 @@ class Layout:
         for name, t in names.items():
             if t.shape != template[name].shape:
                 raise WireError(f"{name!r} has shape {tuple(t.shape)}, expected {tuple(template[name].shape)}")
-        return Layout(tuple((name, _two(t)) for name, t in template.items() if name in names))
+        return Layout(tuple((name, (len(t), t.shape[1])) for name, t in template.items() if name in names))
 
     @cached_property
     def sizes(self) -> Ints:
@@ -55,6 +54,22 @@ class Layout:
     def size(self) -> int:
         return int(self.sizes.sum())
 
+    @property
+    def n_ranks(self) -> int:
+        """How many ranks all modules have together; a layout of whole modules."""
+        return sum(shape[0] for name, shape in self.shapes if name.endswith(".A"))
+
+    def owners(self, whole: Layout) -> Ints:
+        """The rank that each element belongs to, (size,): its number among those of all modules of ``whole``."""
+        first, n = dict[str, int](), 0
+        for name, (r, _) in whole.shapes:
+            if name.endswith(".A"):
+                first[name.removesuffix(".A")], n = n, n + r
+        ranks = [np.zeros(0, np.int64)]
+        ranks += [first[name[:-2]] + np.arange(shape[_axis(name)], dtype=np.int64) for name, shape in self.shapes]
+        owners: Ints = np.repeat(np.concatenate(ranks), np.diff(self.rank_starts, append=self.size))
+        return owners
+
     @cached_property
     def rank_starts(self) -> Ints:
         """Where every rank of every tensor begins, (ranks,)."""
@@ -62,7 +77,7 @@ class Layout:
             start + np.arange(shape[_axis(name)], dtype=np.int64) * shape[1 - _axis(name)]
             for (name, shape), start in zip(self.shapes, self.starts, strict=True)
         ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def flatten(self, adapter: Adapter) -> Floats:
         """(size,) values."""
@@ -84,8 +99,3 @@ class Layout:
 def _axis(name: str) -> int:
     """The dimension that counts ranks: 0 in A, 1 in B."""
     return int(name.endswith(".B"))
-
-
-def _two(t: Any) -> tuple[int, int]:
-    a, b = t.shape
-    return int(a), int(b)

@@ -1,4 +1,4 @@
-"""Typed messages to bytes and back. A message that does not fit raises WireError and changes nothing."""
+"""Broadcasts and updates to bytes and back. A message that does not fit raises WireError and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from capfl.types import Adapter, Broadcast, Update
 from capfl.wire import records
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
-from capfl.wire.sections import HEAD, Section, parts, read, write
+from capfl.wire.sections import Section, parts, read, split, write
 
 BROADCAST, UPDATE = 1, 2
+_RECORDS = (Section.GROUPING, Section.RANKING)
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,17 @@ class Records:
 NO_RECORDS = Records()
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_whole: bool | None = None) -> Message:
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_whole: bool = False) -> Message:
     """A broadcast whose bodies have been encoded.
 
     Args:
-        always_whole: is everybody sent the whole adapter, or is that catching up? By default if the codec is exact.
+        always_whole: is everybody sent the whole adapter, or is that catching up?
     """
-    always_whole = codec.exact if always_whole is None else always_whole
-    header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client)
-    body = b"".join(write(Section.DIFFERENCE, d) for d in message.differences)
+    body = b"".join(write(Section.DIFFERENCE, difference) for difference in message.differences)
     if message.state is not None:
         body = write(Section.STATE, message.state)
-    beside = _records(message)
-    blob = seal(header, beside + body)
+    beside = _write_records(message)
+    blob = seal(Header(BROADCAST, codec.values.tag, message.round, schema, message.client), beside + body)
     late = list(message.differences[:-1])  # what a client that takes part in every round would not be sent
     punctual = list(message.differences[-1:])
     if message.state is not None:
@@ -58,7 +57,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_who
 def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = NO_RECORDS) -> Broadcast:
     """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
     header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
-    beside, body = split_records(body)
+    beside, body = split(body, _RECORDS)
     sections = list(read(body, (Section.DIFFERENCE, Section.STATE)))
     states = [bytes(data) for tag, data in sections if tag is Section.STATE]
     if states and len(sections) > 1:
@@ -75,7 +74,7 @@ def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> 
     header = Header(
         UPDATE, codec.values.tag, message.round, schema, message.client, message.n_train, message.steps, message.loss
     )
-    return seal(header, _records(message) + body)
+    return seal(header, _write_records(message) + body)
 
 
 def decode_update(
@@ -89,7 +88,7 @@ def decode_update(
         raise WireError(f"update of client {header.client!r} says that it has no training items")
     if not 0 <= header.loss <= LARGEST_LOSS:
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
-    beside, rest = split_records(body)
+    beside, rest = split(body, _RECORDS)
     adapter = codec.decode(rest, template, header.round)
     grouping, ranks = _read_records(beside, kinds)
     counted = parts(body)
@@ -100,31 +99,15 @@ def decode_update(
     return update, counted
 
 
-_BESIDE = (Section.GROUPING, Section.RANKING)
-
-
-def split_records(body: memoryview) -> tuple[dict[Section, memoryview], memoryview]:
-    """The data of the records, which come first, and the rest of a body."""
-    found: dict[Section, memoryview] = {}
-    while len(body) and body[0] in _BESIDE:
-        tag, data = next(read(body, _BESIDE))
-        if any(tag <= before for before in found):
-            raise WireError(f"section {tag.name} comes twice or in the wrong place")
-        found[tag] = data
-        body = body[HEAD + len(data) :]
-    return found, body
-
-
-def _records(message: Broadcast | Update) -> bytes:
-    said: tuple[tuple[Section, Any], ...] = ((Section.GROUPING, message.grouping), (Section.RANKING, message.ranks))
-    written = ((tag, records.write(record)) for tag, record in said)
-    return b"".join(write(tag, data) for tag, data in written if data)
+def _write_records(message: Broadcast | Update) -> bytes:
+    said: Any = zip(_RECORDS, (message.grouping, message.ranks), strict=True)
+    return b"".join(write(tag, records.write(record)) for tag, record in said if record is not None)
 
 
 def _read_records(found: dict[Section, memoryview], kinds: Records) -> tuple[Any, Any]:
-    read = []
-    for tag, kind in ((Section.GROUPING, kinds.grouping), (Section.RANKING, kinds.ranks)):
+    said: list[Any] = []
+    for tag, kind in zip(_RECORDS, (kinds.grouping, kinds.ranks), strict=True):
         if tag in found and kind is None:
             raise WireError(f"message has a section {tag.name}, which the run's method does not use")
-        read.append(records.read(found[tag], kind) if kind is not None and tag in found else None)
-    return read[0], read[1]
+        said.append(records.read(found[tag], kind) if kind is not None and tag in found else None)
+    return said[0], said[1]

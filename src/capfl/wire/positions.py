@@ -1,7 +1,7 @@
-"""Which elements of a message are there: Rice-coded gaps, tensor by tensor.
+"""Which elements of a message are there: their number, and Rice-coded gaps.
 
-Each tensor's code lists what is rarer, the elements that are there or those that are not, so nothing is spent on a
-dense tensor or an empty one, and at one half the code is a bitmap (a Rice code with k = 0 is just that).
+What is rarer is listed, the elements that are there or those that are not; at one half the code is a bitmap (a Rice
+code with k = 0 is just that).
 """
 
 from __future__ import annotations
@@ -10,75 +10,34 @@ import numpy as np
 
 from capfl.errors import WireError
 from capfl.wire import rice
-from capfl.wire.layout import Ints, Layout
+from capfl.wire.layout import Ints
 
-_COUNTED = 5  # bytes before the Rice-coded counts: their total and their parameter
-
-
-def encode(kept: Ints, layout: Layout) -> bytes:
-    """Positions (n,), ascending, in the flat vector of ``layout``."""
-    counts = np.diff(np.searchsorted(kept, np.append(layout.starts, layout.size)))
-    surprise = rice.zigzag(counts - _expected(int(counts.sum()), layout))
-    k = rice.best_k(int(surprise.sum()), len(surprise))
-    head = rice.encode(surprise, k)
-    listed = _listed(kept, counts, layout)
-    n_listed, sizes = np.minimum(counts, layout.sizes - counts), layout.sizes
-    owner = np.repeat(np.arange(len(sizes)), n_listed)
-    first = np.cumsum(n_listed) - n_listed
-    gaps = np.diff(listed, prepend=0) - 1
-    gaps[first[n_listed > 0]] = (listed - layout.starts[owner])[first[n_listed > 0]]
-    tail = rice.encode(gaps, _ks(n_listed, sizes)[owner])
-    return int(counts.sum()).to_bytes(4, "little") + bytes([k]) + len(head).to_bytes(4, "little") + head + tail
+_HEAD = 4  # bytes of their number
 
 
-def decode(data: memoryview, layout: Layout) -> Ints:
+def encode(kept: Ints, size: int) -> bytes:
+    """Positions (n,), ascending, in a vector (size,)."""
+    listed = kept
+    if 2 * len(kept) > size:
+        missing = np.ones(size, np.bool_)
+        missing[kept] = False
+        listed = np.flatnonzero(missing)
+    return len(kept).to_bytes(_HEAD, "little") + rice.write(np.diff(listed, prepend=-1) - 1)
+
+
+def decode(data: memoryview, size: int) -> Ints:
     """Positions (n,), ascending.
 
     Raises:
-        WireError: the bytes are not a set of positions in this layout.
+        WireError: the bytes are not positions in a vector of this size.
     """
-    if len(data) < _COUNTED + 4 or data[4] > rice.MAX_K:
-        raise WireError("positions are cut off")
-    total, k = int.from_bytes(data[:4], "little"), data[4]
-    n_head = int.from_bytes(data[5:9], "little")
-    sizes = layout.sizes
-    if total > layout.size or n_head > len(data) - 9:
-        raise WireError(f"{total} positions in {layout.size} elements, counted in {n_head} bytes")
-    surprise = rice.unzigzag(rice.decode(data[9 : 9 + n_head], k, len(sizes)))
-    counts = _expected(total, layout) + surprise
-    if (counts < 0).any() or (counts > sizes).any() or int(counts.sum()) != total:
-        raise WireError("the tensors' numbers of positions do not fit their sizes")
-    n_listed = np.minimum(counts, sizes - counts)
-    owner = np.repeat(np.arange(len(sizes)), n_listed)
-    first = np.cumsum(n_listed) - n_listed
-    gaps = rice.decode(data[9 + n_head :], _ks(n_listed, sizes)[owner])
-    steps = np.cumsum(gaps + 1)
-    before = np.concatenate([np.zeros(1, np.int64), steps])[first]  # what earlier tensors have summed to
-    within = steps - before[owner] - 1
-    if len(within) and (within >= sizes[owner]).any():
-        raise WireError("a position lies outside its tensor")
-    listed = within + layout.starts[owner]
-    there = np.repeat(2 * counts > sizes, sizes)  # tensors that list what is not there
+    n = int.from_bytes(data[:_HEAD], "little")
+    if len(data) < _HEAD or n > size:
+        raise WireError(f"{len(data)} bytes for {n} positions in {size} elements")
+    gaps = np.minimum(rice.read(data[_HEAD:], min(n, size - n)), size)  # no sum is too large for a number
+    listed = np.cumsum(gaps + 1) - 1
+    if (listed >= size).any():
+        raise WireError(f"a position is not one of {size}")
+    there = np.full(size, 2 * n > size)
     there[listed] ^= True
-    found: Ints = np.flatnonzero(there)
-    return found
-
-
-def _expected(total: int, layout: Layout) -> Ints:
-    """What each tensor would have if all were equally dense."""
-    return layout.sizes * total // max(1, layout.size)
-
-
-def _listed(kept: Ints, counts: Ints, layout: Layout) -> Ints:
-    """The positions that the code lists: those that are not there, in tensors that are more than half full."""
-    full = 2 * counts > layout.sizes
-    if not full.any():
-        return kept
-    there = np.zeros(layout.size, np.bool_)
-    there[kept] = True
-    return np.flatnonzero(there ^ np.repeat(full, layout.sizes))
-
-
-def _ks(n_listed: Ints, sizes: Ints) -> Ints:
-    """The Rice parameter of each tensor's gaps; both sides know what it follows from."""
-    return np.array([rice.best_k(int(s - n), int(n)) for n, s in zip(n_listed, sizes, strict=True)], np.int64)
+    return np.flatnonzero(there)

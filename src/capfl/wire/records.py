@@ -5,28 +5,22 @@
         alpha: torch.Tensor = vector("positive")
         features: torch.Tensor | None = vector("bf16", optional=True)
 
-On the wire the fields stand in the order of the class. Each is one byte for its place in that order, two for the
-number of elements n, two for the length of the data in bytes, and the data. Both sides know the code from the class:
-
-======== ==============================================================================
-code     data
-======== ==============================================================================
-bf16     finite numbers, two bytes each
-positive finite positive numbers with three bits of mantissa, their differences Rice-coded
-marks    0 or 1, a bit each
-======== ==============================================================================
+On the wire the fields stand in the order of the class, and both sides know the code of each from it: ``bf16`` for
+finite numbers, ``positive`` for finite positive numbers of three bits of mantissa, ``marks`` for 0 and 1. docs/wire.md
+has the bytes.
 """
 
 from __future__ import annotations
 
 from dataclasses import field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from capfl.errors import WireError
+from capfl.wire import rice
 from capfl.wire.scales import Scales
 
 if TYPE_CHECKING:
@@ -47,26 +41,19 @@ def vector(code: Code, optional: bool = False) -> Any:
     Args:
         code: how the elements are written; see the top of this module.
         optional: the field may be None, which is its default and takes no bytes. It is given by keyword.
-
-    Raises:
-        ValueError: there is no such code.
     """
-    if code not in get_args(Code):
-        raise ValueError(f"no code {code!r} for a vector; choose from {', '.join(get_args(Code))}")
     metadata = {_KEY: (code, optional)}
     return field(default=None, kw_only=True, metadata=metadata) if optional else field(metadata=metadata)
 
 
-def write(record: DataclassInstance | None) -> bytes:
-    """A record as bytes. No record is no bytes.
+def write(record: DataclassInstance) -> bytes:
+    """A record as bytes.
 
     Raises:
         WireError: a required field is None, or a field is not a vector of numbers that its code can write.
         TypeError: a field of the class is not a ``vector``.
     """
     body = b""
-    if record is None:
-        return body
     for place, (name, code, optional) in enumerate(_vectors(type(record))):
         values, label = getattr(record, name), f"{type(record).__name__}.{name}"
         if values is not None:
@@ -84,21 +71,23 @@ def read(data: memoryview, kind: type[R]) -> R:
         WireError: the bytes are not a record of this kind; the text names the field.
         TypeError: a field of the class is not a ``vector``.
     """
-    vectors, found, at, last = _vectors(kind), dict[str, torch.Tensor](), 0, -1
-    while at < len(data):
-        place = data[at]
+    vectors, found, last = _vectors(kind), dict[str, torch.Tensor](), -1
+    while len(data):
+        place = data[0]
         if place >= len(vectors):
             raise WireError(f"{kind.__name__} has {len(vectors)} fields, the message has one with number {place}")
         name, code, _ = vectors[place]
         label = f"{kind.__name__}.{name}"
         if place <= last:
             raise WireError(f"{label} comes twice or in the wrong place")
-        start = at + _HEAD
-        n, length = (int.from_bytes(data[i : i + 2], "little") for i in (at + 1, at + 3))
-        if start > len(data) or start + length > len(data):
+        n, length = (int.from_bytes(data[i : i + 2], "little") for i in (1, 3))
+        if len(data) < _HEAD + length:
             raise WireError(f"{label} is cut off")
-        found[name] = _decode(label, data[start : start + length], n, code)
-        at, last = start + length, place
+        try:
+            found[name] = _decode(data[_HEAD : _HEAD + length], n, code)
+        except WireError as error:
+            raise WireError(f"{label} cannot be read: {error}") from error
+        data, last = data[_HEAD + length :], place
     for name, _, optional in vectors:
         if name not in found and not optional:
             raise WireError(f"{kind.__name__}.{name} is missing")
@@ -126,10 +115,10 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
         raise WireError(f"{label} is not a vector of 1 to {LONGEST} finite numbers")
     values = values.detach().cpu()
     if code == "bf16":
-        rounded = values.to(torch.bfloat16)
-        if not bool(rounded.isfinite().all()):
+        coded = values.to(torch.bfloat16)
+        if not bool(coded.isfinite().all()):
             raise WireError(f"{label} has numbers too large for bfloat16")
-        data = rounded.view(torch.uint8).numpy().tobytes()
+        data = coded.view(torch.uint8).numpy().tobytes()
     elif code == "marks":
         if not bool(((values == 0) | (values == 1)).all()):
             raise WireError(f"{label} has marks other than 0 and 1")
@@ -144,25 +133,19 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
     return data
 
 
-def _decode(label: str, data: memoryview, n: int, code: Code) -> torch.Tensor:
+def _decode(data: memoryview, n: int, code: Code) -> torch.Tensor:
     if not n:
-        raise WireError(f"{label} has no elements")
+        raise WireError("there are no elements")
     if code == "bf16":
         if len(data) != 2 * n:
-            raise WireError(f"{label} has {len(data)} bytes for {n} numbers")
+            raise WireError(f"{len(data)} bytes for {n} numbers")
         values = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+        if not bool(values.isfinite().all()):
+            raise WireError("there are numbers that are not finite")
     elif code == "marks":
-        bits = np.unpackbits(np.frombuffer(data, np.uint8))
-        if len(data) != (n + 7) // 8 or bits[n:].any():
-            raise WireError(f"{label} has {len(data)} bytes for {n} marks, or marks beyond them")
-        values = torch.from_numpy(bits[:n].astype(np.float32))
+        values = torch.from_numpy(rice.unpack(data, n, 1)).float()
     else:
-        try:
-            values = torch.from_numpy(_POSITIVE.read(data, n).astype(np.float32))
-        except WireError as error:
-            raise WireError(f"{label} is not {n} positive numbers: {error}") from error
+        values = torch.from_numpy(_POSITIVE.read(data, n)).float()
         if not bool((values > 0).all()):
-            raise WireError(f"{label} has numbers that are not positive")
-    if not bool(values.isfinite().all()):
-        raise WireError(f"{label} has numbers that are not finite")
+            raise WireError("there are numbers that are not positive")
     return values

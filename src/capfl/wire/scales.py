@@ -24,6 +24,7 @@ class Scales:
     mantissa: int
 
     def code(self, scale: npt.NDArray[np.floating[Any]], rounding: float = NEAREST) -> Ints:
+        """The codes of scales, the largest finite one for what is larger."""
         cut = 23 - self.mantissa
         pattern = scale.astype(np.float32).view(np.int32).astype(np.int64)
         codes: Ints = np.minimum((pattern + int(rounding * (2**cut - 1) + 0.5)) >> cut, self._largest)
@@ -34,26 +35,16 @@ class Scales:
         return (codes << (23 - self.mantissa)).astype(np.int32).view(np.float32).astype(np.float64)
 
     def write(self, codes: Ints) -> bytes:
-        """The first code in two bytes, then the differences from one to the next."""
-        if not len(codes):
-            return b""
-        steps = rice.zigzag(np.diff(codes))
-        k = rice.best_k(int(steps.sum()), len(steps))
-        return int(codes[0]).to_bytes(2, "little") + bytes([k]) + rice.encode(steps, k)
+        """The first code in two bytes, then the differences from one to the next; at least one code."""
+        return int(codes[0]).to_bytes(2, "little") + rice.write(rice.zigzag(np.diff(codes)))
 
-    def read(self, data: memoryview, count: int) -> Doubles:
-        """``count`` scales from what ``write`` wrote.
+    def read(self, data: memoryview, n: int) -> Doubles:
+        """``n`` scales, at least one, from what ``write`` wrote.
 
         Raises:
             WireError: they are cut off, or one is not a finite positive number.
         """
-        if not count:
-            if len(data):
-                raise WireError(f"{len(data)} bytes of scales where there is nothing to scale")
-            return np.zeros(0)
-        if len(data) < 3 or data[2] > rice.MAX_K:
-            raise WireError("scales are cut off")
-        steps = rice.unzigzag(rice.decode(data[3:], data[2], count - 1))
+        steps = rice.unzigzag(rice.read(data[2:], n - 1))
         codes: Ints = np.cumsum(np.append(int.from_bytes(data[:2], "little"), steps))
         if (codes < 0).any() or (codes > self._largest).any():
             raise WireError("a scale is not a finite positive number")

@@ -1,33 +1,41 @@
-"""What clients say of their models' scores, to bytes and back: validations and evaluations.
-
-A score is one byte for the model's place in ``MODELS``, four for ``correct``, four for ``total``, eight for ``nll``.
-"""
+"""What clients say of their models' scores, to bytes and back: validations and evaluations, in JSON."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter, ValidationError
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.types import Adapter, Evaluation, HeldOut, Score, Validation
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
-from capfl.wire.sections import Section, read, write
+from capfl.wire.sections import Section, split, write
 
 VALIDATION, EVALUATION = 3, 4
 MODELS = ("base", "global", "personal")
+_MOST = 2**32  # items or tokens: more than anybody has
+_LONGEST = 2**16  # bytes of JSON
 
-_SCORE = struct.Struct("<BIId")
-_NUMBER = struct.Struct("<I")
-_ACCURACIES = struct.Struct("<dd")
-_RANK = struct.Struct("<H")
+
+@dataclass(frozen=True)
+class _Said:
+    """The JSON of a message. A validation has the score of ``global`` alone."""
+
+    scores: dict[str, Score]
+    test: HeldOut = field(default_factory=HeldOut)
+    ranks: tuple[int, ...] = ()  # that the client keeps, of every module in the order of the adapter
+
+
+_JSON = TypeAdapter(_Said)
 
 
 def encode_validation(message: Validation, codec: Codec, schema: bytes) -> bytes:
     """Raises WireError where the score is none that ``decode_validation`` would take."""
-    body = _scores({"global": message.score}, message.client)
-    return seal(Header(VALIDATION, codec.values.tag, message.round, schema, message.client), body)
+    header = Header(VALIDATION, codec.values.tag, message.round, schema, message.client)
+    return _sealed(header, _Said({"global": message.score}))
 
 
 def decode_validation(blob: bytes, codec: Codec, schema: bytes) -> tuple[Validation, dict[str, int]]:
@@ -36,24 +44,18 @@ def decode_validation(blob: bytes, codec: Codec, schema: bytes) -> tuple[Validat
     Raises:
         WireError: it does not fit.
     """
-    header, body = unseal(blob, VALIDATION, codec.values.tag, schema)
-    _check(header, with_items=False)
-    (data,) = _sections(body, (Section.SCORES,), header.client)
-    scores = _read_scores(data, header.client)
-    if list(scores) != ["global"]:
-        raise WireError(f"validation of client {header.client!r} has scores of {', '.join(scores) or 'nothing'}")
-    return Validation(header.round, header.client, scores["global"]), _parts(blob, len(data))
+    header, said, parts = _opened(blob, VALIDATION, codec, schema)
+    if list(said.scores) != ["global"]:
+        raise WireError(f"validation of client {header.client!r} has scores of {', '.join(said.scores) or 'nothing'}")
+    return Validation(header.round, header.client, said.scores["global"]), parts
 
 
 def encode_evaluation(message: Evaluation, codec: Codec, schema: bytes, template: Adapter) -> bytes:
     """Raises WireError where a score is none that ``decode_evaluation`` would take."""
-    test = _NUMBER.pack(message.test.number)
-    if message.test.chance is not None and message.test.majority is not None:
-        test += _ACCURACIES.pack(message.test.chance, message.test.majority)
-    ranks = b"".join(_RANK.pack(message.ranks[module]) for module in algebra.ranks(template))
-    body = _scores(message.scores, message.client) + write(Section.TEST, test) + write(Section.KEPT, ranks)
     header = Header(EVALUATION, codec.values.tag, message.round, schema, message.client, message.n_train)
-    return seal(header, body)
+    scores = {model: message.scores[model] for model in MODELS if model in message.scores}
+    ranks = tuple(message.ranks[module] for module in algebra.ranks(template))
+    return _sealed(header, _Said(scores, message.test, ranks))
 
 
 def decode_evaluation(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> tuple[Evaluation, dict[str, int]]:
@@ -63,86 +65,55 @@ def decode_evaluation(blob: bytes, codec: Codec, schema: bytes, template: Adapte
         WireError: it does not fit, or says what cannot be: no items, more right than there are, ranks above the
             template's, numbers that are not finite.
     """
-    header, body = unseal(blob, EVALUATION, codec.values.tag, schema)
-    _check(header, with_items=True)
-    scores, test, kept = _sections(body, (Section.SCORES, Section.TEST, Section.KEPT), header.client)
-    said = Evaluation(
-        round=header.round,
-        client=header.client,
-        n_train=header.n_train,
-        test=_read_test(test, header.client),
-        scores=_read_scores(scores, header.client),
-        ranks=_read_ranks(kept, template, header.client),
-    )
-    return said, _parts(blob, len(scores) + len(test) + len(kept))
-
-
-def _check(header: Header, with_items: bool) -> None:
-    """Fields of the header that have nothing to say are zero."""
-    if header.round < 1:
-        raise WireError(f"scores of client {header.client!r} are for round 0, rounds count from 1")
-    if bool(header.n_train) != with_items or header.steps or header.loss:
-        said = f"{header.n_train} training items, {header.steps} steps and loss {header.loss}"
-        raise WireError(f"scores of client {header.client!r} come with {said}")
-
-
-def _scores(scores: Mapping[str, Score], client: str) -> bytes:
-    data = b"".join(
-        _SCORE.pack(place, scores[model].correct, scores[model].total, scores[model].nll)
-        for place, model in enumerate(MODELS)
-        if model in scores
-    )
-    _read_scores(memoryview(data), client)  # what the server would refuse is not sent
-    return write(Section.SCORES, data)
-
-
-def _read_scores(data: memoryview, client: str) -> dict[str, Score]:
-    if len(data) % _SCORE.size:
-        raise WireError(f"scores of client {client!r} are cut off")
-    found: dict[str, Score] = {}
-    last = -1
-    for place, correct, total, nll in _SCORE.iter_unpack(data):
-        if not last < place < len(MODELS):
-            raise WireError(f"client {client!r} scored model {place} twice, in the wrong place, or of {len(MODELS)}")
-        if not (0 <= correct <= total and total) or not 0 <= nll <= LARGEST_LOSS * total:
-            raise WireError(f"client {client!r} scored {MODELS[place]} with {correct} of {total} and nll {nll}")
-        found[MODELS[place]] = Score(correct, total, nll)
-        last = place
-    return found
-
-
-def _read_test(data: memoryview, client: str) -> HeldOut:
-    if len(data) not in (_NUMBER.size, _NUMBER.size + _ACCURACIES.size):
-        raise WireError(f"client {client!r} describes its test items in {len(data)} bytes")
-    (number,) = _NUMBER.unpack_from(data)
-    if not number:
-        raise WireError(f"client {client!r} says that it has no test items")
-    if len(data) == _NUMBER.size:
-        return HeldOut(number)
-    chance, majority = _ACCURACIES.unpack_from(data, _NUMBER.size)
-    if not (0 <= chance <= 1 and 0 <= majority <= 1):
-        raise WireError(f"client {client!r} says that chance is {chance} and the most frequent answer right {majority}")
-    return HeldOut(number, chance, majority)
-
-
-def _read_ranks(data: memoryview, template: Adapter, client: str) -> dict[str, int]:
+    header, said, parts = _opened(blob, EVALUATION, codec, schema)
+    client, test = header.client, said.test
+    if not 1 <= test.number < _MOST:
+        raise WireError(f"client {client!r} says that it has {test.number} test items")
+    if not all(share is None or 0 <= share <= 1 for share in (test.chance, test.majority)):
+        raise WireError(f"client {client!r} says that chance is {test.chance} and the majority {test.majority}")
     most = algebra.ranks(template)
-    if len(data) != _RANK.size * len(most):
-        raise WireError(f"client {client!r} has ranks in {len(data)} bytes for {len(most)} modules")
-    found = dict(zip(most, (rank for (rank,) in _RANK.iter_unpack(data)), strict=True))
-    for module, rank in found.items():
+    if len(said.ranks) != len(most):
+        raise WireError(f"client {client!r} has ranks of {len(said.ranks)} modules, the adapter has {len(most)}")
+    ranks = dict(zip(most, said.ranks, strict=True))
+    for module, rank in ranks.items():
         if not 1 <= rank <= most[module]:
             raise WireError(f"client {client!r} has rank {rank} in {module!r}, of 1 to {most[module]}")
-    return found
+    return Evaluation(header.round, client, header.n_train, test, said.scores, ranks), parts
 
 
-def _sections(body: memoryview, expected: tuple[Section, ...], client: str) -> list[memoryview]:
-    found = list(read(body, expected))
-    if tuple(tag for tag, _ in found) != expected:
-        named = ", ".join(tag.name for tag, _ in found) or "nothing"
-        raise WireError(f"client {client!r} sent {named}, expected {', '.join(tag.name for tag in expected)}")
-    return [data for _, data in found]
+def _sealed(header: Header, said: _Said) -> bytes:
+    _check(said.scores, header.client)  # what the server would refuse is not sent
+    return seal(header, write(Section.SCORES, _JSON.dump_json(said, exclude_defaults=True)))
 
 
-def _parts(blob: bytes, n_scores: int) -> dict[str, int]:
-    return {"header": len(blob) - n_scores, "scores": n_scores}
+def _opened(blob: bytes, kind: int, codec: Codec, schema: bytes) -> tuple[Header, _Said, dict[str, int]]:
+    """Header, content, and how many bytes belong to each part."""
+    header, body = unseal(blob, kind, codec.values.tag, schema)
+    client = header.client
+    if header.round < 1:
+        raise WireError(f"scores of client {client!r} are for round 0, rounds count from 1")
+    if bool(header.n_train) != (kind == EVALUATION) or header.steps or header.loss:  # the other fields say nothing
+        claims = f"{header.n_train} training items, {header.steps} steps and loss {header.loss}"
+        raise WireError(f"scores of client {client!r} come with {claims}")
+    found, rest = split(body, (Section.SCORES,))
+    if not found or len(rest):
+        raise WireError(f"client {client!r} sent something else than one section SCORES")
+    data = bytes(found[Section.SCORES])
+    if len(data) > _LONGEST:
+        raise WireError(f"scores of client {client!r} have {len(data)} bytes, {_LONGEST} at most")
+    try:
+        said = _JSON.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise WireError(f"scores of client {client!r} cannot be read: {error.errors()[0]['msg']}") from error
+    _check(said.scores, client)
+    return header, said, {"header": len(blob) - len(data), "scores": len(data)}
+
+
+def _check(scores: Mapping[str, Score], client: str) -> None:
+    if unknown := scores.keys() - set(MODELS):
+        raise WireError(f"client {client!r} scored {min(unknown)!r}, which is none of {', '.join(MODELS)}")
+    for model, score in scores.items():
+        if not 0 <= score.correct <= score.total < _MOST or not score.total:
+            raise WireError(f"client {client!r} scored {model} with {score.correct} of {score.total}")
+        if not 0 <= score.nll <= LARGEST_LOSS * score.total:
+            raise WireError(f"client {client!r} scored {model} with nll {score.nll}")

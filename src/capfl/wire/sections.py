@@ -15,10 +15,7 @@ class Section(IntEnum):
     VALUES = 4
     GROUPING = 5  # a record: what the method's grouping says
     RANKS = 6  # how important each rank is: what is drawn of it follows from that
-    ALIVE = 7  # which ranks the sender has, a bit each, where it lacks some
-    SCORES = 8  # of models, by their place in a list
-    TEST = 9  # how many test items there are, and what accuracy takes no model
-    KEPT = 10  # the rank of every module that the client keeps
+    SCORES = 8  # a record: of models
     RELAYED = 11  # a weight, and sections again: the update of one client
     RANKING = 12  # a record: what the method says of ranks
     DIFFERENCE = 16  # sections again: the change from one version of a group's adapter to the next
@@ -28,15 +25,12 @@ class Section(IntEnum):
 PARTS = {
     Section.NAMES: "header",
     Section.RANKS: "positions",  # it is in their place
-    Section.ALIVE: "positions",
     Section.POSITIONS: "positions",
     Section.SCALES: "scales",
     Section.VALUES: "values",
     Section.GROUPING: "records",
     Section.RANKING: "records",
 }
-
-
 HEAD = 5  # bytes of tag and length
 WEIGHT = 4  # bytes of a relayed update's weight
 
@@ -52,23 +46,38 @@ def read(body: memoryview, allowed: tuple[Section, ...]) -> Iterator[tuple[Secti
     Raises:
         WireError: a tag that is not allowed here, or a length that goes beyond the end.
     """
-    at = 0
-    while at < len(body):
-        if body[at] not in [int(tag) for tag in allowed]:
-            raise WireError(f"section {body[at]} where one of {', '.join(tag.name for tag in allowed)} was expected")
-        end = at + HEAD + int.from_bytes(body[at + 1 : at + 5], "little")
-        if at + HEAD > len(body) or end > len(body):
-            raise WireError(f"section {Section(body[at]).name} is cut off")
-        yield Section(body[at]), body[at + HEAD : end]
-        at = end
+    while len(body):
+        if body[0] not in [int(tag) for tag in allowed]:
+            raise WireError(f"section {body[0]} where one of {', '.join(tag.name for tag in allowed)} was expected")
+        end = HEAD + int.from_bytes(body[1:HEAD], "little")
+        if len(body) < max(HEAD, end):
+            raise WireError(f"section {Section(body[0]).name} is cut off")
+        yield Section(body[0]), body[HEAD:end]
+        body = body[end:]
+
+
+def split(body: memoryview, first: tuple[Section, ...]) -> tuple[dict[Section, memoryview], memoryview]:
+    """The sections that a body begins with, each of ``first`` at most once and in that order, and the rest.
+
+    Raises:
+        WireError: one of them comes twice or in another place, or is cut off.
+    """
+    found: dict[Section, memoryview] = {}
+    while len(body) and body[0] in first:
+        tag, data = next(read(body, first))
+        if any(first.index(tag) <= first.index(before) for before in found):
+            raise WireError(f"section {tag.name} comes twice or in the wrong place")
+        found[tag] = data
+        body = body[HEAD + len(data) :]
+    return found, body
 
 
 def parts(body: bytes | memoryview) -> dict[str, int]:
-    """How many bytes of a body of tensors, or of relayed ones, belong to each part.
+    """How many bytes of a body, or of relayed ones, belong to each part of the ledger.
 
     Tags, lengths and weights of sections count as header.
     """
-    counted = dict.fromkeys(("header", *PARTS.values()), 0)
+    counted = dict.fromkeys(PARTS.values(), 0)
     for tag, data in read(memoryview(body), (*PARTS, Section.RELAYED)):
         counted["header"] += HEAD
         if tag is Section.RELAYED:

@@ -1,7 +1,4 @@
-"""Which elements are sent: exactly density * P of them where the largest are, about as many where chance decides.
-
-Where ranks have an importance it is exactly as many either way: each rank has a number of its own.
-"""
+"""Which elements are sent: the largest of each tensor or rank, or those on which chance decides."""
 
 from __future__ import annotations
 
@@ -11,32 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.rng import stream
+from capfl.wire.budget import Budget
 from capfl.wire.layout import Bools, Floats, Ints, Layout
-from capfl.wire.ranks import Ranks, paired
 
 _CIRCLE = 2**32
 _GOLDEN = 2654435769  # the golden section of the circle
 
 
-def budget(density: float, layout: Layout) -> Ints:
-    """How many elements each tensor may send: density * size, rounded so that they sum to round(density * P)."""
-    exact = density * layout.sizes
-    counts: Ints = np.floor(exact).astype(np.int64)
-    missing = round(density * layout.size) - int(counts.sum())
-    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
-    return counts
+def largest(flat: Floats, budget: Budget) -> Ints:
+    """Positions of the largest magnitudes of every group, as many as its budget, ascending. Zeros are never taken."""
+    order = np.argsort(budget.owner, kind="stable")
+    starts = np.cumsum(budget.sizes) - budget.sizes
+    there = np.zeros(len(flat), np.bool_)
+    for start, size, count in zip(starts, budget.sizes, budget.counts, strict=True):
+        members = order[start : start + size]
+        there[members[_top(np.abs(flat[members]), int(count))]] = True
+    return np.flatnonzero(there)
 
 
-def top_of_each(flat: Floats, density: float, layout: Layout) -> Ints:
-    """Positions of the largest magnitudes of every tensor, ascending."""
-    kept = [
-        start + _top(np.abs(flat[start : start + size]), int(count))
-        for start, size, count in zip(layout.starts, layout.sizes, budget(density, layout), strict=True)
-    ]
-    return np.concatenate(kept) if kept else np.zeros(0, np.int64)
-
-
-@lru_cache(maxsize=2)  # all messages of a round have the same
 def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
     """Positions that follow from the run's seed and the round, so they need not be sent.
 
@@ -47,31 +36,19 @@ def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int)
     """
     place = _places(whole, seed)[_within(layout, whole)]
     width = min(_CIRCLE - 1, round(density * _CIRCLE))
-    kept: Ints = np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
-    kept.setflags(write=False)
-    return kept
+    return np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
 
 
-def top_of_ranks(flat: Floats, counts: Ints, ranks: Ranks) -> Ints:
-    """Positions of the ``counts`` (n,) largest magnitudes of every rank, A and B together, ascending."""
-    order = np.argsort(ranks.owner, kind="stable")
-    starts = np.cumsum(ranks.sizes) - ranks.sizes
-    kept = [
-        (members := order[start : start + size])[_top(np.abs(flat[members]), int(count))]
-        for start, size, count in zip(starts, ranks.sizes, counts, strict=True)
-        if count
-    ]
-    return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
-
-
-def windows(round_: int, counts: Ints, layout: Layout, whole: Layout, seed: int) -> Ints:
-    """Positions of ``counts`` (n,) elements of every rank that follow from the run's seed and the round, ascending.
+def windows(round_: int, budget: Budget, layout: Layout, whole: Layout, seed: int) -> Ints:
+    """Positions of as many elements of every rank as its budget that follow from the run's seed and the round.
 
     A rank's elements stand in the order of their random places, and a window of as many as it may send moves over
     them, round by round, in steps of the golden section: each comes up evenly often, however wide the window is. A
     round's windows begin at the same place, so one client has whatever another has that sends less of the rank.
     """
-    sizes, order = Ranks.of(layout, whole).sizes, _ordered(layout, whole, seed)
+    sent, of_all = _within(layout, whole), _by_place(whole, seed)
+    order = (np.cumsum(sent) - 1)[of_all[sent[of_all]]]
+    sizes, counts = budget.sizes, budget.counts
     start = (round_ * _GOLDEN % _CIRCLE) * sizes >> 32
     beyond = np.maximum(0, start + counts - sizes)  # what of the window is at the beginning again
     within = counts - beyond
@@ -81,19 +58,10 @@ def windows(round_: int, counts: Ints, layout: Layout, whole: Layout, seed: int)
     return np.flatnonzero(there)
 
 
-@lru_cache(maxsize=4)
-def _ordered(layout: Layout, whole: Layout, seed: int) -> Ints:
-    """Positions (size,) rank by rank, and by place within a rank; of equals the first comes first.
-
-    The order of a part is taken from that of all pairs: clients may leave out different tensors, and one sort serves
-    all of them.
-    """
-    pairs = paired(whole)
-    if layout == pairs:
-        order = np.lexsort((_places(whole, seed)[_within(pairs, whole)], Ranks.of(pairs, whole).owner))  # stable
-    else:
-        sent, of_all = _within(layout, pairs), _ordered(pairs, whole, seed)
-        order = (np.cumsum(sent) - 1)[of_all[sent[of_all]]]
+@lru_cache(maxsize=2)  # a server decodes as many updates as there are clients: one draw and one sort serve all
+def _by_place(whole: Layout, seed: int) -> Ints:
+    """Positions (size,) of the whole adapter rank by rank, and by place within a rank; of equals the first first."""
+    order = np.lexsort((_places(whole, seed), whole.owners(whole)))  # stable
     order.setflags(write=False)
     return order
 
@@ -106,10 +74,10 @@ def _places(whole: Layout, seed: int) -> npt.NDArray[np.uint32]:
     return places
 
 
-def _within(layout: Layout, outer: Layout) -> Bools:
-    """Which elements of ``outer``, (size,), are those of ``layout``, which has some of its tensors."""
+def _within(layout: Layout, whole: Layout) -> Bools:
+    """Which elements of the whole adapter, (size,), are those of a message that has some of its tensors."""
     names = {name for name, _ in layout.shapes}
-    return np.repeat(np.array([name in names for name, _ in outer.shapes], np.bool_), outer.sizes)
+    return np.repeat(np.array([name in names for name, _ in whole.shapes], np.bool_), whole.sizes)
 
 
 def _top(magnitude: Floats, count: int) -> Ints:
@@ -122,5 +90,4 @@ def _top(magnitude: Floats, count: int) -> Ints:
     taken = magnitude > least
     if least > 0:
         taken[np.flatnonzero(magnitude == least)[: count - int(taken.sum())]] = True
-    found: Ints = np.flatnonzero(taken)
-    return found
+    return np.flatnonzero(taken)

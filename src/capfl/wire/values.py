@@ -48,8 +48,6 @@ def _plain(name: str, tag: int, dtype: torch.dtype) -> Values:
     def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
         if len(scales) or len(data) != dtype.itemsize * len(kept):
             raise WireError(f"{len(data)} bytes of values, {len(kept)} in {name} take {dtype.itemsize * len(kept)}")
-        if not len(kept):
-            return np.zeros(0, np.float32)
         found: Floats = torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32).numpy()
         return found
 
@@ -58,8 +56,6 @@ def _plain(name: str, tag: int, dtype: torch.dtype) -> Values:
 
 def _ternary() -> Values:
     def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
-        if not len(kept):
-            return b"", b""
         ranks = Groups.of(kept, layout.rank_starts)
         magnitude = np.abs(values).astype(np.float64)
         scales = np.add.reduceat(magnitude, ranks.first) / ranks.counts
@@ -86,8 +82,6 @@ def _levels(name: str, tag: int, bits: int) -> Values:
         return low, np.maximum(0.0, np.repeat(scale[len(tensors.first) :], ranks.counts) - low) / n_levels
 
     def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
-        if not len(kept):
-            return b"", b""
         magnitude = np.abs(values)
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
         lo, hi = np.minimum.reduceat(magnitude, tensors.first), np.maximum.reduceat(magnitude, ranks.first)
@@ -137,38 +131,20 @@ class Groups:
 
 
 def _signed(magnitude: Doubles, signs: memoryview) -> Floats:
-    if len(signs) != (len(magnitude) + 7) // 8:
-        raise WireError(f"{len(signs)} bytes of signs for {len(magnitude)} values")
-    bits = np.unpackbits(np.frombuffer(signs, np.uint8))
-    if bits[len(magnitude) :].any():
-        raise WireError("spare bits of the signs are not zero")
     found: Floats = magnitude.astype(np.float32)
-    return np.negative(found, out=found, where=bits[: len(magnitude)].view(np.bool_))
+    return np.negative(found, out=found, where=rice.unpack(signs, len(found), 1).astype(np.bool_))
 
 
 def _pack_levels(levels: Ints, width: int) -> bytes:
-    """One byte that says how, then the levels in whichever code is shorter."""
-    k = rice.best_k(int(levels.sum()), len(levels))
-    if rice.n_bytes(levels, k) < (len(levels) * width + 7) // 8:
-        return bytes([k]) + rice.encode(levels, k)
-    return bytes([_FIXED]) + rice.pack(levels, width)
+    """The levels in whichever code is shorter."""
+    return min(bytes([_FIXED]) + rice.pack(levels, width), rice.write(levels), key=len)
 
 
-def unpack_levels(data: memoryview, count: int, width: int) -> Ints:
-    if not count:
-        if len(data):
-            raise WireError(f"{len(data)} bytes of levels for no values")
-        return np.zeros(0, np.int64)
-    if not len(data):
-        raise WireError("levels are cut off")
-    how, data = data[0], data[1:]
-    if how == _FIXED:
-        if len(data) != (count * width + 7) // 8:
-            raise WireError(f"{len(data)} bytes of levels, {count} take {(count * width + 7) // 8}")
-        return rice.unpack(data, count, width)
-    if how > rice.MAX_K:
-        raise WireError(f"levels have Rice parameter {how}")
-    levels = rice.decode(data, how, count)
+def unpack_levels(data: memoryview, n: int, width: int) -> Ints:
+    """The n levels of ``width`` bits that ``_pack_levels`` wrote. Raises WireError: the bytes are none."""
+    if len(data) and data[0] == _FIXED:
+        return rice.unpack(data[1:], n, width)
+    levels = rice.read(data, n)
     if (levels >= 2**width).any():
         raise WireError(f"a level is not below {2**width}")
     return levels

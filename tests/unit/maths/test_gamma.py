@@ -128,21 +128,6 @@ def test_the_series_for_large_shapes_is_the_function(alpha):
     assert got.mean_log().item() == pytest.approx(expected, abs=1e-13)
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "no Gammas"),
-        ([(one(1, 1), 1.0), (one(1, 1), 0.0)], "weight 0"),
-        ([(one(1, 1), -1.0)], "weight -1"),
-        ([(one(1, 1), math.nan)], "weight nan"),
-        ([(one(1, 1), 1.0), (Gamma(doubles(1, 1), doubles(1, 1)), 1.0)], r"shapes \(1,\) and \(2,\)"),
-    ],
-)
-def test_what_cannot_be_averaged(parts, message):
-    with pytest.raises(ValueError, match=message):
-        barycentre(iter(parts))
-
-
 # -- momentum ----------------------------------------------------------------------------------------------
 
 
@@ -159,9 +144,3 @@ def test_moves_reach_both_ends_and_nothing_beyond(old, new, share):
     assert way.alpha.log().item() == pytest.approx(
         (1 - share) * old.alpha.log().item() + share * new.alpha.log().item(), abs=1e-12
     )
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
-def test_moves_too_far_are_refused(share):
-    with pytest.raises(ValueError, match="share is"):
-        moved(one(1, 1), one(2, 2), share)

@@ -71,18 +71,6 @@ def test_alpha_stays_above_one_and_clients_differ():
         torch.testing.assert_close(q.beta * other.beta, PRIOR.beta**2)
 
 
-@pytest.mark.parametrize(
-    ("prior", "message"),
-    [
-        (Gamma(doubles(2.0), doubles(1.0)), r"shape \(1,\), the modulator's \(3,\)"),
-        (Gamma(doubles(2.0, 1.0, 0.5), doubles(1.0, 1.0, 1.0)), "smallest alpha is 0.5"),
-    ],
-)
-def test_priors_that_do_not_do(prior, message):
-    with pytest.raises(ValueError, match=message):
-        posterior(moved(), Z, prior)
-
-
 # -- objective ---------------------------------------------------------------------------------------------
 
 

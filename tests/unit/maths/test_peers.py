@@ -79,10 +79,3 @@ def test_negative_distances_count_in_the_mean():
     apart = np.array([[0, -1, -0.6], [-1, 0, 1.4], [-0.6, 1.4, 0]])
     assert clusters(apart, 0.5).tolist() == [0, 0, 0]
     assert clusters(apart, 0.3).tolist() == [0, 0, 1]
-
-
-def test_shapes_must_fit():
-    with pytest.raises(ValueError, match="differ"):
-        effect_sizes(np.zeros((2, 3)), np.ones(2), np.ones(2))
-    with pytest.raises(ValueError, match="differ"):
-        agreement(np.zeros((2, 3)), np.ones(3), np.ones(3), np.ones(3))

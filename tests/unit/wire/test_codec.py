@@ -1,4 +1,4 @@
-"""Codecs as a whole: what is sent, what arrives, and which bodies are refused."""
+"""Codecs as a whole: what is sent, what arrives, what is carried over, and which bodies are refused."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import CODECS, KINDS, SMALL, normal, same
+from adapters import KINDS, SMALL, normal, same, total
 from capfl.config.schema import CodecConfig
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import Codec, down_codec, up_codec
+from capfl.wire import Codec, compensate, down_codec, full_codec, up_codec
 from capfl.wire.body import pack
 from capfl.wire.layout import Layout
 from capfl.wire.sections import Section, read, write
 from capfl.wire.values import VALUES
 
 FP32 = Codec(VALUES["fp32"])
-EVERY = {**{name: up_codec(config, 7) for name, config in CODECS.items()}, "down": down_codec(CODECS["down"], 7)}
+FOUR = np.array([4.0, 0, 2, 1])
 
 
 def arrives(adapter: Adapter, codec: Codec, template: Adapter = SMALL, round: int = 1) -> Adapter:
@@ -48,33 +48,20 @@ def test_by_hand():
     assert got["v.B"].tolist() == [[4.0, 0.0], [-4.0, 0.0]]
 
 
-# -- which sections ----------------------------------------------------------------------------------------
+def test_which_sections():
+    def tags(codec: Codec, adapter: Adapter, importance: np.ndarray | None = None) -> str:
+        return "".join(tag.name[0] for tag in sections(codec.encode(adapter, SMALL, 1, importance)))
 
-
-def test_sections_of_each_kind_of_message():
-    def tags(codec: Codec, adapter: Adapter) -> str:
-        return "".join(tag.name[0] for tag in sections(codec.encode(adapter, SMALL, 1)))
-
-    adapter = normal(2)
-    assert tags(FP32, adapter) == "NV"
-    assert tags(Codec(VALUES["fp32"], 0.5), adapter) == "NPV"
-    assert tags(Codec(VALUES["ternary"]), adapter) == "NSV"
-    assert tags(Codec(VALUES["ternary"], 0.5), adapter) == "NPSV"
-    assert tags(Codec(VALUES["ternary"], 0.5, mask="random"), adapter) == "NSV"  # both sides know the positions
-    assert tags(FP32, SMALL) == "N"  # nothing but zeros: nothing to send
-    assert tags(FP32, adapter | {"q.A": torch.zeros(2, 3)}) == "NPV"
-    assert tags(FP32, {}) == "N"
-
-
-def test_names_are_a_bit_each():
+    adapter, drawn = normal(2), Codec(VALUES["ternary"], 0.5, mask="random")  # both sides know the positions
+    assert [tags(Codec(VALUES[kind], d), adapter) for kind in ("fp32", "ternary") for d in (1, 0.5)] == [
+        "NV", "NPV", "NSV", "NPSV",
+    ]  # fmt: skip
+    assert [tags(drawn, adapter), tags(drawn, adapter, FOUR), tags(FP32, adapter, FOUR)] == ["NSV", "NRSV", "NPV"]
+    assert tags(FP32, SMALL) == tags(drawn, {}, FOUR) == "N"  # nothing but zeros: nothing to send
     nine = {f"m{i}.A": torch.zeros(1, 1) for i in range(9)}
     body = FP32.encode({"m8.A": torch.ones(1, 1)}, nine, 1)
     assert sections(body)[Section.NAMES] == bytes([0, 0b10000000])
     assert same(FP32.decode(memoryview(body), nine, 1), {"m8.A": torch.ones(1, 1)})
-    assert len(FP32.encode(normal(0), SMALL, 1)) == 2 * 5 + 1 + 4 * 24
-
-
-# -- right on average --------------------------------------------------------------------------------------
 
 
 def test_unbiased_by_hand():
@@ -100,24 +87,73 @@ def test_a_part_that_is_drawn_is_scaled_up():
     assert not same(arrives(up, codec, round=2), up)
 
 
+# -- error feedback ----------------------------------------------------------------------------------------
+
+
+def row(*values: float) -> Adapter:
+    return {"m.A": torch.tensor([values])}
+
+
+def test_three_rounds_by_hand():
+    one, third, residual = row(0.0, 0.0, 0.0), Codec(VALUES["fp32"], 1 / 3), dict[str, torch.Tensor]()
+    for change, sent, left in (
+        (row(3.0, 2.0, -1.0), row(3.0, 0.0, 0.0), row(0.0, 2.0, -1.0)),
+        (row(1.0, 1.0, -1.0), row(0.0, 3.0, 0.0), row(1.0, 0.0, -2.0)),
+        (row(0.0, 0.0, 2.0), row(1.0, 0.0, 0.0), {}),
+    ):
+        body, residual = compensate(change, residual, third, one, 1)
+        assert same(third.decode(memoryview(body), one, 1), sent)
+        assert same(residual, left)
+    _, residual = compensate(row(3.0, 2.0, -1.0), {}, Codec(VALUES["ternary"]), one, 1)
+    assert same(residual, row(1.0, 0.0, 1.0))  # the error of the values is carried too
+    with pytest.raises(WireError, match="not finite"):
+        compensate(row(3e38, 0.0, 0.0), row(3e38, 0.0, 0.0), third, one, 1)
+
+
+def test_a_tensor_that_does_not_change_keeps_its_residual_and_arguments_stay():
+    change, residual = {"q.A": torch.ones(2, 3)}, {"q.A": torch.ones(2, 3), "v.B": torch.full((2, 2), 4.0)}
+    body, after = compensate(change, residual, FP32, SMALL, 1)
+    assert same(FP32.decode(memoryview(body), SMALL, 1), {"q.A": torch.full((2, 3), 2.0)})
+    assert same(after, {"v.B": residual["v.B"]})
+    assert same(change, {"q.A": torch.ones(2, 3)})
+    assert same(residual, {"q.A": torch.ones(2, 3), "v.B": torch.full((2, 2), 4.0)})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mask", "density"), [("top", 0.15), ("random", 0.5), ("top", 1.0)])
+def test_sent_and_residual_sum_to_the_changes_exactly(kind, mask, density):
+    """Also what importance drops. In steps of 1/256: coarse enough for float32 to sum exactly."""
+    codec, generator = Codec(VALUES[kind], density, mask, seed=3), torch.Generator().manual_seed(0)
+    changes = [
+        {n: torch.randint(-64, 65, t.shape, generator=generator) / 256 for n, t in SMALL.items()} for _ in range(5)
+    ]
+    for importance in (None, FOUR):
+        residual, messages = dict[str, torch.Tensor](), []
+        for round, change in enumerate(changes, 1):
+            body, residual = compensate(change, residual, codec, SMALL, round, importance)
+            messages.append(codec.decode(memoryview(body), SMALL, round))
+        assert same(total([*messages, residual]), total(changes))
+        assert importance is None or not any(m["q.A"][1].any() or m["q.B"][:, 1].any() for m in messages)
+
+
 # -- from a config -----------------------------------------------------------------------------------------
 
 
-def test_the_downlink_is_as_the_uplink_unless_it_is_told():
+def test_codecs_of_a_config():
     config = CodecConfig(values="4bit", density=0.1, mask="top")
     expected = Codec(VALUES["4bit"], 0.1, "top", "feedback", 9)
     assert up_codec(config, 9) == down_codec(config, 9) == expected
     other = config.model_copy(update={"down_values": "ternary", "down_density": 0.3})
     assert up_codec(other, 9) == expected
     assert down_codec(other, 9) == replace(expected, values=VALUES["ternary"], density=0.3)
-
-
-def test_what_a_config_leaves_open_follows_from_the_rest():
+    # what is left open follows from the rest
     assert up_codec(CodecConfig(), 0) == Codec(VALUES["ternary"], 1 / 3, "random", compensation="unbiased")
     assert up_codec(CodecConfig(values="bf16"), 0).density == 1
-    assert up_codec(CodecConfig(mask="top"), 0).compensation == "feedback"
     assert down_codec(CodecConfig(values="bf16", down_values="ternary"), 0).density == 1 / 3
-    assert {name for name, codec in EVERY.items() if codec.exact} == {"fp32"}
+    assert full_codec(CodecConfig(), 0) == Codec(VALUES["4bit"], 1.0, "random", compensation="unbiased")
+    assert full_codec(CodecConfig(down_values="bf16"), 0).values is VALUES["bf16"]
+    assert up_codec(CodecConfig(values="fp32"), 0).exact
+    assert not any(codec.exact for codec in (up_codec(CodecConfig(), 0), Codec(VALUES["fp32"], 0.9)))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -131,14 +167,14 @@ POSITIONS, SCALES, VALUE = (write(tag, FOUND[tag]) for tag in (Section.POSITIONS
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "list of tensors does not fit an adapter of 4"),
-        (write(Section.NAMES, b"\x80\x00"), "list of tensors does not fit"),
-        (write(Section.NAMES, b"\x88"), "names more than the adapter has"),
-        (POSITIONS + SCALES + VALUE, "list of tensors does not fit"),
+        (b"", "does not say which tensors it has"),
+        (write(Section.NAMES, b"\x80\x00"), "2 bytes, 4 numbers of 1 bits take 1"),
+        (write(Section.NAMES, b"\x88"), "spare bits are not zero"),
         (NAMES + NAMES, "NAMES comes twice or in the wrong place"),
         (NAMES + POSITIONS + VALUE + SCALES, "SCALES comes twice or in the wrong place"),
         (NAMES + POSITIONS, "ranks, positions or scales without values"),
-        (NAMES + POSITIONS + VALUE, "scales are cut off"),
+        (NAMES + POSITIONS + VALUE, "do not begin with a Rice parameter"),
+        (NAMES + write(Section.POSITIONS, bytes(5)) + SCALES + VALUE, "values of no elements"),
         (NAMES + write(Section.DIFFERENCE, b""), "section 16 where one of"),
         (bytes(10**7), "body of 10000000 bytes, an adapter of this shape takes 344 at most"),
     ],
@@ -149,23 +185,12 @@ def test_bodies_that_are_none(body, message):
         SPARSE.decode(memoryview(body), SMALL, 1)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_a_body_cut_off_is_another_body_only_where_a_section_ends(name):
-    for importance in (None, np.array([4.0, 0, 2, 1])):
-        body = EVERY[name].encode(normal(5), SMALL, 1, importance)
-        for length in range(len(body)):
-            if length != 6:  # the list of names alone says that nothing changed; the message's checksum guards it
-                with pytest.raises(WireError):
-                    EVERY[name].decode(memoryview(body[:length]), SMALL, 1)
-
-
 def test_values_that_are_not_finite_are_named():
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(WireError, match=r"'v.A' has values that are not finite"):
-            SPARSE.encode(normal(0) | {"v.A": torch.full((2, 3), bad)}, SMALL, 1)
+    with pytest.raises(WireError, match=r"'v.A' has values that are not finite"):
+        SPARSE.encode(normal(0) | {"v.A": torch.full((2, 3), float("nan"))}, SMALL, 1)
     layout, values = Layout.of({"q.B": SMALL["q.B"], "v.A": SMALL["v.A"]}, SMALL), np.zeros(14, np.float32)
     values[12:] = 1.0, np.inf
-    body = pack(values, np.array([12, 13]), True, VALUES["fp32"], layout, SMALL)
+    body = pack(values, np.array([12, 13]), VALUES["fp32"], layout, SMALL)
     with pytest.raises(WireError, match=r"'v.A' has values that are not finite"):
         FP32.decode(memoryview(body), SMALL, 1)
     with pytest.raises(WireError, match=r"'q.B' has values that are not finite"):  # beyond the largest bfloat16

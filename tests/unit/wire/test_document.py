@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import re
 import struct
 import zlib
@@ -16,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import CODECS, SMALL, filled, important, living, normal, paired, same
+from adapters import CODECS, SMALL, filled, important, normal, paired, resealed, same
 from capfl.errors import WireError
-from capfl.types import Adapter, Update
-from capfl.wire import Codec, decode_update, encode_update, schema_hash, up_codec
+from capfl.types import Adapter, Evaluation, HeldOut, Score, Update
+from capfl.wire import Codec, decode_evaluation, decode_update, encode_evaluation, encode_update, schema_hash, up_codec
 from capfl.wire.values import VALUES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "wire.md"
@@ -34,25 +33,14 @@ def fold(number: int) -> int:
     return -(number + 1) // 2 if number % 2 else number // 2
 
 
-def parameter(n: int, s: int) -> int:
-    if n == 0 or s == 0:
-        return 0
-    g, m = (1 + math.sqrt(5)) / 2, s / n
-    return min(31, max(0, 1 + math.floor(math.log2(math.log(g - 1) / math.log(m / (m + 1))))))
-
-
-def rice(data: bytes, ks: list[int]) -> list[int]:
-    """Numbers under these parameters, from bytes that hold nothing else."""
-    runs = {k: (k * ks.count(k) + 7) // 8 for k in sorted(set(ks)) if k}
-    unary = bits_of(data[: len(data) - sum(runs.values())])
+def rice(data: bytes, n: int) -> list[int]:
+    """The n numbers of a list."""
+    k = data[0]
+    n_low = (k * n + 7) // 8
+    unary, low = bits_of(data[1 : len(data) - n_low]), bits_of(data[len(data) - n_low :])
     quotients = [len(zeros) for zeros in re.findall("(0*)1", unary)]
-    assert len(quotients) == len(ks)
-    low, at = [0] * len(ks), len(data) - sum(runs.values())
-    for k, length in runs.items():
-        run, at = bits_of(data[at : at + length]), at + length
-        for n, i in enumerate(i for i, own in enumerate(ks) if own == k):
-            low[i] = int(run[n * k : (n + 1) * k], 2)
-    return [(q << k) + rest for q, k, rest in zip(quotients, ks, low, strict=True)]
+    assert len(quotients) == n
+    return [(q << k) + int(low[i * k : (i + 1) * k] or "0", 2) for i, q in enumerate(quotients)]
 
 
 def sections_of(data: bytes) -> dict[int, bytes]:
@@ -63,22 +51,13 @@ def sections_of(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def positions_of(data: bytes, sizes: list[int]) -> list[int]:
-    total, k, length = struct.unpack_from("<IBI", data)
-    coded = rice(data[9 : 9 + length], [k] * len(sizes))
-    counts = [fold(c) + size * total // sum(sizes) for c, size in zip(coded, sizes, strict=True)]
-    listed = [min(count, size - count) for count, size in zip(counts, sizes, strict=True)]
-    ks = [parameter(n, size - n) for n, size in zip(listed, sizes, strict=True)]
-    gaps = iter(rice(data[9 + length :], [k for k, n in zip(ks, listed, strict=True) for _ in range(n)]))
-    found, start = [], 0
-    for size, count, n in zip(sizes, counts, listed, strict=True):
-        place, places = -1, set()
-        for _ in range(n):
-            place += next(gaps) + 1
-            places.add(place)
-        found += [start + p for p in range(size) if (p in places) == (2 * count <= size)]
-        start += size
-    return found
+def positions_of(data: bytes, size: int) -> list[int]:
+    total = struct.unpack_from("<I", data)[0]
+    place, listed = -1, set()
+    for gap in rice(data[4:], min(total, size - total)):
+        place += gap + 1
+        listed.add(place)
+    return [p for p in range(size) if (p in listed) == (2 * total <= size)]
 
 
 def places_of(seed: int, template: Adapter) -> list[int]:
@@ -97,14 +76,22 @@ def drawn(seed: int, round_: int, density: float, there: list[str], template: Ad
     return [p for p, place in enumerate(named) if (place - round_ * width) % 2**32 < width]
 
 
-def by_importance(
-    data: bytes, alive: bytes | None, codec: Codec, round_: int, there: list[str], template: Adapter
-) -> list[int]:
+def record_of(data: bytes) -> dict[int, tuple[int, bytes]]:
+    """The number of elements and the data of each field, by its place."""
+    found = {}
+    while data:
+        n, length = struct.unpack_from("<HH", data, 1)
+        found[data[0]], data = (n, data[5 : 5 + length]), data[5 + length :]
+    return found
+
+
+def by_importance(data: bytes, codec: Codec, round_: int, there: list[str], template: Adapter) -> list[int]:
     number = [(name[:-2], row) for name, t in template.items() if name.endswith(".A") and name[:-2] + ".B" in template
               for row in range(t.shape[0])]  # fmt: skip
-    marks = bits_of(data[: (len(number) + 7) // 8])
+    said = record_of(data)
+    marks = bits_of(said[1][1]) if 1 in said else "1" * len(number)
     marked = [rank for rank, bit in zip(number, marks, strict=False) if bit == "1"]
-    importance = dict(zip(marked, scales_of(data[(len(number) + 7) // 8 :], len(marked), 20), strict=True))
+    importance = dict(zip(marked, scales_of(said[0][1], said[0][0], 20), strict=True))
     places = iter(places_of(codec.seed, template))
     elements: dict[tuple[str, int], list[tuple[int, int]]] = {rank: [] for rank in number}  # by place, then position
     position = 0
@@ -119,11 +106,8 @@ def by_importance(
         [len(elements[rank]) for rank in number],
         round(codec.density * position),
     )
-    has = bits_of(alive) if alive is not None else "1" * len(number)
     found = []
-    for rank, n, bit in zip(number, counts, has, strict=False):
-        if bit == "0":
-            continue
+    for rank, n in zip(number, counts, strict=True):
         s, own = len(elements[rank]), sorted(elements[rank])
         p = (round_ * 2654435769 % 2**32) * s // 2**32
         found += [own[(p + k) % s][1] for k in range(n)]
@@ -152,7 +136,7 @@ def counts_of(importance: list[float], sizes: list[int], b: int) -> list[int]:
 
 def scales_of(data: bytes, n: int, cut: int) -> list[float]:
     codes = [struct.unpack_from("<H", data)[0]]
-    for step in rice(data[3:], [data[2]] * (n - 1)):
+    for step in rice(data[2:], n - 1):
         codes.append(codes[-1] + fold(step))
     return [struct.unpack("<f", struct.pack("<I", code << cut))[0] for code in codes]
 
@@ -173,9 +157,9 @@ def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
     if 4 in body:
         kept = list(range(sum(sizes)))
         if 2 in body:
-            kept = positions_of(body[2], sizes)
+            kept = positions_of(body[2], sum(sizes))
         elif 6 in body:
-            kept = by_importance(body[6], body.get(7), codec, round, there, template)
+            kept = by_importance(body[6], codec, round, there, template)
         elif codec.mask == "random" and codec.density < 1:
             kept = drawn(codec.seed, round, codec.density, there, template)
         # for each element of the vector its tensor and its rank
@@ -206,12 +190,10 @@ def values_of(kind: int, scales: bytes, data: bytes, owners: list[tuple[int, tup
     bits, found = LEVELS[kind], scales_of(scales, len(tensors) + len(own_ranks), 20)
     low = dict(zip(tensors, found[: len(tensors)], strict=True))
     high = dict(zip(own_ranks, found[len(tensors) :], strict=True))
-    how, coded = data[(n + 7) // 8], data[(n + 7) // 8 + 1 :]
-    fixed = bits_of(coded)
+    coded = data[(n + 7) // 8 :]
+    fixed = bits_of(coded[1:])
     levels = (
-        [int(fixed[i * (bits - 1) : (i + 1) * (bits - 1)], 2) for i in range(n)]
-        if how == 255
-        else rice(coded, [how] * n)
+        [int(fixed[i * (bits - 1) : (i + 1) * (bits - 1)], 2) for i in range(n)] if coded[0] == 255 else rice(coded, n)
     )
     return [
         float(np.float32(sign * (low[t] + (j + 0.5) * (max(0.0, high[r] - low[t]) / 2 ** (bits - 1)))))
@@ -259,11 +241,11 @@ def test_a_reader_that_knows_the_document_alone(name, adapter, round, client):
 @settings(max_examples=12)
 @given(data=st.data(), template=paired(), round=st.integers(1, 2**32 - 1))
 def test_a_reader_of_what_is_drawn_by_importance(name, data, template, round):
-    importance, alive = data.draw(important(template)), data.draw(st.none() | living(template))
+    importance = data.draw(important(template))
     names = data.draw(st.sets(st.sampled_from(list(template))))
     for there in (set(template), names):
         sent = {n: t for n, t in normal(0, template).items() if n in there}
-        both_read(sent, template, RANDOM[name], round, "site", importance, alive)
+        both_read(sent, template, RANDOM[name], round, "site", importance)
 
 
 def test_the_example_of_the_document():
@@ -277,6 +259,20 @@ def test_the_example_of_the_document():
     change = {"q.A": torch.tensor([[1.0, 2.0, -3.0, 5.0]]), "q.B": torch.tensor([[0.5], [-0.25]])}
     body = codec.encode(change, template, 3)
     assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, codec, schema_hash(template, "base")) == blob
+
+
+def test_the_scores_of_the_document():
+    text = DOCUMENT.read_text().split("## Scores")[1].split("## A message read by hand")[0]
+    data = "".join(line for line in text.splitlines() if line.startswith("    ")).encode()
+    template, codec = (
+        {"q.A": torch.zeros(3, 1), "q.B": torch.zeros(1, 3), "v.A": torch.zeros(2, 1), "v.B": torch.zeros(1, 2)},
+        Codec(VALUES["fp32"]),
+    )
+    schema, scores = schema_hash(template, "base"), {"base": Score(1, 8, 2.5), "personal": Score(8, 8, 0.5)}
+    said = Evaluation(3, "site", 12, HeldOut(8, 0.25, 0.375), scores, {"q": 3, "v": 1})
+    head = encode_evaluation(said, codec, schema, template)[:42]
+    blob = resealed(head + b"\x08" + len(data).to_bytes(4, "little") + data + bytes(4))
+    assert decode_evaluation(blob, codec, schema, template)[0] == said
 
 
 def test_the_limit_of_a_body_is_the_documented_one():

@@ -11,18 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import CODECS, SMALL, normal, same
+from capfl import adapter as algebra
 from capfl.errors import VersionError, WireError
 from capfl.types import Adapter, Broadcast, ClientState, Group
 from capfl.wire import (
     Codec,
-    adding,
     advance,
     broadcast,
     decode_broadcast,
     down_codec,
     encode_broadcast,
     receive,
+    relay,
+    relayed,
     schema_hash,
+    with_version,
 )
 from capfl.wire.values import VALUES
 
@@ -62,16 +65,19 @@ class Server:
     def told(self, version: int, with_log: bool = True) -> Broadcast:
         """What a client ``a`` that knows a version is sent."""
         group = self.group if with_log else replace(self.group, log=())
-        return broadcast(group, self.round, "a", version, self.template, self.start)
+        return broadcast(group, self.round, "a", version, self.template)
 
     def receive(self, told: Broadcast, memory: ClientState) -> ClientState:
         """By way of the bytes."""
-        message = encode_broadcast(told, self.codec, SCHEMA)
+        message = encode_broadcast(told, self.codec, SCHEMA, always_whole=self.codec.exact)
         assert sum(message.parts.values()) == len(message.blob)
         self.parts = message.parts
         decoded = decode_broadcast(message.blob, self.codec, SCHEMA)
         assert decoded == told
-        return receive(decoded, memory, adding(self.codec, self.template), self.template, self.start)
+        return receive(decoded, memory, self.lead, self.template, self.start)
+
+    def lead(self, version: Adapter, difference: bytes, number: int) -> Adapter:
+        return algebra.add(version, self.codec.decode(memoryview(difference), self.template, number))
 
 
 def bits(adapter: Adapter) -> bytes:
@@ -84,7 +90,7 @@ def bits(adapter: Adapter) -> bytes:
 @pytest.mark.parametrize("name", CODECS)
 @settings(max_examples=4)
 @given(
-    template=st.sampled_from([SMALL, LARGE]),  # whole adapters are the shorter, differences are
+    template=st.sampled_from([SMALL, LARGE]),  # of which whole adapters are sent, or differences
     visits=st.lists(st.sets(st.sampled_from("abcd")), min_size=1, max_size=12),
     lost=st.integers(0, 11),
 )
@@ -110,22 +116,6 @@ def test_present_absent_new_and_after_a_lost_disk(name, template, visits, lost):
         server.next()
 
 
-def test_before_the_first_round_nothing_is_sent():
-    server = Server()
-    assert server.receive(server.told(0), ClientState("a")).known is server.start
-    assert server.told(0) == Broadcast(1, "a", None, ())
-    assert server.parts == dict.fromkeys(server.parts, 0) | {"header": 38 + 1 + 4}
-
-
-def test_what_clients_know_follows_the_target():
-    """The difference is taken from what clients know, so what one message loses the next ones carry."""
-    server = Server(Codec(VALUES["ternary"], 0.3), 3)
-    for _ in range(40):
-        server.to(server.group.adapter)
-    for name, t in server.group.adapter.items():
-        torch.testing.assert_close(server.known[name], t, atol=1e-2, rtol=0)
-
-
 def test_an_unbiased_downlink_carries_nothing_over():
     """Each message is right on average, so what clients know is what the server goes on from."""
     server = Server(Codec(VALUES["ternary"], 0.3, mask="random", compensation="unbiased"), 3)
@@ -140,49 +130,37 @@ def test_an_exact_codec_sends_the_whole_adapter_and_keeps_no_log():
     assert server.log == server.told(2).differences == ()
     server.receive(server.told(2), ClientState("a", version=2))
     assert server.parts == dict.fromkeys(server.parts, 0) | {"header": 38 + 1 + 4 + 5 + 11, "values": 4 * 24}
+    assert server.told(3) == Broadcast(4, "a", None, ())  # nothing is missing
 
 
-@pytest.mark.parametrize("mask", ["random", "top"])
-def test_a_difference_follows_importance(mask):
-    four, codec = np.array([4.0, 0.0, 2.0, 1.0]), Codec(VALUES["bf16"], 0.3, mask)
+def test_a_difference_has_the_factors_that_moved():
+    """What is drawn by importance depends on which tensors a message has, and clients had all of a factor in theirs."""
+    codec, importance = Codec(VALUES["fp32"], 0.3, "random", compensation="unbiased", seed=1), np.array([4.0, 4, 1, 1])
     server = Server(codec)
-    server.next(four)
-    change = {n: t - server.start[n] for n, t in server.group.adapter.items()}
-    assert server.log == (codec.encode(change, SMALL, 1, four),)
-    assert torch.equal(server.known["q.A"][1], server.start["q.A"][1])
-    assert same(server.receive(server.told(0), ClientState("a")).known, server.known)
+    sent = codec.decode(memoryview(codec.encode(algebra.factor(normal(1), "B"), SMALL, 1, importance)), SMALL, 1)
+    target = server.start | {name: server.start[name] + t for name, t in sent.items()}
+    server.to(target | {"q.B": server.start["q.B"]}, importance)
+    torch.testing.assert_close(server.known["v.B"], target["v.B"])  # not scaled again
+    assert torch.equal(server.known["q.A"], server.start["q.A"])
 
 
-def test_the_answer_to_clients_who_all_lack_a_module_is_not_scaled_again():
-    """What is drawn depends on which tensors a message has: the answer has those of the clients' messages."""
-    codec = Codec(VALUES["fp32"], 0.3, "random", compensation="unbiased", seed=1)
-    importance, server = np.array([4.0, 4.0, 0.5, 0.5]), Server(codec)
-    body = codec.encode(normal(1), SMALL, 1, importance, np.array([True, True, False, False]))
-    said = codec.decode(memoryview(body), SMALL, 1)
-    assert not said["v.A"].any()
-    target = {name: t + said[name] for name, t in server.start.items()}
-    server.to(target, importance)
-    for name, t in target.items():
-        torch.testing.assert_close(server.known[name], t)
+# -- differences, or the whole adapter ---------------------------------------------------------------------
 
 
-# -- the shorter way ---------------------------------------------------------------------------------------
-
-
-def test_the_shorter_of_differences_and_the_whole_adapter():
-    """The whole adapter is four bytes a value; some differences of 15 % in two bits are shorter, many are not."""
+def test_differences_are_kept_as_long_as_the_whole_adapter_is_longer():
+    """The whole adapter is four bytes a value, and differences of 15 % in two bits are shorter for some time."""
     server = Server(SPARSE, 40, LARGE)
-    whole, ways = server.told(0, with_log=False).state, set()
+    whole, n = server.told(0, with_log=False).state, len(server.log)
     assert whole is not None
+    assert sum(map(len, server.log)) <= 4 * algebra.size(LARGE) < sum(map(len, server.log)) + len(server.log[0]) + 20
     for version in range(41):
-        missed = server.log[len(server.log) - (40 - version) :]
-        shorter = len(server.log) >= 40 - version and sum(map(len, missed)) <= len(whole)
-        assert server.told(version) == (Broadcast(41, "a", None, missed) if shorter else Broadcast(41, "a", whole, ()))
-        ways.add(shorter)
-    assert ways == {True, False}
+        missed = server.log[n - (40 - version) :]
+        expected = (None, missed) if 40 - version <= n else (whole, ())
+        assert server.told(version) == Broadcast(41, "a", *expected)
     memory = server.receive(server.told(0), ClientState("a"))  # in place of differences it is catch-up
     assert bits(memory.known) == bits(server.known)
     assert server.parts == dict.fromkeys(server.parts, 0) | {"header": 38 + 1 + 4 + 5, "catch-up": len(whole)}
+    assert len(with_version(server.group, server.known, bytes(10**4)).log) == 1  # the newest stays
 
 
 # -- the client's side -------------------------------------------------------------------------------------
@@ -215,7 +193,7 @@ def test_what_leads_from_the_beginning_and_the_whole_adapter_serve_everybody():
 def test_a_whole_adapter_says_no_ranks():
     server, codec = Server(), Codec(VALUES["fp32"], 0.25, mask="random")
     body = codec.encode(normal(0), SMALL, 1, np.array([4.0, 0, 2, 1]))
-    with pytest.raises(WireError, match="a whole adapter has ranks"):
+    with pytest.raises(WireError, match="nothing is drawn by that"):
         server.receive(Broadcast(2, "a", body, ()), ClientState("a"))
 
 
@@ -229,3 +207,37 @@ def test_what_a_client_missed_is_charged_as_catch_up():
     assert server.parts == punctual | more
     (body,) = Server(SPARSE, 1).log  # equal differences are counted each
     assert encode_broadcast(Broadcast(4, "a", None, 3 * (body,)), SPARSE, SCHEMA).parts["catch-up"] == 2 * len(body)
+
+
+# -- relayed updates ---------------------------------------------------------------------------------------
+
+
+def test_a_relay_by_hand():
+    # tag 11, nine bytes: a weight of 10, and a body of five
+    packed = relay([(10, b"hello"), (2**32 - 1, b"")])
+    assert packed.hex() == "0b090000000a00000068656c6c6f0b04000000ffffffff"
+    assert [(w, bytes(body)) for w, body in relayed(packed)] == [(10, b"hello"), (2**32 - 1, b"")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "there are none"),
+        (relay([(0, b"body")]), "has no weight"),
+        (relay([(1, b"")])[:-1], "is cut off"),
+        (b"\x0b\x02\x00\x00\x00ab", "has no weight"),
+        (b"\x01" + relay([(1, b"body")])[1:], "section 1 where one of RELAYED was expected"),
+    ],
+)
+def test_what_is_no_relay(data, message):
+    with pytest.raises(WireError, match=message):
+        list(relayed(data))
+
+
+def test_a_whole_version_has_its_patch():
+    start = SMALL | algebra.blank(SMALL)  # a version of a method that relays has a patch, of zeros at first
+    version = start | {"q.W": torch.arange(12.0).reshape(4, 3), "q.A": torch.ones(2, 3)}
+    told = broadcast(Group(version, version), 2, "a", 0, start)
+    assert told.state is not None
+    assert same(receive(told, ClientState("a"), lambda *_: {}, start, start).known, version)
+    assert len(told.state) < 4 * (11 + 6) + 60  # zeros are not sent

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from adapters import filled, same
+from adapters import SMALL, same
 from capfl.errors import WireError
 from capfl.wire.layout import Layout
 
@@ -26,11 +24,19 @@ def test_rows_of_a_then_columns_of_b_in_the_order_of_the_template():
     assert (none.size, none.flatten({}).shape, none.rank_starts.shape) == (0, (0,), (0,))
 
 
-@settings(max_examples=40)
-@given(filled(st.floats(width=32, allow_nan=False)))
-def test_there_and_back(adapter):
-    layout = Layout.of(adapter, adapter)
-    assert same(layout.unflatten(layout.flatten(adapter)), adapter)
+def test_every_element_has_its_rank():
+    def owned(layout: Layout, whole: Layout) -> list[int]:
+        return layout.owners(whole).tolist()
+
+    whole = Layout.of(SMALL, SMALL)
+    assert owned(whole, whole) == [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 2, 2, 3, 3]
+    part = Layout.of({"q.B": SMALL["q.B"], "v.A": SMALL["v.A"]}, SMALL)
+    assert owned(part, whole) == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert owned(Layout(()), whole) == []
+    # ranks are in the order of the factors A
+    mixed = {"v.B": torch.zeros(2, 1), "q.A": torch.zeros(2, 1), "v.A": torch.zeros(1, 3), "q.B": torch.zeros(1, 2)}
+    layout = Layout.of(mixed, mixed)
+    assert (layout.n_ranks, owned(layout, layout)) == (3, [2, 2, 0, 1, 2, 2, 2, 0, 1])
 
 
 def test_any_memory_layout_dtype_and_graph_is_read():

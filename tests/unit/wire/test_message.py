@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from adapters import resealed, same
 from capfl.errors import WireError
@@ -58,9 +56,9 @@ GOLDEN_UPDATES = {
              "c0844415", ([1, 2, -3, 5], [0.5, -0.25])),
     "bf16": (Codec(VALUES["bf16"]), "02", NAMES + "04" "0c000000" "803f" "0040" "40c0" "a040" "003f" "80be",
              "491f3a7b", ([1, 2, -3, 5], [0.5, -0.25])),
-    "ternary, sparse": (TERNARY, "03", NAMES + "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
+    "ternary, sparse": (TERNARY, "03", NAMES + "02" "06000000" "03000000" "00" "38"
                         "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80",
-                        "72bda215", ([0, 0, -4, 4], [0.5, 0])),
+                        "692a39b9", ([0, 0, -4, 4], [0.5, 0])),
     "8bit": (Codec(VALUES["8bit"]), "04", NAMES + LEVELS + "04" "08000000" "24" "ff" "008207ffe000",
              "2abc9b73", ([1.015625, 2.015625, -3.015625, 4.984375], [0.4990234375, -0.2509765625])),
     "4bit": (Codec(VALUES["4bit"]), "05", NAMES + LEVELS + "04" "05000000" "24" "ff" "0a7e00",
@@ -87,41 +85,31 @@ PAIR = {"q.A": torch.zeros(2, 3), "q.B": torch.zeros(2, 2)}
 DRAWN = Codec(VALUES["ternary"], 0.5, mask="random", compensation="unbiased", seed=55)
 GOLDEN_RANKS = (
     "4350464c02020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
-    "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0"  # both are important, 1 and 0x3e8: 1/4
-    "03" "06000000" "0002" "05" "5003c0" "04" "01000000" "08" "b5b41a40"
-)  # fmt: skip
-GOLDEN_ALIVE = (
-    "4350464c02020300" "03000000" "cc4579142ce464b6" "0c000000" "07000000" "000000000000f43f" "0400" "73697465"
-    "01" "01000000" "c0" "06" "06000000" "c0" "f803" "04" "40" "f0" "07" "01000000" "80"  # the first alone is alive
-    "03" "05000000" "0002" "03" "40e0" "04" "01000000" "10" "64995199"
+    "01" "01000000" "c0" "06" "0a000000" "00" "0200" "0500" "f803" "04" "40" "f0"  # both, 1 and 0x3e8: 1/4
+    "03" "06000000" "0002" "05" "5003c0" "04" "01000000" "08" "0c27d89f"
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("golden", "alive", "arrived", "positions", "scales"), [
-    (GOLDEN_RANKS, None, ([[2, 2, 0], [0, 32, 0]], [[0.5, 0], [-0.5, 0]]), 6, 6),
-    (GOLDEN_ALIVE, np.array([True, False]), ([[2, 2, 0], [0, 0, 0]], [[0.5, 0], [-0.5, 0]]), 6 + 1, 5),
-])  # fmt: skip
-def test_golden_updates_that_say_how_important_ranks_are(golden, alive, arrived, positions, scales):
-    """Of 5 elements in 10, 4 are of the first rank and are 5/4 as large, 1 of the second is 5 times as large. The share
-    of a client without the second rank is not spent."""
+def test_a_golden_update_that_says_how_important_ranks_are():
+    """Of 5 elements in 10, 4 are of the first rank and are 5/4 as large, 1 of the second is 5 times as large."""
     change = {"q.A": torch.tensor([[1.0, 2.0, -3.0], [5.0, 7.0, 9.0]]), "q.B": torch.tensor([[0.5, 3.0], [-0.25, 1.0]])}
-    body, schema = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0]), alive), schema_hash(PAIR, "base")
-    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == golden
-    got, parts = decode_update(bytes.fromhex(golden), DRAWN, schema, PAIR)
-    assert same(got.adapter, dict(zip(("q.A", "q.B"), (torch.tensor(t).float() for t in arrived), strict=True)))
-    header = len(golden) // 2 - positions - scales - 1
-    assert parts == {"header": header, "positions": positions, "scales": scales, "values": 1, "records": 0}
+    body, schema = DRAWN.encode(change, PAIR, 3, np.array([12.0, 3.0])), schema_hash(PAIR, "base")
+    assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, DRAWN, schema).hex() == GOLDEN_RANKS
+    got, parts = decode_update(bytes.fromhex(GOLDEN_RANKS), DRAWN, schema, PAIR)
+    arrived = {"q.A": torch.tensor([[2.0, 2, 0], [0, 32, 0]]), "q.B": torch.tensor([[0.5, 0], [-0.5, 0]])}
+    assert same(got.adapter, arrived)
+    assert parts == {"header": 42 + 4 * 5 + 1 + 4, "positions": 10, "scales": 6, "values": 1, "records": 0}
 
 
 GOLDEN_DIFFERENCE = (
     "4350464c" "02" "01" "03" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
-    "0300" "c3a931" "10" "26000000" "01" "01000000" "c0" "02" "0b000000" "03000000" "00" "01000000" "c0" "38"
-    "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80" "563108c1"
+    "0300" "c3a931" "10" "21000000" "01" "01000000" "c0" "02" "06000000" "03000000" "00" "38"
+    "03" "05000000" "0402" "04" "40" "70" "04" "01000000" "80" "522752d9"
 )  # fmt: skip
 GOLDEN_WHOLE = (
     "4350464c" "02" "01" "01" "00" "02000000" "1255d4442ec7c09f" "00000000" "00000000" "0000000000000000"
-    "0100" "63" "11" "2b000000" "01" "01000000" "c0" "02" "0b000000" "04000000" "01" "02000000" "3040"
-    "04" "10000000" "0000803f" "00000040" "000040c0" "0000a040" "81322dfa"
+    "0100" "63" "11" "27000000" "01" "01000000" "c0" "02" "07000000" "04000000" "01" "30" "00"
+    "04" "10000000" "0000803f" "00000040" "000040c0" "0000a040" "15be4b88"
 )  # fmt: skip
 
 
@@ -130,7 +118,7 @@ def test_golden_broadcasts():
     assert told == Broadcast(2, "é1", None, (TERNARY.encode(CHANGE, TEMPLATE, 1),))
     message = encode_broadcast(told, TERNARY, SCHEMA)
     assert message.blob.hex() == GOLDEN_DIFFERENCE
-    parts = {"positions": 11, "scales": 5, "values": 1, "records": 0, "catch-up": 0}
+    parts = {"positions": 6, "scales": 5, "values": 1, "records": 0, "catch-up": 0}
     assert message.parts == parts | {"header": 38 + 3 + 4 + 5 * 5 + 1}  # five sections, a byte of names
     whole = {"q.A": CHANGE["q.A"], "q.B": torch.zeros(2, 1)}
     told = decode_broadcast(bytes.fromhex(GOLDEN_WHOLE), FP32, SCHEMA)
@@ -171,7 +159,7 @@ def test_golden_records():
         (RANKING + GROUPING, Records(Said, Said), "GROUPING comes twice or in the wrong place"),
         (GROUPING + GROUPING, Records(Said, Said), "GROUPING comes twice or in the wrong place"),
         (GROUPING, Records(None, Said), "has a section GROUPING, which the run's method does not use"),
-        (GROUPING[:-4] + "ff00", Records(Said, Said), "Said.alpha is not 1 positive numbers"),
+        (GROUPING[:-4] + "ff00", Records(Said, Said), "Said.alpha cannot be read"),
     ],
 )
 def test_what_are_no_records(beside, kinds, message):
@@ -183,23 +171,12 @@ def test_what_are_no_records(beside, kinds, message):
 # -- the header ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
-@given(st.integers(1, 2**32 - 1), st.text(max_size=9), st.integers(1, 2**32 - 1), st.integers(0, 2**32 - 1),
-       st.floats(0, 1e4))  # fmt: skip
-def test_any_fields_come_back(round, client, n_train, steps, loss):
-    blob = update(round=round, client=client, n_train=n_train, steps=steps, loss=loss)
-    got = read(blob)
-    assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
-    assert round_of(blob) == round
-    told = Broadcast(round, client, FP32.encode(CHANGE, TEMPLATE, 1) if round > 1 else None, ())
-    blob = encode_broadcast(told, FP32, SCHEMA).blob
-    assert decode_broadcast(blob, FP32, SCHEMA) == told
-    assert blob[20:36] == bytes(16)  # zeros where an update has numbers
-
-
-def test_the_round_of_something_shorter_than_a_header():
-    with pytest.raises(WireError, match="shorter than a header"):
-        round_of(b"CPFL")
+def test_fields_at_their_ends_come_back():
+    for round, client, n_train, steps, loss in ((2**32 - 1, "é" * 99, 2**32 - 1, 2**32 - 1, 1e6), (1, "", 1, 0, 0.0)):
+        blob = update(round=round, client=client, n_train=n_train, steps=steps, loss=loss)
+        got = read(blob)
+        assert (got.round, got.client, got.n_train, got.steps, got.loss) == (round, client, n_train, steps, loss)
+        assert round_of(blob) == round
 
 
 def test_the_schema_tells_bases_names_shapes_and_order_apart():
@@ -244,7 +221,17 @@ def test_a_field_that_is_wrong_although_the_checksum_is_right(at, new, message):
         read(resealed(update(), at, new))
 
 
+def test_one_bit_flipped_anywhere_and_bytes_more_or_less():
+    blob = bytes.fromhex(GOLDEN_RANKS)
+    flipped = [blob[: n // 8] + bytes([blob[n // 8] ^ 1 << n % 8]) + blob[n // 8 + 1 :] for n in range(8 * len(blob))]
+    for wrong in (*flipped, *(blob[:length] for length in range(len(blob))), blob + b"\0", blob + blob):
+        with pytest.raises(WireError):
+            decode_update(wrong, DRAWN, schema_hash(PAIR, "base"), PAIR)
+
+
 def test_another_codec_or_another_kind_of_message():
+    with pytest.raises(WireError, match="shorter than a header"):
+        round_of(b"CPFL")
     with pytest.raises(WireError, match="values of kind 1, expected 3: the sites' codecs differ"):
         read(update(), TERNARY)
     blob = encode_broadcast(Broadcast(2, "c", b"", ()), FP32, SCHEMA).blob
@@ -271,20 +258,3 @@ def test_broadcasts_that_are_none(round, body, message):
     blob = encode_broadcast(Broadcast(round, "c", None, ()), FP32, SCHEMA).blob
     with pytest.raises(WireError, match=message):
         decode_broadcast(resealed(blob[:-4] + body + bytes(4)), FP32, SCHEMA)
-
-
-@pytest.mark.parametrize(("blob", "codec", "template"), [
-    (GOLDEN_ALIVE, DRAWN, PAIR), (GOLDEN_DIFFERENCE, TERNARY, TEMPLATE), (GOLDEN_WHOLE, FP32, TEMPLATE),
-])  # fmt: skip
-def test_cut_off_extended_or_with_one_bit_flipped(blob, codec, template):
-    blob, schema = bytes.fromhex(blob), schema_hash(template, "base")
-    damaged = [blob[:length] for length in range(len(blob))] + [blob + b"\0", blob + b"\xff" * 9, blob + blob]
-    for bit in range(8 * len(blob)):
-        flipped = bytearray(blob)
-        flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(bytes(flipped))
-    for wrong in damaged:
-        with pytest.raises(WireError):
-            decode_update(wrong, codec, schema, template)
-        with pytest.raises(WireError):
-            decode_broadcast(wrong, codec, schema)
