@@ -52,7 +52,7 @@ NEWS = 1 / 3  # of the evidence, in log space, is the last round's: where the lo
 UNFELT = 1e-3  # of the mean: the evidence of a rank that the loss did not feel at all, which would take kappa to zero
 FARTHEST = 1e6  # a posterior is within this factor of the first prior, in shape and mean
 PRIOR_RANGE = 1e4  # the prior stays within this factor of the first one, so that no honest posterior is refused
-AGREES = 10.0  # a posterior that is farther than this factor from the clients' median counts as if it were that far
+AGREES = 5.0  # a posterior that is farther than this factor from the clients' median counts as if it were that far
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
 FIT_STEPS, FIT_RATE = 50, 0.02  # of Adam on the modulator, after every round's training
 

@@ -166,13 +166,6 @@ def test_clients_of_unequal_ranks_count_with_the_ranks_that_they_have() -> None:
     assert not value["m.B"][:, 1].any()
 
 
-def test_no_products_have_no_mean() -> None:
-    with pytest.raises(ValueError, match="no products"):
-        Products([])
-    with pytest.raises(ValueError, match="no products"):
-        MeanProduct().value()
-
-
 # -- relayed -----------------------------------------------------------------------------------------------
 
 
