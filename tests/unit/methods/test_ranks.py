@@ -70,9 +70,11 @@ def test_ranks_that_a_client_was_not_given_are_refused() -> None:
     door.admit(replace(lie, client="a"), played.state, played.agreement)
 
 
-def test_a_part_of_an_answer_that_rewrites_everything_is_refused() -> None:
+def test_an_answer_that_rewrites_everything_goes_down_whole_and_a_part_of_it_is_refused() -> None:
     method, codec = row(combine=TruncatedProduct()), CODECS["default"].model_copy(update={"down_density": 0.5})
     with pytest.raises(ConfigError, match=r"codec\.down_density: with own the server changes all elements"):
         Agreement(method, codec, INITIAL)
+    whole = Agreement(method, CODECS["default"], INITIAL)  # a random third comes up, and all of it goes down
+    assert (whole.up.density < 1, whole.down.density) == (True, 1.0)
     late = codec.model_copy(update={"compensation": "feedback"})
     assert Agreement(method, late, INITIAL).down.density == 0.5
