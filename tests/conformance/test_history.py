@@ -168,13 +168,14 @@ def factors_that_do_not_travel_stay(history: History) -> None:
 
 
 def alone_a_client_has_what_training_alone_gives(history: History) -> None:
-    """c has no peers before d comes, whatever it sends and is sent."""
+    """c has no peers before d comes, whatever it sends and is sent; and d knows of none in its first round."""
     method = history.fake.agreement.method
     if method.grouping.describes or not method.factors.travel:
-        expected = initial()
-        for round in (1, 2, 3):
-            expected = algebra.add(expected, steps("c", round))
-        assert bits(history.fake.disk.load("c", before=4).adapter) == bits(expected)
+        for client, rounds in (("c", (1, 2, 3)), ("d", (3,))):
+            expected = initial()
+            for round in rounds:
+                expected = algebra.add(expected, steps(client, round))
+            assert bits(history.fake.disk.load(client, before=4).adapter) == bits(expected)
 
 
 def peers_know_of_each_other(history: History) -> None:

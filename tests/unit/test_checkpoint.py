@@ -116,7 +116,7 @@ def test_a_damaged_client_state_is_an_error_and_no_new_start(store: ClientStore)
         with pytest.raises(CheckpointError, match=r"a/a\.000001: the file is damaged.*; restore it .* or delete it"):
             store.load("a", before=2)
     path.write_bytes(pack(ClientState("b")))
-    with pytest.raises(CheckpointError, match=r"a\.000001 is the state of client 'b'; restore 'a's own|'a''s own|'a'"):
+    with pytest.raises(CheckpointError, match=r"a\.000001 is the state of client 'b'; restore 'a''s own"):
         store.load("a", before=2)
 
 
