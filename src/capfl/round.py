@@ -58,7 +58,8 @@ def run_round(
         aggregation.add(update)
         record.norms[client] = algebra.norm(update.adapter)
         record.losses[client], record.steps[client] = update.loss, update.steps
-        if (kept := ranks.in_own_model(update.ranks)) is not None:
+        kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
+        if kept is not None:
             record.ranks[client] = algebra.living(kept, agreement.initial)
         if (kappa := ranks.kappa(update.ranks)) is not None:
             record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)

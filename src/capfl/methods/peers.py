@@ -85,6 +85,7 @@ class PeersState:
 
     clients: Mapping[ClientId, Known]
     frame: FrameState | None = None
+    formed: int = 0  # groups so far, those that have been left included: no name is given twice
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,11 @@ class Peers(Grouping):
                 group_of[names[at]] = near
             else:
                 strangers.append(at)
-        first = 1 + max((int(name.rpartition("-")[2]) for name in groups if name != EVERYBODY), default=0)
-        for at, label in zip(strangers, clusters(apart[np.ix_(strangers, strangers)], NEAR), strict=True):
-            group_of[names[at]] = name = f"group-{first + label}"
+        labels, formed = clusters(apart[np.ix_(strangers, strangers)], NEAR), _kept(state).formed
+        for at, label in zip(strangers, labels, strict=True):
+            group_of[names[at]] = name = f"group-{1 + formed + label}"
             groups[name] = replace(state.everybody, since=state.round)
+        state = replace(state, grouping=replace(_kept(state), formed=formed + len(set(labels))))
         for at, client in enumerate(names):
             own = group_of[client]
             if list(group_of.values()).count(own) == 1 and (near := _nearest(at, apart, names, group_of)) is not None:
@@ -243,7 +245,7 @@ def _introduced(state: ServerState, described: Mapping[ClientId, Update]) -> Ser
     frame = kept.frame
     if frame is None or len(known) >= 2 * frame.clients:
         frame = _frame_of(list(known.values()), state.round)
-    return replace(state, grouping=PeersState(known, frame))
+    return replace(state, grouping=replace(kept, clients=known, frame=frame))
 
 
 def _frame_of(known: list[Known], round: int) -> FrameState:
