@@ -1,4 +1,4 @@
-"""What all commands share: how a config is given, the list of its flags, and what becomes of errors."""
+"""What all commands share: how a config is given, lists of keys and methods, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from capfl.config import Config
-from capfl.config.keys import Key, all_keys, shortest
+from capfl.config.keys import all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import CapflError
+from capfl.methods import describe
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
@@ -41,16 +42,25 @@ def key_list() -> Group:
     for section, keys in groupby(all_keys().values(), lambda key: key.path.rpartition(".")[0]):
         blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
         for key in keys:
-            flag = f"--{short[key.path].replace('_', '-')}"
-            blocks.append(Padding(Text(f"{key.path} = {default_of(key)}  {flag}"), (0, 0, 0, 2)))
-            blocks.append(Padding(Text(key.info.description or "", style="dim"), (0, 0, 0, 6)))
+            default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+            blocks.append(_indented(2, f"{key.path} = {default}  --{short[key.path].replace('_', '-')}"))
+            blocks.append(_indented(6, key.info.description or "", "dim"))
         blocks.append(Text())
     return Group(*blocks)
 
 
-def default_of(key: Key) -> str:
-    """The default, as it can be given to the key's flag."""
-    return ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+def method_list() -> Group:
+    """Every method with what it does, part by part."""
+    blocks: list[Text | Padding] = []
+    for row in describe():
+        (_, name), *parts = row.items()
+        blocks.append(Text(name, style="bold"))
+        blocks += [_indented(2, f"{part}: {text}") for part, text in parts if text]
+    return Group(*blocks)
+
+
+def _indented(by: int, text: str, style: str = "") -> Padding:
+    return Padding(Text(text, style=style), (0, 0, 0, by))
 
 
 def load_given(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:
