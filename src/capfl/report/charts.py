@@ -82,6 +82,7 @@ def curve(
             axes.annotate("chance", (xs[-1], level), ha="right", va="bottom")
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.locator_params("x", integer=True)
         return inline(figure, label)
 
 
@@ -89,7 +90,7 @@ def heat(rows: Sequence[tuple[str, Sequence[int]]], layers: Sequence[str], most:
     """Whole numbers from 0 to ``most`` as cells, a row for each name; columns of one layer stand together."""
     colour = COLOURS["personal"]
     with drawing(label, 0.9 + 0.16 * len(rows)) as (figure, (axes,)):
-        ramp = LinearSegmentedColormap.from_list("ranks", [(colour, 0.0), (colour, 1.0)])
+        ramp = LinearSegmentedColormap.from_list("ranks", [(colour, 0.0), (colour, 1.0)], N=most + 1)
         cells = axes.pcolormesh([values for _, values in rows], cmap=ramp, vmin=0, vmax=most)
         begin, ticks = 0, []
         for _, columns in groupby(layers):
