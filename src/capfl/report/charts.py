@@ -39,11 +39,11 @@ NO_METADATA = dict.fromkeys(["Creator", "Date", "Format", "Type"])  # equal data
 
 
 @contextmanager
-def drawing(name: str, height: float, panels: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure with panels below each other. The name tells its marks from those of other figures of a page."""
+def drawing(name: str, height: float, panels: Sequence[int] = (1,)) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """A figure with panels of these relative heights. Its name tells its marks from those of other figures of a page."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(5.2, height), layout="constrained")
-        yield figure, list(figure.subplots(panels, squeeze=False)[:, 0])
+        yield figure, list(figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0])
 
 
 def inline(figure: Figure, label: str) -> Markup:
@@ -109,7 +109,7 @@ def heat(rows: Sequence[tuple[str, Sequence[int]]], layers: Sequence[str], most:
 def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, path: Path) -> None:
     """A file with a panel for each title: of each name, the mean as a bar and every value as a dot."""
     height = sum(0.6 + 0.22 * len(rows) for rows in panels.values()) + 0.3
-    with drawing(path.stem, height, len(panels)) as (figure, every):
+    with drawing(path.stem, height, [len(rows) for rows in panels.values()]) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
             for name, values in rows.items():
                 axes.barh(name, fmean(values) if values else 0, 0.7, color=COLOURS["shared"], alpha=0.6)
