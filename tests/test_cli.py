@@ -23,6 +23,12 @@ from capfl.model.tokens import encode
 from commands import TINY_FLAGS, command, refused
 from support import TINY, tiny_run
 
+PUBLISHED = (
+    "run --model_path tiny --num_clients 4 --server_epochs 1 --client_epochs 1 --fraction 0.5 --batch_size 8 "
+    "--learning_rate 1e-3 --lora_rank 4 --alpha_s 0.01 --alpha_p 0.01 --rff_output_dim 256 --max_length 64"
+)
+HELPDESK = ["--data", "helpdesk", "--sites", 2, "--items", 30, "--threads", 1]
+
 
 def tiny(*words: object, out: Path) -> list[object]:
     return ["run", *TINY_FLAGS, "--out", out, *words]
@@ -39,56 +45,41 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_prints_a_line_a_round_a_table_and_its_folder(tmp_path: Path) -> None:
-    file = tmp_path / "own.toml"
-    file.write_text('[federation]\nrounds = 7\n[train]\nweight_decay = 0.1\n[method]\nname = "ca-pfl"\n')
-    words = [flag for flag in TINY_FLAGS if "rounds" not in flag]
-    result = command("run", file, *words, "--out", tmp_path / "run", "--rounds", 2, "--set", "seed=4")
+    file, out = tmp_path / "own.toml", tmp_path / "run"
+    file.write_text('[federation]\nrounds = 7\n[train]\nschedule = "linear"\n[method]\nname = "ca-pfl"\n')
+    words = [flag for flag in TINY_FLAGS if "rounds" not in flag and "method" not in flag]
+    result = command("run", file, *words, "--out", out, "--rounds", 2, "--set", "seed=4")
     assert result.exit_code == 0, result.output
-    config = load_config(tmp_path / "run" / "config.toml")
-    assert (config.federation.rounds, config.train.weight_decay, config.method.name, config.seed) == (
-        2,
-        0.1,
-        "ca-pfl",
-        4,
-    )
+    config = load_config(out / "config.toml")
+    assert (config.federation.rounds, config.train.schedule, config.method.name, config.seed) == (
+        2, "linear", "ca-pfl", 4,
+    )  # fmt: skip
     lines = result.stdout.splitlines()
     assert [sum(f"round {n}/2" in line for line in lines) for n in (1, 2)] == [1, 1]
     assert sum(line.startswith("ca-pfl round 1: groups ") for line in lines) == 1
-    for client in json.loads((tmp_path / "run" / "partition.json").read_text()):
-        assert sum(line.startswith(f"{client} ") for line in lines) == 1
-    assert lines[-1].endswith(f" s; everything is in {tmp_path / 'run'}")  # on one line, however long
+    for client in json.loads((out / "partition.json").read_text()):
+        assert sum(line.startswith(f"{client} ") for line in lines) >= 1
+    assert lines[-1].endswith(f" s; everything is in {out}")  # on one line, however long
 
 
-def test_the_ca_pfl_papers_command_runs(tmp_path: Path) -> None:
-    paper = (
-        "run --method ca-pfl --model_path tiny --num_clients 4 --server_epochs 1 --client_epochs 1 --fraction 0.5 "
-        "--batch_size 8 --learning_rate 1e-3 --lora_rank 4 --alpha_s 0.01 --alpha_p 0.01 --rff_output_dim 256 "
-        "--max_length 64"
-    )
-    small = ["--data.items", 30, "--references", "", "--threads", 1, "--out", tmp_path / "run"]
-    result = command(*paper.split(), *small)
+def test_the_published_command_runs(tmp_path: Path) -> None:
+    small = ["--data", "helpdesk", "--data.items", 30, "--references", "", "--threads", 1, "--out", tmp_path / "run"]
+    result = command(*PUBLISHED.split(), *small)
     assert result.exit_code == 0, result.output
+    assert load_config(tmp_path / "run" / "config.toml").method.name == "ca-pfl"
     assert len(json.loads((tmp_path / "run" / "rounds.jsonl").read_text())["clients"]) == 2
-
-
-def test_a_finished_run_can_be_resumed(finished: Path) -> None:
-    before = (finished / "state" / "server").read_bytes()
-    assert command("run", "--resume", finished).exit_code == 0
-    assert (finished / "state" / "server").read_bytes() == before
 
 
 def test_version_and_help() -> None:
     assert command("--version").stdout == f"capfl {__version__}\n"
     for words in (["--help"], []):
         assert "Usage" in command(*words).output
-    said = command("run", "--help").stdout
-    assert "[federation]" in said
-    assert "federation.rounds = 10  --rounds" in said
 
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_nothing_is_cut(columns: int, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
+    before = (finished / "state" / "server").read_bytes()
     shown = {}
     for name, words in {
         "keys": ["keys"],
@@ -111,11 +102,11 @@ def test_nothing_is_cut(columns: int, finished: Path, monkeypatch: pytest.Monkey
             assert flags()[flag.replace("-", "_")] == key
             load_config(None, {key: default})  # what is shown can be given
     assert set(re.findall(r"^(\S+)\s*$", shown["methods"], re.M)) == set(METHODS)
-    assert "exact" not in shown["methods"]
     for head in ("client", "train", "base", "shared", "personal"):
         assert head in shown["run"]
-    for part in ("a round", "header", "scales", "values"):
+    for part in ("messages", "header", "scales", "values"):
         assert part in shown["bytes"]
+    assert (finished / "state" / "server").read_bytes() == before  # a finished run, gone on with
 
 
 # -- mistakes of a user ----------------------------------------------------------------------------------
@@ -137,41 +128,30 @@ def test_a_data_file_that_cannot_be_used(tmp_path: Path) -> None:
     said = refused(*tiny("--data.sets", file, out=tmp_path / "run"))
     assert "DataError" in said
     assert f"{file}:2: " in said
-    file.write_text("".join(json.dumps({"text": f"t {i}", "label": "xy"[i % 2]}) + "\n" for i in range(24)))
-    said = refused(*tiny("--data", file, "--partition", "iid", "--clients", 25, out=tmp_path / "run"))
-    assert "25 clients cannot share 24 items; lower partition.clients" in said
 
 
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
         (["--model", "./no/such/model"], "ModelError", "model.path: there is no folder ./no/such/model"),
-        (["--method", "fedavgg"], "ConfigError", "method.name: unknown method 'fedavgg'"),
-        (["--method", "local", "--alpha_f", "0.1"], "ConfigError", "method.alpha_f: local does not use it"),
-        (["--data", "helpdsk"], "ConfigError", "data.sets: no data set is called 'helpdsk'"),
+        (["--method", "fedavgg"], "ConfigError", "method.name: there is no method 'fedavgg'"),
         (["--targets", "query"], "ConfigError", "no linear layer 'query'; choose from"),
+        (["--learning_rate", "1e30", "--steps", 3], "ClientError",
+         "client 'bank' failed in round 1 (train): the loss is nan at step 2; lower"),
     ],
 )  # fmt: skip
-def test_names_that_are_not_known(tmp_path: Path, flags: list[str], error: str, message: str) -> None:
+def test_what_cannot_be_run(tmp_path: Path, flags: list[str], error: str, message: str) -> None:
     said = refused(*tiny(*flags, out=tmp_path / "run"))
     assert said.startswith(f"error: {error}")
     assert message in said
 
 
-def test_a_loss_that_is_not_finite_names_client_round_and_step(tmp_path: Path) -> None:
-    said = refused(*tiny("--learning_rate", "1e30", "--steps", 3, out=tmp_path / "run"))
-    assert "client 'bank' failed in round 1 (TrainingError): the loss is nan at step 2; lower" in said
-
-
-def test_a_folder_in_use(finished: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_and_what_cannot_be_resumed(finished: Path, tmp_path: Path) -> None:
     before = (finished / "config.toml").read_bytes()
     assert f"--resume {finished}" in refused(*tiny(out=finished))
     assert (finished / "config.toml").read_bytes() == before
     (tmp_path / "file").write_text("")
     assert "choose another folder" in refused(*tiny(out=tmp_path / "file"))
-
-
-def test_what_cannot_be_resumed(tmp_path: Path, finished: Path) -> None:
     for more in (["--rounds", "3"], ["--set", "seed=1"], ["own.toml"]):
         said = refused("run", "--resume", finished, *more)
         assert "--resume takes the config that the run was started with" in said
@@ -193,8 +173,6 @@ def test_a_process_of_its_own_prints_no_traceback_either(tmp_path: Path) -> None
 
 
 # -- capfl eval --------------------------------------------------------------------------------------------
-
-HELPDESK = ["--sites", 2, "--items", 30, "--threads", 1]
 
 
 def test_eval_agrees_with_a_direct_computation(finished: Path) -> None:

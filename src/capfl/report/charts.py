@@ -40,7 +40,7 @@ NO_METADATA = dict.fromkeys(["Creator", "Date", "Format", "Type"])  # equal data
 
 @contextmanager
 def drawing(name: str, height: float, panels: Sequence[int] = (1,)) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """A figure with panels of these relative heights. Its name tells its marks from those of other figures of a page."""
+    """A figure with panels of these relative heights. Its name tells its marks from those of other figures."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(5.2, height), layout="constrained")
         yield figure, list(figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0])
