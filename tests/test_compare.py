@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from pathlib import Path
@@ -18,7 +17,6 @@ from capfl.experiment import run
 from commands import command, refused
 from support import TINY
 
-SOURCE = Path(__file__).parent.parent / "src"
 ROWS = """
 from __future__ import annotations
 from dataclasses import dataclass, replace
@@ -76,49 +74,58 @@ def summary_of(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_it_goes_on_and_names_what_fails(copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of the runs that are started; they run in this process, which is faster."""
+    handed: list[list[str]] = []
+
+    def start(words: list[str], **files: object) -> object:
+        handed.append(words)
+        done = command(*words[3:])
+        return type("Done", (), {"returncode": done.exit_code})
+
+    monkeypatch.setattr("capfl.compare.runs.subprocess.run", start)
+    return handed
+
+
+def test_it_goes_on_to_the_same_bits_and_names_what_fails(copied: tuple[Path, Path], started: list[list[str]]) -> None:
     spec, out = copied
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")]))
     kept = (out / "two.local.0" / "summary.json").stat().st_mtime_ns
     before = summary_of(out / "two.longer.1")
     shutil.rmtree(out / "two.longer.1")
-    shutil.rmtree(out / "two.fedit.1")
-    (out / "two.fedit.1").mkdir()
-    (out / "two.fedit.1" / "something").touch()  # a run refuses a folder that is not empty
+    (out / "two.fedit.1" / "summary.json").unlink()
+    (out / "two.fedit.1" / "state" / "server").write_bytes(b"damaged")
     shown = command("compare", spec, "--out", out, "--show")
     assert "| longer | 0 |" in shown.stdout
     assert "Not finished: 2 of 6 runs: two.fedit.1, two.longer.1." in shown.stdout
-    assert not (out / "two.longer.1.log").exists()  # nothing was run
-    result = command("compare", spec, "--out", out, "--processes", 2)
+    assert started == []
+    result = command("compare", spec, "--out", out)
     assert result.exit_code == 1
     assert "6 runs, 4 finished before" in result.output
-    assert summary_of(out / "two.longer.1")["clients"] == before["clients"]  # in a process of its own, the same bits
+    assert [words[3:] for words in started] == [
+        ["run", "--resume", str(out / "two.fedit.1")], ["run", str(out / "two.longer.1.toml")],
+    ]  # fmt: skip
+    assert summary_of(out / "two.longer.1")["clients"] == before["clients"]
     assert (out / "two.local.0" / "summary.json").stat().st_mtime_ns == kept
     assert f"two.fedit.1 FAILED, see {out / 'two.fedit.1.log'}" in result.output
-    assert "is not empty" in (out / "two.fedit.1.log").read_text()
     assert json.loads((out / "comparison.json").read_text())["unfinished"] == ["two.fedit.1"]
     assert "Not finished: 1 of 6 runs: two.fedit.1." in (out / "table.md").read_text()
 
 
 def test_the_tables_say_what_the_runs_say(made: tuple[Path, Path]) -> None:
     _, out = made
-    runs = {name: [summary_of(out / f"two.{name}.{seed}") for seed in (0, 1)] for name in ("local", "fedit", "longer")}
     rows = {row["label"]: row for row in json.loads((out / "comparison.json").read_text())["rows"]}
-    for name, summaries in runs.items():
-        row = rows[name]
-        personal = [statistics.fmean(client["personal"] for client in s["clients"]) for s in summaries]
-        assert row["personal"] == pytest.approx(personal)
-        assert row["bytes_up"] == pytest.approx([s["bytes"]["up"] / 2 / s["rounds"] for s in summaries])  # two clients
-        assert [{c["id"]: c["personal"] for c in s["clients"]} for s in summaries] == [
-            {client: scores["personal"] for client, scores in seed.items()} for seed in row["clients"]
-        ]
-    apart = [a["personal"] - b["personal"] for mine, theirs in zip(runs["fedit"], runs["local"], strict=True)
-             for a, b in zip(mine["clients"], theirs["clients"], strict=True)]  # fmt: skip
-    assert rows["fedit"]["difference"]["mean"] == pytest.approx(statistics.fmean(apart))
-    crossing = sum(bool(row["difference"] and row["difference"]["crosses_zero"]) for row in rows.values())
-    assert (out / "table.md").read_text().count("crosses 0 |") == crossing
+    for name, row in rows.items():
+        runs = [summary_of(out / f"two.{name}.{seed}") for seed in (0, 1)]
+        scores = [{client["id"]: client["personal"] for client in run["clients"]} for run in runs]
+        assert [{client: own["personal"] for client, own in seed.items()} for seed in row["clients"]] == scores
+        assert row["personal"] == pytest.approx([statistics.fmean(own.values()) for own in scores])
+        assert row["bytes_up"] == pytest.approx([run["bytes"]["up"] / 2 / run["rounds"] for run in runs])  # two clients
+    assert (out / "table.md").read_text().count("crosses 0 |") == sum(
+        bool(row["difference"] and row["difference"]["crosses_zero"]) for row in rows.values()
+    )
     figure = (out / "figure.svg").read_text()
-    assert [name for name in (*runs, "two, accuracy") if f">{name}</text>" not in figure] == []
+    assert [name for name in (*rows, "two, accuracy") if f">{name}</text>" not in figure] == []
 
 
 def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path, Path], tmp_path: Path) -> None:
@@ -140,19 +147,14 @@ def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path,
     assert "'x' is no whole number" in refused("compare", spec, "--seeds", "0,x")
 
 
-def test_variants_may_be_methods_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed: list[list[str]] = []
-
-    def fail(words: list[str], **files: object) -> object:
-        handed.append(words)
-        return type("Done", (), {"returncode": 1})
-
-    monkeypatch.setattr("capfl.compare.runs.subprocess.run", fail)
+def test_variants_may_be_methods_of_a_file(tmp_path: Path, started: list[list[str]]) -> None:
     (tmp_path / "own.py").write_text(ROWS)
     spec = write_spec(tmp_path, rows="own.py", seeds=[0], variants={"a": {"method.name": "mine"}})
     out = tmp_path / "out"
-    assert command("compare", spec, "--out", out).exit_code == 1
-    assert handed[0][-3:] == [str(out / "two.a.0.toml"), "--rows", str(tmp_path / "own.py")]
+    result = command("compare", spec, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert started[0][-3:] == [str(out / "two.a.0.toml"), "--rows", str(tmp_path / "own.py")]
+    assert summary_of(out / "two.a.0")["method"] == "mine"
     (tmp_path / "own.py").write_text(ROWS + "# changed")
     assert "own.py has changed since the runs in" in refused("compare", spec, "--out", out)
     spec = write_spec(tmp_path, rows="own.py", seeds=[0], variants={"a": {"method.name": "yours"}})

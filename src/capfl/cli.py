@@ -15,7 +15,7 @@ from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
-from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, key_list, load_given, method_list
+from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, indented, key_list, load_given
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
@@ -129,7 +129,6 @@ def compare(
     splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
     only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
     seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
-    baseline: Annotated[str | None, typer.Option(help="variant that the others are compared with")] = None,
     processes: Annotated[int, typer.Option(min=1, help="runs at once; give each its threads in the spec")] = 1,
     show: Annotated[bool, typer.Option("--show", help="print the table of what is finished and run nothing")] = False,
 ) -> None:
@@ -141,7 +140,7 @@ def compare(
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
-        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, baseline)
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir)
         place = out or Path("runs") / spec.stem
         if show:
             typer.echo(folder.table(plan, place), nl=False)
@@ -177,7 +176,11 @@ def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished r
 @app.command()
 def methods() -> None:
     """List the methods: what each does, what travels, who learns with whom."""
-    Console().print(method_list())
+    from capfl.methods import describe
+
+    for row in describe():
+        (_, name), *parts = row.items()
+        Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
 
 
 @app.command()

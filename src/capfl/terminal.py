@@ -1,4 +1,4 @@
-"""What all commands share: how a config is given, lists of keys and methods, and what becomes of errors."""
+"""What all commands share: how a config is given, the list of its flags, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from capfl.config import Config
 from capfl.config.keys import all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import CapflError
-from capfl.methods import describe
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
@@ -43,23 +42,14 @@ def key_list() -> Group:
         blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
         for key in keys:
             default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
-            blocks.append(_indented(2, f"{key.path} = {default}  --{short[key.path].replace('_', '-')}"))
-            blocks.append(_indented(6, key.info.description or "", "dim"))
+            blocks.append(indented(2, f"{key.path} = {default}  --{short[key.path].replace('_', '-')}"))
+            blocks.append(indented(6, key.info.description or "", "dim"))
         blocks.append(Text())
     return Group(*blocks)
 
 
-def method_list() -> Group:
-    """Every method with what it does, part by part."""
-    blocks: list[Text | Padding] = []
-    for row in describe():
-        (_, name), *parts = row.items()
-        blocks.append(Text(name, style="bold"))
-        blocks += [_indented(2, f"{part}: {text}") for part, text in parts if text]
-    return Group(*blocks)
-
-
-def _indented(by: int, text: str, style: str = "") -> Padding:
+def indented(by: int, text: str, style: str = "") -> Padding:
+    """Text in a terminal; lines that it is folded to begin in the same column."""
     return Padding(Text(text, style=style), (0, 0, 0, by))
 
 

@@ -57,8 +57,8 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
     assert (config.train.steps, config.train.batch_size, config.federation.rounds) == (7, 4, 4)
     assert (config.codec.density, config.data.conflict, config.data.dir, config.seed) == (0.5, 1.0, "there", 5)
     assert cells["easy.local.3"].train.steps == 2
-    plan = make_plan(tmp_path / "spec.toml", ["hard"], ["fedit"], [8], baseline="fedit")
-    assert ([cell.name for cell in plan.cells], plan.baseline) == (["hard.fedit.8"], "fedit")
+    plan = make_plan(tmp_path / "spec.toml", ["hard"], ["fedit"], [8])
+    assert ([cell.name for cell in plan.cells], plan.baseline) == (["hard.fedit.8"], "local")
     (only,) = make_plan(write(tmp_path, 'base = "base.toml"\nseeds = [0]\n[variants.a]\n')).cells
     assert only.name == "base.a.0"  # without splits there is one
 
@@ -79,7 +79,7 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
 def test_mistakes_name_the_place(tmp_path: Path, spec: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         make_plan(write(tmp_path, spec))
-    for words in ({"splits": ["esay"]}, {"only": ["fed"]}, {"baseline": "fed"}):
+    for words in ({"splits": ["esay"]}, {"only": ["fed"]}):
         with pytest.raises(ConfigError, match="choose from"):
             make_plan(write(tmp_path), **words)
     with pytest.raises(ConfigError, match=r"other\.toml: cannot be read"):
@@ -198,9 +198,9 @@ def test_clients_are_held_to_what_they_have_alone(plan: Plan) -> None:
 
 def test_the_rows_and_their_table(plan: Plan) -> None:
     local, fedit = rows = make_rows({"base": {"local": ALONE, "fedit": BETTER}}, plan)
-    assert fedit.worst == (0.6, 0.8)
-    assert fedit.bytes_up == (500.0, 500.0)  # 2000 bytes, two clients, two rounds
-    assert fedit.bytes_total == (1500.0, 1500.0)
+    assert fedit.values["worst"] == (0.6, 0.8)
+    assert fedit.values["bytes_up"] == (500.0, 500.0)  # 2000 bytes, two clients, two rounds
+    assert fedit.values["bytes_total"] == (1500.0, 1500.0)
     assert local.difference is None
     table = make_table(rows, "local")
     cells = dict(zip(table.heads, table.rows[1], strict=True))
@@ -217,10 +217,10 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
 def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:
     runs = {"local": {0: run("local", 0.5, tokens=0.9)}, "fedit": {0: run("fedit", 0.7, tokens=0.8)}}
     rows = make_rows({"base": runs}, plan)
-    assert [(row.metric, row.label, row.personal) for row in rows] == [
+    assert [(row.metric, row.label, row.values["personal"]) for row in rows] == [
         ("accuracy", "local", (0.5,)), ("accuracy", "fedit", (0.7,)),
         ("token accuracy", "local", (0.9,)), ("token accuracy", "fedit", (0.8,)),
     ]  # fmt: skip
-    assert {row.bytes_total for row in rows} == {(1500.0,)}  # for each client of the run
+    assert {row.values["bytes_total"] for row in rows} == {(1500.0,)}  # for each client of the run
     assert [row.most_lost for row in rows] == [None, 0.0, None, pytest.approx(0.1)]
     assert markdown(rows, plan).count("**base**: ") == 2

@@ -41,7 +41,7 @@ def test_one_client() -> None:
     assert "mean 7 4 25.0 50.0 75.0 1.5 kB 2 MB" in lines
     assert "± 95 % 42.4 49.0 42.4" in lines  # 1.96 sqrt(p (1 - p) / n)
     assert "chance 25.0 %, always the most frequent answer 50.0 %" in lines
-    assert "shared: the adapter of all clients, in adapters/global" in lines
+    assert "personal: the client's own adapter, in adapters/clients/CLIENT or at its site" in "\n".join(lines)
     assert any(line.endswith("for each client and round 500 B up, 667 kB down") for line in lines)
 
 
@@ -53,7 +53,6 @@ def test_groups_are_shown_with_their_members_and_adapters() -> None:
     assert "b 7 4 x 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
     assert "a 7 4 everybody 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
     assert "group x, 2 clients since round 2: b, c" in lines
-    assert "shared: the adapter of the client's group, in adapters/groups/GROUP" in lines
     said = made.to_json()
     assert said["groups"] == ({"name": "x", "members": ("b", "c"), "since": 2},)
     assert said["clients"][0]["adapters"] == {"shared": "adapters/groups/x", "personal": "adapters/clients/b"}
@@ -85,7 +84,7 @@ def test_no_mean_is_taken_across_metrics() -> None:
     for mean in ("accuracy 25.0 50.0 75.0", "token accuracy 25.0 50.0 50.0 10.0"):
         assert f"mean 7 4 {mean} 1.5 kB 2 MB" in lines
     (against,) = (line for line in lines if "against local only" in line)  # of the metric that has it
-    assert against.startswith("personal against local only: -40.0 points; 0 clients are better off, 1 worse, 0 of them")
+    assert against.startswith("token accuracy: personal against local only: -40.0 points; 0 clients are better off")
     found = made.to_json()["metrics"]
     assert {name: metric["models"]["personal"]["mean"] for name, metric in found.items()} == {
         "accuracy": 0.75, "token accuracy": 0.1,

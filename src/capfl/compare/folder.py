@@ -74,7 +74,7 @@ def _draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
     from capfl.report.charts import scores  # matplotlib takes a while to load
 
     panels = {
-        f"{split}, {metric}": {row.label: [100 * value for value in getattr(row, plan.spec.score)] for row in own}
+        f"{split}, {metric}": {row.label: [100 * value for value in row.values[plan.spec.score]] for row in own}
         for (split, metric), own in by_split(rows).items()
     }
     scores(panels, f"{plan.spec.score} adapter, %: mean over clients, a dot for each seed", path)

@@ -120,7 +120,6 @@ def make_plan(
     only: list[str] | None = None,
     seeds: list[int] | None = None,
     data_dir: Path | None = None,
-    baseline: str | None = None,
 ) -> Plan:
     """All runs of a spec, or those of the splits, variants and seeds that are named.
 
@@ -128,15 +127,9 @@ def make_plan(
         ConfigError: the spec, a name or the config of any run is wrong; lists every mistake.
     """
     spec = read_spec(path)
-    for flag, named, known in (
-        ("--splits", splits, spec.splits),
-        ("--only", only, spec.variants),
-        ("--baseline", [baseline] if baseline else None, spec.variants),
-    ):
+    for flag, named, known in (("--splits", splits, spec.splits), ("--only", only, spec.variants)):
         if unknown := [name for name in named or () if name not in known]:
             raise ConfigError(f"{flag} {unknown[0]}: choose from {', '.join(known)}")
-    if baseline:
-        spec = spec.model_copy(update={"baseline": baseline})
     cells: list[Cell] = []
     mistakes: dict[str, None] = {}
     for seed, split, variant in product(seeds or spec.seeds, splits or spec.splits, only or spec.variants):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,37 +16,29 @@ from capfl.report.summary import MODELS, Summary, clearly_worse
 from capfl.report.tables import Table, percent, size
 from capfl.types import ClientId
 
+SCORES = {"local_only": "local only", "shared": "shared", "personal": "personal", "worst": "worst client"}
+
 Seeds = Mapping[int, Summary]
 """The finished runs of one variant on one split, by seed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant on one split. Tuples have one value a seed; scores and shares are between 0 and 1."""
+    """One variant on one split, over its seeds. Scores and shares are between 0 and 1."""
 
     split: str
     metric: str  # of the clients in this row
     label: str  # of the variant
     seeds: tuple[int, ...]
-    chance: tuple[float, ...]  # mean over clients; empty where answers have no options
-    base: tuple[float, ...]
-    local_only: tuple[float, ...]
-    shared: tuple[float, ...]  # mean over clients; empty where there is no such model
-    personal: tuple[float, ...]
-    worst: tuple[float, ...]  # client, of the model that is compared
-    difference: Interval | None  # of that model from the baseline's, paired by seed and client
+    values: Mapping[str, tuple[float, ...]]  # see ``_measured``: a value for each seed; empty where there is none
+    difference: Interval | None  # of the adapter that is compared from the baseline's, paired by seed and client
     worse_off: float | None  # share of clients clearly worse off than with local-only
     most_lost: float | None  # what the client that is furthest below local-only is below it; 0 if none is
-    bytes_up: tuple[float, ...]  # for each client and round, the final evaluation shared out between the rounds
-    bytes_down: tuple[float, ...]
-    bytes_total: tuple[float, ...]  # for each client, the whole run, both directions
-    rank: tuple[float, ...]
-    seconds: tuple[float, ...]
-    memory: tuple[float, ...]  # bytes, the most that the process had
     clients: tuple[Mapping[ClientId, Mapping[str, float]], ...]  # of each seed: id -> model -> score; not in tables
 
     def to_json(self) -> dict[str, Any]:
         row = asdict(self)
+        row |= row.pop("values")
         if self.difference:
             row["difference"]["crosses_zero"] = self.difference.crosses_zero
         return row
@@ -68,36 +60,36 @@ def make_rows(results: Results, plan: Plan) -> list[Row]:
 
 def _row(split: str, metric: str, label: str, variants: Mapping[str, Seeds], plan: Plan) -> Row:
     seeds, score = variants[label], plan.spec.score
-    runs = list(seeds.values())
+    measured = [_measured(run, score, metric) for run in seeds.values()]
     alone = next((own for own in variants.values() if any(run.method == "local" for run in own.values())), {})
     pairs = [] if seeds is alone else against_alone(seeds, alone, score, metric)
     baseline = {} if label == plan.baseline else variants.get(plan.baseline, {})
-
-    def means(field: str) -> tuple[float, ...]:
-        return tuple(mean for run in runs if (mean := run.mean(field, metric)) is not None)
-
     return Row(
         split=split,
         metric=metric,
         label=label,
         seeds=tuple(seeds),
-        chance=means("chance"),
-        base=means("base"),
-        local_only=means("local_only"),
-        shared=means("shared"),
-        personal=means("personal"),
-        worst=tuple(min(found.values()) for run in runs if (found := run.scores(score, metric))),
+        values={key: tuple(value for own in measured if (value := own[key]) is not None) for key in measured[0]},
         difference=difference(seeds, baseline, score, metric),
         worse_off=statistics.fmean(clearly_worse(*pair) for pair in pairs) if pairs else None,
         most_lost=max(0.0, *(own - mine for mine, own, _ in pairs)) if pairs else None,
-        bytes_up=tuple(run.bytes_per_client("up") / run.rounds for run in runs),
-        bytes_down=tuple(run.bytes_per_client("down") / run.rounds for run in runs),
-        bytes_total=tuple(run.bytes_per_client("up") + run.bytes_per_client("down") for run in runs),
-        rank=means("rank"),
-        seconds=tuple(run.seconds for run in runs),
-        memory=tuple(float(run.peak_memory) for run in runs),
-        clients=tuple(_by_client(run, metric) for run in runs),
+        clients=tuple(_by_client(run, metric) for run in seeds.values()),
     )
+
+
+def _measured(run: Summary, score: str, metric: str) -> dict[str, float | None]:
+    """What is told of one run: means over clients, and bytes of a client."""
+    up, down = run.bytes_per_client("up"), run.bytes_per_client("down")
+    compared = run.scores(score, metric)
+    return {
+        **{field: run.mean(field, metric) for field in ("chance", "base", "local_only", "shared", "personal", "rank")},
+        "worst": min(compared.values()) if compared else None,
+        "bytes_up": up / run.rounds,  # the final evaluation is shared out between the rounds
+        "bytes_down": down / run.rounds,
+        "bytes_total": up + down,
+        "seconds": run.seconds,
+        "memory": float(run.peak_memory),  # the most that the process had
+    }
 
 
 def difference(mine: Seeds, theirs: Seeds, score: str, metric: str) -> Interval | None:
@@ -144,22 +136,23 @@ def by_split(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def make_table(rows: Sequence[Row], baseline: str) -> Table:
     """The rows of one split and metric, without columns that are empty throughout."""
+
+    def cells(key: str, form: Callable[[float], str]) -> list[str]:
+        return [form(statistics.fmean(row.values[key])) for row in rows]
+
     columns = {
         "variant": [row.label for row in rows],
         "seeds": [", ".join(map(str, row.seeds)) for row in rows],
-        "local only, %": [spread(row.local_only) for row in rows],
-        "shared, %": [spread(row.shared) for row in rows],
-        "personal, %": [spread(row.personal) for row in rows],
-        "worst client, %": [spread(row.worst) for row in rows],
+        **{f"{words}, %": [spread(row.values[key]) for row in rows] for key, words in SCORES.items()},
         f"against {baseline}": [interval(row.difference) for row in rows],
         "clearly worse off": ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows],
         "most lost": [percent(row.most_lost) for row in rows],
-        "up": [size(statistics.fmean(row.bytes_up)) for row in rows],
-        "down": [size(statistics.fmean(row.bytes_down)) for row in rows],
-        "in all": [size(statistics.fmean(row.bytes_total)) for row in rows],
-        "rank": [f"{statistics.fmean(row.rank):.3g}" for row in rows],
-        "time": [f"{statistics.fmean(row.seconds):.0f} s" for row in rows],
-        "memory": [size(statistics.fmean(row.memory)) for row in rows],
+        "up": cells("bytes_up", size),
+        "down": cells("bytes_down", size),
+        "in all": cells("bytes_total", size),
+        "rank": cells("rank", "{:.3g}".format),
+        "time": cells("seconds", "{:.0f} s".format),
+        "memory": cells("memory", size),
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     return Table(list(shown), list(zip(*shown.values(), strict=True)))
@@ -170,7 +163,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     texts = []
     for (split, metric), own in by_split(rows).items():
         most = max(own, key=lambda row: len(row.seeds))
-        known = {"chance": spread(most.chance), "base model": spread(most.base)}
+        known = {"chance": spread(most.values["chance"]), "base model": spread(most.values["base"])}
         levels = "; ".join(f"{name} {level} %" for name, level in known.items() if level)
         about = "; ".join(filter(None, (plan.spec.splits[split].about, metric, levels)))
         texts.append(f"**{split}**: {about}\n\n{make_table(own, plan.baseline).markdown()}")

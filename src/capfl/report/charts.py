@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -83,26 +81,6 @@ def curve(
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.locator_params("x", integer=True)
-        return inline(figure, label)
-
-
-def heat(rows: Sequence[tuple[str, Sequence[int]]], layers: Sequence[str], most: int, label: str) -> Markup:
-    """Whole numbers from 0 to ``most`` as cells, a row for each name; columns of one layer stand together."""
-    colour = COLOURS["personal"]
-    with drawing(label, 0.9 + 0.16 * len(rows)) as (figure, (axes,)):
-        ramp = LinearSegmentedColormap.from_list("ranks", [(colour, 0.0), (colour, 1.0)], N=most + 1)
-        cells = axes.pcolormesh([values for _, values in rows], cmap=ramp, vmin=0, vmax=most)
-        begin, ticks = 0, []
-        for _, columns in groupby(layers):
-            ticks.append(begin)
-            begin += len(list(columns))
-        shown = ticks[:: 1 + len(ticks) // 12]
-        axes.set_xticks(shown, [layers[column] for column in shown])
-        axes.set_yticks([i + 0.5 for i in range(len(rows))], [name for name, _ in rows])
-        axes.invert_yaxis()
-        axes.tick_params("y", length=0)
-        axes.set_xlabel("layer")
-        figure.colorbar(cells, ax=axes, label="rank")
         return inline(figure, label)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,26 +73,22 @@ class Printer(Callback):
         self._console = console
         self._bar = bar or Progress(disable=True)
         self._task = self._bar.add_task("", total=None, now="", visible=False)
-        self._method, self._rounds, self._done, self._bytes, self._began = "", 0, 0, 0, 0.0
+        self._method, self._rounds, self._bytes = "", 0, 0
         self._groups: dict[ClientId, str] = {}
 
     def on_note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        self._method, self._rounds, self._done, self._bytes, self._groups = method, rounds, 0, 0, {}
-        self._began = time.monotonic()
+        self._method, self._rounds, self._bytes, self._groups = method, rounds, 0, {}
         self._start_bar(method, rounds * visits, done * visits)
 
     def on_client(self, client: ClientId, loss: float) -> None:
         self._bar.update(self._task, advance=1, now=f"{client} loss {loss:.3f}")
 
     def on_round(self, record: RoundRecord) -> None:
-        self._done += 1
         self._bytes += record.bytes_up + record.bytes_down
-        left = (time.monotonic() - self._began) / self._done * (self._rounds - record.round)
-        line = f"{self._method} {round_line(record, self._rounds, self._bytes)}"
-        self.on_note(f"{line}  left {int(left) // 60}:{int(left) % 60:02d}")
+        self.on_note(f"{self._method} {round_line(record, self._rounds, self._bytes)}")
         groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
         if groups != self._groups:
             self._groups = groups

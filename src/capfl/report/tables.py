@@ -144,14 +144,12 @@ def named_groups(summary: Summary) -> list[GroupRow]:
 
 def group_lines(summary: Summary) -> list[str]:
     """Who is with whom, and since when."""
-    groups = named_groups(summary)
+    groups, lines = named_groups(summary), []
+    for group in groups[:MOST_ROWS]:
+        clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
+        lines.append(f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}")
     more = [f"and {len(groups) - MOST_ROWS} more groups, see summary.json"] if len(groups) > MOST_ROWS else []
-    return [*(_group_line(group) for group in groups[:MOST_ROWS]), *more]
-
-
-def _group_line(group: GroupRow) -> str:
-    clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
-    return f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}"
+    return [*lines, *more]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -169,9 +167,14 @@ def scored_words(summary: Summary) -> str:
 def notes(summary: Summary) -> list[str]:
     """What came out beside the scores, what the columns mean, where the adapters lie, and what is missing."""
     found = [
-        line for metric in summary.metrics for line in (*_levels(summary, metric), *_against_alone(summary, metric))
+        (f"{metric}: " if len(summary.metrics) > 1 else "") + line
+        for metric in summary.metrics
+        for line in (*_levels(summary, metric), *_against_alone(summary, metric))
     ]
-    found += _adapters(summary)
+    found += [
+        "shared: the adapter of the client's group, in adapters/groups/GROUP, or of all clients, in adapters/global",
+        "personal: the client's own adapter, in adapters/clients/CLIENT or at its site; capfl eval scores them all",
+    ]
     found.append("± comes from the choice of test items, not from the seed; spread: standard deviation over clients")
     up, down = (size(summary.bytes_per_client(direction) / summary.rounds) for direction in ("up", "down"))
     found.append(
@@ -212,19 +215,6 @@ def _against_alone(summary: Summary, metric: str) -> list[str]:
         f"{model} against local only: {points:+.1f} points; {better} clients are better off, {worse} worse, {clearly} "
         "of them clearly (by more than 1.96 standard errors)"
     ]
-
-
-def _adapters(summary: Summary) -> list[str]:
-    """Which adapter a score is of, by the folder that `capfl eval` takes."""
-    shared = {row.adapters["shared"] for row in summary.rows if "shared" in row.adapters}
-    lines = []
-    if shared - {"adapters/global"}:
-        lines.append("shared: the adapter of the client's group, in adapters/groups/GROUP")
-    if "adapters/global" in shared:
-        lines.append("shared: the adapter of all clients, in adapters/global")
-    if any("personal" in row.adapters for row in summary.rows):
-        lines.append("personal: the client's own adapter, in adapters/clients/CLIENT or at its site")
-    return [*lines, "each can be scored on other data: capfl eval RUN/adapters/..."] if lines else []
 
 
 # -- the messages of a run -------------------------------------------------------------------------------
