@@ -12,10 +12,11 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from capfl.report.summary import MODELS, ClientRow, GroupRow, Summary, clearly_worse
+from capfl.report.summary import MODELS, ClientRow, Summary, clearly_worse
 from capfl.types import EVERYBODY, ClientId
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
+OPTIONAL = ("group", "metric", "chance", "rank")  # columns that are left out where all clients have the same
 
 
 @dataclass(frozen=True)
@@ -95,56 +96,46 @@ def client_table(summary: Summary, most: int = MOST_ROWS) -> Table:
 
     Group, metric, chance and rank have columns of their own where they differ between clients.
     """
-    models = summary.models
-    optional = {
-        "group": bool(named_groups(summary)),
-        "metric": len(summary.metrics) > 1,
-        "chance": len({row.chance for row in summary.rows}) > 1,
-        "rank": len({row.rank for row in summary.rows}) > 1,
-    }
-    shown = [name for name, wanted in optional.items() if wanted]
-    heads = ["client", "train", "test", *shown, *(MODELS[model] for model in models), "up", "down"]
-    rows = _first(most, [_client(row, shown, models) for row in summary.rows])
-    foot = [line for metric in summary.metrics for line in _means(summary, metric, shown, models)]
-    return Table(heads, rows, foot)
+    rows = [_cells(row, summary.models) for row in summary.rows]
+    heads = [head for head in rows[0] if head not in OPTIONAL or len({row[head] for row in rows}) > 1]
+    foot = [cells for metric in summary.metrics for cells in _means(summary, metric)]
+    lines = [[[cells.get(head, "") for head in heads] for cells in part] for part in (rows, foot)]
+    return Table(heads, _first(most, lines[0]), lines[1])
 
 
-def _client(row: ClientRow, shown: Sequence[str], models: Sequence[str]) -> list[str]:
-    extra = {
+def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
+    """What is in the columns for one client."""
+    return {
+        "client": row.id,
+        "train": str(row.n_train),
+        "test": str(row.n_test),
         "group": row.group or EVERYBODY,
         "metric": row.metric,
         "chance": percent(row.chance),
         "rank": f"{row.rank:.3g}",
+        **{MODELS[model]: percent(getattr(row, model)) for model in models},
+        "up": size(row.bytes_up),
+        "down": size(row.bytes_down),
     }
-    scores = [percent(getattr(row, model)) for model in models]
-    sizes = [size(row.bytes_up), size(row.bytes_down)]
-    return [row.id, str(row.n_train), str(row.n_test), *(extra[name] for name in shown), *scores, *sizes]
 
 
-def _means(summary: Summary, metric: str, shown: Sequence[str], models: Sequence[str]) -> list[list[str]]:
-    """The lines below the clients, for one metric. Items and bytes are sums."""
+def _means(summary: Summary, metric: str) -> list[dict[str, str]]:
+    """What is in the columns below the clients, for one metric. Items and bytes are sums."""
     rows = summary.of_metric(metric)
-    counts = [str(sum(row.n_train for row in rows)), str(sum(row.n_test for row in rows))]
-    sizes = [size(sum(row.bytes_up for row in rows)), size(sum(row.bytes_down for row in rows))]
-    extra = [metric if column == "metric" else "" for column in shown]
-    found = [summary.statistics(model, metric) or {} for model in models]
-
-    def scores(key: str) -> list[str]:
-        return [percent(f.get(key)) for f in found]
-
-    others = {"± 95 %": "ci95", "worst": "worst", "spread": "spread"}
-    lines = [[name, "", "", *extra, *scores(key), "", ""] for name, key in others.items()]
-    return [["mean", *counts, *extra, *scores("mean"), *sizes], *lines]
-
-
-def named_groups(summary: Summary) -> list[GroupRow]:
-    """The groups, without that of all clients."""
-    return [group for group in summary.groups if group.name != EVERYBODY]
+    sums = {head: str(sum(getattr(row, f"n_{head}") for row in rows)) for head in ("train", "test")}
+    sums |= {head: size(sum(getattr(row, f"bytes_{head}") for row in rows)) for head in ("up", "down")}
+    found = {model: summary.statistics(model, metric) or {} for model in summary.models}
+    lines = {"mean": "mean", "± 95 %": "ci95", "worst": "worst", "spread": "spread"}
+    return [
+        {"client": name, "metric": metric, **{MODELS[model]: percent(own.get(key)) for model, own in found.items()}}
+        | (sums if key == "mean" else {})
+        for name, key in lines.items()
+    ]
 
 
 def group_lines(summary: Summary) -> list[str]:
     """Who is with whom, and since when."""
-    groups, lines = named_groups(summary), []
+    groups, lines = [group for group in summary.groups if group.name != EVERYBODY], []
     for group in groups[:MOST_ROWS]:
         clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
         lines.append(f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}")
