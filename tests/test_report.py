@@ -16,7 +16,7 @@ from commands import command, refused
 from support import tiny_run
 
 SVG = "{http://www.w3.org/2000/svg}"
-HOSTILE = '<script>alert("1")</script> $x'
+HOSTILE = '<script>alert("1")</script> $x$'
 ROWS = [
     {"question": f"{['red', 'blue'][n % 2]} {n // 6}", "choices": ["yes", "no"], "site": site,
      "answer": (n + (site == "west")) % 2}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfl.compare.runs import kept_rows
@@ -142,6 +142,7 @@ def test_an_interval_crosses_zero_if_zero_is_in_it(low: float, high: float, cros
     assert Interval((low + high) / 2, low, high).crosses_zero is crosses
 
 
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=5), min_size=1, max_size=3), st.floats(-2, 2))
 def test_a_shift_shifts_the_interval(values: list[list[float]], by: float) -> None:
     plain = bootstrap([np.array(own) for own in values], draws=200)
@@ -216,11 +217,11 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
 
 def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:
     runs = {"local": {0: run("local", 0.5, tokens=0.9)}, "fedit": {0: run("fedit", 0.7, tokens=0.8)}}
-    rows = make_rows({"base": runs}, plan)
+    rows = make_rows({"base": runs | {"good": {0: run("ca-pfl", 0.6)}}}, plan)
     assert [(row.metric, row.label, row.values["personal"]) for row in rows] == [
-        ("accuracy", "local", (0.5,)), ("accuracy", "fedit", (0.7,)),
+        ("accuracy", "local", (0.5,)), ("accuracy", "fedit", (0.7,)), ("accuracy", "good", (0.6,)),
         ("token accuracy", "local", (0.9,)), ("token accuracy", "fedit", (0.8,)),
     ]  # fmt: skip
     assert {row.values["bytes_total"] for row in rows} == {(1500.0,)}  # for each client of the run
-    assert [row.most_lost for row in rows] == [None, 0.0, None, pytest.approx(0.1)]
+    assert [row.most_lost for row in rows] == [None, 0.0, 0.0, None, pytest.approx(0.1)]
     assert markdown(rows, plan).count("**base**: ") == 2
