@@ -1,7 +1,7 @@
 """A real run over a network on this machine: three sites, a server and three nodes over TLS with keys.
 
     python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--kill]
-                                      [--data-dir FOLDER] [--page PAGE.html] [--out RESULT.json]
+                                      [--data-dir FOLDER] [--out RESULT.json]
 
 The sites are those of `helpdesk`. With ``--data-dir`` they are made of CLINC150 (FOLDER/clinc150/train.jsonl), and the
 method is CA-PFL: two banks, who have other requests about the same things, and a travel agency, who has no peer.
@@ -30,7 +30,6 @@ from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
 from capfl.engines.flower.demo import prepare
 from capfl.engines.flower.runs import Connection
-from capfl.page import write_page
 from flower_scale import alone
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -67,7 +66,7 @@ def clinc(folder: Path) -> dict[str, list[dict[str, str]]]:
     return sites
 
 
-def measure(config: Config, data: dict[str, Path], killing: bool, page: Path | None) -> dict[str, Any]:
+def measure(config: Config, data: dict[str, Path], killing: bool) -> dict[str, Any]:
     """Both runs, one after the other."""
     assert config.out is not None
     place = Path(config.out).parent
@@ -101,9 +100,6 @@ def measure(config: Config, data: dict[str, Path], killing: bool, page: Path | N
 
     run = RunFolder(place / "run")
     summary, records = run.read_json("summary.json"), run.rounds()
-    if page is not None:
-        write_page(run.path, page)
-        page.write_text(page.read_text().replace(f"{place.parent}/", ""))  # where it was on this machine says nothing
     (own,) = [row for row in summary["clients"] if row["id"] == metered]
     payload, messages = own["bytes_up"] + own["bytes_down"], config.federation.rounds + 1  # and the evaluation
     framing = on_the_wire - payload - idle * seconds
@@ -208,7 +204,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -219,7 +214,7 @@ def main() -> None:
         }  # fmt: skip
         given |= dict(pair.partition("=")[::2] for pair in args.set)
         config, data = prepare(load_config(None, given), clinc(args.data_dir) if args.data_dir else None)
-        result = measure(config, data, args.kill, args.page)
+        result = measure(config, data, args.kill)
     text = json.dumps(result, indent=1)
     print(text)
     if args.out:

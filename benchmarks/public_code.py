@@ -28,9 +28,10 @@ from typing import Any
 import torch
 
 from capfl import adapter as algebra
-from capfl.compare.run import kept_rows
+from capfl.compare.runs import kept_rows
 from capfl.compare.spec import make_plan
-from capfl.config import Config, load_config
+from capfl.config import Config, to_toml
+from capfl.config.load import from_toml
 from capfl.data import deal
 from capfl.federation import Federation
 from capfl.methods import build
@@ -57,11 +58,10 @@ def main() -> None:
     for cell in plan.cells:
         if any((row["split"], row["seed"]) == (cell.split, cell.seed) for row in rows):
             continue
-        settings = dict(cell.settings) | {"seed": cell.seed}
         with tempfile.TemporaryDirectory() as place:
-            if data := kept_rows(plan, cell.split, Path(place)):
-                settings["data.dir"] = str(data)
-            rows.append({"split": cell.split, "seed": cell.seed, **run(load_config(plan.base, settings))})
+            kept = kept_rows(plan, cell, Path(place))
+            config = from_toml(to_toml(cell.config), {"data.dir": str(kept)} if kept else {})
+            rows.append({"split": cell.split, "seed": cell.seed, **run(config)})
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
         print({key: value for key, value in rows[-1].items() if key != "clients"}, flush=True)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from capfl.compare.statistics import Interval
 from capfl.compare.table import interval, spread
+from capfl.report.charts import scores
 from capfl.report.tables import size
 
 END = "<!-- end of table -->"
@@ -81,28 +82,16 @@ def fill(path: Path, name: str, text: str) -> None:
 
 def draw(rows: list[dict[str, Any]], variants: list[str], path: Path) -> None:
     """A panel for each split: every seed's mean over clients as a dot, their mean as a bar."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "capfl", "font.size": 9})
-    splits = [split for split in SPLITS if any(find(rows, split, variant) for variant in variants)]
-    figure, axes = plt.subplots(1, len(splits), figsize=(3.2 * len(splits), 2.8), sharey=True, squeeze=False)
-    for panel, split in zip(axes[0], splits, strict=True):
-        for at, variant in enumerate(reversed(variants)):
-            row = find(rows, split, variant)
-            if row is None:
-                panel.text(1, at, "not run", fontsize=7, color="#6b7280", va="center")
-                continue
-            values = [100 * value for value in row["personal"]]
-            colour = "#1f6f5c" if variant == "ca-pfl" else "#9aa5b1"
-            panel.barh(at, statistics.fmean(values), color=colour, height=0.7)
-            panel.plot(values, [at] * len(values), "o", color="#222222", markersize=3)
-        panel.set_title(SPLITS[split], fontsize=8)
-        panel.set_yticks(range(len(variants)), reversed(variants))
-        panel.set_xlim(0, 100)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("accuracy of clients' personal models on their own test items, %", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    panels = {
+        about: {
+            variant: [100 * value for value in row["personal"]]
+            for variant in variants
+            if (row := find(rows, split, variant))
+        }
+        for split, about in SPLITS.items()
+    }
+    shown = {about: own for about, own in panels.items() if own}
+    scores(shown, "accuracy of clients' personal models on their own test items, %", path)
 
 
 def main() -> None:

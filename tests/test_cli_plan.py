@@ -1,4 +1,4 @@
-"""`capfl plan` and `capfl bytes` on the command line."""
+"""`capfl plan` on the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from commands import TINY_FLAGS, command, refused
-from support import tiny_run
 
 
 def test_plan_prints_tables_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,24 +65,5 @@ def test_large_models_are_planned_by_name_alone(model: str, elements: int, most:
 def test_mistakes_in_a_plan(tmp_path: Path) -> None:
     assert "--ronds: no such flag; did you mean --rounds?" in refused("plan", "--ronds", "5")
     assert "there is no such config file" in refused("plan", tmp_path / "gone.toml")
-
-
-def test_bytes_agree_with_the_summary(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run", codec__values="4bit", codec__density=0.3)
-    said = json.loads(command("bytes", tmp_path / "run", "--json").stdout)
-    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (said["bytes_up"], said["bytes_down"]) == (saved["bytes"]["up"], saved["bytes"]["down"])
-    by_client = {row["id"]: (row["bytes_up"], row["bytes_down"]) for row in saved["clients"]}
-    assert {row["client"]: (row["bytes_up"], row["bytes_down"]) for row in said["clients"]} == by_client
-    result = command("bytes", tmp_path / "run")
-    assert result.exit_code == 0, result.output
-    lines = [line.split() for line in result.stdout.splitlines()]
-    for client in (*by_client, "all"):
-        assert sum(line[:1] == [client] for line in lines) == 2, client
-    assert max(map(len, result.stdout.splitlines())) <= 80
-
-
-def test_bytes_of_what_is_no_run(tmp_path: Path) -> None:
-    said = refused("bytes", tmp_path)
-    assert said.startswith("error: CheckpointError")
-    assert "not a run folder" in said
+    assert "unknown method 'fedavgg'" in refused("plan", *TINY_FLAGS, "--method", "fedavgg")
+    assert "cannot read the shapes of 'nobody/nothing'" in refused("plan", *TINY_FLAGS, "--model", "nobody/nothing")

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from capfl.page import write_page
+from capfl.report.page import write_page
 from support import tiny_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 PLACES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+OUTSIDE = """[...document.querySelectorAll('svg text')].filter(text => {
+  const [box, outer] = [text, text.ownerSVGElement].map(element => element.getBoundingClientRect());
+  return box.left < outer.left - 0.5 || box.right > outer.right + 0.5;
+}).map(text => text.textContent)"""  # labels of charts that are cut off
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +40,14 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(out, out / "report.html")
 
 
-def opened(browser: Any, page_file: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
-    """The page, what the console said, and what was asked for."""
+def brightness(page: Any, element: str, what: str) -> float:
+    colour = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{what}")
+    red, green, blue = (float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
+    return (red + green + blue) / 3
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "light"), (390, "dark")])
+def test_it_fits_asks_for_nothing_and_prints(browser: Any, page_file: Path, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said: list[str] = []
     asked: list[str] = []
@@ -46,40 +56,14 @@ def opened(browser: Any, page_file: Path, width: int, scheme: str) -> tuple[Any,
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
     page.wait_for_load_state("networkidle")
-    return page, said, asked
-
-
-def brightness(page: Any, element: str, what: str) -> float:
-    colour = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{what}")
-    red, green, blue = (float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
-    return (red + green + blue) / 3
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "light"), (390, "dark")])
-def test_it_fits_and_asks_for_nothing(browser: Any, page_file: Path, width: int, scheme: str) -> None:
-    page, said, asked = opened(browser, page_file, width, scheme)
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    outside = "box => box.left < -0.5 || box.right > box.outer + 0.5"
-    texts = page.evaluate(
-        "[...document.querySelectorAll('svg text')].map(text => {"
-        "const [box, outer] = [text, text.ownerSVGElement].map(e => e.getBoundingClientRect());"
-        f"return {{words: text.textContent, left: box.left - outer.left, right: box.right, outer: outer.right}}}})"
-        f".filter({outside}).map(box => box.words)"
-    )
-    assert texts == []  # no label of a chart is cut off
-    dark = scheme == "dark"
-    assert (brightness(page, "body", "backgroundColor") < 60) is dark
-    assert (brightness(page, "svg text", "fill") > 130) is dark
-    page.close()
-
-
-def test_it_prints_light_and_with_everything_open(browser: Any, page_file: Path) -> None:
-    page, _, _ = opened(browser, page_file, 800, "dark")
-    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate(OUTSIDE) == []
+    assert (brightness(page, "body", "backgroundColor") < 60) is (scheme == "dark")
+    assert (brightness(page, "svg text", "fill") > 130) is (scheme == "dark")
+    page.emulate_media(media="print", color_scheme=scheme)
     assert brightness(page, "body", "backgroundColor") == 255
-    assert page.evaluate("document.querySelector('details pre').getBoundingClientRect().height") > 100
     assert page.pdf().startswith(b"%PDF")
     page.close()

@@ -13,7 +13,7 @@ from rich.console import Console
 from capfl.engines.serial import serial
 from capfl.errors import ClientError
 from capfl.experiment import run
-from capfl.report.progress import Callback, Callbacks, Live, Plain, progress_of
+from capfl.report.progress import Callback, Callbacks, Printer, progress_of
 from capfl.types import RoundRecord
 from commands import TINY_FLAGS, command, refused
 from support import tiny_config
@@ -115,20 +115,20 @@ def test_callbacks_are_called_in_order(runs: Path) -> None:
 
 
 def test_groups_are_said_when_they_change(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = Plain(Console(width=200))
-    plain.on_start("ca-pfl", 3, 0, 2)
+    printer = Printer(Console(width=200))
+    printer.on_start("ca-pfl", 3, 0, 2)
     for n, groups in enumerate(({"a": "everybody", "b": "everybody"}, {"a": "x", "b": "x"}, {"a": "x", "b": "x"})):
-        plain.on_round(RoundRecord(n + 1, ("a", "b"), {}, {}, (), (), 0.0, groups=groups))
+        printer.on_round(RoundRecord(n + 1, ("a", "b"), {}, {}, (), (), 0.0, groups=groups))
     said = [line for line in capsys.readouterr().out.splitlines() if "groups" in line]
     assert said == ["ca-pfl round 2: groups x (a, b)"]
 
 
 def test_the_evaluation_of_every_client_moves_a_bar() -> None:
-    with progress_of(Console(force_terminal=True, width=80)) as live:
-        assert isinstance(live, Live)
-        live.on_start("fedit", 2, 2, 3)
-        live.on_evaluation(3)
-        live.on_evaluated("north")
-        (bar,) = live._progress.tasks
+    with progress_of(Console(force_terminal=True, width=80)) as printer:
+        assert isinstance(printer, Printer)
+        printer.on_start("fedit", 2, 2, 3)
+        printer.on_evaluation(3)
+        printer.on_evaluated("north")
+        (bar,) = printer._bar.tasks
         assert (bar.description, bar.total, bar.completed, bar.visible) == ("evaluation", 3, 1, True)
         assert bar.fields["now"] == "north"

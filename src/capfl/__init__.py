@@ -3,7 +3,7 @@
     import capfl
 
     result = capfl.run(clients={"north": rows, "south": "south.jsonl"}, rounds=5)
-    print(result.summary.statistics("personal"))
+    print(result.summary.statistics("personal", "accuracy"))
 
 ``run`` runs an experiment and gives a ``Result``. ``load`` reads an adapter that a run has saved. A ``Callback`` is
 called while a run goes on. A ``Method`` is a row of parts (docs/methods.md). A ``Config`` describes a run. All errors

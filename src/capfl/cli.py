@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from capfl import __version__
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
-from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, key_list, load_given
+from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, indented, key_list, load_given
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
@@ -114,74 +115,72 @@ def plan(
 
     with errors():
         made = make_plan(load_given(context, config, sets), calibrate)
-        _show(made.to_json(), plan_tables(made), as_json)
+        if as_json:
+            typer.echo(json.dumps(made.to_json(), indent=1))
+        else:
+            Console().print(plan_tables(made))
 
 
 @app.command()
 def compare(
-    spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants, codecs and seeds", metavar="SPEC")],
+    spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants and seeds", metavar="SPEC")],
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
     splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
     only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
     seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
-    baseline: Annotated[str | None, typer.Option(help="variant that the others are compared with")] = None,
     processes: Annotated[int, typer.Option(min=1, help="runs at once; give each its threads in the spec")] = 1,
     show: Annotated[bool, typer.Option("--show", help="print the table of what is finished and run nothing")] = False,
 ) -> None:
-    """Run methods, codecs, partitions and seeds beside each other and set up their table. Goes on where it stopped."""
-    from capfl.compare.folder import compare as run_comparison
-    from capfl.compare.folder import table
+    """Run variants on splits with seeds beside each other and set up their table. Goes on where it stopped."""
+    from capfl.compare import folder
     from capfl.compare.spec import make_plan
 
     with errors(go_on="the same command"):
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
-        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, baseline)
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir)
         place = out or Path("runs") / spec.stem
         if show:
-            typer.echo(table(plan, place), nl=False)
-            return
-        given = {"out": out, "data-dir": data_dir, "splits": splits, "only": only, "seeds": seeds, "baseline": baseline}
-        flags = [word for key, value in given.items() if value is not None for word in (f"--{key}", str(value))]
-        if failed := run_comparison(plan, spec, place, processes, ["compare", str(spec), *flags], typer.echo):
+            typer.echo(folder.table(plan, place), nl=False)
+        elif failed := folder.compare(plan, place, processes, sys.argv[1:], typer.echo):
             typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
             raise typer.Exit(1)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="folder of a finished run or of a comparison", metavar="FOLDER")],
+    run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
 ) -> None:
     """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
-    from capfl.page import write_page
+    from capfl.report.page import write_page
 
     with errors():
-        typer.echo(write_page(folder, out or folder / "report.html"))
+        typer.echo(write_page(run, out or run / "report.html"))
 
 
 @app.command(name="bytes")
-def count_bytes(
-    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
+def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")]) -> None:
     """Say what left each site of a run and what came back, to the byte, and what it was made of."""
-    from capfl.report.ledger import ledger_tables, read_ledger
+    from capfl.report.summary import read_summary
+    from capfl.report.tables import bytes_table
 
     with errors():
-        ledger = read_ledger(run)
-        _show(ledger.to_json(), ledger_tables(ledger), as_json)
+        summary = read_summary(run)
+        for direction in ("up", "down"):
+            Console().print(bytes_table(summary, direction), "")
 
 
 @app.command()
 def methods() -> None:
     """List the methods: what each does, what travels, who learns with whom."""
     from capfl.methods import describe
-    from capfl.report.tables import listing
 
-    Console().print(listing(describe()))
+    for row in describe():
+        (_, name), *parts = row.items()
+        Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
 
 
 @app.command()
@@ -192,13 +191,6 @@ def keys() -> None:
 
 def _words(text: str | None) -> list[str] | None:
     return [word.strip() for word in text.split(",") if word.strip()] if text else None
-
-
-def _show(value: dict[str, Any], tables: RenderableType, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, indent=1))
-    else:
-        Console().print(tables)
 
 
 def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows: Path | None) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from capfl.page import table_html, write_page
-from capfl.report.ledger import read_summary
-from capfl.report.summary import ClientRow, Summary
+from capfl.report.summary import ClientRow, Summary, read_summary
 from capfl.report.tables import client_table
 from capfl.types import ClientId
 
@@ -42,8 +40,10 @@ class Result:
 
     def report(self, path: Path | str | None = None) -> Path:
         """Write the run's HTML page, by default to ``report.html`` in its folder. Returns where it is."""
+        from capfl.report.page import write_page
+
         return write_page(self.path, Path(path) if path else self.path / "report.html")
 
     def _repr_html_(self) -> str:
         """The table of clients, for notebooks."""
-        return table_html(client_table(self.summary))
+        return client_table(self.summary).html()

@@ -17,7 +17,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from capfl.config import Config
-from capfl.config.keys import Key, all_keys, shortest
+from capfl.config.keys import all_keys, shortest
 from capfl.config.load import load_command
 from capfl.errors import CapflError
 
@@ -41,16 +41,16 @@ def key_list() -> Group:
     for section, keys in groupby(all_keys().values(), lambda key: key.path.rpartition(".")[0]):
         blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
         for key in keys:
-            flag = f"--{short[key.path].replace('_', '-')}"
-            blocks.append(Padding(Text(f"{key.path} = {default_of(key)}  {flag}"), (0, 0, 0, 2)))
-            blocks.append(Padding(Text(key.info.description or "", style="dim"), (0, 0, 0, 6)))
+            default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+            blocks.append(indented(2, f"{key.path} = {default}  --{short[key.path].replace('_', '-')}"))
+            blocks.append(indented(6, key.info.description or "", "dim"))
         blocks.append(Text())
     return Group(*blocks)
 
 
-def default_of(key: Key) -> str:
-    """The default, as it can be given to the key's flag."""
-    return ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+def indented(by: int, text: str, style: str = "") -> Padding:
+    """Text in a terminal; lines that it is folded to begin in the same column."""
+    return Padding(Text(text, style=style), (0, 0, 0, by))
 
 
 def load_given(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:

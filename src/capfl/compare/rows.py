@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,35 +21,23 @@ def load_rows(path: Path) -> dict[str, Method]:
     Raises:
         ConfigError: the file cannot be read or executed, or has no such table.
     """
-    spec = importlib.util.spec_from_file_location(f"capfl_rows_{path.stem}", path)
+    name = f"capfl_rows_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: is no Python file; give a .py file with {NAME} = {{...}}")
-    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except Exception as error:
-        raise ConfigError(
-            f"{path}: {type(error).__name__} when it was executed: {error}{_line(error, path)}"
-        ) from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{path}{where}: {type(error).__name__} when it was executed: {error}") from error
     rows: Any = getattr(module, NAME, None)
     if not isinstance(rows, Mapping) or not rows:
         raise ConfigError(f'{path}: has no table {NAME} = {{"name": Method(...), ...}}')
-    for name, row in rows.items():
-        if not isinstance(name, str) or not isinstance(row, Method):
-            raise ConfigError(
-                f"{path}: {NAME}[{name!r}] is a {type(row).__name__}; give a name and a capfl.methods.Method"
-            )
+    for key, row in rows.items():
+        if not isinstance(row, Method):
+            raise ConfigError(f"{path}: {NAME}[{key!r}] is a {type(row).__name__}; give a capfl.methods.Method")
     return dict(rows)
-
-
-def _line(error: Exception, path: Path) -> str:
-    """Where in the file it happened."""
-    if isinstance(error, SyntaxError):
-        return ""
-    trace, line = error.__traceback__, None
-    while trace:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(path) else line
-        trace = trace.tb_next
-    return f" (line {line})" if line else ""

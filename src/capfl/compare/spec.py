@@ -1,10 +1,10 @@
-"""What a comparison is: a base config, and by name what each split, variant and codec changes in it."""
+"""What a comparison is: a base config, and by name what each split and variant changes in it."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -44,12 +44,6 @@ class Split(Changes):
     keep: dict[str, list[str]] = {}
 
 
-class Variant(Changes):
-    """A method, or one way of it. ``codecs`` are those it runs with: all by default, none if the list is empty."""
-
-    codecs: list[str] | None = None
-
-
 class Spec(BaseModel):
     """The file that `capfl compare` reads."""
 
@@ -61,43 +55,30 @@ class Spec(BaseModel):
     baseline: str | None = Field(None, description="variant that the others are compared with; by default the first")
     common: Changes = Changes()
     splits: dict[Name, Split] = Field({"base": Split()}, min_length=1)
-    variants: dict[Name, Variant] = Field(min_length=1)
-    codecs: dict[Name, Changes] = {}
+    variants: dict[Name, Changes] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_what_there_is(self) -> Self:
-        for name, variant in self.variants.items():
-            if unknown := set(variant.codecs or ()) - self.codecs.keys():
-                raise ValueError(f"variants.{name}.codecs: there is no [codecs.{min(unknown)}]")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} names one twice")
-        if self.baseline is not None and self.baseline not in self.labels:
-            raise ValueError(f"baseline: {self.baseline!r} is none of {', '.join(self.labels)}")
+        if self.baseline is not None and self.baseline not in self.variants:
+            raise ValueError(f"baseline: {self.baseline!r} is none of {', '.join(self.variants)}")
         return self
-
-    @property
-    def labels(self) -> dict[str, tuple[str, str | None]]:
-        """What is compared: `variant`, or `variant+codec` where codecs are crossed with it."""
-        found: dict[str, tuple[str, str | None]] = {}
-        for name, variant in self.variants.items():
-            codecs = list(self.codecs) if variant.codecs is None else variant.codecs
-            found |= {f"{name}+{codec}": (name, codec) for codec in codecs} if codecs else {name: (name, None)}
-        return found
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison: a split, a variant (with its codec) and a seed."""
+    """One run of a comparison: a variant on a split with a seed."""
 
     split: str
-    label: str
+    variant: str
     seed: int
-    settings: Mapping[str, Value]  # all that it changes in the base config
+    config: Config  # as the spec says it; where it runs is not in it
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.split}.{self.label}.{self.seed}"
+        return f"{self.split}.{self.variant}.{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -105,22 +86,12 @@ class Plan:
     """A spec with what the command line chose of it, every run checked."""
 
     spec: Spec
-    base: Path
     rows: Path | None  # the file of methods; executed by the runs alone, not where a comparison is shown
     cells: tuple[Cell, ...]  # in the order in which they run: all of a seed first
-    configs: Mapping[str, Config]  # by the cell's name, without seed and out of the base
-
-    @property
-    def splits(self) -> list[str]:
-        return list(dict.fromkeys(cell.split for cell in self.cells))
-
-    @property
-    def labels(self) -> list[str]:
-        return list(dict.fromkeys(cell.label for cell in self.cells))
 
     @property
     def baseline(self) -> str:
-        return self.spec.baseline or next(iter(self.spec.labels))
+        return self.spec.baseline or next(iter(self.spec.variants))
 
 
 def read_spec(path: Path) -> Spec:
@@ -149,46 +120,25 @@ def make_plan(
     only: list[str] | None = None,
     seeds: list[int] | None = None,
     data_dir: Path | None = None,
-    baseline: str | None = None,
 ) -> Plan:
-    """All runs of a spec, or those of the splits, variants (or labels) and seeds that are named.
+    """All runs of a spec, or those of the splits, variants and seeds that are named.
 
     Raises:
         ConfigError: the spec, a name or the config of any run is wrong; lists every mistake.
     """
     spec = read_spec(path)
-    if baseline is not None:
-        if baseline not in spec.labels:
-            raise ConfigError(f"--baseline {baseline}: choose from {', '.join(spec.labels)}")
-        spec = spec.model_copy(update={"baseline": baseline})
-    for flag, named, known in (
-        ("--splits", splits, list(spec.splits)),
-        ("--only", only, [*spec.variants, *spec.labels]),
-    ):
+    for flag, named, known in (("--splits", splits, spec.splits), ("--only", only, spec.variants)):
         if unknown := [name for name in named or () if name not in known]:
-            raise ConfigError(f"{flag} {unknown[0]}: choose from {', '.join(dict.fromkeys(known))}")
-    cells = tuple(
-        Cell(split, label, seed, _settings(spec, split, variant, codec, data_dir))
-        for seed in seeds or spec.seeds
-        for split in splits or spec.splits
-        for label, (variant, codec) in spec.labels.items()
-        if not only or variant in only or label in only
-    )
-    base = path.parent / spec.base
-    configs: dict[str, Config] = {}
+            raise ConfigError(f"{flag} {unknown[0]}: choose from {', '.join(known)}")
+    cells: list[Cell] = []
     mistakes: dict[str, None] = {}
-    for cell in cells:
+    for seed, split, variant in product(seeds or spec.seeds, splits or spec.splits, only or spec.variants):
+        settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings | {"seed": seed}
+        settings |= {"data.dir": str(data_dir)} if data_dir else {}
         try:
-            configs[cell.name] = load_config(base, cell.settings)
+            cells.append(Cell(split, variant, seed, load_config(path.parent / spec.base, settings)))
         except ConfigError as error:
-            mistakes |= {f"{path}: {cell.split}.{cell.label}: {line}": None for line in str(error).splitlines()}
+            mistakes |= {f"{path}: {split}.{variant}: {line}": None for line in str(error).splitlines()}
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return Plan(spec, base, path.parent / spec.rows if spec.rows else None, cells, configs)
-
-
-def _settings(spec: Spec, split: str, variant: str, codec: str | None, data_dir: Path | None) -> dict[str, Value]:
-    """Later ones win: common, split, variant, codec, command line."""
-    settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings
-    settings |= spec.codecs[codec].settings if codec else {}
-    return settings | ({"data.dir": str(data_dir)} if data_dir else {})
+    return Plan(spec, path.parent / spec.rows if spec.rows else None, tuple(cells))

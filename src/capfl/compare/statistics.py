@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from capfl.rng import stream
 
-Z95 = 1.96
 DRAWS = 10_000
 ROUNDING = 1e-9  # of sums of accuracies: far below one test item
 
@@ -51,9 +49,3 @@ def bootstrap(differences: Sequence[NDArray[np.float64]], draws: int = DRAWS, se
         np.add.at(totals, np.repeat(np.arange(draws), times), values[clients].mean(axis=1))
     low, high = np.quantile(totals / len(differences), [0.025, 0.975])
     return Interval(float(np.mean([values.mean() for values in differences])), float(low), float(high))
-
-
-def clearly_worse(mine: float, alone: float, n_test: int) -> bool:
-    """Lower by more than 1.96 standard errors of a difference of two accuracies on ``n_test`` items each."""
-    error = math.sqrt((mine * (1 - mine) + alone * (1 - alone)) / n_test)
-    return alone - mine > Z95 * error

@@ -1,170 +1,179 @@
-"""The table of a comparison: a row for each split, metric and variant; as Markdown, CSV and JSON."""
+"""The table of a comparison: a row for each split, metric and variant."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from capfl.compare.results import Result, Results, Variants, by_metric
+from capfl.compare.runs import Results
 from capfl.compare.spec import Plan
-from capfl.compare.statistics import Interval, bootstrap, clearly_worse
-from capfl.report.summary import MODELS
-from capfl.report.tables import percent, size
+from capfl.compare.statistics import Interval, bootstrap
+from capfl.report.summary import MODELS, Summary, clearly_worse
+from capfl.report.tables import Table, percent, size
+from capfl.types import ClientId
 
-MEASURED = (
-    "chance", "base", "local_only", "shared", "personal", "worst", "bytes_up", "bytes_down", "bytes_total", "rank",
-    "seconds", "memory",
-)  # fmt: skip
-"""Fields of a row with a number for each seed."""
+SCORES = {"local_only": "local only", "shared": "shared", "personal": "personal", "worst": "worst client"}
+
+Seeds = Mapping[int, Summary]
+"""The finished runs of one variant on one split, by seed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant on one split. Tuples have one value a seed; scores and shares are between 0 and 1."""
+    """One variant on one split, over its seeds. Scores and shares are between 0 and 1."""
 
     split: str
     metric: str  # of the clients in this row
-    label: str
+    label: str  # of the variant
     seeds: tuple[int, ...]
-    chance: tuple[float, ...]  # mean over clients; empty where answers have no options
-    base: tuple[float, ...]
-    local_only: tuple[float, ...]
-    shared: tuple[float, ...]  # mean over clients; empty where there is no such model
-    personal: tuple[float, ...]
-    worst: tuple[float, ...]  # client, of the model that is compared
-    difference: Interval | None  # of that model from the baseline's, paired by seed and client
+    values: Mapping[str, tuple[float, ...]]  # see ``_measured``: a value for each seed; empty where there is none
+    difference: Interval | None  # of the adapter that is compared from the baseline's, paired by seed and client
     worse_off: float | None  # share of clients clearly worse off than with local-only
     most_lost: float | None  # what the client that is furthest below local-only is below it; 0 if none is
-    bytes_up: tuple[float, ...]  # for each client and round
-    bytes_down: tuple[float, ...]
-    bytes_total: tuple[float, ...]  # for each client, the whole run, both directions
-    rank: tuple[float, ...]
-    seconds: tuple[float, ...]
-    memory: tuple[float, ...]  # bytes, the most that the process had
-    clients: tuple[Mapping[str, Mapping[str, float]], ...]  # of each seed: id -> model -> score; not in tables
+    clients: tuple[Mapping[ClientId, Mapping[str, float]], ...]  # of each seed: id -> model -> score; not in tables
 
     def to_json(self) -> dict[str, Any]:
         row = asdict(self)
+        row |= row.pop("values")
         if self.difference:
             row["difference"]["crosses_zero"] = self.difference.crosses_zero
         return row
 
 
 def make_rows(results: Results, plan: Plan) -> list[Row]:
-    """Every variant that has a finished run."""
-    return [
-        _row(split, metric, label, runs, plan)
-        for split, metric, runs in by_metric(results) for label in runs
-    ]  # fmt: skip
+    """Every variant that has a finished run. Clients with different metrics are never compared with each other."""
+    rows = []
+    for split in (name for name in plan.spec.splits if name in results):
+        every = {name: results[split][name] for name in plan.spec.variants if name in results[split]}
+        for metric in sorted({metric for seeds in every.values() for run in seeds.values() for metric in run.metrics}):
+            variants = {
+                label: {seed: run for seed, run in seeds.items() if metric in run.metrics}
+                for label, seeds in every.items()
+            }
+            rows += [_row(split, metric, label, variants, plan) for label, seeds in variants.items() if seeds]
+    return rows
 
 
-def _row(split: str, metric: str, label: str, variants: Variants, plan: Plan) -> Row:
+def _row(split: str, metric: str, label: str, variants: Mapping[str, Seeds], plan: Plan) -> Row:
     seeds, score = variants[label], plan.spec.score
-    runs = list(seeds.values())
-    alone = local_runs(variants)
-    pairs = [] if seeds is alone else against_alone(seeds, alone, score)
+    measured = [_measured(run, score, metric) for run in seeds.values()]
+    alone = next((own for own in variants.values() if any(run.method == "local" for run in own.values())), {})
+    pairs = [] if seeds is alone else against_alone(seeds, alone, score, metric)
+    baseline = {} if label == plan.baseline else variants.get(plan.baseline, {})
     return Row(
         split=split,
         metric=metric,
         label=label,
         seeds=tuple(seeds),
-        chance=_means(runs, "chance"),
-        base=_means(runs, "base"),
-        local_only=_means(runs, "local_only"),
-        shared=_means(runs, "shared"),
-        personal=_means(runs, "personal"),
-        worst=tuple(min(found.values()) for run in runs if (found := run.scores(score))),
-        difference=None if label == plan.baseline else difference(seeds, variants.get(plan.baseline, {}), score),
+        values={key: tuple(value for own in measured if (value := own[key]) is not None) for key in measured[0]},
+        difference=difference(seeds, baseline, score, metric),
         worse_off=statistics.fmean(clearly_worse(*pair) for pair in pairs) if pairs else None,
         most_lost=max(0.0, *(own - mine for mine, own, _ in pairs)) if pairs else None,
-        bytes_up=tuple(run.bytes_per_round("up") for run in runs),
-        bytes_down=tuple(run.bytes_per_round("down") for run in runs),
-        bytes_total=tuple(run.bytes_per_client for run in runs),
-        rank=tuple(statistics.fmean(row.rank for row in run.summary.rows) for run in runs),
-        seconds=tuple(run.summary.seconds for run in runs),
-        memory=tuple(float(run.summary.peak_memory) for run in runs),
-        clients=tuple(_by_client(run) for run in runs),
+        clients=tuple(_by_client(run, metric) for run in seeds.values()),
     )
 
 
-def local_runs(variants: Variants) -> Mapping[int, Result]:
-    """The runs of method `local` on a split, by seed; empty if there are none."""
-    own = (seeds for seeds in variants.values() if next(iter(seeds.values())).summary.method == "local")
-    return next(own, {})
+def _measured(run: Summary, score: str, metric: str) -> dict[str, float | None]:
+    """What is told of one run: means over clients, and bytes of a client."""
+    up, down = run.bytes_per_client("up"), run.bytes_per_client("down")
+    compared = run.scores(score, metric)
+    return {
+        **{field: run.mean(field, metric) for field in ("chance", "base", "local_only", "shared", "personal", "rank")},
+        "worst": min(compared.values()) if compared else None,
+        "bytes_up": up / run.rounds,  # the final evaluation is shared out between the rounds
+        "bytes_down": down / run.rounds,
+        "bytes_total": up + down,
+        "seconds": run.seconds,
+        "memory": float(run.peak_memory),  # the most that the process had
+    }
 
 
-def difference(mine: Mapping[int, Result], theirs: Mapping[int, Result], score: str) -> Interval | None:
+def difference(mine: Seeds, theirs: Seeds, score: str, metric: str) -> Interval | None:
     """Paired by seed and client, with its two-level bootstrap interval; None if nothing can be paired."""
     apart = []
     for seed in mine.keys() & theirs.keys():
-        a, b = mine[seed].scores(score), theirs[seed].scores(score)
+        a, b = mine[seed].scores(score, metric), theirs[seed].scores(score, metric)
         if a and b:
             apart.append(np.array([a[client] - b[client] for client in sorted(a)], dtype=np.float64))
-    return bootstrap(apart) if apart and sum(len(values) for values in apart) > 1 else None
+    return bootstrap(apart) if apart and sum(map(len, apart)) > 1 else None
 
 
-def against_alone(
-    mine: Mapping[int, Result], alone: Mapping[int, Result], score: str
-) -> list[tuple[float, float, int]]:
+def against_alone(mine: Seeds, alone: Seeds, score: str, metric: str) -> list[tuple[float, float, int]]:
     """Every client of every seed: its score, that of the same run's local-only reference, and test items.
 
     Where the run has no reference, that of method `local` on the same split and seed. Empty if there is neither.
     """
     found = []
     for seed, run in mine.items():
-        own = run.scores(score)
-        other = run.scores("local_only") or (alone[seed].scores("personal") if seed in alone else None)
+        own = run.scores(score, metric)
+        other = run.scores("local_only", metric) or (alone[seed].scores("personal", metric) if seed in alone else None)
         if own and other:
-            found += [(own[row.id], other[row.id], row.n_test) for row in run.summary.rows]
+            found += [(own[row.id], other[row.id], row.n_test) for row in run.of_metric(metric)]
     return found
 
 
-def _means(runs: Sequence[Result], model: str) -> tuple[float, ...]:
-    return tuple(statistics.fmean(found.values()) for run in runs if (found := run.scores(model)))
-
-
-def _by_client(run: Result) -> dict[str, dict[str, float]]:
+def _by_client(run: Summary, metric: str) -> dict[ClientId, dict[str, float]]:
     return {
         row.id: {model: score for model in MODELS if (score := getattr(row, model)) is not None}
-        for row in run.summary.rows
+        for row in run.of_metric(metric)
     }
 
 
-# -- the forms -----------------------------------------------------------------------------------------
+# -- for people ------------------------------------------------------------------------------------------
 
 
-def columns(rows: Sequence[Row], baseline: str) -> list[tuple[str, list[str]]]:
-    """(heading, a cell for each row), without columns that are empty throughout."""
-    every = [
-        ("variant", [row.label for row in rows]),
-        ("seeds", [", ".join(map(str, row.seeds)) for row in rows]),
-        ("local only, %", [spread(row.local_only) for row in rows]),
-        ("shared, %", [spread(row.shared) for row in rows]),
-        ("personal, %", [spread(row.personal) for row in rows]),
-        ("worst client, %", [spread(row.worst) for row in rows]),
-        (f"against {baseline}", [interval(row.difference) for row in rows]),
-        ("clearly worse off", ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows]),
-        ("most lost", ["" if row.most_lost is None else percent(row.most_lost) for row in rows]),
-        ("up", [_mean_size(row.bytes_up) for row in rows]),
-        ("down", [_mean_size(row.bytes_down) for row in rows]),
-        ("in all", [_mean_size(row.bytes_total) for row in rows]),
-        ("rank", [f"{statistics.fmean(row.rank):.3g}" for row in rows]),
-        ("time", [f"{statistics.fmean(row.seconds):.0f} s" for row in rows]),
-        ("memory", [_mean_size(row.memory) for row in rows]),
-    ]
-    return [(heading, cells) for heading, cells in every if any(cells)]
+def by_split(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each split and metric."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.split, row.metric), []).append(row)
+    return found
+
+
+def make_table(rows: Sequence[Row], baseline: str) -> Table:
+    """The rows of one split and metric, without columns that are empty throughout."""
+
+    def cells(key: str, form: Callable[[float], str]) -> list[str]:
+        return [form(statistics.fmean(row.values[key])) for row in rows]
+
+    columns = {
+        "variant": [row.label for row in rows],
+        "seeds": [", ".join(map(str, row.seeds)) for row in rows],
+        **{f"{words}, %": [spread(row.values[key]) for row in rows] for key, words in SCORES.items()},
+        f"against {baseline}": [interval(row.difference) for row in rows],
+        "clearly worse off": ["" if r.worse_off is None else f"{100 * r.worse_off:.0f} %" for r in rows],
+        "most lost": [percent(row.most_lost) for row in rows],
+        "up": cells("bytes_up", size),
+        "down": cells("bytes_down", size),
+        "in all": cells("bytes_total", size),
+        "rank": cells("rank", "{:.3g}".format),
+        "time": cells("seconds", "{:.0f} s".format),
+        "memory": cells("memory", size),
+    }
+    shown = {head: cells for head, cells in columns.items() if any(cells)}
+    return Table(list(shown), list(zip(*shown.values(), strict=True)))
+
+
+def markdown(rows: Sequence[Row], plan: Plan) -> str:
+    """A table for each split and metric, and what its columns mean."""
+    texts = []
+    for (split, metric), own in by_split(rows).items():
+        most = max(own, key=lambda row: len(row.seeds))
+        known = {"chance": spread(most.values["chance"]), "base model": spread(most.values["base"])}
+        levels = "; ".join(f"{name} {level} %" for name, level in known.items() if level)
+        about = "; ".join(filter(None, (plan.spec.splits[split].about, metric, levels)))
+        texts.append(f"**{split}**: {about}\n\n{make_table(own, plan.baseline).markdown()}")
+    return "\n\n".join([*texts, caption(rows, plan)]) + "\n"
 
 
 def caption(rows: Sequence[Row], plan: Plan) -> str:
     """What the columns mean."""
-    over = "mean over clients, then mean ± sd over seeds" if max(len(row.seeds) for row in rows) > 1 else (
-        "mean over clients, one seed")  # fmt: skip
+    several = max(len(row.seeds) for row in rows) > 1
+    over = "mean over clients, then mean ± sd over seeds" if several else "mean over clients, one seed"
     parts = [
         f"Scores on the clients' own test items: {over}",
         "shared: the adapter of the client's group, or of all clients; personal: the client's own",
@@ -176,45 +185,6 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         "memory: the most that the process of the run had, all clients in it",
     ]
     return "; ".join(parts) + "."
-
-
-def markdown(rows: Sequence[Row], plan: Plan) -> str:
-    """A table for each split and metric."""
-    texts = []
-    for split, metric in dict.fromkeys((row.split, row.metric) for row in rows):
-        own = [row for row in rows if (row.split, row.metric) == (split, metric)]
-        cols = columns(own, plan.baseline)
-        most = max(own, key=lambda row: len(row.seeds))
-        known = {"chance": spread(most.chance), "base model": spread(most.base)}
-        levels = "; ".join(f"{name} {level} %" for name, level in known.items() if level)
-        about = "; ".join(filter(None, (plan.spec.splits[split].about, metric, levels)))
-        lines = ["| " + " | ".join(heading for heading, _ in cols) + " |", "|" + "---|" * len(cols)]
-        lines += ["| " + " | ".join(cells[i] for _, cells in cols) + " |" for i in range(len(own))]
-        texts.append("\n".join([f"**{split}**: {about}", "", *lines]))
-    return "\n\n".join([*texts, caption(rows, plan)]) + "\n"
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """A line for each row, numbers as they are: means and sd over seeds, scores between 0 and 1, bytes, seconds."""
-    lines = []
-    for row in rows:
-        line: dict[str, object] = {"split": row.split, "metric": row.metric, "variant": row.label}
-        line["seeds"] = " ".join(map(str, row.seeds))
-        for name in MEASURED:
-            values = getattr(row, name)
-            line[name] = statistics.fmean(values) if values else ""
-            line[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else ""
-        apart = row.difference
-        for name, key in (("difference", "mean"), ("low", "low"), ("high", "high"), ("crosses_zero", "crosses_zero")):
-            line[name] = "" if apart is None else getattr(apart, key)
-        for name in ("worse_off", "most_lost"):
-            line[name] = "" if getattr(row, name) is None else getattr(row, name)
-        lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def spread(values: Sequence[float]) -> str:
@@ -230,7 +200,3 @@ def interval(found: Interval | None) -> str:
         return ""
     mean, low, high = (f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})" + (", crosses 0" if found.crosses_zero else "")
-
-
-def _mean_size(values: Sequence[float]) -> str:
-    return size(statistics.fmean(values)) if values else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,58 +66,44 @@ for _name in [name for name in vars(Callback) if name.startswith("on_")]:
     setattr(Callbacks, _name, _to_all(_name))
 
 
-class Plain(Callback):
-    """A line a round, for logs and pipes."""
+class Printer(Callback):
+    """Prints a line a round; with a bar that moves with every client, where there is one."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, bar: Progress | None = None) -> None:
         self._console = console
-        self._method, self._rounds, self._done, self._bytes, self._began = "", 0, 0, 0, 0.0
+        self._bar = bar or Progress(disable=True)
+        self._task = self._bar.add_task("", total=None, now="", visible=False)
+        self._method, self._rounds, self._bytes = "", 0, 0
         self._groups: dict[ClientId, str] = {}
 
     def on_note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        self._method, self._rounds, self._done, self._bytes, self._groups = method, rounds, 0, 0, {}
-        self._began = time.monotonic()
+        self._method, self._rounds, self._bytes, self._groups = method, rounds, 0, {}
+        self._start_bar(method, rounds * visits, done * visits)
+
+    def on_client(self, client: ClientId, loss: float) -> None:
+        self._bar.update(self._task, advance=1, now=f"{client} loss {loss:.3f}")
 
     def on_round(self, record: RoundRecord) -> None:
-        self._done += 1
         self._bytes += record.bytes_up + record.bytes_down
-        left = (time.monotonic() - self._began) / self._done * (self._rounds - record.round)
-        line = f"{self._method} {round_line(record, self._rounds, self._bytes)}"
-        self.on_note(f"{line}  left {int(left) // 60}:{int(left) % 60:02d}")
+        self.on_note(f"{self._method} {round_line(record, self._rounds, self._bytes)}")
         groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
         if groups != self._groups:
             self._groups = groups
             told = [f"{name} ({listed(members)})" for name, members in sorted(members_of(groups).items())]
             self.on_note(f"{self._method} round {record.round}: groups {listed(told)}")
 
-
-class Live(Plain):
-    """A bar that moves with every client, and a line a round above it."""
-
-    def __init__(self, console: Console, progress: Progress) -> None:
-        super().__init__(console)
-        self._progress = progress
-        self._task = progress.add_task("", total=None, now="", visible=False)
-
-    def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        super().on_start(method, rounds, done, visits)
-        self._bar(method, rounds * visits, done * visits)
-
-    def on_client(self, client: ClientId, loss: float) -> None:
-        self._progress.update(self._task, advance=1, now=f"{client} loss {loss:.3f}")
-
     def on_evaluation(self, clients: int) -> None:
-        self._bar("evaluation", clients, 0)
+        self._start_bar("evaluation", clients, 0)
 
     def on_evaluated(self, client: ClientId) -> None:
-        self._progress.update(self._task, advance=1, now=client)
+        self._bar.update(self._task, advance=1, now=client)
 
-    def _bar(self, name: str, total: int, done: int) -> None:
-        self._progress.reset(self._task, total=total, completed=done, visible=total > done)
-        self._progress.update(self._task, description=name, now="")
+    def _start_bar(self, name: str, total: int, done: int) -> None:
+        self._bar.reset(self._task, total=total, completed=done, visible=total > done)
+        self._bar.update(self._task, description=name, now="")
 
 
 def round_line(record: RoundRecord, rounds: int, n_bytes: int) -> str:
@@ -137,13 +122,10 @@ def round_line(record: RoundRecord, rounds: int, n_bytes: int) -> str:
 
 @contextmanager
 def progress_of(console: Console) -> Iterator[Callback]:
-    """Bars in a terminal, plain lines elsewhere."""
-    if not console.is_terminal:
-        yield Plain(console)
-        return
+    """Lines and a bar in a terminal, lines alone elsewhere."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} clients"),
         TimeRemainingColumn(), TextColumn("{task.fields[now]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        yield Live(console, progress)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        yield Printer(console, bar)

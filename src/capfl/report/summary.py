@@ -1,4 +1,4 @@
-"""The summary of a run: a row for each client, the groups, and means over clients."""
+"""The summary of a run: a row for each client, the groups, and means over clients. It is written as summary.json."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from capfl.checkpoint import RunFolder
+from capfl.errors import CheckpointError
 from capfl.types import EVERYBODY, ClientId, Entry, Failure, RoundRecord
 
 MODELS = {
@@ -20,7 +25,7 @@ MODELS = {
 }
 """Models that a client may be scored with: their keys in summary.json, and what people read."""
 
-PARTS = ("header", "positions", "scales", "values", "records", "scores", "catch-up", "unreadable")
+Z95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Summary:
     method: str
     rounds: int
     rows: tuple[ClientRow, ...]
-    ledger: tuple[Entry, ...]
+    ledger: tuple[Entry, ...]  # every message; those of the final evaluation have the round after the last
     failures: int  # of the rounds; rounds.jsonl has them
     evaluation_failures: tuple[Failure, ...]  # of the last messages; a client that did not answer has no row
     cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
@@ -113,51 +118,65 @@ class Summary:
     @property
     def models(self) -> list[str]:
         """Models that all clients of some metric were scored with."""
-        return [model for model in MODELS if any(self.statistics(model, metric) for metric in self.metrics)]
+        return [model for model in MODELS if any(self.scores(model, metric) for metric in self.metrics)]
 
     def of_metric(self, metric: str) -> list[ClientRow]:
         return [row for row in self.rows if row.metric == metric]
 
-    def statistics(self, model: str, metric: str) -> dict[str, float] | None:
-        """Means of one model over the clients with one metric, or None if one of them was not scored with it.
+    def scores(self, field: str, metric: str) -> dict[ClientId, float] | None:
+        """What each client with one metric has in a field of its row: the score of a model, ``chance`` or ``majority``.
 
-        ``mean`` counts every client once, ``weighted_mean`` every item; ``worst`` is the lowest client, ``spread`` the
-        standard deviation over clients. ``ci95`` is half the width of the 95 % interval of ``mean`` that comes from
-        the choice of test items alone (normal approximation, stratified by client), not from the seed.
+        None if there is no such client, or if one of them has nothing there.
         """
-        rows = self.of_metric(metric)
-        scores: list[float] = [score for row in rows if (score := getattr(row, model)) is not None]
-        if not rows or len(scores) < len(rows):
+        found = {row.id: getattr(row, field) for row in self.of_metric(metric)}
+        return None if None in found.values() or not found else found
+
+    def mean(self, field: str, metric: str) -> float | None:
+        """The mean of ``scores``, which counts every client once."""
+        found = self.scores(field, metric)
+        return statistics.fmean(found.values()) if found else None
+
+    def statistics(self, model: str, metric: str) -> dict[str, float] | None:
+        """Mean, lowest client and spread of a model over the clients with one metric, or None without ``scores``.
+
+        ``spread`` is the standard deviation over clients. ``ci95`` is half the width of the 95 % interval of ``mean``
+        that comes from the choice of test items alone (normal approximation, stratified by client), not from the seed.
+        """
+        found = self.scores(model, metric)
+        if found is None:
             return None
-        items = [row.n_test for row in rows]
-        variance = sum(score * (1 - score) / n for score, n in zip(scores, items, strict=True))
+        scores, rows = list(found.values()), self.of_metric(metric)
+        variance = sum(score * (1 - score) / row.n_test for score, row in zip(scores, rows, strict=True))
         return {
             "mean": statistics.fmean(scores),
-            "weighted_mean": statistics.fmean(scores, items),
             "worst": min(scores),
             "spread": statistics.pstdev(scores),
-            "ci95": 1.96 * math.sqrt(variance) / len(scores),
+            "ci95": Z95 * math.sqrt(variance) / len(scores),
         }
 
-    def level(self, name: str, metric: str) -> float | None:
-        """The mean of ``chance`` or ``majority`` over the clients with one metric, or None if it is not known."""
-        known = [getattr(row, name) for row in self.of_metric(metric)]
-        return None if None in known or not known else statistics.fmean(known)
+    def messages(self, direction: str, client: ClientId | None = None) -> list[Entry]:
+        """The messages of one direction, of one client or of all."""
+        return [e for e in self.ledger if e.direction == direction and client in (None, e.client)]
 
     def total_bytes(self, direction: str) -> int:
-        return sum(e.bytes for e in self.ledger if e.direction == direction)
+        return sum(e.bytes for e in self.messages(direction))
 
-    def parts(self, direction: str) -> dict[str, int]:
-        """Bytes of all messages in one direction by part; they sum to ``total_bytes``."""
-        return total_parts([e for e in self.ledger if e.direction == direction])
+    def bytes_per_client(self, direction: str) -> float:
+        return self.total_bytes(direction) / len({e.client for e in self.ledger})
+
+    def parts(self, direction: str, client: ClientId | None = None) -> dict[str, int]:
+        """Bytes of ``messages`` by part; they sum to the bytes of the messages."""
+        found: Counter[str] = Counter()
+        for e in self.messages(direction, client):
+            found.update(e.parts)
+        return dict(found)
 
     def to_json(self) -> dict[str, Any]:
         up, down = self.total_bytes("up"), self.total_bytes("down")
-        return {
-            "method": self.method,
-            "rounds": self.rounds,
+        fields = asdict(self)
+        del fields["rows"], fields["ledger"]
+        return fields | {
             "metrics": {metric: self._metric(metric) for metric in self.metrics},
-            "groups": [asdict(group) for group in self.groups],
             "clients": [row.to_json() for row in self.rows],
             "bytes": {
                 "up": up,
@@ -167,50 +186,51 @@ class Summary:
                 "parts_down": self.parts("down"),
                 "delivery": [asdict(e) for e in self.ledger if e.round > self.rounds],  # no round's record has it
             },
-            "failures": self.failures,
-            "evaluation_failures": [asdict(failure) for failure in self.evaluation_failures],
-            "privacy": {"epsilon": self.epsilon, "delta": self.delta} if self.epsilon is not None else None,
-            "cache": self.cache,
-            "seconds": self.seconds,
-            "peak_memory": self.peak_memory,
         }
-
-    @classmethod
-    def from_json(cls, said: dict[str, Any], ledger: Sequence[Entry]) -> Summary:
-        """The summary that ``to_json`` wrote, with the messages of the rounds, which are in rounds.jsonl.
-
-        Raises:
-            KeyError, TypeError: it was written by another version of capfl.
-        """
-        rows = [{key: value for key, value in row.items() if key != "adapters"} for row in said["clients"]]
-        privacy = said["privacy"] or {"epsilon": None, "delta": None}
-        return cls(
-            method=said["method"],
-            rounds=said["rounds"],
-            rows=tuple(ClientRow(**row) for row in rows),
-            ledger=(*ledger, *(Entry(**row) for row in said["bytes"]["delivery"])),
-            failures=said["failures"],
-            evaluation_failures=tuple(Failure(**row) for row in said["evaluation_failures"]),
-            cache=said["cache"],
-            seconds=said["seconds"],
-            peak_memory=said["peak_memory"],
-            epsilon=privacy["epsilon"],
-            delta=privacy["delta"],
-            groups=tuple(GroupRow(row["name"], tuple(row["members"]), row["since"]) for row in said["groups"]),
-        )
 
     def _metric(self, metric: str) -> dict[str, Any]:
         return {
             "clients": len(self.of_metric(metric)),
-            "chance": self.level("chance", metric),
-            "majority": self.level("majority", metric),
+            "chance": self.mean("chance", metric),
+            "majority": self.mean("majority", metric),
             "models": {model: self.statistics(model, metric) for model in MODELS},
         }
 
 
-def total_parts(entries: Sequence[Entry]) -> dict[str, int]:
-    """Bytes by part, in the order of ``PARTS``, without parts that no message has."""
-    found: Counter[str] = Counter()
-    for e in entries:
-        found.update(e.parts)
-    return {part: found[part] for part in PARTS if part in found}
+def read_summary(path: Path) -> Summary:
+    """The summary of the finished run in a folder: summary.json, and the messages of the rounds from rounds.jsonl.
+
+    Raises:
+        CheckpointError: the folder is no run, the run is not finished, or its files do not agree.
+    """
+    folder, file = RunFolder(path), path / "summary.json"
+    if not (path / "config.toml").is_file():
+        raise CheckpointError(f"{path} has no config.toml: not a run folder; give the folder that `capfl run` names")
+    if not file.is_file():
+        raise CheckpointError(f"{path} is not finished; go on with: capfl run --resume {path}")
+    said, rounds = folder.read_json(file.name), [entry for record in folder.rounds() for entry in record.ledger]
+    try:
+        values = said | {"rows": said["clients"], "ledger": [*rounds, *said["bytes"]["delivery"]]}
+        summary = TypeAdapter(Summary).validate_python(values)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged, or of another version of capfl: {_first_line(error)}") from error
+    for direction in ("up", "down"):
+        if said["bytes"][direction] != summary.total_bytes(direction):
+            raise CheckpointError(
+                f"{file} says {said['bytes'][direction]} bytes {direction}, the messages in rounds.jsonl sum to "
+                f"{summary.total_bytes(direction)}; write it anew with: capfl run --resume {path}"
+            )
+    return summary
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error} is missing"
+
+
+def clearly_worse(mine: float, alone: float, n_test: int) -> bool:
+    """Lower by more than 1.96 standard errors of a difference of two accuracies on ``n_test`` items each."""
+    error = math.sqrt((mine * (1 - mine) + alone * (1 - alone)) / n_test)
+    return alone - mine > Z95 * error

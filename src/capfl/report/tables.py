@@ -1,29 +1,30 @@
-"""Tables for people, in terminals of any width."""
+"""Tables for people: in terminals of any width, in Markdown and on pages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from capfl.report.summary import MODELS, ClientRow, GroupRow, Summary
-from capfl.types import EVERYBODY
+from capfl.report.summary import MODELS, ClientRow, Summary, clearly_worse
+from capfl.types import EVERYBODY, ClientId
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
+OPTIONAL = ("group", "metric", "chance", "rank")  # columns that are left out where all clients have the same
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of short cells, none of which is ever cut.
+    """A table of short cells, none of which is ever cut. ``foot`` has the rows below the line.
 
     Where a terminal is too narrow, columns move closer together, and then the table goes on below itself with the
-    first column, which names the rows, again. ``foot`` has the rows below the line.
+    first column, which names the rows, again.
     """
 
     heads: Sequence[str]
@@ -31,24 +32,19 @@ class Table:
     foot: Sequence[Sequence[str]] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        wide, close = self._blocks(options.max_width, 2), self._blocks(options.max_width, 1)
-        gap, blocks = (2, wide) if len(wide) == 1 else (1, close)
-        for n, columns in enumerate(blocks):
+        gap = 2 if len(self._blocks(options.max_width, 2)) == 1 else 1
+        for n, columns in enumerate(self._blocks(options.max_width, gap)):
             if n:
                 yield Text()
-            yield self._block(columns, gap)
-
-    def _block(self, columns: Sequence[int], gap: int) -> RichTable:
-        padding = (0, gap - 1, 0, 0)  # the box has a space between columns, too
-        table = RichTable(box=box.SIMPLE, padding=padding, show_edge=False, pad_edge=False)
-        for column in columns:
-            table.add_column(Text(self.heads[column]), justify="right" if column else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(row[column]) for column in columns))
-        table.add_section()
-        for n, row in enumerate(self.foot):
-            table.add_row(*(Text(row[column], style="" if n else "bold") for column in columns))
-        return table
+            table = RichTable(box=box.SIMPLE, padding=(0, gap - 1, 0, 0), show_edge=False, pad_edge=False)
+            for column in columns:
+                table.add_column(Text(self.heads[column]), justify="right" if column else "left", overflow="fold")
+            for row in self.rows:
+                table.add_row(*(Text(row[column]) for column in columns))
+            table.add_section()
+            for row in self.foot:
+                table.add_row(*(Text(row[column], style="bold") for column in columns))
+            yield table
 
     def _blocks(self, width: int, gap: int) -> list[list[int]]:
         """Columns, as many side by side as the width holds, each time after the first column."""
@@ -65,19 +61,25 @@ class Table:
             left -= widths[column]
         return blocks
 
+    def markdown(self) -> str:
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows, *self.foot]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-def listing(rows: Sequence[Mapping[str, str]]) -> Group:
-    """A block for each row: the first value as a heading, then a line for each key, folded where it is too long."""
-    blocks: list[RenderableType] = []
-    for row in rows:
-        (_, name), *rest = row.items()
-        table = RichTable.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in rest:
-            table.add_row(Text(key), Text(value))
-        blocks += [Text(name, style="bold"), Padding(table, (0, 0, 1, 2))]
-    return Group(*blocks)
+    def html(self) -> Markup:
+        """A table element; every cell is escaped."""
+        parts = [("thead", "th", [self.heads]), ("tbody", "td", self.rows), ("tfoot", "td", self.foot)]
+        inside = []
+        for part, tag, rows in parts:
+            cells = ([_element("th", row[:1]), *(_element(tag, [cell]) for cell in row[1:])] for row in rows)
+            inside.append(_element(part, (_element("tr", row) for row in cells)))
+        return _element("table", inside)
+
+
+def _element(tag: str, content: Iterable[str]) -> Markup:
+    return Markup(f"<{tag}>{{}}</{tag}>").format(Markup("").join(content))
+
+
+# -- the clients of a run --------------------------------------------------------------------------------
 
 
 def summary_table(summary: Summary) -> Group:
@@ -94,65 +96,51 @@ def client_table(summary: Summary, most: int = MOST_ROWS) -> Table:
 
     Group, metric, chance and rank have columns of their own where they differ between clients.
     """
-    models = summary.models
-    optional = {
-        "group": bool(named_groups(summary)),
-        "metric": len(summary.metrics) > 1,
-        "chance": len({row.chance for row in summary.rows}) > 1,
-        "rank": len({row.rank for row in summary.rows}) > 1,
-    }
-    shown = [name for name, wanted in optional.items() if wanted]
-    heads = ["client", "train", "test", *shown, *(MODELS[model] for model in models), "up", "down"]
-    rows = [_client(row, shown, models) for row in summary.rows[:most]]
-    if len(summary.rows) > most:
-        rows.append([f"and {len(summary.rows) - most} more", *[""] * (len(heads) - 1)])
-    foot = [line for metric in summary.metrics for line in _means(summary, metric, shown, models)]
-    return Table(heads, rows, foot)
+    rows = [_cells(row, summary.models) for row in summary.rows]
+    heads = [head for head in rows[0] if head not in OPTIONAL or len({row[head] for row in rows}) > 1]
+    foot = [cells for metric in summary.metrics for cells in _means(summary, metric)]
+    lines = [[[cells.get(head, "") for head in heads] for cells in part] for part in (rows, foot)]
+    return Table(heads, _first(most, lines[0]), lines[1])
 
 
-def _client(row: ClientRow, shown: Sequence[str], models: Sequence[str]) -> list[str]:
-    extra = {
+def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
+    """What is in the columns for one client."""
+    return {
+        "client": row.id,
+        "train": str(row.n_train),
+        "test": str(row.n_test),
         "group": row.group or EVERYBODY,
         "metric": row.metric,
-        "chance": _score(row.chance),
+        "chance": percent(row.chance),
         "rank": f"{row.rank:.3g}",
+        **{MODELS[model]: percent(getattr(row, model)) for model in models},
+        "up": size(row.bytes_up),
+        "down": size(row.bytes_down),
     }
-    scores = [_score(getattr(row, model)) for model in models]
-    sizes = [size(row.bytes_up), size(row.bytes_down)]
-    return [row.id, str(row.n_train), str(row.n_test), *(extra[name] for name in shown), *scores, *sizes]
 
 
-def _means(summary: Summary, metric: str, shown: Sequence[str], models: Sequence[str]) -> list[list[str]]:
-    """The lines below the clients, for one metric. Bytes are sums."""
+def _means(summary: Summary, metric: str) -> list[dict[str, str]]:
+    """What is in the columns below the clients, for one metric. Items and bytes are sums."""
     rows = summary.of_metric(metric)
-    counts = [str(sum(row.n_train for row in rows)), str(sum(row.n_test for row in rows))]
-    extra = [metric if column == "metric" else "" for column in shown]
-    sizes = [size(sum(row.bytes_up for row in rows)), size(sum(row.bytes_down for row in rows))]
-    found = [summary.statistics(model, metric) for model in models]
-
-    def line(name: str, key: str) -> list[str]:
-        scores = [percent(f[key]) if f else "" for f in found]
-        return ["mean", *counts, *extra, *scores, *sizes] if key == "mean" else [
-            name, "", "", *extra, *scores, "", ""]  # fmt: skip
-
-    return [line("mean", "mean"), line("± 95 %", "ci95"), line("worst", "worst"), line("spread", "spread")]
-
-
-def named_groups(summary: Summary) -> list[GroupRow]:
-    """The groups, without that of all clients."""
-    return [group for group in summary.groups if group.name != EVERYBODY]
+    sums = {head: str(sum(getattr(row, f"n_{head}") for row in rows)) for head in ("train", "test")}
+    sums |= {head: size(sum(getattr(row, f"bytes_{head}") for row in rows)) for head in ("up", "down")}
+    found = {model: summary.statistics(model, metric) or {} for model in summary.models}
+    lines = {"mean": "mean", "± 95 %": "ci95", "worst": "worst", "spread": "spread"}
+    return [
+        {"client": name, "metric": metric, **{MODELS[model]: percent(own.get(key)) for model, own in found.items()}}
+        | (sums if key == "mean" else {})
+        for name, key in lines.items()
+    ]
 
 
 def group_lines(summary: Summary) -> list[str]:
     """Who is with whom, and since when."""
-    groups = named_groups(summary)
+    groups, lines = [group for group in summary.groups if group.name != EVERYBODY], []
+    for group in groups[:MOST_ROWS]:
+        clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
+        lines.append(f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}")
     more = [f"and {len(groups) - MOST_ROWS} more groups, see summary.json"] if len(groups) > MOST_ROWS else []
-    return [*(_group_line(group) for group in groups[:MOST_ROWS]), *more]
-
-
-def _group_line(group: GroupRow) -> str:
-    clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
-    return f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}"
+    return [*lines, *more]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -168,10 +156,22 @@ def scored_words(summary: Summary) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What the columns mean, where the adapters lie whose scores they are, and what is missing."""
-    found = [*_levels(summary), *_adapters(summary)]
+    """What came out beside the scores, what the columns mean, where the adapters lie, and what is missing."""
+    found = [
+        (f"{metric}: " if len(summary.metrics) > 1 else "") + line
+        for metric in summary.metrics
+        for line in (*_levels(summary, metric), *_against_alone(summary, metric))
+    ]
+    found += [
+        "shared: the adapter of the client's group, in adapters/groups/GROUP, or of all clients, in adapters/global",
+        "personal: the client's own adapter, in adapters/clients/CLIENT or at its site; capfl eval scores them all",
+    ]
     found.append("± comes from the choice of test items, not from the seed; spread: standard deviation over clients")
-    found.append("up, down: bytes from and to the client in the whole run, headers and final evaluation included")
+    up, down = (size(summary.bytes_per_client(direction) / summary.rounds) for direction in ("up", "down"))
+    found.append(
+        "up, down: bytes from and to the client in the whole run, headers and final evaluation included; for each "
+        f"client and round {up} up, {down} down"
+    )
     if summary.failures:
         found.append(f"{summary.failures} failed replies, see rounds.jsonl")
     if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
@@ -184,41 +184,65 @@ def notes(summary: Summary) -> list[str]:
     return found
 
 
-def _levels(summary: Summary) -> list[str]:
+def _levels(summary: Summary, metric: str) -> list[str]:
     """What takes no model."""
-    lines = []
-    for metric in summary.metrics:
-        chance, majority = summary.level("chance", metric), summary.level("majority", metric)
-        if chance is not None and majority is not None:
-            lines.append(f"chance {percent(chance)} %, always the most frequent answer {percent(majority)} %")
-    return lines
+    chance, majority = summary.mean("chance", metric), summary.mean("majority", metric)
+    if chance is None or majority is None:
+        return []
+    return [f"chance {percent(chance)} %, always the most frequent answer {percent(majority)} %"]
 
 
-def _adapters(summary: Summary) -> list[str]:
-    """Which adapter a score is of, by the folder that `capfl eval` takes."""
-    shared = {row.adapters["shared"] for row in summary.rows if "shared" in row.adapters}
-    lines = []
-    if shared - {"adapters/global"}:
-        lines.append("shared: the adapter of the client's group, in adapters/groups/GROUP")
-    if "adapters/global" in shared:
-        lines.append("shared: the adapter of all clients, in adapters/global")
-    if any("personal" in row.adapters for row in summary.rows):
-        lines.append("personal: the client's own adapter, in adapters/clients/CLIENT or at its site")
-    return [*lines, "each can be scored on other data: capfl eval RUN/adapters/..."] if lines else []
+def _against_alone(summary: Summary, metric: str) -> list[str]:
+    """How many clients gain by joining."""
+    model = next((model for model in ("personal", "shared") if summary.scores(model, metric)), None)
+    alone = summary.scores("local_only", metric)
+    if model is None or alone is None or summary.method == "local":
+        return []
+    pairs = [(getattr(row, model), alone[row.id], row.n_test) for row in summary.of_metric(metric)]
+    better, worse = sum(mine > own for mine, own, _ in pairs), sum(mine < own for mine, own, _ in pairs)
+    clearly = sum(clearly_worse(*pair) for pair in pairs)
+    points = 100 * sum(mine - own for mine, own, _ in pairs) / len(pairs)
+    return [
+        f"{model} against local only: {points:+.1f} points; {better} clients are better off, {worse} worse, {clearly} "
+        "of them clearly (by more than 1.96 standard errors)"
+    ]
 
 
-def _score(value: float | None) -> str:
-    return "" if value is None else percent(value)
+# -- the messages of a run -------------------------------------------------------------------------------
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def bytes_table(summary: Summary, direction: str) -> Table:
+    """A line for each client: its messages of one direction, their bytes, and the parts that they are made of."""
+    parts = [part for part, n in summary.parts(direction).items() if n]
+
+    def line(name: str, client: ClientId | None) -> list[str]:
+        messages, own = summary.messages(direction, client), summary.parts(direction, client)
+        return [name, str(len(messages)), *map(size, [sum(own.values()), *(own.get(part, 0) for part in parts)])]
+
+    head = {"up": "left the site", "down": "came back"}[direction]
+    clients = sorted({entry.client for entry in summary.ledger})
+    rows = _first(MOST_ROWS, [line(client, client) for client in clients])
+    return Table([head, "messages", "bytes", *parts], rows, [line("all", None)])
+
+
+# -- cells -----------------------------------------------------------------------------------------------
+
+
+def _first(most: int, rows: Sequence[list[str]]) -> list[list[str]]:
+    """The first rows, and a line that counts the others."""
+    more = [[f"and {len(rows) - most} more", *[""] * (len(rows[0]) - 1)]] if len(rows) > most else []
+    return [*rows[:most], *more]
+
+
+def percent(value: float | None) -> str:
+    """With one decimal; nothing where there is no value."""
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def size(n_bytes: float) -> str:
     """Decimal units: 1 kB is 1000 bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
-    raise AssertionError
+    return f"{n_bytes:.3g} GB"

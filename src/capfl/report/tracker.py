@@ -77,12 +77,12 @@ def round_values(record: RoundRecord) -> dict[str, float]:
 
 
 def summary_values(summary: Summary) -> dict[str, float]:
-    """Mean, worst client and spread of every model on the clients' test items, and the bytes of the whole run."""
+    """``Summary.statistics`` of every model on the clients' test items, and the bytes of the whole run."""
     values: dict[str, float] = {f"bytes/{d}": summary.total_bytes(d) for d in ("up", "down")}
     for metric in summary.metrics:
         for model in summary.models:
             found = summary.statistics(model, metric) or {}
-            values |= {f"test {metric}/{model}/{n}": found[n] for n in ("mean", "worst", "spread") if n in found}
+            values |= {f"test {metric}/{model}/{name}": value for name, value in found.items()}
     return values
 
 

@@ -160,7 +160,7 @@ def test_epsilon_is_of_the_client_that_took_part_most_often(runs: Path) -> None:
             taken[client] = taken.get(client, 0) + 1
         assert record.epsilon == epsilon(2.0, max(taken.values()), 1e-5)
     assert max(taken.values()) < 4
-    assert summary.to_json()["privacy"] == {"epsilon": record.epsilon, "delta": 1e-5}
+    assert (summary.epsilon, summary.delta) == (record.epsilon, 1e-5)
 
 
 # -- refused -------------------------------------------------------------------------------------------------------

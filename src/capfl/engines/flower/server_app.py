@@ -24,7 +24,7 @@ from capfl.engines.flower.internals import tolerant
 from capfl.engines.flower.messages import Request
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
-from capfl.report.progress import Callback, Plain
+from capfl.report.progress import Callback, Printer
 from capfl.report.summary import Summary
 from capfl.report.tables import summary_table
 from capfl.roles.agreement import Agreement
@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     patience = Patience(float(given["answer"]), float(given["node"]))
     try:
         clients = sorted(clients_of(config.data, config.partition))
-        summary, path = serve(tolerant(grid), clients, config, bool(given["resume"]), patience, Plain(console))
+        summary, path = serve(tolerant(grid), clients, config, bool(given["resume"]), patience, Printer(console))
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
         raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
