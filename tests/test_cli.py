@@ -148,7 +148,6 @@ def test_a_process_of_its_own_prints_no_traceback_either(tmp_path: Path) -> None
 
 # -- capfl eval --------------------------------------------------------------------------------------------
 
-HELPDESK = ["--data", "helpdesk", "--sites", 2, "--items", 30, "--threads", 1]
 
 def test_items_of_an_evaluation_are_chosen_by_fields(tmp_path: Path, finished: Path) -> None:
     assert f"{tmp_path} holds no PEFT adapter" in refused("eval", tmp_path, *HELPDESK)

@@ -21,7 +21,7 @@ from capfl.errors import WireError
 from capfl.maths.fourier import Doubles, Frame, fourier, frame_of, frequencies
 from capfl.maths.peers import agreement, clusters, effect_sizes
 from capfl.methods.grouping import Grouping
-from capfl.types import EVERYBODY, ClientId, ClientState, ServerState, Update
+from capfl.types import ClientId, ClientState, ServerState, Update
 from capfl.wire.records import vector
 
 NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapters import normal, same
 from capfl import adapter as algebra
-from capfl.maths.products import MeanProduct, Products
+from capfl.maths.products import Products
 from capfl.methods.combine import Combine, CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
 from capfl.methods.robust import Clipped, Middle
 from capfl.types import Adapter
