@@ -41,4 +41,4 @@ def test_an_ablation_has_one_other_part_and_can_be_played(name: str, monkeypatch
 
 def test_the_spec_names_them_all() -> None:
     plan = make_plan(BENCHMARKS / "ablations.toml")
-    assert {config.method.name for config in plan.configs.values()} == {"ca-pfl", *ROWS}
+    assert {config.method.name for config in [cell.config for cell in plan.cells]} == {"ca-pfl", *ROWS}
