@@ -54,7 +54,7 @@ def main() -> None:
     items, splits = deal(config.data, config.partition, 0)
     model = AdaptedModel(load_base(config.model), config.lora)
     initial = model.initial_adapter(0)
-    with HiddenCache("memory", 2**32) as cache:
+    with HiddenCache(2**32) as cache:
         federation = Federation(config, items, splits, model, cache)
         client = federation.clients[0]
         plain, ours, anchored = fedit(), capfl(Settings(), 0), capfl(Settings(alpha_f=0.1), 0)

@@ -28,9 +28,8 @@ from capfl.model.base import load_base
 from capfl.model.card import Card, card_of
 from capfl.model.export import PatchFactors, save_adapter
 from capfl.model.features import lengths
-from capfl.model.hidden import HiddenCache
+from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
-from capfl.model.shared import SharedBlocks
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
@@ -164,9 +163,7 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
             callback.on_begin(path, config)
-            limit = int(config.runtime.cache_gib * 2**30)
-            shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
-            cache = stack.enter_context(HiddenCache(config.runtime.cache, limit, path, shared))
+            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
             federation = (
                 Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
             )

@@ -144,7 +144,7 @@ class Federation:
         key = (client, split)
         if key not in self._scorable:
             indices = self._indices(client, split)
-            self._scorable[key] = Scorable(f"{client}/{split}/score", [self._examples[i] for i in indices])
+            self._scorable[key] = Scorable([self._examples[i] for i in indices])
         result = score(self.model, self.cache, self._scorable[key], adapter, self.config.evaluation.batch_size)
         self.cache.end_visit()
         return result
@@ -182,7 +182,7 @@ class Federation:
     def _train_rows(self, client: ClientId) -> Rows:
         if client not in self._rows:
             rows = [self._examples[i].train for i in self._indices(client, "train")]
-            self._rows[client] = Rows(f"{client}/train", rows)
+            self._rows[client] = Rows(rows)
         return self._rows[client]
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:

@@ -114,7 +114,7 @@ class Run:
         if client in state.visits:
             raise ConfigError(f"--name: {client!r} is a client of this run, which has its adapter; choose another name")
         splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
-        with HiddenCache("memory", int(self.config.runtime.cache_gib * 2**30)) as cache:
+        with HiddenCache(int(self.config.runtime.cache_gib * 2**30)) as cache:
             federation = Federation(self.config, [*items, *held_back], splits, self.model, cache)
             trainer = federation.trainer(client, self.method)
 

@@ -58,7 +58,7 @@ class LoadedAdapter:
         chances = [1 / len(item.choices) for item in items if item.choices]
         if 0 < len(chances) < len(items):
             raise DataError("some items have options and others are completions; score them apart")
-        with HiddenCache("memory", 2**30) as cache:
+        with HiddenCache(2**30) as cache:
             data = self._scorable(items)
             own, base = (self._score(cache, data, own) for own in (self.adapter, self.model.initial_adapter(0)))
         return {
@@ -80,7 +80,7 @@ class LoadedAdapter:
             DataError: a row has none of these, or the adapter has no labels to choose a text's from.
         """
         items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
-        with HiddenCache("off", 0) as cache:
+        with HiddenCache(0) as cache:
             chosen = choose(self.model, cache, self._scorable(items), self.adapter, self._batch_size)
         return [item.choices[index] for item, index in zip(items, chosen, strict=True)]
 
@@ -117,7 +117,7 @@ class LoadedAdapter:
     def _scorable(self, items: Sequence[Item]) -> Scorable:
         scoring = self.data.scoring
         prompts = [render(item, scoring) for item in items]
-        return Scorable("rows", encode_all(prompts, scoring, self.model.base.tokenizer, self.data.max_length))
+        return Scorable(encode_all(prompts, scoring, self.model.base.tokenizer, self.data.max_length))
 
 
 def load(folder: Path | str, **keys: Any) -> LoadedAdapter:

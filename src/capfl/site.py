@@ -18,7 +18,7 @@ from capfl.federation import Federation
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
-from capfl.model.hidden import HiddenCache
+from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer
@@ -89,7 +89,7 @@ class Site:
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
         self._vault = open_vault(config.runtime.state_key, folder)
-        self._cache = HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder)
+        self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
         self._federation = Federation(config, items, splits, model, self._cache, trained)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)

@@ -16,14 +16,11 @@ from capfl.types import Adapter, Score
 class Scorable:
     """The rows of one split, prepared for scoring once."""
 
-    def __init__(self, key: str, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        by_text = any(example.options for example in examples)
-        if by_text:
-            self.rows = Rows(f"{key}/options", [row for example in examples for row in example.options])
-        else:
-            self.rows = Rows(key, [example.train for example in examples])
-        self.by_text = by_text
+        self.by_text = any(example.options for example in examples)
+        rows = [example.options if self.by_text else (example.train,) for example in examples]
+        self.rows = Rows([row for own in rows for row in own])
 
 
 def score(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int) -> Score:

@@ -63,13 +63,13 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
     client, own = max(clients.splits.items(), key=lambda pair: len(pair[1].train))
     scoring, longest = config.data.scoring, config.data.max_length
     examples = [encode(render(clients.items[i], scoring), scoring, base.tokenizer, longest) for i in own.train]
-    rows = Rows("train", [example.train for example in examples])
+    rows = Rows([example.train for example in examples])
     order = batches(rows.lengths, config.train.batch_size, config.seed, client, 0)
     plan = [list(map(int, order[n % len(order)])) for n in range(1 + STEPS)]
-    scorable = Scorable("score", examples[:SCORED])
+    scorable = Scorable(examples[:SCORED])
     start = model.initial_adapter(config.seed)
 
-    with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
+    with HiddenCache(int(config.runtime.cache_gib * 2**30)) as cache:
         federation = Federation(config, clients.items, dict(clients.splits), model, cache)
         term = _penalty(federation, client, method, start)
 

@@ -110,11 +110,11 @@ def test_training_works_on_the_patched_base_and_leaves_the_patch(adapt, wander):
     rows = [Row(np.arange(i, i + 6), np.array([i])) for i in range(1, 9)]
     adapter = patched(wander(model))
     copies = {name: t.clone() for name, t in adapter.items()}
-    with HiddenCache("off", 0) as cache:
+    with HiddenCache(0) as cache:
 
         def trained(start: Adapter) -> Adapter:
             return local_steps(
-                model, cache, Rows("r", rows), [[0, 1, 2, 3], [4, 5, 6, 7]], start, TrainConfig()
+                model, cache, Rows(rows), [[0, 1, 2, 3], [4, 5, 6, 7]], start, TrainConfig()
             ).adapter
 
         after, plain = trained(adapter), trained(algebra.unpatched(adapter))

@@ -51,7 +51,7 @@ def log_probabilities(model, prompt: str, answer: str, tokenizer, end: bool = Fa
 
 def scored(model, adapter: Adapter, items, scoring: str, tokenizer, batch_size: int = 2) -> Score:  # type: ignore[no-untyped-def]
     examples = [encode(render(item, scoring), scoring, tokenizer, 200) for item in items]
-    return score(model, HiddenCache("memory", 1 << 20), Scorable("c", examples), adapter, batch_size)
+    return score(model, HiddenCache(1 << 20), Scorable(examples), adapter, batch_size)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -115,7 +115,7 @@ def test_completions_that_are_learnt_are_counted_as_hits(adapt, tokenizer):
     example = encode(render(Item("Once", completion="xyz"), "letter"), "letter", tokenizer, 99)
     example.train.ids[4:] = ids[4:7]
     example.train.targets[:3] = ids[4:7]
-    got = score(model, HiddenCache("off", 0), Scorable("c", [example]), model.initial_adapter(0), 1)
+    got = score(model, HiddenCache(0), Scorable([example]), model.initial_adapter(0), 1)
     assert (got.correct, got.total) == (3, 4)
 
 

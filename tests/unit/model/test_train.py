@@ -36,7 +36,7 @@ PLAN = [[0, 1, 2], [2, 3], [1, 2]]
 
 def train(model, start: Adapter, plan=PLAN, config: TrainConfig | None = None, **more):  # type: ignore[no-untyped-def]
     config = config or TrainConfig(learning_rate=LR)
-    return local_steps(model, HiddenCache("memory", 1 << 20), Rows("c", ROWS), plan, start, config, **more)
+    return local_steps(model, HiddenCache(1 << 20), Rows(ROWS), plan, start, config, **more)
 
 
 def moved(start: Adapter, trained: Adapter) -> dict[str, float]:
