@@ -208,7 +208,7 @@ class _Run:
         """
         config, federation = self.config, self.config.federation
         initial = model.initial_adapter(config.seed)
-        agreed = agreements(config, initial, model.base.revision, self.methods)
+        agreed = agreements(config, initial, model.base.digest, self.methods)
         if isinstance(self.engine, Remote):
             refuse_pooled(agreed)
         guarded: dict[str, Agreement] = {}

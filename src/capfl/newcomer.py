@@ -91,7 +91,7 @@ class Run:
             raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
-        self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.revision, self.config.seed)
+        self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.digest, self.config.seed)
         state = RunFolder(path).state(StateReader(self.method, initial))
         if state is None:
             raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")

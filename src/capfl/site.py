@@ -85,7 +85,7 @@ class Site:
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
         initial = model.initial_adapter(config.seed)
-        self.agreements = agreements(config, initial, model.base.revision)
+        self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
         self._vault = open_vault(config.runtime.state_key, folder)

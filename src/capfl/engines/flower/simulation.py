@@ -70,7 +70,7 @@ def simulate(config: Config, again: bool, reporter: Callback) -> tuple[Summary, 
     vault = open_vault(config.runtime.state_key, out)
     items, splits = deal(config.data, config.partition, config.seed)
     model = AdaptedModel(load_base(config.model), config.lora)
-    agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
+    agreed = agreements(config, model.initial_adapter(config.seed), model.base.digest)
     main, peft_config = next(iter(agreed)), model.peft_config()
     with open_cache(config.runtime, out / "hidden", vault) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.on_client)

@@ -14,9 +14,9 @@ from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model import smollm2, tiny
-from capfl.model.base import load_base
+from capfl.model.base import KNOWN, load_base, skeleton
+from capfl.model.layers import adapter_shapes
 from capfl.model.lora import AdaptedModel
-from capfl.model.shapes import KNOWN, adapter_shapes, skeleton
 
 KINDS: list[dict[str, object]] = [
     {},
@@ -83,9 +83,8 @@ def test_smollm2_is_what_its_file_says() -> None:
 
 @pytest.mark.parametrize("path", ["./nowhere", "no-such-org/no-such-model"])
 def test_a_model_that_cannot_be_had(path: str) -> None:
-    with pytest.raises(ModelError, match=f"model.path: cannot read the shapes of '{path}'") as caught:
+    with pytest.raises(ModelError, match=r"model.path: (there is no folder|cannot read the shapes of 'no-such)"):
         skeleton(ModelConfig(path=path))
-    assert "meta-llama/Llama-3.2-3B" in str(caught.value)
 
 
 def test_layers_and_targets_that_are_not_there() -> None:
