@@ -26,7 +26,7 @@ from capfl.methods.private import Noisy, private
 from capfl.methods.robust import robust
 from capfl.model.base import load_base
 from capfl.model.card import Card, card_of
-from capfl.model.export import PatchFactors, save_adapter
+from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
@@ -169,7 +169,6 @@ class _Run:
             )
 
             # rounds: the method itself, then the references that its clients could have had instead
-            factors = PatchFactors()
             finished: dict[str, Finished] = {}
             for name, agreement in agreed.items():
                 place = self.folder if not finished else RunFolder(path / "references" / name)
@@ -178,13 +177,13 @@ class _Run:
                     exchange = engine.exchange(agreement)
                 else:
                     assert federation is not None
-                    keep = partial(self._keep, federation, factors, finished) if not finished else None
+                    keep = partial(self._keep, federation, finished) if not finished else None
                     exchange = _simulated(engine, agreement, federation, place, vault, keep)
                 finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
-            self._save_adapters(main, model, factors, federation)
+            self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
@@ -225,9 +224,7 @@ class _Run:
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 
-    def _save_adapters(
-        self, main: Finished, model: AdaptedModel, factors: PatchFactors, federation: Federation | None
-    ) -> None:
+    def _save_adapters(self, main: Finished, model: AdaptedModel, federation: Federation | None) -> None:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
@@ -236,20 +233,13 @@ class _Run:
             members = list(main.participants) if name == EVERYBODY else members
             place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
             card = self._card(model, federation, members, name)
-            save_adapter(group.adapter | group.known, model.peft_config(), place, factors, card)
+            save_adapter(group.adapter | group.known, model.peft_config(), place, card)
 
-    def _keep(
-        self,
-        federation: Federation,
-        factors: PatchFactors,
-        finished: Mapping[str, Finished],
-        client: ClientId,
-        own: Adapter,
-    ) -> None:
+    def _keep(self, federation: Federation, finished: Mapping[str, Finished], client: ClientId, own: Adapter) -> None:
         """Save the adapter that a client has in the end."""
         model, main = federation.model, next(iter(finished.values()))
         card = self._card(model, federation, [client], main.state.group_of.get(client))
-        save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, factors, card)
+        save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, card)
 
     def _card(
         self, model: AdaptedModel, federation: Federation | None, clients: Sequence[ClientId], group: str | None

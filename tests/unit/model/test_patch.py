@@ -113,9 +113,7 @@ def test_training_works_on_the_patched_base_and_leaves_the_patch(adapt, wander):
     with HiddenCache(0) as cache:
 
         def trained(start: Adapter) -> Adapter:
-            return local_steps(
-                model, cache, Rows(rows), [[0, 1, 2, 3], [4, 5, 6, 7]], start, TrainConfig()
-            ).adapter
+            return local_steps(model, cache, Rows(rows), [[0, 1, 2, 3], [4, 5, 6, 7]], start, TrainConfig()).adapter
 
         after, plain = trained(adapter), trained(algebra.unpatched(adapter))
     assert list(after) == list(adapter)
