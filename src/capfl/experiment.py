@@ -154,7 +154,7 @@ class _Run:
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)
-            examples = tokenised(items, config, model)
+            examples = tokenised(items, config.data, model)
             agreed = self._agreements(model, len(clients))
 
             # from here on the run exists

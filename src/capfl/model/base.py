@@ -54,7 +54,7 @@ class Base:
 
     Attributes:
         name: ``model.path``, as the user wrote it.
-        digest: ``PRECISION:HASH`` of a sample of the weights; see ``same_weights``.
+        digest: ``PRECISION:HASH`` of a sample of the weights. Digests of one precision are equal where weights are.
     """
 
     name: str
@@ -115,11 +115,6 @@ def pick_device(wanted: str) -> torch.device:
         found = ", ".join(name for name, ok in there.items() if ok)
         raise ConfigError(f"model.device: {wanted} is not available on this machine (found: {found})")
     return torch.device(wanted)
-
-
-def same_weights(a: str, b: str) -> bool | None:
-    """Are digests those of the same weights? None: they are of other precisions, or one is empty, so nobody can say."""
-    return a == b if a and b and a.partition(":")[0] == b.partition(":")[0] else None
 
 
 def _digest(module: nn.Module, config: ModelConfig) -> str:
