@@ -149,7 +149,7 @@ class Federation:
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
-        if client not in self._held_out:  # a client's site is made anew for every visit
+        if client not in self._held_out:  # its trainer is made anew for every visit
             self._held_out[client] = self._count_held_out(client)
         return self._held_out[client]
 

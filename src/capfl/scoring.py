@@ -21,7 +21,7 @@ from capfl.model.card import Card, load_card
 from capfl.model.export import load_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, choose, score
+from capfl.model.score import Scorable, options, score
 from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
@@ -104,8 +104,8 @@ class LoadedAdapter:
         """
         items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
         data = Scorable(tokenised(items, self.data, self.model))
-        chosen = choose(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
-        return [item.choices[index] for item, index in zip(items, chosen, strict=True)]
+        found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
+        return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
     def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
         values = {"text": row} if isinstance(row, str) else row

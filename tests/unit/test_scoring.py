@@ -68,10 +68,10 @@ def test_a_card_comes_back_and_belongs_to_its_adapter_alone(save: Save, model: A
     )  # fmt: skip
     save(card=False)
     assert load_card(folder) is None
-    (folder / "capfl.json").write_text('{"format": 1, "base": 3, "nonsense": 2}')
+    (folder / "capfl.json").write_text('{"base": "tiny", "digest": "", "labels": [], "nonsense": 2}')
     with pytest.raises(ModelError, match=r"capfl\.json is damaged"):
         load_card(folder)
-    (save() / "capfl.json").write_text('{"format": 2, "labels": [], "base": "tiny"}')
+    save(prompt="capfl-2")
     with pytest.raises(ModelError, match="another version of capfl"):
         load_card(folder)
 

@@ -14,7 +14,6 @@ from capfl.model.base import Base
 from capfl.types import Item, Scoring
 
 CARD = "capfl.json"
-FORMAT = 1
 PROMPT = "capfl-1"  # the text that data.prompts.render makes of an item; another text needs another name
 
 
@@ -103,28 +102,26 @@ def labels_of(items: Iterable[Item], scoring: Scoring) -> tuple[str, ...]:
 
 def card_bytes(card: Card) -> bytes:
     """A card as the file has it."""
-    return json.dumps({"format": FORMAT} | asdict(card), indent=1, ensure_ascii=False).encode()
+    return json.dumps(asdict(card), indent=1, ensure_ascii=False).encode()
 
 
 def load_card(folder: Path) -> Card | None:
     """The card of the adapter in a folder; None: it has none, as one that was saved by others.
 
     Raises:
-        ModelError: it cannot be read, or a later version of capfl wrote it.
+        ModelError: it cannot be read, or another version of capfl wrote it.
     """
     path = folder / CARD
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_bytes())
-        version = found.pop("format")
-        found["labels"] = tuple(found["labels"])
-        card = Card(**found) if version == FORMAT else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        card = Card(**found | {"labels": tuple(found["labels"])})
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{path} is damaged: {error}; restore it, or remove it and give its settings as flags"
         ) from error
-    if card is None or card.prompt != PROMPT:
+    if card.prompt != PROMPT:
         raise ModelError(f"{path} was written by another version of capfl; use that one to load the adapter")
     return card
 

@@ -77,6 +77,10 @@ class HiddenCache:
         """Forget the blocks that found no room."""
         self._visit.clear()
 
+    def usage(self) -> dict[str, int]:
+        """Blocks that were computed and that were found, and the bytes that are held."""
+        return {"computed": self.computed, "reused": self.reused, "bytes": self.used_bytes}
+
     def block(self, model: AdaptedModel, rows: Sequence[Ids]) -> Tensor:
         """The states of some rows' tokens, (rows, longest, hidden) on the CPU; behind a row's end they mean nothing.
 
