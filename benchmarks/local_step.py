@@ -129,7 +129,7 @@ def _indices(layers: str, module: torch.nn.Module) -> list[int]:
 def compare(args: argparse.Namespace, layers: str, rows: list[Row]) -> dict[str, Any]:
     model = AdaptedModel(load_base(ModelConfig(path=args.model)), LoraConfig(layers=layers))
     start = model.initial_adapter(0)
-    data = Rows("benchmark", rows)
+    data = Rows(rows)
     config = TrainConfig(learning_rate=LEARNING_RATE, batch_size=args.batch_size)
     plan: list[list[int]] = []
     epoch = 0
@@ -140,7 +140,7 @@ def compare(args: argparse.Namespace, layers: str, rows: list[Row]) -> dict[str,
     n_items = sum(map(len, plan))
     rates: dict[str, list[float]] = {"ours": [], "trainer": [], "ordered": []}
     losses: dict[str, list[float]] = {}
-    with HiddenCache("memory", 2**33) as cache:
+    with HiddenCache(2**33) as cache:
         began = time.perf_counter()
         if model.lowest:
             for indices in data.by_length(32):

@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from capfl.methods.capfl import Settings, capfl
-from capfl.methods.fedit import fedit
 
 from capfl.config import Config, load_config
+from capfl.config.schema import MethodConfig
 from capfl.data import deal
 from capfl.federation import Federation
+from capfl.methods import build
+from capfl.methods.peers import Description, PeersMemory
+from capfl.methods.posterior import PosteriorMemory
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.types import ClientState, Trained
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import opened, received
+from capfl.types import ClientState
 
 ALL_LINEAR = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 
@@ -54,43 +59,42 @@ def main() -> None:
     items, splits = deal(config.data, config.partition, 0)
     model = AdaptedModel(load_base(config.model), config.lora)
     initial = model.initial_adapter(0)
-    with HiddenCache("memory", 2**32) as cache:
+    ours, anchored = build(MethodConfig(name="ca-pfl")), build(MethodConfig(name="ca-pfl", alpha_f=0.1))
+    with HiddenCache(2**32) as cache:
         federation = Federation(config, items, splits, model, cache)
         client = federation.clients[0]
-        plain, ours, anchored = fedit(), capfl(Settings(), 0), capfl(Settings(alpha_f=0.1), 0)
-        site = federation.site(client, ours)
-        site.train(initial, 1, 0, None)  # fills the cache
-        assert site.describe is not None
-        notes, describing = timed(site.describe)
-        state = ours.init_server(initial)
-        memory = replace(ours.init_client(client, initial), known=initial, notes=notes)
-        assert ours.brief is not None
-        assert ours.heed is not None
-        memory = ours.heed(
-            ours.brief(state, client) | {"z": torch.ones(256) / 16, "peers": torch.tensor([2.0])}, memory
-        )
+        trainer = federation.trainer(client, ours)
+        trainer.train(initial, 1, 0, None)  # fills the cache
+        assert trainer.describe is not None
+        said, describing = timed(trainer.describe)
 
-        for method in (ours, anchored):  # with peers, or else there is no such term to measure
-            assert method.penalty is not None
-            term = method.penalty(initial, memory)
-            moved = {name: factor.detach() + 0.01 for name, factor in initial.items()}
-            assert float(term.term(moved, term.constants)) > 0
+        # a client that has been sent its first message and has a peer, or else there is no such term to measure
+        agreed = Agreement(ours, config.codec, initial)
+        request = server.request(ours.start(initial, federation.clients), client, agreed)
+        memory = received(opened(request.blob, trainer, agreed), ClientState(client), agreed)
+        assert isinstance(said, Description)
+        assert isinstance(memory.ranks, PosteriorMemory)
+        memory = replace(memory, grouping=PeersMemory(said, torch.ones(256) / 16, n_peers=2))
+        terms = {
+            "plain": None,
+            "ca-pfl": ours.penalty(memory, trainer.n_train),
+            "ca-pfl, alpha_f 0.1": anchored.penalty(memory, trainer.n_train),
+        }
+        moved = {name: factor.detach() + 0.01 for name, factor in initial.items()}
+        values = [float(term.term(moved, term.constants)) for term in terms.values() if term]
+        assert len(values) == 2
+        assert 0 < values[0] < values[1]
 
-        def steps(method: Any, memory: ClientState) -> tuple[Trained, float]:
-            term = method.penalty(initial, memory) if method.penalty else None
-            return timed(lambda: site.train(initial, 1, 0, term))
-
-        contestants = {"plain": plain, "ca-pfl": ours, "ca-pfl, alpha_f 0.1": anchored}
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        seconds: dict[str, list[float]] = {name: [] for name in terms}
         fitting = []
         for _ in range(args.repeats):
-            for name, method in contestants.items():
-                trained, taken = steps(method, memory)
+            for name, term in terms.items():
+                trained, taken = timed(lambda term=term: trainer.train(initial, 1, 0, term))
                 seconds[name].append(taken)
-            fitting.append(timed(lambda trained=trained: ours.collect(initial, trained, memory))[1])
+            fitting.append(timed(lambda trained=trained: ours.ranks.learn(trained, memory, trainer.n_train))[1])
     step = statistics.median(seconds["plain"]) / args.steps
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "seconds_per_step": step}
-    for name in list(contestants)[1:]:
+    for name in list(terms)[1:]:
         ratios = sorted(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
         tenth = len(ratios) // 10
         found[name] = {"median": statistics.median(ratios), "low": ratios[tenth], "high": ratios[-1 - tenth]}

@@ -70,7 +70,7 @@ def run(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.runtime.threads or 1)
     items, splits = deal(config.data, config.partition, config.seed)
     model = AdaptedModel(load_base(config.model), config.lora)
-    with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
+    with HiddenCache(int(config.runtime.cache_gib * 2**30)) as cache:
         federation = Federation(config, items, splits, model, cache)
         return chained(federation, model.initial_adapter(config.seed))
 

@@ -48,7 +48,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("peers") / "run"
     summary, config = tiny_run(out, **PEERS), tiny_config(out, **PEERS)
     model = AdaptedModel(load_base(config.model), config.lora)
-    agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)["ca-pfl"]
+    agreed = agreements(config, model.initial_adapter(config.seed), model.base.digest)["ca-pfl"]
     state = RunFolder(out).state(StateReader(agreed.method, agreed.initial))
     assert state is not None
     return Done(out, summary, agreed, state)

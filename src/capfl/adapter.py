@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -96,18 +96,6 @@ class Mean:
         return {name: (t / self.weight).float() for name, t in self._sums.items()}
 
 
-def weighted_mean(parts: Iterable[tuple[Adapter, float]]) -> Adapter:
-    """sum_k w_k a_k / sum_k w_k over (a_k, w_k), see ``Mean``.
-
-    Raises:
-        ValueError: no parts, or a weight that is not positive.
-    """
-    mean = Mean()
-    for part, weight in parts:
-        mean.add(part, weight)
-    return mean.value()
-
-
 def factor(a: Adapter, which: str) -> Adapter:
     """The tensors A or B of all modules."""
     return {name: t for name, t in a.items() if name.endswith(f".{which}")}
@@ -127,11 +115,6 @@ def unpatched(a: Adapter) -> Adapter:
 def blank(a: Mapping[str, Tensor]) -> Adapter:
     """A patch ``MODULE.W`` (d_out, d_in) of zeros for every module of an adapter: one zero each, expanded."""
     return {f"{module}.W": up.new_zeros(1).expand(len(up), down.shape[1]) for module, down, up in factors(a)}
-
-
-def shapes(a: Mapping[str, Tensor]) -> Adapter:
-    """The adapter without its values, on torch's meta device."""
-    return {name: torch.empty_like(t, device="meta") for name, t in a.items()}
 
 
 def factors(a: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

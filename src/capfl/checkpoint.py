@@ -45,7 +45,7 @@ class StateReader:
         return state
 
     def _check(self, *adapters: Adapter) -> None:
-        whole = self.template | algebra.blank(algebra.shapes(self.template))
+        whole = self.template | algebra.blank(self.template)
         for name, t in (pair for adapter in adapters for pair in adapter.items()):
             expected = whole.get(name)
             if expected is None or expected.shape != t.shape or expected.dtype != t.dtype:

@@ -9,7 +9,6 @@ from statistics import fmean
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
-from capfl.model.hidden import HiddenCache
 from capfl.report.progress import Callback
 from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
@@ -29,15 +28,15 @@ class Finished:
     records: Sequence[RoundRecord]
 
     def evaluations(self, config: FederationConfig, callback: Callback) -> tuple[dict[ClientId, Evaluation], Talk]:
-        """What the clients say of their models, and the messages that it took.
+        """What each client says of its models, and the messages that it took.
 
         Raises:
             ClientError: a client failed and the policy is to stop, or no client answered.
         """
         talk = Talk("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
         callback.on_evaluation(len(self.participants))
-        said = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
-        return {evaluation.client: evaluation for evaluation in said}, talk
+        answers = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
+        return {evaluation.client: evaluation for evaluation in answers}, talk
 
 
 def evaluate(
@@ -53,30 +52,27 @@ def evaluate(
         federation: all clients' data, if they are in this process; a reference that pools them is scored on these.
     """
     name, main = next(iter(finished.items()))
-    said, talk = main.evaluations(config, callback)
+    evaluations, talk = main.evaluations(config, callback)
     ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
     failures: list[Failure] = talk.failures
-    alone: dict[ClientId, Evaluation] = said if name == "local" else {}
+    of_local: dict[ClientId, Evaluation] = evaluations if name == "local" else {}
     if "local" in finished and name != "local":
-        alone, asked = finished["local"].evaluations(config, callback)
-        failures = [*failures, *asked.failures]
+        of_local, local_talk = finished["local"].evaluations(config, callback)
+        failures = [*failures, *local_talk.failures]
     if main.agreement.method.pooled and federation is not None:
-        said = {client: _of_member(client, federation, main) for client in federation.clients}
+        evaluations = {client: _of_member(client, federation, main) for client in federation.clients}
     central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
-        def accuracy(model: str, of: Mapping[ClientId, Evaluation] = said) -> float | None:
-            return of[client].scores[model].accuracy if client in of and model in of[client].scores else None
-
-        own_messages = [e for e in ledger if e.client == client]
+        local, messages = of_local.get(client), [entry for entry in ledger if entry.client == client]
         return ClientRow(
             id=client,
             n_train=own.n_train,
             n_test=own.test.number,
             base=own.scores["base"].accuracy,
-            shared=accuracy("global"),
-            personal=accuracy("personal"),
-            local_only=accuracy("personal", alone),
+            shared=_accuracy(own, "global"),
+            personal=_accuracy(own, "personal"),
+            local_only=_accuracy(local, "personal"),
             centralised=federation.score(client, "test", central).accuracy if federation and central else None,
             rank=fmean(own.ranks.values()),
             ranks=dict(own.ranks),
@@ -84,11 +80,11 @@ def evaluate(
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
-            bytes_up=_bytes(own_messages, "up"),
-            bytes_down=_bytes(own_messages, "down"),
+            bytes_up=_bytes(messages, "up"),
+            bytes_down=_bytes(messages, "down"),
         )
 
-    rows = tuple(row(client, said[client]) for client in sorted(said))
+    rows = tuple(row(client, own) for client, own in sorted(evaluations.items()))
     return Summary(
         method=name,
         rounds=main.state.round,
@@ -97,7 +93,7 @@ def evaluate(
         groups=group_rows(main.records),
         failures=sum(len(record.failures) for record in main.records),
         evaluation_failures=tuple(failures),
-        cache=_used(federation.cache) if federation else {},
+        cache=federation.cache.usage() if federation else {},
         seconds=0.0,
         peak_memory=0,
     )
@@ -117,9 +113,10 @@ def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Ev
     )
 
 
+def _accuracy(evaluation: Evaluation | None, model: str) -> float | None:
+    score = evaluation.scores.get(model) if evaluation else None
+    return score.accuracy if score else None
+
+
 def _bytes(messages: Sequence[Entry], direction: str) -> int:
     return sum(entry.bytes for entry in messages if entry.direction == direction)
-
-
-def _used(cache: HiddenCache) -> dict[str, int]:
-    return {"computed": cache.computed, "reused": cache.reused, "bytes": cache.used_bytes}

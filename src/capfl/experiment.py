@@ -26,11 +26,10 @@ from capfl.methods.private import Noisy, private
 from capfl.methods.robust import robust
 from capfl.model.base import load_base
 from capfl.model.card import Card, card_of
-from capfl.model.export import PatchFactors, save_adapter
+from capfl.model.export import save_adapter
 from capfl.model.features import lengths
-from capfl.model.hidden import HiddenCache
+from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
-from capfl.model.shared import SharedBlocks
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
@@ -155,7 +154,7 @@ class _Run:
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)
-            examples = tokenised(items, config, model)
+            examples = tokenised(items, config.data, model)
             agreed = self._agreements(model, len(clients))
 
             # from here on the run exists
@@ -164,15 +163,12 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
             callback.on_begin(path, config)
-            limit = int(config.runtime.cache_gib * 2**30)
-            shared = SharedBlocks(Path(config.runtime.cache_dir), limit) if config.runtime.cache_dir else None
-            cache = stack.enter_context(HiddenCache(config.runtime.cache, limit, path, shared))
+            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
             federation = (
                 Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
             )
 
             # rounds: the method itself, then the references that its clients could have had instead
-            factors = PatchFactors()
             finished: dict[str, Finished] = {}
             for name, agreement in agreed.items():
                 place = self.folder if not finished else RunFolder(path / "references" / name)
@@ -181,13 +177,13 @@ class _Run:
                     exchange = engine.exchange(agreement)
                 else:
                     assert federation is not None
-                    keep = partial(self._keep, federation, factors, finished) if not finished else None
+                    keep = partial(self._keep, federation, finished) if not finished else None
                     exchange = _simulated(engine, agreement, federation, place, vault, keep)
                 finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
-            self._save_adapters(main, model, factors, federation)
+            self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
@@ -211,7 +207,7 @@ class _Run:
         """
         config, federation = self.config, self.config.federation
         initial = model.initial_adapter(config.seed)
-        agreed = agreements(config, initial, model.base.revision, self.methods)
+        agreed = agreements(config, initial, model.base.digest, self.methods)
         if isinstance(self.engine, Remote):
             refuse_pooled(agreed)
         guarded: dict[str, Agreement] = {}
@@ -228,9 +224,7 @@ class _Run:
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 
-    def _save_adapters(
-        self, main: Finished, model: AdaptedModel, factors: PatchFactors, federation: Federation | None
-    ) -> None:
+    def _save_adapters(self, main: Finished, model: AdaptedModel, federation: Federation | None) -> None:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
@@ -239,20 +233,13 @@ class _Run:
             members = list(main.participants) if name == EVERYBODY else members
             place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
             card = self._card(model, federation, members, name)
-            save_adapter(group.adapter | group.known, model.peft_config(), place, factors, card)
+            save_adapter(group.adapter | group.known, model.peft_config(), place, card)
 
-    def _keep(
-        self,
-        federation: Federation,
-        factors: PatchFactors,
-        finished: Mapping[str, Finished],
-        client: ClientId,
-        own: Adapter,
-    ) -> None:
+    def _keep(self, federation: Federation, finished: Mapping[str, Finished], client: ClientId, own: Adapter) -> None:
         """Save the adapter that a client has in the end."""
         model, main = federation.model, next(iter(finished.values()))
         card = self._card(model, federation, [client], main.state.group_of.get(client))
-        save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, factors, card)
+        save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, card)
 
     def _card(
         self, model: AdaptedModel, federation: Federation | None, clients: Sequence[ClientId], group: str | None

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 
-from capfl.config.schema import Config
+from capfl.config.schema import Config, DataConfig
 from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
@@ -28,15 +27,14 @@ from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, Server
 POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
 
 
-def tokenised(items: Sequence[Item], config: Config, model: AdaptedModel) -> list[Example]:
+def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> list[Example]:
     """All items as the model reads them.
 
     Raises:
         DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
     """
-    scoring = config.data.scoring
-    prompts = [render(item, scoring) for item in items]
-    return encode_all(prompts, scoring, model.base.tokenizer, config.data.max_length)
+    prompts = [render(item, config.scoring) for item in items]
+    return encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
 
 
 def has_mixed_metrics(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> bool:
@@ -79,7 +77,7 @@ class Federation:
         self.config, self.items, self.splits, self.model, self.cache = config, items, splits, model, cache
         self.clients = sorted(splits)
         self._trained = trained
-        self._examples = tokenised(items, config, model) if examples is None else examples
+        self._examples = tokenised(items, config.data, model) if examples is None else examples
         self._rows: dict[ClientId, Rows] = {}
         self._held_out: dict[ClientId, HeldOut] = {}
         self._scorable: dict[tuple[ClientId, SplitName], Scorable] = {}
@@ -112,12 +110,7 @@ class Federation:
             return result
 
         def described() -> Description:
-            seen = describe(self.model, self.model.initial_adapter(0), self._train_rows(client).rows)
-            return Description(
-                torch.from_numpy(seen.features).float(),
-                torch.from_numpy(seen.deviation).float(),
-                torch.tensor([seen.answers]),
-            )
+            return Description(**describe(self.model, self._train_rows(client).rows))
 
         def scored(split: SplitName, adapter: Adapter) -> Score:
             return self.score(client, split, adapter)
@@ -144,7 +137,7 @@ class Federation:
         key = (client, split)
         if key not in self._scorable:
             indices = self._indices(client, split)
-            self._scorable[key] = Scorable(f"{client}/{split}/score", [self._examples[i] for i in indices])
+            self._scorable[key] = Scorable([self._examples[i] for i in indices])
         result = score(self.model, self.cache, self._scorable[key], adapter, self.config.evaluation.batch_size)
         self.cache.end_visit()
         return result
@@ -156,7 +149,7 @@ class Federation:
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
-        if client not in self._held_out:  # a client's site is made anew for every visit
+        if client not in self._held_out:  # its trainer is made anew for every visit
             self._held_out[client] = self._count_held_out(client)
         return self._held_out[client]
 
@@ -182,7 +175,7 @@ class Federation:
     def _train_rows(self, client: ClientId) -> Rows:
         if client not in self._rows:
             rows = [self._examples[i].train for i in self._indices(client, "train")]
-            self._rows[client] = Rows(f"{client}/train", rows)
+            self._rows[client] = Rows(rows)
         return self._rows[client]
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:

@@ -91,7 +91,7 @@ class Run:
             raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
-        self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.revision, self.config.seed)
+        self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.digest, self.config.seed)
         state = RunFolder(path).state(StateReader(self.method, initial))
         if state is None:
             raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
@@ -114,7 +114,7 @@ class Run:
         if client in state.visits:
             raise ConfigError(f"--name: {client!r} is a client of this run, which has its adapter; choose another name")
         splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
-        with HiddenCache("memory", int(self.config.runtime.cache_gib * 2**30)) as cache:
+        with HiddenCache(int(self.config.runtime.cache_gib * 2**30)) as cache:
             federation = Federation(self.config, [*items, *held_back], splits, self.model, cache)
             trainer = federation.trainer(client, self.method)
 

@@ -12,17 +12,17 @@ from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.keys import flags
 from capfl.config.schema import DataConfig, LoraConfig
-from capfl.data import load_items, render
+from capfl.data import load_items
 from capfl.data.jsonl import read_held
 from capfl.errors import ConfigError, DataError, ModelError
+from capfl.federation import tokenised
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
 from capfl.model.export import load_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, choose, score
-from capfl.model.tokens import encode_all
-from capfl.types import Adapter, Item, Score
+from capfl.model.score import Scorable, options, score
+from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -54,13 +54,20 @@ class LoadedAdapter:
             DataError: rows that cannot be used, have labels that the adapter was not trained with, or are of two kinds.
             ModelError: the model's logits are not finite.
         """
-        items = self._items(rows)
+        held: list[Any] = list(rows)
+        given = all(isinstance(row, Item) for row in held)
+        items: list[Item] = held if given else read_held("rows", held, self.data.labels or ())
+        self._check(items)
         chances = [1 / len(item.choices) for item in items if item.choices]
-        if 0 < len(chances) < len(items):
-            raise DataError("some items have options and others are completions; score them apart")
-        with HiddenCache("memory", 2**30) as cache:
-            data = self._scorable(items)
-            own, base = (self._score(cache, data, own) for own in (self.adapter, self.model.initial_adapter(0)))
+        data = Scorable(tokenised(items, self.data, self.model))
+        with HiddenCache(2**30) as cache:
+            own = score(self.model, cache, data, self.adapter, self._batch_size)
+            base = score(self.model, cache, data, self.model.initial_adapter(0), self._batch_size)
+        if not math.isfinite(own.nll + base.nll):
+            raise ModelError(
+                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
+                "or an adapter whose training did not diverge"
+            )
         return {
             "items": len(items),
             "metric": "accuracy" if chances else "token_accuracy",
@@ -69,6 +76,22 @@ class LoadedAdapter:
             "base_accuracy": base.accuracy,
             "chance": fmean(chances) if chances else None,
         }
+
+    def _check(self, items: Sequence[Item]) -> None:
+        """Raises DataError: items are of two kinds, or have labels that the adapter was not trained with."""
+        if len({bool(item.choices) for item in items}) > 1:
+            raise DataError("some items have options and others are completions; score them apart")
+        labels = self.data.labels or ()
+        for item in items if self.card else ():
+            if self.data.scoring == "letter":
+                fits = item.choices == labels
+            else:
+                fits = not labels or set(item.choices) <= set(labels)
+            if item.choices and not item.listed and not fits:
+                raise DataError(
+                    f"{item.question[:40]!r} has the labels {', '.join(item.choices)}; the adapter was trained "
+                    f"{'with ' + ', '.join(labels) if labels else 'without labels'}, and knows no others"
+                )
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]]) -> list[str]:
         """The label of each text, or the chosen option of each question.
@@ -80,9 +103,9 @@ class LoadedAdapter:
             DataError: a row has none of these, or the adapter has no labels to choose a text's from.
         """
         items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
-        with HiddenCache("off", 0) as cache:
-            chosen = choose(self.model, cache, self._scorable(items), self.adapter, self._batch_size)
-        return [item.choices[index] for item, index in zip(items, chosen, strict=True)]
+        data = Scorable(tokenised(items, self.data, self.model))
+        found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
+        return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
     def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
         values = {"text": row} if isinstance(row, str) else row
@@ -97,27 +120,6 @@ class LoadedAdapter:
                 f"row {number}: the adapter has no labels to choose a text's from; give question and choices"
             )
         return Item(str(values["text"]), self.data.labels, listed=False)
-
-    def _items(self, rows: Rows | Sequence[Item]) -> list[Item]:
-        held: list[Any] = list(rows)
-        items = held if all(isinstance(row, Item) for row in held) else read_held("rows", held, self.data.labels or ())
-        if self.card:
-            self.card.check_items(items)
-        return items
-
-    def _score(self, cache: HiddenCache, data: Scorable, adapter: Adapter) -> Score:
-        found = score(self.model, cache, data, adapter, self._batch_size)
-        if not math.isfinite(found.nll):
-            raise ModelError(
-                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
-                "or an adapter whose training did not diverge"
-            )
-        return found
-
-    def _scorable(self, items: Sequence[Item]) -> Scorable:
-        scoring = self.data.scoring
-        prompts = [render(item, scoring) for item in items]
-        return Scorable("rows", encode_all(prompts, scoring, self.model.base.tokenizer, self.data.max_length))
 
 
 def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
@@ -151,24 +153,19 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     path = config.model.path if given else card.base if card else saved.base_model_name_or_path
     if not path:
         raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
-    if isinstance(saved.target_modules, str) or saved.target_modules is None:
-        raise ModelError(f"{folder}: target_modules is a pattern; capfl reads lists of names")
     base = load_base(config.model.model_copy(update={"path": path}))
     if card:
         card.check(base)
-    modules = {name.rpartition(".")[0] for name in adapter}
-    rank = max(saved.r, *algebra.ranks(adapter).values())
-    model = AdaptedModel(
-        base,
-        LoraConfig(
-            rank=rank,
-            alpha=saved.lora_alpha * rank / saved.r,
-            targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
-            layers=",".join(
-                sorted({part for module in modules for part in module.split(".") if part.isdigit()}, key=int)
-            ),
-        ),
+    ranks = algebra.ranks(adapter)
+    rank = max(saved.r, *ranks.values())
+    layers = {part for module in ranks for part in module.split(".") if part.isdigit()}
+    lora = LoraConfig(
+        rank=rank,
+        alpha=saved.lora_alpha * rank / saved.r,
+        targets=tuple(sorted({module.rpartition(".")[2] for module in ranks})),
+        layers=",".join(sorted(layers, key=int)),
     )
+    model = AdaptedModel(base, lora)
     try:
         adapter = algebra.padded(adapter, model.initial_adapter(0))
     except ValueError as error:

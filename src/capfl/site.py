@@ -18,7 +18,7 @@ from capfl.federation import Federation
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
-from capfl.model.hidden import HiddenCache
+from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer
@@ -85,11 +85,11 @@ class Site:
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
         initial = model.initial_adapter(config.seed)
-        self.agreements = agreements(config, initial, model.base.revision)
+        self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
         self._vault = open_vault(config.runtime.state_key, folder)
-        self._cache = HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder)
+        self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
         self._federation = Federation(config, items, splits, model, self._cache, trained)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)

@@ -14,7 +14,7 @@ from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ModelError
 from capfl.model import tiny
 from capfl.model.base import load_base
-from capfl.model.export import PatchFactors, load_adapter, save_adapter
+from capfl.model.export import load_adapter, save_adapter
 from capfl.model.lora import AdaptedModel
 from capfl.types import Adapter
 from support import tiny_run
@@ -114,38 +114,20 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path)
 
 
-@pytest.mark.parametrize("rank_of_patch", [0, 3, 16])
-def test_stock_peft_has_a_patch_of_the_base_as_more_ranks(tmp_path: Path, rank_of_patch: int) -> None:
-    """A patch of low rank costs as many ranks, one of full rank the matrix itself; with logits of the patched base."""
+def test_stock_peft_has_a_patch_of_the_base_as_the_whole_matrix(tmp_path: Path) -> None:
+    """With the logits of the patched base. A module without a patch keeps its ranks."""
     model = adapted()
     adapter = wandered(model)
-    for name, t in algebra.blank(adapter).items():
-        left, right = torch.randn(len(t), rank_of_patch), torch.randn(rank_of_patch, t.shape[1])
-        adapter[name] = 0.1 * left @ right
+    first, *others = model.targets
+    for module in others:
+        shape = len(adapter[f"{module}.B"]), adapter[f"{module}.A"].shape[1]
+        adapter[f"{module}.W"] = 0.1 * torch.randn(shape)
+    adapter[f"{first}.W"] = torch.zeros(32, 32)
     save_adapter(adapter, model.peft_config(), tmp_path)
     back, _ = load_adapter(tmp_path)
-    for module, rank in algebra.ranks(back).items():
-        smaller = min(adapter[f"{module}.W"].shape)
-        assert rank == min(8 + min(rank_of_patch, smaller), smaller)
+    assert algebra.ranks(back) == {first: 8, **{m: min(adapter[f"{m}.W"].shape) for m in others}}
+    for module in model.targets:
         whole = adapter[f"{module}.B"].double() @ adapter[f"{module}.A"].double() + adapter[f"{module}.W"].double()
         got = back[f"{module}.B"].double() @ back[f"{module}.A"].double()
         assert float((whole - got).norm() / whole.norm()) < 1e-6
     torch.testing.assert_close(ours(model, adapter), stock(tmp_path))
-
-
-def test_a_patch_alone_is_no_more_ranks_than_it_has(tmp_path: Path) -> None:
-    model = adapted()
-    adapter = model.initial_adapter(0)
-    module = model.targets[0]
-    adapter[f"{module}.W"] = torch.outer(torch.arange(32.0), torch.ones(32))
-    save_adapter(algebra.pruned(adapter), model.peft_config(), tmp_path)
-    back, _ = load_adapter(tmp_path)
-    assert set(algebra.ranks(back).values()) == {1}
-    torch.testing.assert_close(back[f"{module}.B"] @ back[f"{module}.A"], adapter[f"{module}.W"])
-
-
-def test_factors_of_a_patch_are_found_once() -> None:
-    factors, patch = PatchFactors(), torch.randn(5, 4)
-    first = factors.of("m", patch)
-    assert factors.of("m", patch.clone())[0] is first[0]
-    assert factors.of("m", 2 * patch)[0] is not first[0]

@@ -13,9 +13,9 @@ from capfl.config import Config, load_config
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.model import tiny
-from capfl.model.base import load_base
+from capfl.model.base import load_base, skeleton
+from capfl.model.layers import adapter_shapes
 from capfl.model.lora import AdaptedModel
-from capfl.model.shapes import adapter_shapes, skeleton
 from capfl.plan import make_plan
 from capfl.plan.advice import ABOVE, advise, changed
 from capfl.plan.bytes import SETTLING

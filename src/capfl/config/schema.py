@@ -233,18 +233,11 @@ class RuntimeConfig(Section):
         "disk", description="where hidden states below the lowest adapted layer are kept, so as to compute them once"
     )
     cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
-    cache_dir: str | None = Field(None, description="folder of hidden states that runs share, kept when they end")
+    cache_dir: str | None = Field(None, description="folder of the disk cache, for runs to share; kept when they end")
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
-        None, description="where the key that encrypts clients' states is: `env:VARIABLE` or `file:PATH`"
+        None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
-
-    @model_validator(mode="after")
-    def _keeps_nothing_in_clear(self) -> Self:
-        if self.state_key and self.cache_dir:
-            raise ValueError("hidden states, from which texts can be guessed, are kept in cache_dir in clear; leave "
-                             "out cache_dir or state_key")  # fmt: skip
-        return self
 
 
 def is_path(name: str) -> bool:

@@ -30,7 +30,7 @@ LARGEST_STATE = 1e6  # of a base model, in any dimension
 
 @dataclass(frozen=True)
 class Description:
-    """Client to server, until it has been placed: what its data are like (``model.features.Description``)."""
+    """Client to server, until it has been placed: what its data are like (``model.features.describe``)."""
 
     features: Tensor = vector("bf16")  # (d + b,): mean state of the prompts, and of prompts bound to their answers
     deviation: Tensor = vector("bf16")  # (d,): of the prompts' states

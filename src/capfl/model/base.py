@@ -3,32 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from capfl.config.schema import ModelConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model import smollm2, tiny
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
+    "tiny": tiny.config,
+    "smollm2": partial(
+        LlamaConfig, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
+        intermediate_size=1536, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
+    ),
+    "meta-llama/Llama-3.2-3B": partial(
+        LlamaConfig, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, num_key_value_heads=8,
+        head_dim=128, intermediate_size=8192, vocab_size=128256, max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    ),
+    "mistralai/Mistral-7B-v0.1": partial(
+        MistralConfig, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, intermediate_size=14336, vocab_size=32000, max_position_embeddings=32768,
+        tie_word_embeddings=False,
+    ),
+}  # fmt: skip
+
+SAMPLED = 64  # values of each tensor, of which a digest is made
 
 
 @dataclass(frozen=True)
 class Base:
-    name: str  # as the user wrote it
-    revision: str  # the same at all sites that load this model from the same kind of place
+    """A frozen base model.
+
+    Attributes:
+        name: ``model.path``, as the user wrote it.
+        digest: ``PRECISION:HASH`` of a sample of the weights. Digests of one precision are equal where weights are.
+    """
+
+    name: str
+    digest: str
     module: nn.Module
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
-    digest: str = ""  # PRECISION:HASH of a sample of the weights, see ``same_weights``
 
 
 def load_base(config: ModelConfig) -> Base:
@@ -39,35 +72,49 @@ def load_base(config: ModelConfig) -> Base:
         ModelError: the model or its tokenizer cannot be loaded.
     """
     transformers_logging.disable_progress_bar()  # the run has a progress display of its own
-    device = pick_device(config.device)
-    options: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
-    if config.quantization != "none":
+    device, quantised = pick_device(config.device), config.quantization != "none"
+    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    if quantised:
         options |= {"quantization_config": _quantisation(config, device), "device_map": {"": device}}
     if config.path == "tiny":
-        if config.quantization != "none":
+        if quantised:
             raise ConfigError("model.quantization: the tiny test model has no quantised form")
-        module: nn.Module = tiny.model().to(DTYPES[config.dtype])
-        tokenizer = tiny.tokenizer()
+        module: nn.Module = tiny.model().to(options["dtype"])
+        tokenizer: PreTrainedTokenizerBase = tiny.tokenizer()
     else:
-        module, tokenizer = _from_pretrained(_folder_or_hub_name(config.path), config.path, options)
+        module, tokenizer = _from_pretrained(config.path, options)
     module.requires_grad_(False)
     module.eval()
-    if config.quantization == "none":
+    if not quantised:
         module.to(device)
-    return Base(config.path, _revision(module), module, tokenizer, device, _digest(module, config))
+    return Base(config.path, _digest(module, config), module, tokenizer, device)
 
 
-def _revision(module: nn.Module) -> str:
-    """The Hub's commit where it is known, otherwise a digest of the architecture. The weights are not compared."""
-    config: Any = module.config
-    if commit := getattr(config, "_commit_hash", None):
-        return str(commit)
-    own_to_a_site = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config")
-    shape = {key: value for key, value in config.to_dict().items() if key not in own_to_a_site}
-    return hashlib.blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+def skeleton(config: ModelConfig) -> nn.Module:
+    """The base model on torch's meta device: every module and every shape, no weights, no memory.
+
+    Models in ``KNOWN`` need neither files nor network; of others only the config is read.
+
+    Raises:
+        ModelError: the config cannot be read, or is not that of a causal language model.
+    """
+    known = KNOWN.get(config.path)
+    with _named(f"read the shapes of {config.path!r}"), torch.device("meta"):
+        module: nn.Module = AutoModelForCausalLM.from_config(
+            known() if known else AutoConfig.from_pretrained(_folder_or_hub_name(config.path))
+        )
+    return module
 
 
-SAMPLED = 64  # values of each tensor
+def pick_device(wanted: str) -> torch.device:
+    """The device that a config names, or the best one there is for ``auto``."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
+    if not there[wanted]:
+        found = ", ".join(name for name, ok in there.items() if ok)
+        raise ConfigError(f"model.device: {wanted} is not available on this machine (found: {found})")
+    return torch.device(wanted)
 
 
 def _digest(module: nn.Module, config: ModelConfig) -> str:
@@ -83,24 +130,8 @@ def _digest(module: nn.Module, config: ModelConfig) -> str:
         values = flat[torch.arange(SAMPLED, device=flat.device) * flat.numel() // SAMPLED]
         values = values.to(torch.bfloat16) if rounded else values
         found.update(repr(tuple(p.shape)).encode() + values.cpu().view(torch.uint8).numpy().tobytes())
-    precision = "float16" if config.quantization == "none" else config.quantization
-    return f"{'bfloat16' if rounded else precision}:{found.hexdigest()}"
-
-
-def same_weights(a: str, b: str) -> bool | None:
-    """Are digests those of the same weights? None: they are of other precisions, or one is empty, so nobody can say."""
-    return a == b if a and b and a.partition(":")[0] == b.partition(":")[0] else None
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device that a config names, or the best one there is for ``auto``."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if there[name]))
-    if not there[wanted]:
-        found = ", ".join(name for name, ok in there.items() if ok)
-        raise ConfigError(f"model.device: {wanted} is not available on this machine (found: {found})")
-    return torch.device(wanted)
+    quantised = "" if config.quantization == "none" else f"{config.quantization}-"
+    return f"{'bfloat16' if rounded else quantised + config.dtype}:{found.hexdigest()}"
 
 
 def _folder_or_hub_name(path: str) -> str:
@@ -113,22 +144,30 @@ def _folder_or_hub_name(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
-def _from_pretrained(source: str, name: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    try:
+def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    source = _folder_or_hub_name(path)
+    with _named(f"load {path!r} as a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         module, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"model.path: cannot load {name!r} as a causal language model: {first}\n"
-            "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
-        ) from error
     if report["missing_keys"]:  # transformers fills them with random numbers and a warning
         missing = sorted(report["missing_keys"])
         raise ModelError(
-            f"model.path: {name!r} lacks {len(missing)} of its weights, {missing[0]} for one; restore them"
+            f"model.path: {path!r} lacks {len(missing)} of its weights, {missing[0]} for one; restore them"
         )
     return module, tokenizer
+
+
+@contextmanager
+def _named(task: str) -> Iterator[None]:
+    """What transformers raises, in one line, with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.path: cannot {task}: {first}\n"
+            "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
+        ) from error
 
 
 def _quantisation(config: ModelConfig, device: torch.device) -> object:
@@ -138,4 +177,5 @@ def _quantisation(config: ModelConfig, device: torch.device) -> object:
 
     if config.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[config.dtype])
+    dtype = getattr(torch, config.dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -4,78 +4,67 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from capfl.errors import DataError
 from capfl.model.hidden import padded
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row
 from capfl.rng import stream
-from capfl.types import Adapter
 
 Doubles = npt.NDArray[np.float64]
 
 PATTERNS = 2  # of signs for each answer: their chance agreements average out
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a client says of its items, once.
-
-    Attributes:
-        features: the mean over items of each prompt's state, then of that state ``bound`` to the answer,
-            ((1 + PATTERNS) * hidden,). The first part does not see an answer.
-        deviation: standard deviation of the prompts' states over items, (hidden,). It says how well a mean is known:
-            a difference between two clients may be one of their samples.
-        answers: the effective number of answers, 1 / sum_a p_a^2 for shares p_a of the items (Simpson, Nature 163,
-            1949).
-    """
-
-    features: Doubles
-    deviation: Doubles
-    answers: float
-
-
 def lengths(model: AdaptedModel) -> dict[str, int]:
-    """How many numbers there are in each part of a ``Description``."""
+    """How many numbers there are in each part of what ``describe`` gives."""
     hidden = int(cast(Any, model.base.module).config.hidden_size)
     return {"features": (1 + PATTERNS) * hidden, "deviation": hidden, "answers": 1}
 
 
 @torch.no_grad()
-def describe(model: AdaptedModel, base: Adapter, rows: Sequence[Row], batch_size: int = 32) -> Description:
-    """One pass over a client's items, through the first quarter of the base's layers.
+def describe(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> dict[str, Tensor]:
+    """One pass over a client's items, through the first quarter of the frozen base's layers.
 
     A prompt's state is the mean over its tokens of what enters the layer at a quarter of the depth. Chosen by
     measurement among layers, and against the last token's state: docs/LOG.md, 2026-11-24.
 
-    Args:
-        base: an adapter that changes nothing (B = 0).
+    Returns:
+        Vectors in float32. ``features``: the mean over items of each prompt's state, then of that state ``bound`` to
+        the answer, ((1 + PATTERNS) * hidden,); the first part does not see an answer. ``deviation``: standard
+        deviation of the prompts' states over items, (hidden,); it says how well a mean is known, because a difference
+        between two clients may be one of their samples. ``answers``: the effective number of answers, 1 / sum_a p_a^2
+        for shares p_a of the items (Simpson, Nature 163, 1949), (1,).
 
     Raises:
         DataError: there are no items.
     """
     if not rows:
         raise DataError("a client without items has nothing to describe; give it at least one")
-    model.write(base)
+    model.write(model.initial_adapter(0))  # B = 0: the base itself
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    found = []
+    states_of = []
     for first in range(0, len(order), batch_size):
         batch = [rows[i] for i in order[first : first + batch_size]]
         ids = padded([row.ids for row in batch]).to(model.base.device)
         states = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
-        lengths = [len(row.ids) - len(row.targets) + 1 for row in batch]
+        ends = [len(row.ids) - len(row.targets) + 1 for row in batch]  # of the prompts
         # not the first token, whose state is that of any first token, and many times larger than all others
-        found += [state[min(1, n - 1) : n].mean(0) for state, n in zip(states, lengths, strict=True)]
-    prompts, answers = np.stack(found), [tuple(rows[i].targets.tolist()) for i in order]
+        states_of += [state[min(1, n - 1) : n].mean(0) for state, n in zip(states, ends, strict=True)]
+    prompts, answers = np.stack(states_of), [tuple(rows[i].targets.tolist()) for i in order]
     shares = np.array(list(Counter(answers).values())) / len(rows)
-    features = np.concatenate([prompts.mean(0), bound(prompts, answers).mean(0)])
-    return Description(features, prompts.std(0), 1 / float((shares**2).sum()))
+    found = {
+        "features": np.concatenate([prompts.mean(0), bound(prompts, answers).mean(0)]),
+        "deviation": prompts.std(0),
+        "answers": 1 / (shares**2).sum(keepdims=True),
+    }
+    return {name: torch.from_numpy(vector).float() for name, vector in found.items()}
 
 
 def bound(states: Doubles, answers: Sequence[tuple[int, ...]]) -> Doubles:

@@ -7,133 +7,177 @@ the same bits under every setting of ``runtime.cache`` and after every resume.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from capfl.config.schema import RuntimeConfig
 from capfl.errors import CheckpointError
+from capfl.files import write_atomically
 from capfl.model.lora import AdaptedModel
-from capfl.model.shared import SharedBlocks
 from capfl.model.tokens import Ids, Row
+from capfl.vault import Vault
 
 BLOCK = 32  # rows computed at once; part of the definition of a state's bits
-
-Key = tuple[str, int]
+PROBE = 16  # tokens of the passage by which a model is known
 
 
 class HiddenCache:
-    """A bounded store of blocks, in memory or in one unlinked file.
+    """A bounded store of blocks, in memory or as files in a folder.
+
+    Blocks are named after what they are made of: the model and the tokens that went in. So several runs can use one
+    folder, and a run that was killed finds its blocks again. A model is known by the bits that its lower layers make
+    of a fixed passage: other weights, another lowest adapted layer, precision, device or number of threads give other
+    bits, and are not mistaken for each other.
 
     What is stored stays until the end of the run: clients are visited in turn, so evicting the oldest would evict
     just what is needed next. Blocks that found no room live until the end of the visit.
 
     Args:
-        folder: where the file lies.
-        shared: where blocks are looked up that the store lacks, before they are computed.
+        limit_bytes: what the store may hold, with what is in the folder already.
+        folder: of the files, made when the first is written; None: blocks are in memory.
+        shared: do other runs use the folder? Otherwise it is removed at the end.
+        vault: encrypts the files.
     """
 
     def __init__(
-        self,
-        mode: Literal["memory", "disk", "off"],
-        limit_bytes: int,
-        folder: Path | None = None,
-        shared: SharedBlocks | None = None,
+        self, limit_bytes: int, folder: Path | None = None, shared: bool = False, vault: Vault | None = None
     ) -> None:
-        self.shared = shared
-        self.mode = mode
-        self.limit_bytes = limit_bytes if mode != "off" else 0
-        self.used_bytes = 0
+        self.limit_bytes, self.folder = limit_bytes, folder
+        self._shared, self._vault = shared, vault or Vault()
         self.computed = 0  # blocks computed
         self.reused = 0  # blocks found
-        self._kept: dict[Key, Tensor] = {}
-        self._places: dict[Key, tuple[int, tuple[int, ...], torch.dtype]] = {}
-        self._visit: dict[Key, Tensor] = {}
-        self._file: BinaryIO | None = None
-        if mode == "disk":
-            self._file = tempfile.TemporaryFile(dir=folder, prefix="hidden-")  # noqa: SIM115 (lives as long as we do)
+        self.used_bytes = 0
+        for path in folder.glob("*") if folder else ():
+            with suppress(FileNotFoundError):  # another run's file that has just got its name
+                self.used_bytes += path.stat().st_size
+        self._kept: dict[str, Tensor] = {}
+        self._visit: dict[str, Tensor] = {}
+        self._known: tuple[AdaptedModel, bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self.folder and not self._shared:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def end_visit(self) -> None:
         """Forget the blocks that found no room."""
         self._visit.clear()
 
-    def get(self, key: Key) -> Tensor | None:
-        found = self._visit.get(key)
-        if found is None:
-            found = self._kept.get(key)
-        if found is None and key in self._places:
-            found = self._read(key)
+    def usage(self) -> dict[str, int]:
+        """Blocks that were computed and that were found, and the bytes that are held."""
+        return {"computed": self.computed, "reused": self.reused, "bytes": self.used_bytes}
+
+    def block(self, model: AdaptedModel, rows: Sequence[Ids]) -> Tensor:
+        """The states of some rows' tokens, (rows, longest, hidden) on the CPU; behind a row's end they mean nothing.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        name = self._name(model, rows)
+        found = self._find(name)
         if found is not None:
             self.reused += 1
-        return found
+            return found
+        self.computed += 1
+        made = model.lower(padded(rows).to(model.base.device)).cpu().contiguous()
+        self._keep(name, made)
+        return made
 
-    def put(self, key: Key, block: Tensor, computed: bool = True) -> None:
-        """Keep one block (tokens, hidden) on the CPU, if there is room. Was it computed, or found where runs share?"""
-        self.computed += computed
-        block = block.to("cpu").contiguous()
-        n_bytes = block.numel() * block.element_size()
+    def _find(self, name: str) -> Tensor | None:
+        for store in (self._visit, self._kept):
+            if name in store:
+                return store[name]
+        if self.folder is None:
+            return None
+        path = self.folder / name
+        try:
+            return load(self._vault.unlock(path.read_bytes(), path))["hidden"]
+        except (OSError, SafetensorError, CheckpointError):  # not there, or damaged: it is computed again
+            return None
+
+    def _keep(self, name: str, block: Tensor) -> None:
+        data = save({"hidden": block}) if self.folder else b""
+        n_bytes = len(data) or block.numel() * block.element_size()
         if self.used_bytes + n_bytes > self.limit_bytes:
-            self._visit[key] = block
+            self._visit[name] = block
             return
-        if self._file is None:
-            self._kept[key] = block
+        if self.folder is None:
+            self._kept[name] = block
         else:
-            self._places[key] = (self.used_bytes, tuple(block.shape), block.dtype)
-            try:
-                self._file.seek(self.used_bytes)
-                self._file.write(block.view(torch.uint8).numpy().data)
-                self._file.flush()
-            except OSError as error:
-                raise CheckpointError(
-                    f"cannot keep hidden states on disk: {error.strerror}; free some space, or use "
-                    "runtime.cache = memory or off, then go on with: capfl run --resume RUN_FOLDER"
-                ) from error
+            path = self.folder / name
+            write_atomically(path, self._vault.lock(data, path))
         self.used_bytes += n_bytes
 
-    def _read(self, key: Key) -> Tensor:
-        """A plain read, not a memory map: mapped pages would count as the process's memory."""
-        assert self._file is not None
-        offset, shape, dtype = self._places[key]
-        raw = bytearray(int(np.prod(shape)) * dtype.itemsize)
-        view = memoryview(raw)
-        while view:
-            n = os.preadv(self._file.fileno(), [view], offset)
-            if n == 0:
-                raise OSError(f"the cache file ends before block {key}")
-            view, offset = view[n:], offset + n
-        return torch.frombuffer(raw, dtype=dtype).reshape(shape)
+    def _name(self, model: AdaptedModel, rows: Sequence[Ids]) -> str:
+        content = hashlib.blake2b(self._fingerprint(model), digest_size=20)
+        for ids in rows:
+            content.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        return content.hexdigest()
+
+    def _fingerprint(self, model: AdaptedModel) -> bytes:
+        if self._known is None or self._known[0] is not model:
+            passage = torch.arange(1, PROBE + 1, device=model.base.device).reshape(1, -1)
+            hidden = model.lower(passage).cpu().contiguous()
+            setting = f"{model.lowest} {hidden.dtype} {model.base.device.type} {torch.get_num_threads()} "
+            digest = hashlib.blake2b(setting.encode() + hidden.view(torch.uint8).numpy().tobytes(), digest_size=20)
+            self._known = model, digest.digest()
+        return self._known[1]
+
+
+def open_cache(config: RuntimeConfig, folder: Path, vault: Vault) -> HiddenCache:
+    """The cache that a config asks for.
+
+    Args:
+        folder: of the files, unless ``cache_dir`` names one that runs share.
+        vault: encrypts them.
+    """
+    limit = int(config.cache_gib * 2**30)
+    if config.cache == "disk":
+        return HiddenCache(limit, Path(config.cache_dir or folder), shared=config.cache_dir is not None, vault=vault)
+    return HiddenCache(limit if config.cache == "memory" else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward pass needs.
+
+    Attributes:
+        ids: (rows, longest), padded on the right.
+        positions: flat positions whose logits are asked for, (n,).
+        targets: the tokens there, (n,).
+        counts: how many of the positions belong to each row.
+        hidden: what enters the lowest adapted layer, (rows, longest, hidden); None if that is the first layer.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    counts: list[int]
+    hidden: Tensor | None
 
 
 class Rows:
-    """The rows of one split of one client, ready to be batched for the model.
+    """The rows of one split of one client, ready to be batched for the model."""
 
-    Args:
-        key: names the split in the cache; unique within a run.
-    """
-
-    def __init__(self, key: str, rows: Sequence[Row]) -> None:
-        self.key = key
+    def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         self.lengths = [len(row.ids) for row in rows]
         self._order = sorted(range(len(rows)), key=lambda i: (self.lengths[i], i))
-        self._place: dict[int, tuple[int, int]] = {}  # row -> (block, first token within it)
-        for start in range(0, len(rows), BLOCK):
-            at = 0
-            for i in self._order[start : start + BLOCK]:
-                self._place[i] = (start // BLOCK, at)
-                at += self.lengths[i]
+        self._place = {row: place for place, row in enumerate(self._order)}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -154,54 +198,21 @@ class Rows:
             positions=torch.from_numpy(np.concatenate(positions)).to(device),
             targets=torch.from_numpy(np.concatenate([r.targets for r in rows]).astype(np.int64)).to(device),
             counts=[len(r.targets) for r in rows],
-            hidden=self._hidden(model, cache, indices, width) if model.lowest else None,
+            hidden=self._hidden(model, cache, indices) if model.lowest else None,
         )
 
-    def _hidden(self, model: AdaptedModel, cache: HiddenCache, indices: Sequence[int], width: int) -> Tensor:
+    def _hidden(self, model: AdaptedModel, cache: HiddenCache, indices: Sequence[int]) -> Tensor:
         blocks: dict[int, Tensor] = {}
-        parts = []
+        states = []
         for i in indices:
-            number, at = self._place[i]
+            number, place = divmod(self._place[i], BLOCK)
             if number not in blocks:
-                blocks[number] = self._block(model, cache, number)
-            parts.append(blocks[number][at : at + self.lengths[i]])
-        hidden = torch.zeros(len(parts), width, parts[0].shape[1], dtype=parts[0].dtype)
-        for b, part in enumerate(parts):
-            hidden[b, : len(part)] = part
-        return hidden.to(model.base.device)
-
-    def _block(self, model: AdaptedModel, cache: HiddenCache, number: int) -> Tensor:
-        key = (self.key, number)
-        found = cache.get(key)
-        if found is None:
-            members = self._order[number * BLOCK : (number + 1) * BLOCK]
-            ids = padded([self.rows[i].ids for i in members])
-            found = cache.shared.get(model, ids) if cache.shared else None
-            computed = found is None
-            if found is None:
-                hidden = model.lower(ids.to(model.base.device))
-                found = torch.cat([hidden[b, : self.lengths[i]] for b, i in enumerate(members)]).to("cpu")
-                if cache.shared:
-                    cache.shared.put(model, ids, found)
-            cache.put(key, found, computed)
-        return found
-
-
-class Batch:
-    """What one forward pass needs. ``counts`` says how many of the positions belong to each row."""
-
-    __slots__ = ("counts", "hidden", "ids", "positions", "targets")
-
-    def __init__(
-        self, ids: Tensor, positions: Tensor, targets: Tensor, counts: list[int], hidden: Tensor | None
-    ) -> None:
-        self.ids, self.positions, self.targets = ids, positions, targets
-        self.counts, self.hidden = counts, hidden
+                members = self._order[number * BLOCK : (number + 1) * BLOCK]
+                blocks[number] = cache.block(model, [self.rows[j].ids for j in members])
+            states.append(blocks[number][place, : self.lengths[i]])
+        return pad_sequence(states, batch_first=True).to(model.base.device)
 
 
 def padded(rows: Sequence[Ids]) -> Tensor:
-    """(batch, longest) ids, padded on the right with token 0, which no position that matters ever sees."""
-    ids = torch.zeros(len(rows), max(len(r) for r in rows), dtype=torch.long)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = torch.from_numpy(row.astype(np.int64))
-    return ids
+    """(rows, longest) ids, padded on the right with token 0, which no position that matters ever sees."""
+    return pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)

@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig
 from capfl.errors import ModelError
-from capfl.model import shapes
 from capfl.model.base import Base
+from capfl.model.layers import adapted_layers, chosen_layers, decoder_layers
 from capfl.model.patch import Patch
 from capfl.types import Adapter
 
@@ -35,17 +35,18 @@ class AdaptedModel:
     def __init__(self, base: Base, config: LoraConfig) -> None:
         self.base = base
         self.config = config
-        self.layers = shapes.decoder_layers(base.module)
-        chosen = shapes.chosen_layers(config.layers, len(self.layers))
-        self.targets = shapes.target_names(base.module, self.layers, chosen, config.targets)
-        self.lowest = min(chosen)
+        self.layers = decoder_layers(base.module)
+        self.lowest = min(chosen_layers(config.layers, len(self.layers)))
+        targets = adapted_layers(base.module, config)
+        self.targets = list(targets)
         self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         scale = config.alpha / config.rank
         self._patches = {
-            f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in self.targets
+            f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in targets
         }
+        self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in targets.items()}
         self.train(False)  # PEFT injects modules with their dropout on
         self._in_tuple = False  # do the layers return their hidden states in a tuple?
         self.check_split()
@@ -76,8 +77,7 @@ class AdaptedModel:
             ModelError: a tensor is missing, unknown or of another shape; nothing has been written then.
         """
         expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        patches = {name: tuple(t.shape) for name, t in algebra.blank(algebra.shapes(self.parameters)).items()}
-        expected |= {name: shape for name, shape in patches.items() if name in adapter}
+        expected |= {name: shape for name, shape in self._patch_shapes.items() if name in adapter}
         found = {name: tuple(t.shape) for name, t in adapter.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):

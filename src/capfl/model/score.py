@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.hidden import Batch, HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Example
 from capfl.types import Adapter, Score
@@ -16,14 +17,12 @@ from capfl.types import Adapter, Score
 class Scorable:
     """The rows of one split, prepared for scoring once."""
 
-    def __init__(self, key: str, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
-        by_text = any(example.options for example in examples)
-        if by_text:
-            self.rows = Rows(f"{key}/options", [row for example in examples for row in example.options])
-        else:
-            self.rows = Rows(key, [example.train for example in examples])
-        self.by_text = by_text
+        self.by_letter = any(example.letters for example in examples)
+        self.by_text = any(example.options for example in examples)
+        rows = [example.options if self.by_text else (example.train,) for example in examples]
+        self.rows = Rows([row for own in rows for row in own])
 
 
 def score(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int) -> Score:
@@ -32,54 +31,47 @@ def score(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adap
     Letters: the option whose letter has the highest next-token logit. Text: the option whose tokens have the
     highest mean log-probability. Completions: the share of answer tokens that are the likeliest next token.
     """
-    examples = data.examples
-    sums, found = _examined(model, cache, data, adapter, batch_size)
+    if data.by_letter or data.by_text:
+        found = options(model, cache, data, adapter, batch_size)
+        right = sum(int(own.argmax()) == example.right for own, example in zip(found, data.examples, strict=True))
+        nll = [-float(torch.log_softmax(own, -1)[e.right]) for own, e in zip(found, data.examples, strict=True)]
+        return Score(right, len(found), sum(nll))
+    sums, hits = _answers(model, cache, data, adapter, batch_size)
+    return Score(sum(hits), sum(len(row.targets) for row in data.rows.rows), -sum(sums))
+
+
+def options(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int) -> list[Tensor]:
+    """What speaks for each option of each example, (options,): its letter's logit, or its mean log-probability."""
     if data.by_text:
-        means = _means(data, sums)
-        right = sum(int(own.argmax()) == example.right for own, example in zip(means, examples, strict=True))
-        nll = [-float(torch.log_softmax(own, -1)[e.right]) for own, e in zip(means, examples, strict=True)]
-        return Score(right, len(examples), sum(nll))
-    if examples and examples[0].letters:
-        right = sum(chosen == example.right for chosen, example in zip(found, examples, strict=True))
-        return Score(right, len(examples), -sum(sums))
-    return Score(sum(found), sum(len(row.targets) for row in data.rows.rows), -sum(sums))
+        sums, _ = _answers(model, cache, data, adapter, batch_size)
+        means = [total / len(row.targets) for total, row in zip(sums, data.rows.rows, strict=True)]
+        return list(torch.tensor(means, dtype=torch.float64).split([len(e.options) for e in data.examples]))
+    found = [torch.zeros(0)] * len(data.examples)
+    for indices, _, logits in _passes(model, cache, data, adapter, batch_size):
+        for i, of_row in zip(indices, logits, strict=True):
+            found[i] = of_row[list(data.examples[i].letters)].cpu()
+    return found
 
 
-def choose(model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int) -> list[int]:
-    """The index of the option that an adapter chooses for each example; as ``score``, of examples that have options."""
-    sums, found = _examined(model, cache, data, adapter, batch_size)
-    return [int(own.argmax()) for own in _means(data, sums)] if data.by_text else found
+def _answers(
+    model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int
+) -> tuple[list[float], list[int]]:
+    """The log-probability of each row's answer, and how many of its tokens are the likeliest."""
+    sums, hits = [0.0] * len(data.rows), [0] * len(data.rows)
+    for indices, batch, logits in _passes(model, cache, data, adapter, batch_size):
+        logp = -F.cross_entropy(logits, batch.targets, reduction="none")
+        likeliest = (logits.argmax(-1) == batch.targets).long()
+        for i, part, hit in zip(indices, logp.split(batch.counts), likeliest.split(batch.counts), strict=True):
+            sums[i], hits[i] = float(part.sum()), int(hit.sum())
+    return sums, hits
 
 
 @torch.no_grad()
-def _examined(
+def _passes(
     model: AdaptedModel, cache: HiddenCache, data: Scorable, adapter: Adapter, batch_size: int
-) -> tuple[list[float], list[int]]:
-    """The log-probability of each row's answer; and the letter that is chosen, or the tokens that are the likeliest."""
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Row numbers, batch and logits (positions, vocabulary) of one pass after the other."""
     model.write(adapter)
-    sums = [0.0] * len(data.rows)
-    found = [0] * len(data.rows)
     for indices in data.rows.by_length(batch_size):
         batch = data.rows.batch(model, cache, indices)
-        logits = model.logits(batch.ids, batch.positions, batch.hidden).float()
-        if not data.by_text and data.examples[indices[0]].letters:
-            for b, i in enumerate(indices):
-                letters = logits[b, list(data.examples[i].letters)]
-                found[i] = int(letters.argmax())
-                sums[i] = float(torch.log_softmax(letters, -1)[data.examples[i].right])
-            continue
-        logp = -F.cross_entropy(logits, batch.targets, reduction="none")
-        hits = (logits.argmax(-1) == batch.targets).long()
-        for i, part, hit in zip(indices, logp.split(batch.counts), hits.split(batch.counts), strict=True):
-            sums[i], found[i] = float(part.sum()), int(hit.sum())
-    return sums, found
-
-
-def _means(data: Scorable, sums: Sequence[float]) -> list[torch.Tensor]:
-    """Each example's options: the mean log-probability of a token, (options,) float64."""
-    means, at = [], 0
-    for example in data.examples:
-        rows = range(at, at + len(example.options))
-        means.append(torch.tensor([sums[i] / len(data.rows.rows[i].targets) for i in rows], dtype=torch.float64))
-        at += len(example.options)
-    return means
+        yield indices, batch, model.logits(batch.ids, batch.positions, batch.hidden).float()

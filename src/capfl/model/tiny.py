@@ -13,17 +13,21 @@ CHAT = (
 )
 
 
-def model(layers: int = 4, seed: int = 1) -> LlamaForCausalLM:
-    """Random weights from a seed of their own, the same in every run."""
-    config = LlamaConfig(
+def config(layers: int = 4) -> LlamaConfig:
+    """Its shapes and special tokens."""
+    return LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
         bos_token_id=256, eos_token_id=257, pad_token_id=258, tie_word_embeddings=False,
         initializer_range=0.2,
     )  # fmt: skip
+
+
+def model(layers: int = 4, seed: int = 1) -> LlamaForCausalLM:
+    """Random weights from a seed of their own, the same in every run."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(config(layers))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -41,16 +41,30 @@ class Example:
 def encode(prompt: Prompt, scoring: Scoring, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
     """Tokenise one prompt. A prompt that is too long loses its beginning, never its answer.
 
+    Prompt and answer are tokenised together, so that the seam is natural, and cut where answers begin: for letters at
+    the last token, otherwise where the tokens are no longer those of the prompt alone.
+
     Raises:
-        ModelError: the tokenizer has no end-of-sequence token or no chat template where one is needed.
-        DataError: an answer alone is longer than max_length.
+        ModelError: the tokenizer has no end-of-sequence token or no chat template where one is needed, or letters
+            that are no tokens of their own.
+        DataError: an answer alone is longer than max_length, or the chat template refuses the messages.
     """
-    if len(prompt.answers) > 1 and scoring == "letter":
-        return _letter_example(prompt, tokenizer, max_length)
-    split = [_split(prompt, answer, tokenizer) for answer in prompt.answers]
-    head, answer = split[prompt.right]
-    train = _row(head, _ended(answer, tokenizer) if prompt.ends else answer, max_length)
-    options = tuple(_row(h, a, max_length) for h, a in split) if len(split) > 1 else ()
+    before, texts = prompt.text, [prompt.text + answer for answer in prompt.answers]
+    if prompt.messages:
+        before, texts = _chat(prompt, tokenizer)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"])
+
+    wholes = [ids(text) for text in texts]
+    if len(wholes) > 1 and scoring == "letter":
+        row = wholes[prompt.right]
+        return Example(_row(row[:-1], row[-1:], max_length), prompt.right, letters=_letters(prompt, wholes))
+    start = ids(before)
+    cuts = [_cut(start, whole) for whole in wholes]
+    head, answer = cuts[prompt.right]
+    train = _row(head, _ended(answer, prompt, tokenizer) if prompt.ends else answer, max_length)
+    options = tuple(_row(h, a, max_length) for h, a in cuts) if len(cuts) > 1 else ()
     return Example(train, prompt.right, options=options)
 
 
@@ -75,46 +89,30 @@ def encode_all(
     return examples
 
 
-def _letter_example(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Example:
-    whole = [tokenizer(prompt.text + answer)["input_ids"] for answer in prompt.answers]
-    heads = {tuple(ids[:-1]) for ids in whole}
-    letters = tuple(int(ids[-1]) for ids in whole)
-    if len(heads) != 1 or len(set(letters)) != len(letters):
+def _chat(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+    """The messages up to the answer, and with each answer, as the model's chat template has them."""
+    if not tokenizer.chat_template:
+        raise ModelError("this tokenizer has no chat template; use prompt/completion rows instead of messages")
+    messages = [{"role": role, "content": content} for role, content in prompt.messages]
+    answers = [{"role": "assistant", "content": answer} for answer in prompt.answers]
+    try:
+        before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        wholes = [tokenizer.apply_chat_template([*messages, answer], tokenize=False) for answer in answers]
+    except Exception as error:  # templates raise whatever their author chose, also on an order of roles
+        roles = ", ".join(role for role, _ in prompt.messages)
+        raise DataError(f"the model's chat template refuses messages with roles {roles}: {error}") from error
+    return str(before), [str(whole) for whole in wholes]
+
+
+def _letters(prompt: Prompt, wholes: Sequence[list[int]]) -> tuple[int, ...]:
+    """The last token of each, which has to be all that they differ in."""
+    letters = tuple(ids[-1] for ids in wholes)
+    if len({tuple(ids[:-1]) for ids in wholes}) != 1 or len(set(letters)) != len(letters):
         raise ModelError(
             f"data.scoring: this tokenizer does not give each of {', '.join(prompt.answers)} a token of its own; "
             "use data.scoring = text"
         )
-    row = _row(list(heads.pop()), [letters[prompt.right]], max_length)
-    return Example(row, prompt.right, letters=letters)
-
-
-def _split(prompt: Prompt, answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the answer, tokenised together so that the seam is natural."""
-    if prompt.messages:
-        return _split_chat(prompt, answer, tokenizer)
-    head, whole = tokenizer(prompt.text)["input_ids"], tokenizer(prompt.text + answer)["input_ids"]
-    return _cut(head, whole)
-
-
-def _split_chat(prompt: Prompt, answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    if not tokenizer.chat_template:
-        raise ModelError("this tokenizer has no chat template; use prompt/completion rows instead of messages")
-    messages = [{"role": role, "content": content} for role, content in prompt.messages]
-    try:
-        head = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
-    except Exception as error:  # templates raise whatever their author chose, also on an order of roles
-        roles = ", ".join(role for role, _ in prompt.messages)
-        raise DataError(f"the model's chat template refuses messages with roles {roles}: {error}") from error
-
-    def ids(text: object) -> list[int]:
-        return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
-
-    before, after = _cut(ids(head), ids(whole))
-    eos = tokenizer.eos_token_id
-    if eos in after:  # templates write a newline after the end of a turn, which nobody needs to predict
-        after = after[: len(after) - after[::-1].index(eos)]
-    return before, after
+    return letters
 
 
 def _cut(head: Sequence[int], whole: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -124,11 +122,13 @@ def _cut(head: Sequence[int], whole: Sequence[int]) -> tuple[list[int], list[int
     return list(whole[:same]), list(whole[same:])
 
 
-def _ended(answer: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ended(answer: list[int], prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The answer with end-of-sequence as its last target, so that the model learns to stop."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise ModelError("this tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    if prompt.messages and eos in answer:  # templates write a newline behind it, which nobody needs to predict
+        return answer[: len(answer) - answer[::-1].index(eos)]
     return answer if answer and answer[-1] == eos else [*answer, int(eos)]
 
 

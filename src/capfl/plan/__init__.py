@@ -12,7 +12,8 @@ from capfl.config import Config
 from capfl.errors import CapflError
 from capfl.federation import POOLED
 from capfl.methods import build
-from capfl.model.shapes import adapter_shapes, skeleton
+from capfl.model.base import skeleton
+from capfl.model.layers import adapter_shapes
 from capfl.plan.advice import advise
 from capfl.plan.bytes import dense_fp32_round_trip, mean_parts, measure, totals
 from capfl.plan.clients import Clients, find_clients

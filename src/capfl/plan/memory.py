@@ -34,7 +34,7 @@ from torch import nn
 
 from capfl.config.schema import Config
 from capfl.model.hidden import BLOCK
-from capfl.model.shapes import Shapes, chosen_layers, decoder_layers, linear_layers
+from capfl.model.layers import Shapes, chosen_layers, decoder_layers, linear_layers
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk

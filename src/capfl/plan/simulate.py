@@ -146,7 +146,7 @@ class RelayedSimulation(Simulation):
         super().__init__(agreement, everybody, clients, hidden)
         self._visits = visits
         self._relayed: list[bytes] = []
-        template = agreement.initial | algebra.blank(algebra.shapes(agreement.initial))
+        template = agreement.initial | algebra.blank(agreement.initial)
         self._elements = 4 * algebra.size(template)  # in bytes
         self._beside = bytes(2 * HEAD + (len(template) + 7) // 8)  # of a body with all of them: NAMES, and a length
 

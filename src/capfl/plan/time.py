@@ -11,15 +11,14 @@ from typing import TypeVar
 
 from capfl.config import Config
 from capfl.config.schema import MethodConfig
-from capfl.data import batches, render
-from capfl.federation import Federation
+from capfl.data import batches
+from capfl.federation import Federation, tokenised
 from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps
 from capfl.model.base import load_base
 from capfl.model.hidden import BLOCK, HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
-from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.plan.clients import Clients
 from capfl.roles import server
@@ -61,15 +60,14 @@ def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibra
     load, base = _timed(lambda: load_base(config.model))
     model = AdaptedModel(base, config.lora)
     client, own = max(clients.splits.items(), key=lambda pair: len(pair[1].train))
-    scoring, longest = config.data.scoring, config.data.max_length
-    examples = [encode(render(clients.items[i], scoring), scoring, base.tokenizer, longest) for i in own.train]
-    rows = Rows("train", [example.train for example in examples])
+    examples = tokenised([clients.items[i] for i in own.train], config.data, model)
+    rows = Rows([example.train for example in examples])
     order = batches(rows.lengths, config.train.batch_size, config.seed, client, 0)
     plan = [list(map(int, order[n % len(order)])) for n in range(1 + STEPS)]
-    scorable = Scorable("score", examples[:SCORED])
+    scorable = Scorable(examples[:SCORED])
     start = model.initial_adapter(config.seed)
 
-    with HiddenCache("memory", int(config.runtime.cache_gib * 2**30)) as cache:
+    with HiddenCache(int(config.runtime.cache_gib * 2**30)) as cache:
         federation = Federation(config, clients.items, dict(clients.splits), model, cache)
         term = _penalty(federation, client, method, start)
 

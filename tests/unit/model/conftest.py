@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.model import tiny
 from capfl.model.base import load_base
@@ -50,3 +51,17 @@ def wander() -> Callable[[AdaptedModel], Adapter]:
         return {name: 0.3 * torch.randn(p.shape, generator=generator) for name, p in model.parameters.items()}
 
     return _wander
+
+
+@pytest.fixture(scope="session")
+def merged() -> Callable[..., LlamaForCausalLM]:
+    """The tiny model as transformers has it, with an adapter merged into its weights."""
+
+    @torch.no_grad()
+    def _merged(adapter: Adapter, scale: float = 4.0) -> LlamaForCausalLM:
+        model = tiny.model()
+        for module, down, up in algebra.factors(adapter):
+            model.get_submodule(module).weight += scale * up @ down
+        return model
+
+    return _merged

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from capfl.config.schema import ModelConfig
+from capfl.config.schema import CodecConfig, MethodConfig, ModelConfig
 from capfl.errors import ConfigError, ModelError
+from capfl.methods import build
 from capfl.model import tiny
-from capfl.model.base import load_base, pick_device
+from capfl.model.base import _digest, load_base, pick_device
+from capfl.roles.agreement import Agreement
 
 IDS = torch.arange(8).reshape(1, 8)
 ABSENT = "mps" if torch.cuda.is_available() else "cuda"
@@ -38,16 +40,37 @@ def test_a_folder_is_loaded_frozen_with_its_weights_and_tokenizer(folder):
     assert {p.dtype for p in half.module.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("path", ["./nowhere", "~/no/where/at/all", "a/b/c"])
-def test_a_folder_that_is_not_there(path):
-    with pytest.raises(ModelError, match=f"model.path: there is no folder {path}; give a folder, a Hub name"):
+def test_a_digest_is_of_the_weights_wherever_they_lie_in_float32_and_bfloat16(tmp_path):
+    """Sites whose bases have other weights do not share a run: the digest is part of every message's schema."""
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    config = ModelConfig(path="tiny", device="cpu")
+    base = load_base(config)
+    for path, dtype in (("tiny", "bfloat16"), (str(tmp_path), "float32")):
+        assert load_base(ModelConfig(path=path, device="cpu", dtype=dtype)).digest == base.digest
+    assert base.digest.startswith("bfloat16:")
+    assert load_base(ModelConfig(path="tiny", device="cpu", dtype="float16")).digest.startswith("float16:")
+    weight = base.module.get_submodule("model.layers.1.self_attn.v_proj").weight
+    with torch.no_grad():  # as an adapter that was merged into it
+        weight += 0.02 * torch.outer(torch.ones(16), torch.ones(32))
+    other = _digest(base.module, config)
+    assert other != base.digest
+    assert Agreement(build(MethodConfig()), CodecConfig(), {}, other).schema != (
+        Agreement(build(MethodConfig()), CodecConfig(), {}, base.digest).schema
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("./nowhere", "there is no folder ./nowhere; give a folder, a Hub name"),
+        ("a/b/c", "there is no folder a/b/c; give a folder, a Hub name"),
+        ("no-such-org/no-such-model", r"cannot load 'no-such-org/no-such-model' as a .*\nGive smollm2, tiny, a folder"),
+    ],
+)
+def test_a_model_that_is_not_there(path, said):
+    with pytest.raises(ModelError, match=rf"model\.path: {said}"):
         load_base(ModelConfig(path=path, device="cpu"))
-
-
-def test_a_hub_name_that_cannot_be_reached():
-    with pytest.raises(ModelError, match=r"model\.path: cannot load 'no-such-org/no-such-model' as a causal") as caught:
-        load_base(ModelConfig(path="no-such-org/no-such-model", device="cpu"))
-    assert "Give smollm2, tiny, a folder saved with save_pretrained" in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["config", "weights", "tokenizer"])

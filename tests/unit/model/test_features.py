@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import numpy as np
 import pytest
 import torch
 
 from capfl.errors import DataError
-from capfl.model.features import PATTERNS, bound, describe
+from capfl.model.features import PATTERNS, bound, describe, lengths
 from capfl.model.tokens import Row
 
 D = 32
@@ -25,68 +23,64 @@ ROWS = [row(prompt, [11 + n % 2]) for n, prompt in enumerate(PROMPTS)]
 
 def test_the_prompts_part_does_not_see_the_answer_and_the_bound_part_does(adapt):
     model = adapt()
-    base = model.initial_adapter(0)
     others = [row(prompt, [90 + n, 13, 8][: n + 1]) for n, prompt in enumerate(PROMPTS)]
-    one, other = describe(model, base, ROWS), describe(model, base, others)
-    np.testing.assert_allclose(one.features[:D], other.features[:D], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(one.deviation, other.deviation, rtol=1e-4, atol=1e-6)
-    assert np.abs(one.features[D:] - other.features[D:]).max() > 1e-3
+    one, other = describe(model, ROWS), describe(model, others)
+    torch.testing.assert_close(one["features"][:D], other["features"][:D], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one["deviation"], other["deviation"], rtol=1e-4, atol=1e-6)
+    assert (one["features"][D:] - other["features"][D:]).abs().max() > 1e-3
 
 
-def test_it_is_the_same_whatever_the_batch(adapt, wander):
+def test_it_is_the_same_whatever_the_batch_and_the_adapter(adapt, wander):
     model = adapt()
-    base = model.initial_adapter(0)
-    whole = describe(model, base, ROWS)
-    model.write(wander(model))  # whatever was trained before
-    assert whole.features.shape == ((1 + PATTERNS) * D,)
+    whole = describe(model, ROWS)
+    assert {name: len(vector) for name, vector in whole.items()} == lengths(model)
     for batch_size in (1, 2):
-        for a, b in zip(astuple(describe(model, base, ROWS, batch_size)), astuple(whole), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        model.write(wander(model))
+        found = describe(model, ROWS, batch_size)
+        for name, vector in whole.items():
+            assert vector.dtype == torch.float32
+            torch.testing.assert_close(found[name], vector, rtol=1e-4, atol=1e-6)
 
 
 def test_a_prompt_is_the_mean_over_its_tokens_but_the_first_at_a_quarter_of_the_depth(adapt):
     model = adapt()
-    base = model.initial_adapter(0)
-    model.write(base)
-    expected = []
+    model.write(model.initial_adapter(0))
+    states = []
     for prompt in PROMPTS:
         with torch.no_grad():
-            states = model.base.module(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states
-        expected.append(states[len(model.layers) // 4][0, 1:].double().mean(0).numpy())
+            found = model.base.module(input_ids=torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        states.append(found[len(model.layers) // 4][0, 1:].double().mean(0).numpy())
     long = [row(prompt, [11, 12, 13]) for prompt in PROMPTS]  # the rest of the answer is not looked at
     for rows in (ROWS, long):
-        found = describe(model, base, rows)
-        np.testing.assert_allclose(found.features[:D], np.mean(expected, 0), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(found.deviation, np.std(expected, 0), rtol=1e-4, atol=1e-6)
-    order = sorted(range(3), key=lambda i: len(PROMPTS[i]))
-    again = bound(np.stack([expected[i] for i in order]), [(11 + i % 2,) for i in order]).mean(0)
-    np.testing.assert_allclose(describe(model, base, ROWS).features[D:], again, rtol=1e-3, atol=1e-6)
-    first = describe(model, base, [row([5], [11])])
-    assert np.isfinite(first.features).all()
-    assert np.abs(first.features[:D]).max() > 0
+        said = describe(model, rows)
+        np.testing.assert_allclose(said["features"][:D], np.mean(states, 0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(said["deviation"], np.std(states, 0), rtol=1e-4, atol=1e-6)
+    expected = bound(np.stack(states), [(11,), (12,), (11,)]).mean(0)
+    np.testing.assert_allclose(describe(model, ROWS)["features"][D:], expected, rtol=1e-3, atol=1e-6)
+    alone = describe(model, [row([5], [11])])["features"]
+    assert alone.isfinite().all()
+    assert alone[:D].any()
 
 
 def test_bound_states_agree_where_answers_do():
     generator = np.random.default_rng(0)
     states = generator.normal(size=(2, 4000))
     alike, other = bound(states, [(1,), (2,)]), bound(states, [(1,), (3,)])
-    assert alike.shape == (2, PATTERNS * 4000)
-    np.testing.assert_array_equal(
-        np.abs(alike[0]).reshape(PATTERNS, -1), [np.abs(states[0] - states.mean(0))] * PATTERNS
-    )
+    first, second = alike[0].reshape(PATTERNS, -1)
+    centred = states[0] - states.mean(0)
+    np.testing.assert_array_equal(np.abs([first, second]), [np.abs(centred)] * 2)
+    assert not np.array_equal(first, second)  # patterns differ
     np.testing.assert_array_equal(alike[0], other[0])
     cosine = alike[1] @ other[1] / (alike[1] @ alike[1])
     assert abs(cosine) < 4 / 8000**0.5 * 2
-    first, second = alike[0].reshape(PATTERNS, -1)
-    assert not np.array_equal(np.abs(first), first * np.sign(second) * np.sign(first))  # patterns differ
 
 
-@pytest.mark.parametrize(
-    ("answers", "effective"), [([1, 1, 1, 1], 1), ([1, 2, 3, 4], 4), ([1, 1, 2, 2], 2), ([1, 1, 1, 2], 1.6)]
-)
+@pytest.mark.parametrize(("answers", "effective"), [([1, 1, 1, 1], 1), ([1, 2, 3, 4], 4), ([1, 1, 1, 2], 1.6)])
 def test_the_effective_number_of_answers(adapt, answers, effective):
-    model = adapt()
     rows = [row([5, 9, 3], [answer]) for answer in answers]
-    assert describe(model, model.initial_adapter(0), rows).answers == pytest.approx(effective)
+    assert describe(adapt(), rows)["answers"].tolist() == pytest.approx([effective])
+
+
+def test_a_client_without_items(adapt):
     with pytest.raises(DataError, match="without items"):
-        describe(model, model.initial_adapter(0), [])
+        describe(adapt(), [])

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from capfl.config.schema import LoraConfig, ModelConfig
-from capfl.errors import ConfigError, ModelError
+from capfl.errors import ModelError
 from capfl.model import tiny
-from capfl.model.base import load_base
+from capfl.model.base import Base, load_base
 from capfl.model.lora import AdaptedModel
 
 IDS = torch.arange(3, 17).reshape(2, 7)
@@ -27,8 +28,7 @@ def values(model: AdaptedModel) -> dict[str, torch.Tensor]:
 
 def test_names_shapes_and_what_asks_for_gradients(adapt):
     model = adapt(fresh=True, dropout=0.25)
-    shapes = {name: tuple(p.shape) for name, p in model.parameters.items()}
-    assert shapes == {
+    assert {name: tuple(p.shape) for name, p in model.parameters.items()} == {
         f"model.layers.{layer}.self_attn.{target}_proj.{factor}": shape
         for layer in (2, 3)
         for target, out in (("q", 32), ("v", 16))
@@ -78,65 +78,21 @@ def test_an_adapter_is_copied_whole_or_refused_whole(adapt, wander, change, said
     assert all(torch.equal(before[name], t) for name, t in values(model).items())
 
 
-# -- which modules --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spec", "layers"),
-    [("all", {0, 1, 2, 3}), ("top:1", {3}), ("0", {0}), ("3,1,3", {1, 3})],
-)
-def test_layers(adapt, spec, layers):
-    model = adapt(layers=spec)
-    assert {int(name.split(".")[2]) for name in model.parameters} == layers
-    assert model.lowest == min(layers)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"layers": "top:5"}, "lora.layers: top:5 of a model that has 4 layers"),
-        ({"layers": "1,4"}, "there is no layer 4; .* layers 0 to 3"),
-        ({"targets": ["q_proj", "query"]}, r"layer 2 has no linear layer 'query'; choose from .*k_proj.*q_proj"),
-        ({"targets": ["proj"]}, "no linear layer 'proj'"),  # part of a name is not a name
-    ],
-)
-def test_layers_and_targets_that_are_not_there(adapt, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        adapt(**settings)
-
-
-def test_targets_of_the_mlp(adapt):
-    model = adapt(targets=["mlp.up_proj", "o_proj"], layers="0")
-    assert [name.removeprefix("model.layers.0.") for name in model.parameters] == [
-        "mlp.up_proj.A", "mlp.up_proj.B", "self_attn.o_proj.A", "self_attn.o_proj.B",
-    ]  # fmt: skip
-
-
 # -- the forward pass -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def plain_logits(scale: float = 0.0, adapter=None) -> torch.Tensor:
-    """Logits of the tiny model as transformers computes them, with the adapter merged into its weights."""
-    plain = tiny.model()
-    for name in adapter or {}:
-        module, _, factor = name.rpartition(".")
-        if factor == "A":
-            plain.get_submodule(module).weight += scale * adapter[f"{module}.B"] @ adapter[name]
-    return plain(input_ids=IDS).logits.flatten(0, 1)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("alpha", [2.0, 8.0])
-def test_an_adapter_adds_alpha_over_r_times_b_a(adapt, wander, alpha):
+def test_an_adapter_adds_alpha_over_r_times_b_a(adapt, wander, merged, alpha):
     model = adapt(alpha=alpha)
     model.write(model.initial_adapter(5))
-    assert torch.equal(model.logits(IDS, ALL), plain_logits())  # B = 0: the base, bit for bit
+    plain = tiny.model()(input_ids=IDS).logits.flatten(0, 1)
+    assert torch.equal(model.logits(IDS, ALL), plain)  # B = 0: the base, bit for bit
     adapter = wander(model)
     model.write(adapter)
-    expected = plain_logits(alpha / 2, adapter)
+    expected = merged(adapter, alpha / 2)(input_ids=IDS).logits.flatten(0, 1)
     torch.testing.assert_close(model.logits(IDS, ALL), expected)
-    assert not torch.allclose(expected, plain_logits(), atol=1e-2)
+    assert not torch.allclose(expected, plain, atol=1e-2)
 
 
 @torch.no_grad()
@@ -155,6 +111,43 @@ def test_two_parts_are_the_whole(adapt, wander, layers, dtype):
     if model.lowest:  # what is below is really left out
         assert torch.equal(model.logits(torch.zeros_like(IDS), ALL, hidden), model.logits(IDS, ALL, hidden))
         assert not torch.allclose(model.logits(IDS, ALL, torch.zeros_like(hidden)), whole)
+
+
+SMALL = {
+    "vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128,
+    "pad_token_id": 0, "initializer_range": 0.2,
+}  # fmt: skip
+
+# mistral: sliding window; gemma2: scaled embeddings, capped logits, layers of two kinds;
+# gpt_neo: learnt positions added to the embeddings, layers that return tuples; gpt2: transposed weights
+KINDS = {
+    "mistral": SMALL | {"sliding_window": 4},
+    "gemma2": SMALL | {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "gpt_neo": {
+        "vocab_size": tiny.VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "window_size": 4,
+        "max_position_embeddings": 128, "attention_types": [[["global", "local"], 2]], "initializer_range": 0.2,
+    },
+    "gpt2": {"vocab_size": tiny.VOCAB, "n_layer": 4, "n_embd": 32, "n_head": 4, "initializer_range": 0.2,
+             "bos_token_id": 0, "eos_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_two_parts_are_the_whole_of_any_architecture(kind: str) -> None:
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind]))
+    module.requires_grad_(False).eval()
+    ids = torch.randint(1, 250, (3, 12))
+    whole = module(input_ids=ids, use_cache=False).logits
+    targets = ("c_attn",) if kind == "gpt2" else ("q_proj", "v_proj")
+    base = Base(kind, "", module, tiny.tokenizer(), torch.device("cpu"))
+    model = AdaptedModel(base, LoraConfig(layers="2,3", targets=targets))
+    positions = torch.tensor([0, 7, 11, 23, 35])
+    model.write(model.initial_adapter(0))
+    split = model.logits(ids, positions, model.lower(ids))
+    torch.testing.assert_close(split, whole.flatten(0, 1)[positions], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -203,9 +196,5 @@ def test_a_model_that_cannot_be_cut_is_noticed():
     left.clear()
     with pytest.raises(ModelError, match=r"lora.layers: tiny cannot be cut below layer 2 .*; use lora.layers = all"):
         model.check_split()
-
-
-def test_a_model_without_a_list_of_layers_is_refused():
-    base = load_base(ModelConfig(path="tiny", device="cpu"))
     with pytest.raises(ModelError, match="keeps its decoder layers in no ModuleList"):
         AdaptedModel(replace(base, module=base.module.lm_head), LoraConfig())

@@ -28,17 +28,6 @@ COMPLETIONS = [
 ]
 
 
-def plain(adapter: Adapter, alpha_over_r: float = 4.0):  # type: ignore[no-untyped-def]
-    """The tiny model as transformers has it, with the adapter merged into its weights."""
-    model = tiny.model()
-    with torch.no_grad():
-        for name in adapter:
-            module, _, factor = name.rpartition(".")
-            if factor == "A":
-                model.get_submodule(module).weight += alpha_over_r * adapter[f"{module}.B"] @ adapter[name]
-    return model
-
-
 @torch.no_grad()
 def log_probabilities(model, prompt: str, answer: str, tokenizer, end: bool = False):  # type: ignore[no-untyped-def]
     """(log-probability, is it the likeliest?) of every token of the answer."""
@@ -51,48 +40,34 @@ def log_probabilities(model, prompt: str, answer: str, tokenizer, end: bool = Fa
 
 def scored(model, adapter: Adapter, items, scoring: str, tokenizer, batch_size: int = 2) -> Score:  # type: ignore[no-untyped-def]
     examples = [encode(render(item, scoring), scoring, tokenizer, 200) for item in items]
-    return score(model, HiddenCache("memory", 1 << 20), Scorable("c", examples), adapter, batch_size)
+    return score(model, HiddenCache(1 << 20), Scorable(examples), adapter, batch_size)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_letters_against_the_whole_softmax(adapt, wander, tokenizer, seed):
-    model = adapt()
-    adapter = wander(model, seed)
-    naive = plain(adapter)
-    correct, nll = 0, 0.0
-    for item in CHOICES:
-        prompt = render(item, "letter")
-        logp = torch.tensor([log_probabilities(naive, prompt.text, a, tokenizer)[0][-1] for a in prompt.answers])
-        correct += int(logp.argmax()) == item.answer
-        nll -= float(torch.log_softmax(logp, 0)[item.answer])  # among the letters only
-    got = scored(model, adapter, CHOICES, "letter", tokenizer)
-    assert (got.correct, got.total) == (correct, 5)
-    assert got.nll == pytest.approx(nll, rel=1e-4)
+@pytest.mark.parametrize("scoring", ["letter", "text"])
+def test_options_against_each_of_them_alone(adapt, wander, merged, tokenizer, scoring):
+    """By the letter's probability, or by the mean of the option's tokens; whatever the size of the batches."""
+    model, got = adapt(), []
+    for seed in range(2):
+        adapter = wander(model, seed)
+        naive, correct, nll = merged(adapter), 0, 0.0
+        for item in CHOICES:
+            prompt = render(item, scoring)
+            found = [log_probabilities(naive, prompt.text, answer, tokenizer)[0] for answer in prompt.answers]
+            options = torch.tensor([logp[-1] if scoring == "letter" else sum(logp) / len(logp) for logp in found])
+            correct += int(options.argmax()) == item.answer
+            nll -= float(torch.log_softmax(options, 0)[item.answer])
+        for batch_size in (1, 3, 99):
+            got.append(scored(model, adapter, CHOICES, scoring, tokenizer, batch_size))
+            assert (got[-1].correct, got[-1].total) == (correct, 5)
+            assert got[-1].nll == pytest.approx(nll, rel=1e-4)
+    assert got[0].nll != got[-1].nll  # each adapter has its own
+    assert all(p.grad is None for p in model.parameters.values())
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_text_against_each_option_alone(adapt, wander, tokenizer, seed):
-    model = adapt()
-    adapter = wander(model, seed)
-    naive = plain(adapter)
-    correct, nll = 0, 0.0
-    for item in CHOICES:
-        prompt = render(item, "text")
-        means = []
-        for answer in prompt.answers:
-            logp, _ = log_probabilities(naive, prompt.text, answer, tokenizer)
-            means.append(sum(logp) / len(logp))
-        correct += max(range(len(means)), key=means.__getitem__) == item.answer
-        nll -= means[item.answer] - math.log(sum(map(math.exp, means)))
-    got = scored(model, adapter, CHOICES, "text", tokenizer)
-    assert (got.correct, got.total) == (correct, 5)
-    assert got.nll == pytest.approx(nll, rel=1e-4)
-
-
-def test_completions_count_tokens(adapt, wander, tokenizer):
+def test_completions_count_tokens(adapt, wander, merged, tokenizer):
     model = adapt()
     adapter = wander(model)
-    naive = plain(adapter)
+    naive = merged(adapter)
     logp, hits = [], []
     for item in COMPLETIONS:
         found = log_probabilities(naive, item.question, item.completion, tokenizer, end=True)
@@ -106,7 +81,6 @@ def test_completions_count_tokens(adapt, wander, tokenizer):
 
 def test_completions_that_are_learnt_are_counted_as_hits(adapt, tokenizer):
     """The likeliest tokens after a prompt, as its completion: all hits but the end."""
-    model = adapt()
     ids = tokenizer("Once")["input_ids"]
     naive = tiny.model()
     with torch.no_grad():
@@ -115,40 +89,8 @@ def test_completions_that_are_learnt_are_counted_as_hits(adapt, tokenizer):
     example = encode(render(Item("Once", completion="xyz"), "letter"), "letter", tokenizer, 99)
     example.train.ids[4:] = ids[4:7]
     example.train.targets[:3] = ids[4:7]
-    got = score(model, HiddenCache("off", 0), Scorable("c", [example]), model.initial_adapter(0), 1)
+    got = score(adapt(), HiddenCache(0), Scorable([example]), adapt().initial_adapter(0), 1)
     assert (got.correct, got.total) == (3, 4)
-
-
-@pytest.mark.parametrize("scoring", ["letter", "text"])
-def test_the_size_of_the_batches_does_not_matter(adapt, wander, tokenizer, scoring):
-    model = adapt()
-    adapter = wander(model)
-    scores = [scored(model, adapter, CHOICES, scoring, tokenizer, batch_size=n) for n in (1, 3, 99)]
-    assert len({s.correct for s in scores}) == 1
-    assert [s.nll for s in scores] == pytest.approx([scores[0].nll] * 3, rel=1e-5)
-    alone = [scored(model, adapter, [item], scoring, tokenizer) for item in CHOICES]
-    assert sum(s.correct for s in alone) == scores[0].correct
-    assert sum(s.nll for s in alone) == pytest.approx(scores[0].nll, rel=1e-5)
-
-
-def test_options_of_one_length_are_ranked_by_their_likelihood_and_longer_ones_are_not_punished(adapt, tokenizer):
-    model = adapt()
-    items = [Item("q", ("aa", "aa" * 20), answer, listed=False) for answer in (0, 1)]
-    got = [scored(model, model.initial_adapter(0), [item], "text", tokenizer) for item in items]
-    assert got[0].correct + got[1].correct == 1
-    naive = [log_probabilities(tiny.model(), "Text: q\nLabel:", " " + c, tokenizer)[0] for c in items[0].choices]
-    assert sum(naive[0]) > sum(naive[1])  # by the sum the short one would win whatever it says
-    means = [sum(n) / len(n) for n in naive]
-    assert got[0].correct == (means[0] > means[1])
-
-
-def test_scoring_writes_the_adapter_it_is_given_and_leaves_no_gradient(adapt, wander, tokenizer):
-    model = adapt()
-    first = scored(model, wander(model, 0), CHOICES, "letter", tokenizer)
-    other = scored(model, wander(model, 1), CHOICES, "letter", tokenizer)
-    assert first != other
-    assert scored(model, wander(model, 0), CHOICES, "letter", tokenizer) == first
-    assert all(p.grad is None for p in model.parameters.values())
 
 
 def test_no_items_are_no_number(adapt, tokenizer):

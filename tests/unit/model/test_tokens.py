@@ -90,12 +90,11 @@ def test_options_by_text_have_a_row_each_without_end_of_sequence(tokenizer):
 # -- length --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_length", [5, 9, 13, 14, 20])
-def test_a_long_prompt_loses_its_beginning_and_never_its_answer(tokenizer, max_length):
-    row = encode(Prompt("0123456789", ("xyz",), 0), "letter", tokenizer, max_length).train
-    assert row.targets.tolist() == [*ids("xyz", tokenizer), EOS]
-    assert len(row.ids) + 1 == min(max_length, 14)
-    assert "0123456789xyz".endswith(tokenizer.decode(row.ids.tolist()))
+def test_a_long_prompt_loses_its_beginning_and_never_its_answer(tokenizer):
+    for max_length, said in ((5, "9xyz"), (13, "123456789xyz"), (14, "0123456789xyz"), (20, "0123456789xyz")):
+        row = encode(Prompt("0123456789", ("xyz",), 0), "letter", tokenizer, max_length).train
+        assert row.targets.tolist() == [*ids("xyz", tokenizer), EOS]
+        assert tokenizer.decode(row.ids.tolist()) == said
     letter = encode(Prompt("0123456789:", (" A", " B"), 1, ends=False), "letter", tokenizer, 8).train
     assert read(letter, tokenizer) == ("56789: ", "B")
 
@@ -122,9 +121,6 @@ def test_what_cannot_be_used(tokenizer, prompt, change, error, said):
     with pytest.raises(error, match=said):
         encode(prompt, "letter", tokenizer, 5)
     assert encode(LETTERS, "letter", tokenizer, 99).letters  # which need none of these
-
-
-def test_letters_that_are_part_of_a_token_are_refused():
     with pytest.raises(ModelError, match=r"give each of  A,  B a token of its own; use data.scoring = text"):
         encode(LETTERS, "letter", merging(("Ġ", "A")), 99)
 
@@ -139,7 +135,7 @@ def test_all_items_that_cannot_be_used_are_counted(tokenizer):
 # -- chat ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["{{ eos_token }}", "{{ eos_token }}\n", ""])
+@pytest.mark.parametrize("end", ["{{ eos_token }}\n", ""])
 def test_chat_predicts_the_last_answer_and_its_end(tokenizer, end):
     """Whatever a template writes there; what stands behind the end is no target."""
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", end)

@@ -23,7 +23,7 @@ from capfl.engines.flower.server_app import serve
 from capfl.federation import Federation
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
-from capfl.model.hidden import HiddenCache
+from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -70,9 +70,9 @@ def simulate(config: Config, again: bool, reporter: Callback) -> tuple[Summary, 
     vault = open_vault(config.runtime.state_key, out)
     items, splits = deal(config.data, config.partition, config.seed)
     model = AdaptedModel(load_base(config.model), config.lora)
-    agreed = agreements(config, model.initial_adapter(config.seed), model.base.revision)
+    agreed = agreements(config, model.initial_adapter(config.seed), model.base.digest)
     main, peft_config = next(iter(agreed)), model.peft_config()
-    with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30)) as cache:
+    with open_cache(config.runtime, out / "hidden", vault) as cache:
         federation = Federation(config, items, splits, model, cache, reporter.on_client)
 
         def body(client: ClientId, request: Request) -> bytes:
