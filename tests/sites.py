@@ -36,7 +36,9 @@ def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
 
 
 def bits(folder: Path, name: str = "") -> dict[str, bytes]:
-    """Everything below a folder, or a file; of adapters their tensors, because PEFT writes lists in any order."""
+    """Everything below a folder, or a file; of adapters their tensors: PEFT writes lists in any order, and a card has
+    the name of its run."""
     place = folder / name
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "adapter_config.json"}
+    beside = ("adapter_config.json", "capfl.json")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in beside}
