@@ -154,13 +154,15 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             ("return answer if answer and answer[-1] == eos else [*answer, int(eos)]", "return answer"),
         "two letters may have one token": (" or len(set(letters)) != len(letters)", ""),
     },
+    ("model/train.py", "parity/test_same_bits.py"): {
+        "weights decay": ("weight_decay=0.0", "weight_decay=0.01"),
+    },
     ("model/train.py", "unit/model/test_train.py"): {
         "gradients are not clipped": ("torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)", "pass"),
         "the penalty is not in the loss":
             ("(loss + penalty.term(dict(live), constants) if penalty and last else loss)", "loss"),
         "the penalty counts once for each part of a step": ("if penalty and last else", "if penalty else"),
         "parts of a step weigh the same": ("(len(batch.targets) / tokens)", "(1 / len(parts))"),
-        "weights decay": ("weight_decay=0.0", "weight_decay=0.01"),
         "sensitivities do not cancel":
             ("(factor.detach() * factor.grad).sum(axis)", "(factor.detach() * factor.grad).abs().sum(axis)"),
         "the cosine schedule rises": ("(1 - math.cos(math.pi * left)) / 2", "(1 + math.cos(math.pi * left)) / 2"),
