@@ -25,7 +25,7 @@ from capfl.engines.flower.simulation import simulate
 from capfl.engines.serial import serial
 from capfl.errors import ClientError, public
 from capfl.experiment import run
-from capfl.report.progress import Silent
+from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.types import Failure
 from capfl.vault import MAGIC, open_vault
@@ -112,7 +112,7 @@ def networked(config: Config, files: dict[str, Path], state: Path, again: bool =
     apps = Apps(grid.pop("theirs", config), files, state)
     for name, value in grid.items():
         setattr(apps, name, value)
-    return serve(apps, sorted(files), config, again, Patience(60, 0), Silent())[0]
+    return serve(apps, sorted(files), config, again, Patience(60, 0), Callback())[0]
 
 
 # -- the same bits -------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_simulated_network_is_the_serial_run_also_where_data_are_dealt_out_and
     one, whole = run(tiny_config(tmp_path / "serial", **shared), serial)
     monkeypatch.setenv("SITE_KEY", "ab" * 32)
     locked = tiny_config(tmp_path / "nodes", **shared, runtime__state_key="env:SITE_KEY")
-    two, out = simulate(locked, False, Silent())
+    two, out = simulate(locked, False, Callback())
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
     assert bits(out, "state/server") == bits(whole, "state/server")
     for row in two.rows:
