@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from capfl.checkpoint import RunFolder
 from capfl.config import to_toml
 from capfl.engines.flower.processes import free_port
+from capfl.engines.flower.server_app import name_of
 from sites import bits, config_for
 
 SETTINGS: dict[str, object] = {
@@ -132,7 +132,7 @@ class Network:
     def proof(self, name: str) -> list[object]:
         """What a node shows of who it is, and knows the server by."""
         place = self.folder / "keys"
-        return ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{name}.key"]
+        return ["--certificate", place / "server.crt", "--key", place / "nodes" / f"{name}.key"]
 
     def start_node(
         self, client: str, data: Path, *how: object, port: int | None = None, key: str = "", state: Path | None = None
@@ -147,8 +147,7 @@ class Network:
 
     def personal(self, clients: Iterable[str], out: Path) -> dict[str, Path]:
         """What clients have of a run on their own disks."""
-        name = json.loads((out / "network.json").read_text())["run"]
-        return {client: self.state(client) / "runs" / name for client in clients}
+        return {client: self.state(client) / "runs" / name_of(out) for client in clients}
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)

@@ -36,7 +36,7 @@ def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
 
 
 def bits(folder: Path, name: str = "") -> dict[str, bytes]:
-    """Everything below a folder, or a file; of adapters their tensors, because PEFT writes lists in any order."""
+    """Everything below a folder, or a file; of adapters their tensors: the rest names the run, or is in any order."""
     place = folder / name
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "adapter_config.json"}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix != ".json"}

@@ -136,10 +136,12 @@ class RunFolder:
         """Append the record, then replace the server's state. Returns the state as it was written."""
         line = _line(record)
         state = replace(state, lines=(_chained(state.lines[-1] if state.lines else "", line),))
-        with naming(self._records), open(self._records, "a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self._records):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._records, "a") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self._write_state(state)
         return state
 
@@ -190,14 +192,14 @@ class RunFolder:
             )
         return replace(state, lines=(found,))
 
-    def rounds(self) -> list[RoundRecord]:
-        """All complete records; a line that was cut off by a crash is not one.
+    def rounds(self, after: int = 0) -> list[RoundRecord]:
+        """All complete records of the rounds after one; a line that was cut off by a crash is not one.
 
         Raises:
             CheckpointError: a line is no record; names it.
         """
         records = []
-        for n, line in enumerate(self._lines(), 1):
+        for n, line in enumerate(self._lines()[after:], after + 1):
             try:
                 records.append(_record(json.loads(line)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,7 +1,4 @@
-"""A server and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in.
-
-The same run by all three engines: in one process, over virtual nodes, and over real ones.
-"""
+"""A server and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in."""
 
 from __future__ import annotations
 
@@ -17,21 +14,13 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from capfl.checkpoint import RunFolder
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.runs import Connection
-from capfl.engines.flower.simulation import simulate
-from capfl.report.progress import Callback
 from capfl.types import Entry
-from deployment import SETTINGS, WITHIN, Network, alike, capfl, submitted, wait_for
-from sites import config_for
+from deployment import WITHIN, Network, alike, capfl, submitted, wait_for
 
 pytestmark = pytest.mark.slow
 
 FRAMING = 20_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
 IDLE = 600  # bytes a second of a node that asks whether there is anything for it to do
-
-
-def test_a_run_over_virtual_nodes_is_the_serial_run(sites: dict[str, Path], serially: Path, tmp_path: Path) -> None:
-    _, out = simulate(config_for(tmp_path / "run", sites, **SETTINGS), False, Callback())
-    alike({client: out / "nodes" / client for client in sites}, out, serially)
 
 
 def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
@@ -56,12 +45,9 @@ def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_
     summary = RunFolder(out).read_json("summary.json")
     entries = [entry for record in RunFolder(out).rounds() for entry in record.ledger]
     entries += [Entry(**row) for row in summary["bytes"]["delivery"]]
-    own = [entry for entry in entries if entry.client == "north"]
-    sent = sum(entry.bytes for entry in own if entry.direction == "up")
-    received = sum(entry.bytes for entry in own if entry.direction == "down")
-    messages = len(own) / 2
-    print(f"up {up} for {sent}, down {down} for {received}, {messages} messages, {seconds:.0f} s")
-    assert sent + received < up + down < sent + received + messages * FRAMING + seconds * IDLE
+    own = [entry.bytes for entry in entries if entry.client == "north"]
+    print(f"up {up}, down {down} for {sum(own)} bytes of the ledger in {len(own)} messages, {seconds:.0f} s")
+    assert sum(own) < up + down < sum(own) + len(own) / 2 * FRAMING + seconds * IDLE
 
     # whose key is another client's is asked for nothing
     events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
@@ -70,19 +56,19 @@ def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_
 
 
 def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
-    """A wrong key, a wrong authority; and plain text and no key, which our own command does not even try."""
+    """A wrong key, a wrong certificate; and plain text and no key, which our own command does not even try."""
     other, ours = network.folder / "other", network.folder / "keys"
     assert subprocess.run(capfl("keys", other, "--nodes", "north"), check=False).returncode == 0
     before = nodes(network)
     data, there = sites["north"], network.folder
-    right, wrong = ["--ca", ours / "ca.crt"], ["--ca", other / "ca.crt"]
+    right, wrong = ["--certificate", ours / "server.crt"], ["--certificate", other / "server.crt"]
     own, strange = ["--key", ours / "nodes" / "extra.key"], ["--key", other / "nodes" / "north.key"]
     key = network.start_node("key", data, *right, *strange, state=there / "a")
-    authority = network.start_node("authority", data, *wrong, *own, state=there / "b")
+    certificate = network.start_node("certificate", data, *wrong, *own, state=there / "b")
     command = [sys.executable, "-m", "capfl.engines.flower.internals", "node", "--isolation", "process"]
     command += ["--superlink", f"127.0.0.1:{network.port}", "--port", str(free_port())]
     keyless = subprocess.run(
-        [*command, "--root-certificates", str(ours / "ca.crt")], env=environment(there / "c"), capture_output=True,
+        [*command, "--root-certificates", str(ours / "server.crt")], env=environment(there / "c"), capture_output=True,
         text=True, timeout=WITHIN, check=False,
     )  # fmt: skip
     assert keyless.returncode == 1
@@ -91,14 +77,12 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     with open(log, "wb") as output:
         plain = subprocess.Popen([*command, "--insecure"], env=environment(there / "d"), stdout=output, stderr=output)
     wait_for(lambda: "its key is not registered there" in key.said(), WITHIN, "the refusal of a key")
-    wait_for(
-        lambda: "is not for this address, or not of the authority" in authority.said(), WITHIN, "a wrong certificate"
-    )
+    wait_for(lambda: "is not for this address, or not that of" in certificate.said(), WITHIN, "a wrong certificate")
     wait_for(lambda: log.read_text().count("Connection attempt failed") > 2, WITHIN, "plain text")
     assert nodes(network) == before
     plain.kill()
     plain.wait()
-    for node in (key, authority):
+    for node in (key, certificate):
         node.stop()
         assert "Traceback" not in node.said()
 

@@ -38,9 +38,7 @@ class World:
             return Request("run", "train", "fedit", round, client, 0, f"{client}{round}".encode())
 
         found = []
-        for answer in Delivery(
-            self.grid, self.nodes, self.patience, request, 2**22, self.clock, self.grid.sleep
-        ).replies(clients):
+        for answer in Delivery(self.nodes, self.patience, request, 2**22, self.grid.sleep).replies(clients):
             self.yielded.append(self.grid.now)
             found.append(answer)
         assert [client for client, _ in found] == clients
@@ -67,7 +65,6 @@ def test_each_client_is_sent_its_own_request_and_replies_come_in_the_order_of_th
         (Error(3), "deadline", "no answer within 100 s", "network"),
         (Error(5, "Patient Miller"), "node", "it has gone", "network"),
         (Error(8), "node", "the process that was to answer has ended", "network"),
-        (Error(2, "Patient Miller"), "node", "its app raised an error; the site's own log says which", "network"),
         (Error(99, "Patient Miller"), "node", "Flower's error 99", "network"),
         (Reply("b", "training"), "train", public("training"), "training"),
         (Reply("b", "version"), "train", public("version"), "version"),

@@ -14,12 +14,14 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 import flwr
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from capfl.engines import flower
 from capfl.engines.flower import check_flower
-from capfl.engines.flower.internals import Gate, identify, patient, readable
+from capfl.engines.flower.internals import Gate, patient, readable
 from capfl.errors import ConfigError
+from fake_grid import parts
 
 
 def asked(path: str, client: str | None, server: str = "10.0.0.5") -> int:
@@ -86,13 +88,9 @@ def test_a_server_that_is_away_is_waited_for_and_a_wrong_one_is_not(said: str, g
 
 
 def test_a_reply_whose_objects_make_no_message_answers_nobody() -> None:
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
-    identify()
     inflate, record = readable(inflate_object_from_contents), ConfigRecord({"capfl": b"x"})
     good = Message(RecordDict({"capfl": record}), dst_node_id=1, message_type="train")
-    moved = {key: part.deflate() for key, part in get_all_nested_objects(good).items()}
+    moved = parts(good)
     lacking = {key: data for key, data in moved.items() if key != record.object_id}
     assert inflate(good.object_id, dict(moved)).content["capfl"]["capfl"] == b"x"
     for name, contents in [

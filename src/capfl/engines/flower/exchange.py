@@ -14,7 +14,7 @@ from tempfile import SpooledTemporaryFile
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from capfl.engines.flower.messages import MESSAGE_TYPES, Request, pack, read_reply
+from capfl.engines.flower.messages import Request, pack, read_reply
 from capfl.errors import WireError, public
 from capfl.types import ClientId, Failure
 
@@ -24,8 +24,6 @@ IN_MEMORY = 2**18  # bytes of a reply; a longer one waits for its turn on disk
 
 EXPIRED, GONE = 3, 5  # error codes of Flower; these two come from Flower's own server, whatever node was asked
 ERRORS = {
-    1: "its app cannot be loaded; the site's own log says why",
-    2: "its app raised an error; the site's own log says which",
     GONE: "it has gone",
     8: "the process that was to answer has ended",
 }
@@ -99,12 +97,10 @@ class Delivery:
         longest: bytes that the body of a reply may have.
     """
 
-    grid: Grid
     nodes: Nodes
     patience: Patience
     request: Callable[[ClientId], Request]
     longest: int
-    clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     _waiting: list[ClientId] = field(default_factory=list, init=False)  # for a node
@@ -117,7 +113,7 @@ class Delivery:
         Whoever does not answer is a Failure: of the stage ``absent``, ``deadline`` or ``node``; or, where the client
         says itself that it failed, of the kind of the request.
         """
-        self._waiting, until = list(clients), self.clock() + self.patience.node
+        self._waiting, until = list(clients), self.nodes.clock() + self.patience.node
         try:
             for client in clients:
                 while client not in self._held:
@@ -148,17 +144,17 @@ class Delivery:
             self._waiting.remove(client)
             request = self.request(client)
             message = Message(
-                pack(request), dst_node_id=node, message_type=MESSAGE_TYPES[request.kind],
-                group_id=str(request.round), ttl=self.patience.answer,
+                pack(request), dst_node_id=node, message_type="train", group_id=str(request.round),
+                ttl=self.patience.answer,
             )  # fmt: skip
-            (id,) = self.grid.push_messages([message])
+            (id,) = self.nodes.grid.push_messages([message])
             if id is None:
                 self._fail(client, "node", "Flower's server did not take the message")
             else:
-                self._sent[id] = request, self.clock() + self.patience.answer
+                self._sent[id] = request, self.nodes.clock() + self.patience.answer
 
     def _receive(self) -> None:
-        for message in self.grid.pull_messages(list(self._sent)) if self._sent else []:
+        for message in self.nodes.grid.pull_messages(list(self._sent)) if self._sent else []:
             request, _ = self._sent.pop(message.metadata.reply_to_message_id, (None, 0.0))
             if request is None:  # a node may write anything there
                 continue
@@ -180,7 +176,7 @@ class Delivery:
                 file.write(reply.body)
 
     def _give_up(self, until: float) -> None:
-        now = self.clock()
+        now = self.nodes.clock()
         for id, (request, due) in list(self._sent.items()):
             if now > due:
                 del self._sent[id]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -25,7 +24,6 @@ LONGEST_INT = 2**31
 TEXT = re.compile(r"(\w[\w.+-]{0,99})?", re.ASCII)  # client ids, runs, methods, codes and versions
 
 HERE = importlib.metadata.version("capfl")
-MESSAGE_TYPES: Mapping[Kind, str] = {"train": "train", "validate": "evaluate.validate", "evaluate": "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def read_request(message: Message) -> Request:
     request = _read(Request, message, None)
     if request.capfl != HERE:
         raise WireError(f"the server has capfl {request.capfl}; this site has {HERE}")
-    if request.kind not in MESSAGE_TYPES or not request.run:
+    if request.kind not in get_args(Kind) or not request.run:
         raise WireError("a request of the network cannot be read: its kind is unknown, or it has no run")
     return request
 

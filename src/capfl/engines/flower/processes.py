@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,8 @@ AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
 LAST_LINES = 6  # of the output of one that has ended
+
+Say = Callable[[str], None]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -119,11 +121,17 @@ class Process:
                 os.killpg(self.running.pid, number)
 
 
-def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Generator[None]:
-    """Keep processes running. A step starts what is due; closing the iterator ends them all, the last one first."""
+def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] = lambda: None) -> None:
+    """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.
+
+    Args:
+        step: of the caller's, between two looks at them.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     said = ""
     try:
-        while True:
+        while not came:
             for process in processes:
                 if (status := process.ended()) is not None:
                     words = "\n  ".join([f"see {process.log}", *process.last_words()])
@@ -134,35 +142,21 @@ def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Gener
                     end_all(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
-            yield
+            step()
+            time.sleep(PAUSE)
     finally:
         end_all(processes)
-
-
-def end_all(processes: Sequence[Process], within: float | None = None) -> None:
-    """End processes, the last one first; those that have not ended within some seconds are killed."""
-    for process in reversed(processes):
-        process.tell_to_end()
-    by = time.monotonic() + (GRACE if within is None else within)
-    for process in reversed(processes):
-        process.end(by)
-
-
-def run_until_stopped(
-    processes: Sequence[Process], say: Callable[[str], None], step: Callable[[], None] = lambda: None
-) -> None:
-    """``supervise`` until SIGTERM or Ctrl-C comes, with a step of the caller's between two looks."""
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with closing(supervise(processes, say)) as steps:
-            while not came:
-                next(steps)
-                step()
-                time.sleep(PAUSE)
-    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_all(processes: Sequence[Process]) -> None:
+    """End processes, the last one first; those that have not ended within ``GRACE`` seconds are killed."""
+    for process in reversed(processes):
+        process.tell_to_end()
+    by = time.monotonic() + GRACE
+    for process in reversed(processes):
+        process.end(by)
 
 
 def free_port() -> int:

@@ -1,14 +1,12 @@
-"""Runs on a server: submitted, followed and stopped from its own machine, by Flower's own commands."""
+"""Runs on a server: started, followed and stopped from its own machine, by Flower's own commands."""
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,19 @@ from typing import Any
 import tomli_w
 
 from capfl.config import Config, to_toml
-from capfl.engines.flower.processes import environment, script
+from capfl.engines.flower.processes import Say, environment, script
 from capfl.errors import CapflError, printable
 from capfl.files import write_atomically
 
+APPS = {  # of a run; their code is the capfl that is installed on every machine
+    "serverapp": "capfl.engines.flower.server_app:app",
+    "clientapp": "capfl.engines.flower.client_app:app",
+}
 NAME = "capfl"  # of the connection, in Flower's own configuration
 WITHIN = 60.0  # seconds for a command of Flower's
 PAUSE = 2.0  # seconds between two looks at a run
 LOST = 300.0  # seconds for which a server may be away while a run is followed
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
-
-Say = Callable[[str], None]
 
 
 class ServerError(CapflError):
@@ -88,11 +88,12 @@ def submit(server: Connection, config: Config, again: bool, answer: float, node:
         ServerError: the server does not take it.
     """
     given = {"config": to_toml(config), "resume": again, "answer": answer, "node": node}
-    app = importlib.resources.files("capfl.engines.flower") / "bundle"
-    with tempfile.TemporaryDirectory() as folder, importlib.resources.as_file(app) as path:
-        settings = Path(folder) / "run.toml"
-        settings.write_bytes(tomli_w.dumps(given).encode())
-        return int(server.ask("run", str(path), f"--run-config={settings}")["run-id"])
+    app = {"publisher": "capfl", "components": APPS, "config": given}
+    project = {"name": "capfl-run", "version": "1.0.0", "description": "A run of capfl", "license": "MIT"}
+    with tempfile.TemporaryDirectory() as folder:
+        text = tomli_w.dumps({"project": project | {"dependencies": []}, "tool": {"flwr": {"app": app}}})
+        (Path(folder) / "pyproject.toml").write_text(text, encoding="utf-8")
+        return int(server.ask("run", folder)["run-id"])
 
 
 def follow(server: Connection, number: int, say: Say) -> bool:
