@@ -20,15 +20,14 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Iterator[object]:
-    """A server and three nodes; the bytes to and from one of them are counted."""
-    from deployment import Meter, Network
+    """A server and three nodes."""
+    from deployment import Network
 
     made = Network(tmp_path_factory.mktemp("network"))
     try:
         made.start_server([*sites, "extra"])
-        made.meter = Meter(made.port)
         for client, path in sites.items():
-            made.start_node(client, path, port=made.meter.port if client == "north" else None)
+            made.start_node(client, path)
         yield made
     finally:
         made.stop()

@@ -11,43 +11,22 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from capfl.checkpoint import RunFolder
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.runs import Connection
-from capfl.types import Entry
 from deployment import WITHIN, Network, alike, capfl, submitted, wait_for
 
 pytestmark = pytest.mark.slow
 
-FRAMING = 20_000  # bytes of a request and its reply beside capfl's own: Flower's, HTTP's and TLS's
-IDLE = 600  # bytes a second of a node that asks whether there is anything for it to do
 
-
-def test_a_run_over_real_nodes_is_the_serial_run_and_its_bytes_are_those_on_the_wire(
-    network: Network, sites: dict[str, Path], serially: Path
-) -> None:
+def test_a_run_over_real_nodes_is_the_serial_run(network: Network, sites: dict[str, Path], serially: Path) -> None:
     config, out = submitted(network, sites, "parity")
-    meter = network.meter
-    assert meter is not None
     impostor = network.start_node("south", sites["south"], key="extra", state=network.folder / "impostor")
     wait_for(lambda: nodes(network).count("online") == 4, WITHIN, "four nodes")
-    up, down, began = meter.up, meter.down, meter.seconds
     done = network.run("parity", config)
     assert done.ended(WITHIN) == 0, done.said()
-    up, down, seconds = meter.up - up, meter.down - down, meter.seconds - began
     impostor.stop()
-
-    # what came out
     alike(network.personal(sites, out), out, serially)
     assert "mean" in done.said()
-
-    # what went over the wire between one node and the server
-    summary = RunFolder(out).read_json("summary.json")
-    entries = [entry for record in RunFolder(out).rounds() for entry in record.ledger]
-    entries += [Entry(**row) for row in summary["bytes"]["delivery"]]
-    own = [entry.bytes for entry in entries if entry.client == "north"]
-    print(f"up {up}, down {down} for {sum(own)} bytes of the ledger in {len(own)} messages, {seconds:.0f} s")
-    assert sum(own) < up + down < sum(own) + len(own) / 2 * FRAMING + seconds * IDLE
 
     # whose key is another client's is asked for nothing
     events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
