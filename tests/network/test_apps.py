@@ -26,28 +26,22 @@ from capfl.errors import ClientError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
-from capfl.types import Failure
+from capfl.types import Failure, RoundRecord
 from capfl.vault import MAGIC, open_vault
 from fake_grid import FakeGrid
 from sites import bits, config_for, write_files
 
-CA_PFL: dict[str, Any] = {"method__name": "ca-pfl", "evaluation__references": []}
-FEEDBACK: dict[str, Any] = {"codec__mask": "top", "codec__density": 0.1, "evaluation__references": []}
+CA_PFL: dict[str, Any] = {"method__name": "ca-pfl"}
+FEEDBACK: dict[str, Any] = {"codec__mask": "top", "codec__density": 0.1}
 SKIP: dict[str, Any] = {"federation__on_failure": "skip"}
 
 About = tuple[str, str, int]  # kind, client and round of a message
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
-    return write_files(tmp_path / "data")
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Summary, Path]:
     """The serial run with feedback, without accidents."""
-    place = tmp_path_factory.mktemp("serial")
-    return run(config_for(place / "run", write_files(place / "data"), **FEEDBACK), serial)
+    return run(Place(tmp_path_factory.mktemp("serial")).config(**FEEDBACK), serial)
 
 
 @pytest.fixture(autouse=True)
@@ -99,17 +93,34 @@ class Apps(FakeGrid):
         return read_reply(client_app.app(message=message, context=self.contexts[name]), 2**30)
 
 
-def networked(
-    config: Config,
-    files: Mapping[str, Path],
-    state: Path,
-    accidents: Mapping[About, str | Callable[[], object]] | None = None,
-    again: bool = False,
-    theirs: Config | None = None,
-) -> Summary:
-    """A run over the apps; the nodes may be given ``theirs``, another config."""
-    grid = Apps(theirs or config, files, state, accidents or {})
-    return serve(grid, sorted(files), config, again, Patience(60, 0), Callback())[0]
+class Place:
+    """Where the server, three sites and their data are in one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out, self.sites = folder, folder / "nodes", folder / "sites"
+        self.files = write_files(folder / "data")
+
+    def config(self, out: str = "nodes", **changes: object) -> Config:
+        return config_for(self.folder / out, self.files, **{"evaluation__references": []} | changes)
+
+    def run(
+        self,
+        config: Config,
+        accidents: Mapping[About, str | Callable[[], object]] | None = None,
+        again: bool = False,
+        theirs: Config | None = None,
+    ) -> Summary:
+        """A run over the apps; the sites may be given ``theirs``, another config."""
+        grid = Apps(theirs or config, self.files, self.sites, accidents or {})
+        return serve(grid, sorted(self.files), config, again, Patience(60, 0), Callback())[0]
+
+    def records(self) -> list[RoundRecord]:
+        return RunFolder(self.out).rounds()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
 
 
 def losing(lost: set[About]) -> Any:
@@ -138,61 +149,59 @@ def losing(lost: set[About]) -> Any:
 
 @pytest.mark.parametrize("method", [CA_PFL, FEEDBACK | {"evaluation__references": ["local"]}], ids=["ca-pfl", "top"])
 def test_a_run_over_nodes_is_the_serial_run(
-    method: dict[str, Any], tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    method: dict[str, Any], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where requests arrive twice, sites encrypt their states, and a reply is lost: its round did not happen."""
     lost: set[About] = {("train", "south", 2), ("train", "south", 3), ("train", "west", 3)}
     accidents = dict.fromkeys(lost, "lost") | {("train", "north", 2): "twice", ("evaluate", "west", 5): "twice"}
     changes = method | SKIP | {"federation__rounds": 4}
-    one, whole = run(config_for(tmp_path / "serial", files, **changes), losing(lost))
+    one, whole = run(place.config("serial", **changes), losing(lost))
     monkeypatch.setenv("SITE_KEY", "ab" * 32)
-    locked = config_for(tmp_path / "nodes", files, **changes, runtime__state_key="env:SITE_KEY")
-    two = networked(locked, files, tmp_path / "sites", accidents)
+    two = place.run(place.config(**changes, runtime__state_key="env:SITE_KEY"), accidents)
 
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
     assert one.failures == two.failures == 3
     for name in ("state/server", "adapters/global"):
-        assert bits(tmp_path / "nodes", name) == bits(whole, name)
-    vault = open_vault("env:SITE_KEY", tmp_path / "nodes")
-    for client in files:
-        (place,) = (tmp_path / "sites" / client / "runs").iterdir()
-        assert bits(place / "adapter") == bits(whole / "adapters" / "clients" / client)
-        theirs = {"local": whole / "references" / "local"}
-        for folder in place.joinpath("state").iterdir():
-            kept = theirs.get(folder.name, whole) / "state" / "clients" / client
-            blob = (path := max(folder.joinpath(client).iterdir())).read_bytes()
-            assert blob.startswith(MAGIC)
-            assert vault.unlock(blob, path) == (kept / path.name).read_bytes()
-    rows = [json.loads(line) for line in (tmp_path / "nodes" / "network.jsonl").read_text().splitlines()]
+        assert bits(place.out, name) == bits(whole, name)
+    vault = open_vault("env:SITE_KEY", place.out)
+    for client in place.files:
+        (own,) = (place.sites / client / "runs").iterdir()
+        assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
+        for folder in own.joinpath("state").iterdir():
+            theirs = whole / "references" / "local" if folder.name == "local" else whole
+            newest = max(folder.joinpath(client).iterdir())
+            assert newest.read_bytes().startswith(MAGIC)
+            plain = theirs / "state" / "clients" / client / newest.name
+            assert vault.unlock(newest.read_bytes(), newest) == plain.read_bytes()
+    rows = [json.loads(line) for line in (place.out / "network.jsonl").read_text().splitlines()]
     events = [(row["event"], row["client"]) for row in rows]
-    assert events[:3] == [("joined", client) for client in files]
+    assert events[:3] == [("joined", client) for client in place.files]
     assert events[3:5] == [("left", "south"), ("joined", "south")]
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(
-    tmp_path: Path, files: dict[str, Path], uninterrupted: tuple[Summary, Path], caplog: pytest.LogCaptureFixture
+    place: Place, uninterrupted: tuple[Summary, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_for(tmp_path / "nodes", files, **FEEDBACK)
+    config = place.config(**FEEDBACK)
     with pytest.raises(ClientError, match="it has gone"):
-        networked(config, files, tmp_path / "sites", {("train", "south", 2): "lost"})
+        place.run(config, {("train", "south", 2): "lost"})
     client_app.close()
-    other = config_for(tmp_path / "nodes", files, **FEEDBACK, train__learning_rate=0.5)
     with pytest.raises(ClientError, match=public("checkpoint")):
-        networked(config, files, tmp_path / "sites", again=True, theirs=other)
+        place.run(config, again=True, theirs=place.config(**FEEDBACK, train__learning_rate=0.5))
     assert "begun by another run or config" in caplog.text
-    summary = networked(config, files, tmp_path / "sites", again=True)
-    assert len(list((tmp_path / "sites" / "south" / "runs").iterdir())) == 1
+    summary = place.run(config, again=True)
+    assert len(list((place.sites / "south" / "runs").iterdir())) == 1
     assert summary.rows == uninterrupted[0].rows
-    assert bits(tmp_path / "nodes", "state/server") == bits(uninterrupted[1], "state/server")
+    assert bits(place.out, "state/server") == bits(uninterrupted[1], "state/server")
 
 
 def test_a_reply_of_an_earlier_round_is_refused_counted_and_asked_for_again(
-    tmp_path: Path, files: dict[str, Path], uninterrupted: tuple[Summary, Path]
+    place: Place, uninterrupted: tuple[Summary, Path]
 ) -> None:
     """Under the right request, so that only the message's own round gives it away."""
-    config = config_for(tmp_path / "nodes", files, **FEEDBACK, federation__on_failure="retry")
-    summary = networked(config, files, tmp_path / "sites", {("train", "south", 2): "late"})
-    record = RunFolder(tmp_path / "nodes").rounds()[1]
+    config = place.config(**FEEDBACK, federation__on_failure="retry")
+    summary = place.run(config, {("train", "south", 2): "late"})
+    record = place.records()[1]
     reason = "reply of client 'south' is for round 1, this is round 2"
     assert record.failures == (Failure("south", "decode", reason, "wire"),)
     assert [row.personal for row in summary.rows] == [row.personal for row in uninterrupted[0].rows]
@@ -200,24 +209,19 @@ def test_a_reply_of_an_earlier_round_is_refused_counted_and_asked_for_again(
     assert (unread.client, unread.direction) == ("south", "up")  # it has crossed the wire, and is counted
 
 
-def test_a_site_that_has_lost_its_state_is_sent_the_whole_adapter_under_every_policy(
-    tmp_path: Path, files: dict[str, Path]
-) -> None:
+def test_a_site_that_has_lost_its_state_is_sent_the_whole_adapter_under_every_policy(place: Place) -> None:
     def disaster() -> None:
         client_app.close()
-        shutil.rmtree(tmp_path / "sites" / "south")
+        shutil.rmtree(place.sites / "south")
 
-    config = config_for(tmp_path / "nodes", files, **FEEDBACK, federation__rounds=3)
+    config = place.config(**FEEDBACK, federation__rounds=3)
     assert config.federation.on_failure == "stop"
-    networked(config, files, tmp_path / "sites", {("train", "south", 3): disaster})
-    rounds = RunFolder(tmp_path / "nodes").rounds()
-    assert [record.failures for record in rounds] == [
-        (),
-        (),
-        (Failure("south", "train", public("version"), "version"),),
-    ]
-    assert all(record.clients == ("north", "south", "west") for record in rounds)
-    first, second = (e for e in rounds[2].ledger if (e.client, e.direction) == ("south", "down"))
+    place.run(config, {("train", "south", 3): disaster})
+    records = place.records()
+    lost = Failure("south", "train", public("version"), "version")
+    assert [record.failures for record in records] == [(), (), (lost,)]
+    assert all(record.clients == ("north", "south", "west") for record in records)
+    first, second = (e for e in records[2].ledger if (e.client, e.direction) == ("south", "down"))
     assert second.bytes > first.bytes  # it is charged for what it is sent again
 
 
@@ -238,14 +242,9 @@ MILLERS = {
     ],
 )
 def test_no_text_of_a_sites_error_reaches_the_server(
-    rows: str,
-    changes: dict[str, Any],
-    code: str,
-    tmp_path: Path,
-    files: dict[str, Path],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    rows: str, changes: dict[str, Any], code: str, place: Place,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Neither a row nor a label nor a path, nor what an error says that is not ours. The site's own log has it."""
     if rows == "bug":
         visit = site.visit
@@ -257,14 +256,13 @@ def test_no_text_of_a_sites_error_reaches_the_server(
 
         monkeypatch.setattr(site, "visit", crash)
     else:
-        files["south"].write_text("".join(json.dumps(row) + "\n" for row in MILLERS[rows]))
-    config = config_for(tmp_path / "nodes", files, evaluation__references=[], federation__rounds=1, **SKIP, **changes)
-    networked(config, files, tmp_path / "sites")
-    (record,) = RunFolder(tmp_path / "nodes").rounds()
+        place.files["south"].write_text("".join(json.dumps(row) + "\n" for row in MILLERS[rows]))
+    place.run(place.config(federation__rounds=1, **SKIP, **changes))
+    (record,) = place.records()
     assert record.failures == (Failure("south", "train", public(code), code),)
     assert "Miller" in caplog.text
     assert "\x1b" not in caplog.text
-    kept = b"".join(path.read_bytes() for path in tmp_path.glob("nodes/**/*") if path.is_file())
+    kept = b"".join(path.read_bytes() for path in place.out.rglob("*") if path.is_file())
     assert b"Miller" not in kept
 
 
@@ -277,14 +275,8 @@ def test_no_text_of_a_sites_error_reaches_the_server(
     ids=["codec", "method"],
 )
 def test_a_site_with_another_config_refuses(
-    theirs: dict[str, Any],
-    said: str,
-    code: str,
-    tmp_path: Path,
-    files: dict[str, Path],
-    caplog: pytest.LogCaptureFixture,
+    theirs: dict[str, Any], said: str, code: str, place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config, other = config_for(tmp_path / "nodes", files), config_for(tmp_path / "nodes", files, **theirs)
     with pytest.raises(ClientError, match=rf"client 'north' failed in round 1 \(train\): {public(code)}"):
-        networked(config, files, tmp_path / "sites", theirs=other)
+        place.run(place.config(), theirs=place.config(**theirs))
     assert said in caplog.text

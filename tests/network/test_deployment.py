@@ -1,21 +1,77 @@
-"""A server and its nodes as processes, over TLS with keys: what a run over them gives, and who is not let in."""
+"""A server and its nodes as processes, over TLS with keys: what a run gives, who is not let in, who may be killed."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
+from capfl.checkpoint import RunFolder
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.runs import Connection
-from deployment import WITHIN, Network, alike, capfl, submitted, wait_for
+from capfl.engines.serial import serial
+from capfl.experiment import run
+from deployment import SETTINGS, WITHIN, Network, alike, capfl, child_of, submitted, wait_for
+from sites import config_for, write_files
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file for each client."""
+    return write_files(tmp_path_factory.mktemp("files") / "data")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Iterator[Network]:
+    """A server and three nodes."""
+    made = Network(tmp_path_factory.mktemp("network"))
+    try:
+        made.start_server([*sites, "extra"])
+        for client, path in sites.items():
+            made.start_node(client, path)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="module")
+def serially(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -> Path:
+    """The folder of the serial run."""
+    out = tmp_path_factory.mktemp("serial") / "run"
+    run(config_for(out, sites, **SETTINGS), serial)
+    return out
+
+
+def nodes(network: Network) -> list[str]:
+    """The status of every node that the server knows."""
+    return sorted(str(node["status"]) for node in Connection(network.home).ask("supernode", "list")["nodes"])
+
+
+def hold(network: Network, client: str, out: Path) -> psutil.Process:
+    """Stop the worker of a client that has joined, and wait until its node has a request that is not answered."""
+    worker = child_of(network.nodes[client], "internals worker")
+    events = out / "network.jsonl"
+    wait_for(lambda: events.is_file() and f'"{client}"' in events.read_text(), WITHIN, f"{client} in the run")
+    worker.suspend()
+
+    def said(words: str) -> int:
+        return (network.state(client) / "node.log").read_text().count(words)
+
+    wait_for(lambda: said("Receiving: train message") > said("Sending: train message"), WITHIN, "a request")
+    return worker
+
+
+def failures(out: Path) -> list[tuple[str, str]]:
+    return [(f.client, f.stage) for record in RunFolder(out).rounds() for f in record.failures]
 
 
 def test_a_run_over_real_nodes_is_the_serial_run(network: Network, sites: dict[str, Path], serially: Path) -> None:
@@ -66,6 +122,55 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
         assert "Traceback" not in node.said()
 
 
-def nodes(network: Network) -> list[str]:
-    """The status of every node that the server knows."""
-    return sorted(str(node["status"]) for node in Connection(network.home).ask("supernode", "list")["nodes"])
+# -- killed in the middle of a round ----------------------------------------------------------------------------
+
+
+def test_a_node_that_is_killed_comes_back_and_nothing_is_lost(
+    network: Network, sites: dict[str, Path], serially: Path
+) -> None:
+    """Node and worker, at once, while the node has a request that is not answered."""
+    config, out = submitted(network, sites, "node", federation__on_failure="retry")
+    done = network.run("node", config)
+    worker = hold(network, "south", out)
+    child_of(network.nodes["south"], "internals node").kill()
+    worker.kill()
+    assert done.ended(WITHIN) == 0, done.said()
+    assert failures(out) == [("south", "node")]
+    alike(network.personal(sites, out), out, serially, asked_again=True)
+    events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
+    assert [e["event"] for e in events if e["client"] == "south"] == ["joined", "left", "joined"]
+
+
+def test_a_server_and_then_the_process_of_its_run_are_killed(
+    network: Network, sites: dict[str, Path], serially: Path
+) -> None:
+    """The run outlives the server's death. After its own it goes on with ``--resume``, from its last round."""
+    config, out = submitted(network, sites, "server")
+    assert network.server is not None
+    done = network.run("server", config)
+    worker = hold(network, "south", out)
+    child_of(network.server, "internals server").kill()
+    wait_for(lambda: "server ended with -9" in network.server.said(), 60, "the death of the server")
+    worker.resume()
+    wait_for(lambda: (out / "rounds.jsonl").is_file() and RunFolder(out).rounds(), WITHIN, "the first round")
+    worker.suspend()
+    child_of(child_of(network.server, "flower-superexec"), "flwr-serverapp").kill()
+    assert done.ended(WITHIN) == 1, done.said()
+    assert "finished:failed" in done.said()
+    worker.resume()
+    assert len(RunFolder(out).rounds()) < 3
+    again = network.run("again", "--resume", out)
+    assert again.ended(WITHIN) == 0, again.said()
+    assert failures(out) == []
+    alike(network.personal(sites, out), out, serially)
+
+
+def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str, Path]) -> None:
+    config, out = submitted(network, sites, "interrupted")
+    done = network.run("interrupted", config)
+    worker = hold(network, "south", out)
+    done.process.terminate()
+    assert done.ended(WITHIN) == 130, done.said()
+    assert "go on with: capfl flower run --resume" in done.said()
+    worker.resume()
+    assert not RunFolder(out).rounds()

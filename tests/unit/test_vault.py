@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from capfl.checkpoint import RunFolder
 from capfl.config import load_config
-from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ConfigError
-from capfl.experiment import resume
 from capfl.vault import MAGIC, Vault, open_vault
-from support import tiny_run
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 PATH = Path("states/site.000003")
@@ -75,38 +71,8 @@ def test_a_key_that_is_none_not_there_or_with_what_it_protects(tmp_path: Path, m
         Vault(KEY)
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"runtime.state_key": "hunter2"}, "runtime.state_key"),
-        ({"runtime.state_key": "env:K", "runtime.cache_dir": "cache"}, "kept in cache_dir in clear"),
-    ],
-)
-def test_a_config_that_would_keep_no_secret(settings: dict[str, object], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        load_config(None, settings)
-
-
-def test_a_run_with_a_key_can_be_resumed_with_that_key_only(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SITE_KEY", KEY.hex())
-
-    def stop(self: RunFolder, *after: object) -> None:
-        undone.undo()
-        self.commit(*after)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as undone, pytest.raises(KeyboardInterrupt):
-        undone.setattr(RunFolder, "commit", stop)
-        tiny_run(runs / "locked", runtime__state_key="env:SITE_KEY", codec__mask="top", codec__density=0.1)
-    written = b"".join(p.read_bytes() for p in (runs / "locked").rglob("*") if p.is_file())
-    assert KEY not in written
-    assert KEY.hex().encode() not in written
-    monkeypatch.setenv("SITE_KEY", OTHER.hex())
-    with pytest.raises(CheckpointError, match="cannot be opened"):
-        resume(runs / "locked", serial)
-    monkeypatch.setenv("SITE_KEY", KEY.hex())
-    resume(runs / "locked", serial)
-    for sealed in (runs / "locked/state/clients").glob("*/*"):
-        assert b"residual" in Vault(KEY).unlock(sealed.read_bytes(), sealed)
+def test_a_config_that_would_keep_no_secret() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.state_key"):
+        load_config(None, {"runtime.state_key": "hunter2"})
+    with pytest.raises(ConfigError, match="kept in cache_dir in clear"):
+        load_config(None, {"runtime.state_key": "env:K", "runtime.cache_dir": "cache"})
