@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +63,7 @@ def server(
     with errors():
         from capfl.engines.flower.server import run_server
 
-        run_server(home.absolute(), host, port, keys.absolute(), _say)
+        run_server(home.absolute(), host, port, keys.absolute(), typer.echo)
 
 
 @app.command()
@@ -82,7 +81,7 @@ def node(
         from capfl.engines.flower.node import run_node
 
         place = state or STATE / "nodes" / client
-        run_node(client, server, data, place, certificate, key, _own(sets or []), _say)
+        run_node(client, server, data, place, certificate, key, _own(sets or []), typer.echo)
 
 
 @app.command(context_settings=FLAGS)
@@ -111,7 +110,7 @@ def run(
         number = submit(server, given, resume is not None, answer, node)
         typer.echo(f"run {number} in {given.out}")
         try:
-            succeeded = follow(server, number, _say)
+            succeeded = follow(server, number, typer.echo)
         except KeyboardInterrupt:
             stop(server, number)
             raise
@@ -145,8 +144,3 @@ def _own(sets: Sequence[str]) -> dict[str, str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-    sys.stdout.flush()

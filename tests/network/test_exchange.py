@@ -38,7 +38,7 @@ class World:
             return Request("run", "train", "fedit", round, client, 0, f"{client}{round}".encode())
 
         found = []
-        for answer in Delivery(self.nodes, self.patience, request, 2**22, self.grid.sleep).replies(clients):
+        for answer in Delivery(self.nodes, self.patience, request, 2**21, self.grid.sleep).replies(clients):
             self.yielded.append(self.grid.now)
             found.append(answer)
         assert [client for client, _ in found] == clients
@@ -92,9 +92,9 @@ RECORDS: list[Any] = [
     *(
         RecordDict({NAME: ConfigRecord(GOOD | {field: value})})
         for field, value in [
-            ("client", []), ("client", 5), ("client", "x" * 5_000_000), ("client", "\x1b[2Jb"), ("client", "b\n"),
+            ("client", []), ("client", 5), ("client", "x" * 500_000), ("client", "\x1b[2Jb"), ("client", "b\n"),
             ("code", ["data"]), ("code", "Patient Miller"), ("code", "data\x1b"), ("body", "text"), ("body", 2.5),
-            ("body", b"x" * (2**22 + 1)), ("capfl", True), ("more", 1),
+            ("body", b"x" * (2**21 + 1)), ("capfl", True), ("more", 1),
         ]
     ),
 ]  # fmt: skip

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from capfl.engines.flower import processes
-from capfl.engines.flower.processes import Process, environment, script, supervise
-from capfl.errors import ConfigError
+from capfl.engines.flower.processes import Process, environment, supervise
 
 WAIT = "import time; time.sleep(600)"
 STARTS = f"child = subprocess.Popen([sys.executable, '-S', '-c', '{WAIT}']); print('child', child.pid);"
@@ -121,5 +120,3 @@ def test_nothing_goes_out_and_nothing_is_installed(tmp_path: Path) -> None:
     assert found["FLWR_TELEMETRY_ENABLED"] == "0"
     assert found["FLWR_DISABLE_UPDATE_CHECK"] == found["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
-    with pytest.raises(ConfigError, match=r"no-such-command is missing; pip install capfl\[flower\]"):
-        script("no-such-command")

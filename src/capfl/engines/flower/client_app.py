@@ -50,8 +50,8 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     """The client in this run, with what it remembers of it."""
     given, folder = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
     if folder not in _open:
-        for before in [other for other in _open if other.name != run]:
-            _open.pop(before).__exit__(None, None, None)
+        if any(other.name != run for other in _open):
+            close()
         own = dict(json.loads(str(given.get("settings", "{}"))))
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])))

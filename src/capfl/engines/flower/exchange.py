@@ -50,13 +50,9 @@ class Nodes:
     note: Callable[[str, ClientId, int], None]
     clock: Callable[[], float] = time.monotonic
 
-    _of: dict[ClientId, int] = field(default_factory=dict, init=False)
+    of: dict[ClientId, int] = field(default_factory=dict, init=False)  # of those who are connected
     _others: list[str] = field(default_factory=list, init=False)
     _looked: float = field(default=-LOOK_EVERY, init=False)
-
-    def node(self, client: ClientId) -> int | None:
-        """The node of a client, if it is connected."""
-        return self._of.get(client)
 
     def why_absent(self) -> str:
         """What to say of a client that has no node."""
@@ -65,7 +61,7 @@ class Nodes:
 
     def forget(self, client: ClientId) -> None:
         """See at the next look whether a client's node is still there."""
-        if (node := self._of.pop(client, None)) is not None:
+        if (node := self.of.pop(client, None)) is not None:
             self.note("left", client, node)
         self._looked = -LOOK_EVERY
 
@@ -77,12 +73,12 @@ class Nodes:
         connected = {node.name: node.node_id for node in self.grid.get_nodes()}
         self._others = sorted(connected.keys() - set(self.clients))
         for client in self.clients:
-            before, now = self._of.get(client), connected.get(client)
+            before, now = self.of.get(client), connected.get(client)
             if before is not None and before != now:
-                del self._of[client]
+                del self.of[client]
                 self.note("left", client, before)
             if now is not None and before != now:
-                self._of[client] = now
+                self.of[client] = now
                 self.note("joined", client, now)
 
 
@@ -138,7 +134,7 @@ class Delivery:
 
     def _send(self) -> None:
         for client in list(self._waiting):
-            node = self.nodes.node(client)
+            node = self.nodes.of.get(client)
             if node is None:
                 continue
             self._waiting.remove(client)

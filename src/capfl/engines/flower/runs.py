@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from capfl.config import Config, to_toml
-from capfl.engines.flower.processes import Say, environment, script
+from capfl.engines.flower.processes import Say, environment
 from capfl.errors import CapflError, printable
 from capfl.files import write_atomically
 
@@ -53,7 +55,7 @@ class Connection:
         """
         if not (self.home / "config.toml").is_file():
             raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
-        return [script("flwr"), *arguments, NAME]
+        return ["flwr", *arguments, NAME]
 
     def ask(self, *arguments: str) -> dict[str, Any]:
         """The answer to a ``flwr`` command.
@@ -104,19 +106,20 @@ def follow(server: Connection, number: int, say: Say) -> bool:
     """
     said, since = 0, time.monotonic()
     while True:
-        said += _say_news(server, number, say, said)
         try:
             (run,) = server.ask("list", f"--run-id={number}")["runs"]
+            status, since = str(run["status"]), time.monotonic()
         except ServerError:
             if time.monotonic() - since > LOST:
                 raise
-        else:
-            since = time.monotonic()
-            if str(run["status"]).startswith("finished"):
-                _say_news(server, number, say, said)  # what came in the meantime
-                if run["status"] != "finished:completed":
-                    say(printable(f"run {number} {run['status']}: {run['status-details']}"))
-                return bool(run["status"] == "finished:completed")
+            status = "unknown"
+        for line in itertools.islice(_log(server, number), said, None):
+            said += 1
+            say(printable(line))
+        if status.startswith("finished"):
+            if status != "finished:completed":
+                say(printable(f"run {number} {status}: {run['status-details']}"))
+            return status == "finished:completed"
         time.sleep(PAUSE)
 
 
@@ -125,9 +128,8 @@ def stop(server: Connection, number: int) -> None:
     server.ask("stop", str(number))
 
 
-def _say_news(server: Connection, number: int, say: Say, known: int) -> int:
-    """Say the lines of a run's log after the first ``known``, until the server closes it, and count them."""
-    count = 0
+def _log(server: Connection, number: int) -> Iterator[str]:
+    """The lines of a run's log but for Flower's own, until the run ends or the server is away."""
     process = subprocess.Popen(
         server.command("log", str(number), "--stream"), env=environment(server.home), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
@@ -135,12 +137,8 @@ def _say_news(server: Connection, number: int, say: Say, known: int) -> int:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if not line.strip() or FLOWERS_OWN.match(line):
-                continue
-            count += 1
-            if count > known:
-                say(printable(line.rstrip("\n")))
+            if line.strip() and not FLOWERS_OWN.match(line):
+                yield line.rstrip("\n")
     finally:
         process.terminate()
         process.wait()
-    return max(0, count - known)

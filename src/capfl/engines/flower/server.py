@@ -9,7 +9,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from capfl.engines.flower.processes import Process, Say, environment, internal, script, supervise
+from capfl.engines.flower.processes import Process, Say, environment, internal, supervise
 from capfl.engines.flower.runs import Connection, ServerError
 from capfl.errors import ConfigError
 from capfl.files import write_atomically
@@ -42,7 +42,7 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     runs = ["--runtime-api-address", address, "--root-certificates", str(certificate), "--parent-pid", str(os.getpid())]
     processes = [
         Process("server", internal("server", *server), inside, home / "server.log"),
-        Process("runs", [script("flower-superexec"), *runs], inside, home / "runs.log"),
+        Process("runs", ["flower-superexec", *runs], inside, home / "runs.log"),
     ]
     Connection(home).write(address, certificate)
     by, ready = time.monotonic() + READY_WITHIN, False
