@@ -43,7 +43,7 @@ from capfl.engines.serial import serial
 from capfl.page import write_page
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from deployment import Network, child_of, wait_for
+from deployment import Network, child_of, end, wait_for
 from sites import bits
 
 CLINC = {"bank-1": "banking", "bank-2": "banking", "travel": "travel"}  # the domain of each site
@@ -146,7 +146,7 @@ def measure(config: Config, data: dict[str, Path], killing: bool, page: Path | N
             raise SystemExit(status)
         on_the_wire, seconds = meter.bytes - before, time.monotonic() - began
     finally:
-        network.stop()
+        end(network.started)
         meter.close()
 
     run = RunFolder(place / "run")

@@ -7,22 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from capfl.checkpoint import RunFolder
-from capfl.config import to_toml
 from capfl.engines.flower.processes import free_port
 from capfl.engines.flower.server_app import name_of
-from sites import bits, config_for
-
-SETTINGS: dict[str, object] = {
-    "evaluation__references": [], "runtime__cache": "memory", "federation__rounds": 3, "train__steps": 2
-}  # fmt: skip
-
 
 WITHIN = 600.0  # seconds for anything to happen, on a machine that has much else to do
 
@@ -55,14 +47,16 @@ class Started:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within:.0f} s:\n{self.said()}") from None
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(40)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+
+def end(started: Sequence[Started]) -> None:
+    for one in started:
+        one.process.terminate()
+    for one in started:
+        try:
+            one.process.wait(40)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
 
 
 def child_of(parent: Started | psutil.Process, words: str) -> psutil.Process:
@@ -81,7 +75,7 @@ def child_of(parent: Started | psutil.Process, words: str) -> psutil.Process:
 
 @dataclass
 class Network:
-    """A server and the nodes that a test starts. ``stop`` ends them by their process ids."""
+    """A server and the nodes that a test starts. ``end(started)`` ends them."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -137,36 +131,3 @@ class Network:
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)
-
-    def stop(self) -> None:
-        for started in self.started:
-            started.process.terminate()
-        for started in self.started:
-            started.stop()
-
-
-def submitted(network: Network, files: Mapping[str, Path], name: str, **changes: object) -> tuple[Path, Path]:
-    """Where a run's config is, and where the run will be."""
-    out = network.folder / "runs" / name
-    config = config_for(out, files, **SETTINGS | changes)
-    place = network.folder / f"{name}.toml"
-    place.write_text(to_toml(config))
-    return place, out
-
-
-def alike(personal: Mapping[str, Path], out: Path, serially: Path, asked_again: bool = False) -> None:
-    """Bits, table and ledger are those of the serial engine. ``personal``: clients' own folders.
-
-    Args:
-        asked_again: a client was, which has cost more bytes.
-    """
-    for name in ("state/server", "adapters/global"):
-        if not asked_again or name == "adapters/global":
-            assert bits(out, name) == bits(serially, name)
-    for client, place in personal.items():
-        assert bits(place / "adapter") == bits(serially / "adapters" / "clients" / client)
-    if not asked_again:
-        one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
-        assert (two["clients"], two["bytes"]) == (one["clients"], one["bytes"])
-        ledgers = [[record.ledger for record in RunFolder(place).rounds()] for place in (serially, out)]
-        assert ledgers[1] == ledgers[0]

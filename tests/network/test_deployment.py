@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -14,14 +14,19 @@ import pytest
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from capfl.checkpoint import RunFolder
+from capfl.config import to_toml
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.runs import Connection
 from capfl.engines.serial import serial
 from capfl.experiment import run
-from deployment import SETTINGS, WITHIN, Network, alike, capfl, child_of, submitted, wait_for
-from sites import config_for, write_files
+from deployment import WITHIN, Network, capfl, child_of, end, wait_for
+from sites import SIZES, bits, config_for, write_files
 
 pytestmark = pytest.mark.slow
+
+SETTINGS: dict[str, object] = {
+    "evaluation__references": [], "runtime__cache": "memory", "federation__rounds": 3, "train__steps": 2
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) ->
             made.start_node(client, path)
         yield made
     finally:
-        made.stop()
+        end(made.started)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +59,33 @@ def serially(tmp_path_factory: pytest.TempPathFactory, sites: dict[str, Path]) -
 def nodes(network: Network) -> list[str]:
     """The status of every node that the server knows."""
     return sorted(str(node["status"]) for node in Connection(network.home).ask("supernode", "list")["nodes"])
+
+
+def submitted(network: Network, files: Mapping[str, Path], name: str, **changes: object) -> tuple[Path, Path]:
+    """Where a run's config is, and where the run will be."""
+    out = network.folder / "runs" / name
+    config = config_for(out, files, **SETTINGS | changes)
+    place = network.folder / f"{name}.toml"
+    place.write_text(to_toml(config))
+    return place, out
+
+
+def alike(network: Network, out: Path, serially: Path, asked_again: bool = False) -> None:
+    """Bits, table and ledger are those of the serial engine.
+
+    Args:
+        asked_again: a client was, which has cost more bytes.
+    """
+    for name in ("state/server", "adapters/global"):
+        if not asked_again or name == "adapters/global":
+            assert bits(out, name) == bits(serially, name)
+    for client, place in network.personal(SIZES, out).items():
+        assert bits(place / "adapter") == bits(serially / "adapters" / "clients" / client)
+    if not asked_again:
+        one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
+        assert (two["clients"], two["bytes"]) == (one["clients"], one["bytes"])
+        ledgers = [[record.ledger for record in RunFolder(place).rounds()] for place in (serially, out)]
+        assert ledgers[1] == ledgers[0]
 
 
 def hold(network: Network, client: str, out: Path) -> psutil.Process:
@@ -80,8 +112,8 @@ def test_a_run_over_real_nodes_is_the_serial_run(network: Network, sites: dict[s
     wait_for(lambda: nodes(network).count("online") == 4, WITHIN, "four nodes")
     done = network.run("parity", config)
     assert done.ended(WITHIN) == 0, done.said()
-    impostor.stop()
-    alike(network.personal(sites, out), out, serially)
+    end([impostor])
+    alike(network, out, serially)
     assert "mean" in done.said()
 
     # whose key is another client's is asked for nothing
@@ -117,9 +149,8 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     assert nodes(network) == before
     plain.kill()
     plain.wait()
-    for node in (key, certificate):
-        node.stop()
-        assert "Traceback" not in node.said()
+    end([key, certificate])
+    assert "Traceback" not in key.said() + certificate.said()
 
 
 # -- killed in the middle of a round ----------------------------------------------------------------------------
@@ -136,7 +167,7 @@ def test_a_node_that_is_killed_comes_back_and_nothing_is_lost(
     worker.kill()
     assert done.ended(WITHIN) == 0, done.said()
     assert failures(out) == [("south", "node")]
-    alike(network.personal(sites, out), out, serially, asked_again=True)
+    alike(network, out, serially, asked_again=True)
     events = [json.loads(line) for line in (out / "network.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events if e["client"] == "south"] == ["joined", "left", "joined"]
 
@@ -162,7 +193,7 @@ def test_a_server_and_then_the_process_of_its_run_are_killed(
     again = network.run("again", "--resume", out)
     assert again.ended(WITHIN) == 0, again.said()
     assert failures(out) == []
-    alike(network.personal(sites, out), out, serially)
+    alike(network, out, serially)
 
 
 def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str, Path]) -> None:
