@@ -93,7 +93,8 @@ RECORDS: list[Any] = [
         RecordDict({NAME: ConfigRecord(GOOD | {field: value})})
         for field, value in [
             ("client", []), ("client", 5), ("client", "x" * 500_000), ("client", "\x1b[2Jb"), ("client", "b\n"),
-            ("code", ["data"]), ("code", "Patient Miller"), ("code", "nonsense"), ("code", "data\x1b"), ("body", "text"), ("body", 2.5),
+            ("code", ["data"]), ("code", "Patient Miller"), ("code", "nonsense"), ("code", "data\x1b"),
+            ("body", "text"), ("body", 2.5),
             ("body", b"x" * (2**21 + 1)), ("capfl", True), ("more", 1),
         ]
     ),
