@@ -3,6 +3,8 @@
     python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--kill]
                                       [--data-dir FOLDER] [--out RESULT.json]
 
+It is also the quickest way to see a network: with ``--model tiny`` it takes a minute or two.
+
 The sites are those of `helpdesk`. With ``--data-dir`` they are made of CLINC150 (FOLDER/clinc150/train.jsonl), and the
 method is CA-PFL: two banks, who have other requests about the same things, and a travel agency, who has no peer.
 
@@ -14,26 +16,33 @@ are ended by SIGKILL while they train, in the middle of the run; their superviso
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
+import resource
+import select
+import socket
+import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from capfl import experiment
 from capfl.checkpoint import RunFolder
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
-from capfl.engines.flower.demo import prepare
+from capfl.data import generate
 from capfl.engines.flower.runs import Connection
-from flower_scale import alone
+from capfl.engines.serial import serial
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from deployment import Meter, Network, child_of, kill, wait_for
+from deployment import Network, child_of, end, wait_for
 from sites import bits
 
 CLINC = {"bank-1": "banking", "bank-2": "banking", "travel": "travel"}  # the domain of each site
@@ -66,6 +75,46 @@ def clinc(folder: Path) -> dict[str, list[dict[str, str]]]:
     return sites
 
 
+def built_in(config: Config) -> dict[str, list[dict[str, str]]]:
+    """Rows {text, label} of the built-in data for each of three sites."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for item in generate(3, config.data.items, config.data.conflict, config.seed):
+        rows.setdefault(item.fields["site"], []).append({"text": item.question, "label": item.fields["label"]})
+    return rows
+
+
+def prepare(config: Config, rows: dict[str, list[dict[str, str]]], place: Path) -> tuple[Config, dict[str, Path]]:
+    """Write rows as one file a site, in the form of anybody's own; and the config that reads them."""
+    paths = {site: place / "data" / f"{site}.jsonl" for site in sorted(rows)}
+    for site, path in paths.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[site]), encoding="utf-8")
+    given = config.model_dump() | {"out": str(place / "run")}
+    given["data"] |= {"sets": tuple(map(str, paths.values()))}
+    given["partition"] |= {"kind": "by_task", "clients": None}
+    return Config.model_validate(given), paths
+
+
+def alone(settings: dict[str, Any]) -> dict[str, Any]:
+    """The serial run in a process of its own, and what it takes."""
+    command = [sys.executable, __file__, "serial", json.dumps(settings)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_serially(settings: dict[str, Any]) -> None:
+    summary, path = experiment.run(load_config(None, settings), serial)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(json.dumps({
+        "seconds_a_round": round(statistics.median(record.seconds for record in RunFolder(path).rounds()), 2),
+        "seconds": round(summary.seconds, 1),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_mib": summary.peak_memory // 2**20,
+        "bytes": {way: summary.total_bytes(way) for way in ("up", "down")},
+    }))  # fmt: skip
+
+
 def measure(config: Config, data: dict[str, Path], killing: bool) -> dict[str, Any]:
     """Both runs, one after the other."""
     assert config.out is not None
@@ -73,20 +122,20 @@ def measure(config: Config, data: dict[str, Path], killing: bool) -> dict[str, A
     metered, killed = min(data), max(data)
     (place / "run.toml").write_text(to_toml(config))
     settings = dict(flat(config.model_dump(mode="json"))) | {"out": str(place / "serial")}
-    serially = alone("serial", settings)
+    serially = alone(settings)
 
     network = Network(place)
     try:
         network.start_server(data)
-        network.meter = meter = Meter(network.port)
+        meter = Meter(network.port)
         for client, path in data.items():
             network.start_node(client, path, port=meter.port if client == metered else None)
         peak = Peak([started.process.pid for started in network.started])
         wait_for(lambda: online(network) == len(data), WITHIN, "the nodes")
-        before = meter.up + meter.down
+        before = meter.bytes
         time.sleep(IDLE)
-        idle = (meter.up + meter.down - before) / IDLE
-        before, began = meter.up + meter.down, time.monotonic()
+        idle = (meter.bytes - before) / IDLE
+        before, began = meter.bytes, time.monotonic()
         going = network.run("out", place / "run.toml")
         if killing:
             kill_while_training(network, killed, RunFolder(place / "run"), config.federation.rounds // 2)
@@ -94,9 +143,10 @@ def measure(config: Config, data: dict[str, Path], killing: bool) -> dict[str, A
         print(going.said())
         if status:
             raise SystemExit(status)
-        on_the_wire, seconds = meter.up + meter.down - before, time.monotonic() - began
+        on_the_wire, seconds = meter.bytes - before, time.monotonic() - began
     finally:
-        network.stop()
+        end(network.started)
+        meter.close()
 
     run = RunFolder(place / "run")
     summary, records = run.read_json("summary.json"), run.rounds()
@@ -148,7 +198,7 @@ def kill_while_training(network: Network, killed: str, run: RunFolder, after: in
     wait_for(lambda: (run.path / "rounds.jsonl").is_file() and len(run.rounds()) >= after, WITHIN, f"round {after}")
     wait_for(busy, WITHIN, "a request for training")
     for words in ("internals node", "internals worker"):
-        kill(child_of(network.nodes[killed], words))
+        child_of(network.nodes[killed], words).kill()
 
 
 def same_bits(network: Network, out: Path, serially: Path, clients: dict[str, Path]) -> bool:
@@ -159,11 +209,41 @@ def same_bits(network: Network, out: Path, serially: Path, clients: dict[str, Pa
     return all(bits(one) == bits(two) for one, two in pairs)
 
 
+class Meter:
+    """Passes on whatever comes to a port of its own, to another one, and counts the bytes of both ways."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.bytes = target, 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with self._listening, contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as far:
+            while True:
+                for end in select.select([near, far], [], [])[0]:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    self.bytes += len(data)
+                    (far if end is near else near).sendall(data)
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+
+
 class Peak:
     """The peak of resident memory of processes and of everything that they have started, looked at every second."""
 
     def __init__(self, pids: list[int]) -> None:
-        self.pids, self._found = pids, dict[str, int]()
+        self._above = [psutil.Process(pid) for pid in pids]
+        self._found: dict[str, int] = {}
         threading.Thread(target=self._watch, daemon=True).start()
 
     def read(self) -> dict[str, int]:
@@ -172,32 +252,27 @@ class Peak:
 
     def _watch(self) -> None:
         while True:
-            parents: dict[int, int] = {}
-            for stat in Path("/proc").glob("[0-9]*/stat"):
-                with suppress(OSError, IndexError, ValueError):
-                    parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-            for pid in parents:
-                above = pid
-                while above in parents and above not in self.pids:
-                    above = parents[above]
-                if above in self.pids:
-                    with suppress(OSError, StopIteration):
-                        self._note(pid)
+            for above in self._above:
+                with contextlib.suppress(psutil.Error):  # one that has just ended
+                    for process in (above, *above.children(recursive=True)):
+                        self._note(process)
             time.sleep(1)
 
-    def _note(self, pid: int) -> None:
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        kind = next((word for name in ("server", "node", "worker") for word in words if word == name), "")
+    def _note(self, process: psutil.Process) -> None:
+        words = process.cmdline()
+        kind = next((word for word in words if word in ("server", "node", "worker")), "")
         inner = any("internals" in word for word in words)
         for name in ("flower-superexec", "flwr-serverapp", "flwr-clientapp"):
             if any(word.endswith(name) for word in words):
                 kind, inner = name, True
         label = kind if inner else f"supervisor of a {kind}"
-        size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 2**20
-        self._found[label] = max(size, self._found.get(label, 0))
+        self._found[label] = max(process.memory_info().rss // 2**20, self._found.get(label, 0))
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["serial"]:
+        run_serially(json.loads(sys.argv[2]))
+        return
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=6)
@@ -210,10 +285,11 @@ def main() -> None:
         layers = "top:2" if args.model == "tiny" else "top:6"
         given = (CLINC_SETTINGS if args.data_dir else SETTINGS) | {
             "model.path": args.model, "lora.layers": layers, "federation.rounds": args.rounds,
-            "out": f"{folder}/network",
         }  # fmt: skip
         given |= dict(pair.partition("=")[::2] for pair in args.set)
-        config, data = prepare(load_config(None, given), clinc(args.data_dir) if args.data_dir else None)
+        config = load_config(None, given)
+        rows = clinc(args.data_dir) if args.data_dir else built_in(config)
+        config, data = prepare(config, rows, Path(folder) / "network")
         result = measure(config, data, args.kill)
     text = json.dumps(result, indent=1)
     print(text)

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capfl.checkpoint import RunFolder
-from capfl.config import to_toml
+import psutil
+
 from capfl.engines.flower.processes import free_port
-from sites import bits, config_for
-
-SETTINGS: dict[str, object] = {
-    "evaluation__references": [], "runtime__cache": "memory", "federation__rounds": 3, "train__steps": 2
-}  # fmt: skip
-
+from capfl.engines.flower.server_app import name_of
 
 WITHIN = 600.0  # seconds for anything to happen, on a machine that has much else to do
 
@@ -57,51 +47,41 @@ class Started:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within:.0f} s:\n{self.said()}") from None
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(40)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
 
-
-def child_of(parent: Started | int, words: str) -> int:
-    """The one child of a process whose command line has these words, as soon as it is there."""
-    pid = parent if isinstance(parent, int) else parent.process.pid
-
-    def found() -> list[int]:
-        return [child for child, command in children(pid).items() if words in command]
-
-    wait_for(found, WITHIN, words)
-    (child,) = found()
-    return child
-
-
-def children(pid: int) -> dict[int, str]:
-    """Process ids and command lines of a process's children."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+def end(started: Sequence[Started]) -> None:
+    for one in started:
+        one.process.terminate()
+    for one in started:
         try:
-            words = stat.read_text().rpartition(")")[2].split()
-            if int(words[1]) == pid and words[0] != "Z":
-                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return found
+            one.process.wait(40)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+
+
+def child_of(parent: Started | psutil.Process, words: str) -> psutil.Process:
+    """The one child of a process whose command line has these words, as soon as it is there."""
+    process = parent if isinstance(parent, psutil.Process) else psutil.Process(parent.process.pid)
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        with contextlib.suppress(psutil.Error):  # a child that ends meanwhile
+            found[:] = [child for child in process.children() if words in " ".join(child.cmdline())]
+        return len(found) == 1
+
+    wait_for(look, WITHIN, words)
+    return found[0]
 
 
 @dataclass
 class Network:
-    """A server and the nodes that a test starts. ``stop`` ends them by their process ids."""
+    """A server and the nodes that a test starts. ``end(started)`` ends them."""
 
     folder: Path
     port: int = field(default_factory=free_port)
     started: list[Started] = field(default_factory=list)
     nodes: dict[str, Started] = field(default_factory=dict)
     server: Started | None = None
-    meter: Meter | None = None  # between one node and the server
 
     def start(self, name: str, *words: object) -> Started:
         log = self.folder / f"{name}.out"
@@ -132,7 +112,7 @@ class Network:
     def proof(self, name: str) -> list[object]:
         """What a node shows of who it is, and knows the server by."""
         place = self.folder / "keys"
-        return ["--ca", place / "ca.crt", "--key", place / "nodes" / f"{name}.key"]
+        return ["--certificate", place / "server.crt", "--key", place / "nodes" / f"{name}.key"]
 
     def start_node(
         self, client: str, data: Path, *how: object, port: int | None = None, key: str = "", state: Path | None = None
@@ -147,81 +127,7 @@ class Network:
 
     def personal(self, clients: Iterable[str], out: Path) -> dict[str, Path]:
         """What clients have of a run on their own disks."""
-        name = json.loads((out / "network.json").read_text())["run"]
-        return {client: self.state(client) / "runs" / name for client in clients}
+        return {client: self.state(client) / "runs" / name_of(out) for client in clients}
 
     def run(self, name: str, *words: object) -> Started:
         return self.start(name, "run", "--home", self.home, *words)
-
-    def stop(self) -> None:
-        for started in self.started:
-            started.process.terminate()
-        for started in self.started:
-            started.stop()
-        if self.meter is not None:
-            self.meter.close()
-
-
-class Meter:
-    """Passes on whatever comes to a port of its own, to another one, and counts the bytes each way."""
-
-    def __init__(self, target: int) -> None:
-        self.target, self.up, self.down, self._began = target, 0, 0, time.monotonic()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listening.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with self._listening, contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listening.accept()
-                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near: socket.socket) -> None:
-        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as far:
-            while True:
-                for end in select.select([near, far], [], [])[0]:
-                    data = end.recv(65536)
-                    if not data:
-                        return
-                    if end is near:
-                        self.up += len(data)
-                    else:
-                        self.down += len(data)
-                    (far if end is near else near).sendall(data)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def close(self) -> None:
-        self._listening.shutdown(socket.SHUT_RDWR)
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-
-
-def submitted(network: Network, files: Mapping[str, Path], name: str, **changes: object) -> tuple[Path, Path]:
-    """Where a run's config is, and where the run will be."""
-    out = network.folder / "runs" / name
-    config = config_for(out, files, **SETTINGS | changes)
-    place = network.folder / f"{name}.toml"
-    place.write_text(to_toml(config))
-    return place, out
-
-
-def alike(personal: Mapping[str, Path], out: Path, serially: Path, but: tuple[str, ...] = ()) -> None:
-    """Bits, table and ledger are those of the serial engine; all but some of it. ``personal``: clients' own folders."""
-    for name in ("state/server", "adapters/global"):
-        assert bits(out, name) == bits(serially, name)
-    for client, place in personal.items():
-        assert bits(place / "adapter") == bits(serially / "adapters" / "clients" / client)
-    one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
-    assert two["models"] == one["models"]
-    if "bytes" not in but:
-        assert two["clients"] == one["clients"]
-        assert two["bytes"] == one["bytes"]
-    if "ledger" not in but:
-        ledgers = [[record.ledger for record in RunFolder(place).rounds()] for place in (serially, out)]
-        assert ledgers[1] == ledgers[0]

@@ -36,9 +36,7 @@ def config_for(out: Path, files: dict[str, Path], **changes: object) -> Config:
 
 
 def bits(folder: Path, name: str = "") -> dict[str, bytes]:
-    """Everything below a folder, or a file; of adapters their tensors: PEFT writes lists in any order, and a card has
-    the name of its run."""
+    """Everything below a folder, or a file; of adapters their tensors: the rest names the run, or is in any order."""
     place = folder / name
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    beside = ("adapter_config.json", "capfl.json")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in beside}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix != ".json"}

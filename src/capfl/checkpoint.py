@@ -192,14 +192,14 @@ class RunFolder:
             )
         return replace(state, lines=(found,))
 
-    def rounds(self) -> list[RoundRecord]:
-        """All complete records; a line that was cut off by a crash is not one.
+    def rounds(self, after: int = 0) -> list[RoundRecord]:
+        """All complete records of the rounds after one; a line that was cut off by a crash is not one.
 
         Raises:
             CheckpointError: a line is no record; names it.
         """
         records = []
-        for n, line in enumerate(self._lines(), 1):
+        for n, line in enumerate(self._lines()[after:], after + 1):
             try:
                 records.append(_record(json.loads(line)))
             except (ValueError, TypeError, KeyError, AttributeError) as error:

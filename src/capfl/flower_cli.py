@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from platformdirs import user_state_path
-from rich.console import Console
 
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
 
-if TYPE_CHECKING:
-    from capfl.engines.flower.runs import Connection
+STATE = user_state_path("capfl")  # the user's folder for what programs remember
 
-app = typer.Typer(help="Run over sites of their own, with Flower.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-_Number = Annotated[int, typer.Argument(help="of the run, as `capfl flower run` gave it", metavar="RUN")]
-_Home = Annotated[Path | None, typer.Option(help="the server's folder; by default in the user's state folder")]
+_Home = Annotated[Path, typer.Option(help="the server's folder")]
 _Answer = Annotated[float, typer.Option(min=1, help="seconds that a node has to answer a request")]
 _Node = Annotated[float, typer.Option(min=0, help="seconds for which a client whose node is missing is waited for")]
+
+
+@app.callback()
+def check() -> None:
+    """Run over sites of their own, with Flower."""
+    with errors():
+        from capfl.engines.flower import check_flower
+
+        check_flower()
 
 
 @app.command()
@@ -34,14 +40,12 @@ def keys(
     host: Annotated[
         str, typer.Option(help="names and addresses by which nodes reach the server", metavar="HOSTS")
     ] = "",
-    days: Annotated[int, typer.Option(min=1, help="for which the server's certificate is valid")] = 730,
 ) -> None:
-    """Make the authority, the server's certificate and a key for each node."""
+    """Make the server's certificate and a key for each node."""
     with errors():
-        _check()
         from capfl.engines.flower.keys import make_keys
 
-        made = make_keys(folder, _words(nodes), _words(host), days)
+        made = make_keys(folder, _words(nodes), _words(host))
         for path in made:
             typer.echo(path)
         if not made:
@@ -53,14 +57,13 @@ def server(
     keys: Annotated[Path, typer.Option(help="folder of `capfl flower keys`", metavar="DIR")],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for other machines")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8443,
-    home: _Home = None,
+    home: _Home = STATE / "server",
 ) -> None:
     """Run the server, where nodes and runs meet, until Ctrl-C or SIGTERM."""
     with errors():
-        _check()
-        from capfl.engines.flower.server import Server
+        from capfl.engines.flower.server import run_server
 
-        Server(_home(home), host, port, keys.absolute()).serve(_say)
+        run_server(home.absolute(), host, port, keys.absolute(), typer.echo)
 
 
 @app.command()
@@ -68,18 +71,17 @@ def node(
     server: Annotated[str, typer.Option(help="address of the server", metavar="HOST:PORT")],
     client: Annotated[str, typer.Option(help="the client whose node this is, as its key is named")],
     data: Annotated[Path, typer.Option(help="the client's own data", metavar="FILE")],
-    ca: Annotated[Path, typer.Option(help="ca.crt of `capfl flower keys`", metavar="FILE")],
+    certificate: Annotated[Path, typer.Option(help="the server's: server.crt of `capfl flower keys`", metavar="FILE")],
     key: Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")],
     state: Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")] = None,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
     with errors():
-        _check()
-        from capfl.engines.flower.node import Node
+        from capfl.engines.flower.node import run_node
 
-        place = state or user_state_path("capfl") / "nodes" / client
-        Node(client, server, data, place, ca, key, _own(sets or [])).serve(_say)
+        place = state or STATE / "nodes" / client
+        run_node(client, server, data, place, certificate, key, _own(sets or []), typer.echo)
 
 
 @app.command(context_settings=FLAGS)
@@ -88,82 +90,32 @@ def run(
     config: ConfigFile = None,
     sets: Sets = None,
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder", metavar="RUN")] = None,
-    home: _Home = None,
+    home: _Home = STATE / "server",
     answer: _Answer = 1800,
     node: _Node = 120,
 ) -> None:
-    """Run what `capfl run` runs, over the nodes of the server on this machine. Each of data.sets is a client's own."""
+    """Run what `capfl run` runs, over the nodes of the server on this machine, and end with it or by Ctrl-C.
+
+    Each of data.sets is a client's own.
+    """
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
-        _check()
         given = _given(context, config, sets, resume)
 
         from capfl.data import clients_of
-        from capfl.engines.flower.runs import submit
+        from capfl.engines.flower.runs import Connection, follow, stop, submit
 
         clients_of(given.data, given.partition)
-        number = submit(_connection(home), given, resume is not None, answer, node)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        server = Connection(home.absolute())
+        number = submit(server, given, resume is not None, answer, node)
         typer.echo(f"run {number} in {given.out}")
-        _follow(home, number)
-
-
-@app.command()
-def follow(
-    number: _Number,
-    home: _Home = None,
-) -> None:
-    """Say what a run says, from its beginning to its end. The exit code says whether it succeeded."""
-    with errors():
-        _check()
-        _follow(home, number)
-
-
-@app.command()
-def stop(
-    number: _Number,
-    home: _Home = None,
-) -> None:
-    """End a run. `capfl flower run --resume` goes on with it."""
-    with errors():
-        _check()
-        from capfl.engines.flower.runs import stop as end
-
-        end(_connection(home), number)
-
-
-@app.command(context_settings=FLAGS)
-def simulate(
-    context: typer.Context,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder", metavar="RUN")] = None,
-) -> None:
-    """Run over virtual nodes in this process, one a client: the network without its sockets, for any partition."""
-    with errors(go_on="capfl flower simulate --resume RUN_FOLDER"):
-        _check()
-        given = _given(context, config, sets, resume)
-
-        from capfl.engines.flower.simulation import simulate as run_simulation
-        from capfl.report.progress import progress_of
-        from capfl.report.tables import summary_table
-
-        console = Console()
-        with progress_of(console) as reporter:
-            summary, place = run_simulation(given, resume is not None, reporter)
-        console.print(summary_table(summary))
-        console.print(f"{summary.seconds:.0f} s; everything is in {place}", highlight=False, soft_wrap=True)
-
-
-@app.command(context_settings=FLAGS)
-def demo(context: typer.Context, sets: Sets = None) -> None:
-    """A server and three nodes on this machine, with TLS and keys, and a run over them. Ends by itself."""
-    with errors(go_on="the same command"):
-        _check()
-        from capfl.engines.flower.demo import prepare
-        from capfl.engines.flower.demo import run as run_demo
-
-        config, data = prepare(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)))
-        if not run_demo(config, data, _say):
-            raise typer.Exit(1)
+        try:
+            succeeded = follow(server, number, typer.echo)
+        except KeyboardInterrupt:
+            stop(server, number)
+            raise
+    if not succeeded:
+        raise typer.Exit(1)
 
 
 def _given(context: typer.Context, config: Path | None, sets: list[str] | None, resume: Path | None) -> Config:
@@ -176,34 +128,6 @@ def _given(context: typer.Context, config: Path | None, sets: list[str] | None, 
 
     given = config_of(resume) if resume else given
     return given.model_copy(update={"out": str((resume or free_folder(given)).absolute())})
-
-
-def _follow(home: Path | None, number: int) -> None:
-    from capfl.engines.flower.runs import follow
-
-    try:
-        succeeded = follow(_connection(home), number, _say)
-    except KeyboardInterrupt as error:
-        typer.echo(f"the run goes on; capfl flower follow {number}, or capfl flower stop {number}", err=True)
-        raise typer.Exit(130) from error
-    if not succeeded:
-        raise typer.Exit(1)
-
-
-def _check() -> None:
-    from capfl.engines.flower import check_flower
-
-    check_flower()
-
-
-def _home(home: Path | None) -> Path:
-    return (home or user_state_path("capfl") / "server").absolute()
-
-
-def _connection(home: Path | None) -> Connection:
-    from capfl.engines.flower.runs import Connection
-
-    return Connection(_home(home))
 
 
 def _own(sets: Sequence[str]) -> dict[str, str]:
@@ -220,8 +144,3 @@ def _own(sets: Sequence[str]) -> dict[str, str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-    sys.stdout.flush()

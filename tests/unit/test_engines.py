@@ -7,24 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from capfl.methods.local import local
 
 from capfl import errors
-from capfl.checkpoint import ClientStore
-from capfl.config.schema import CodecConfig
+from capfl.checkpoint import ClientStore, StateReader
+from capfl.config.schema import CodecConfig, MethodConfig
 from capfl.engines.serial import serial
 from capfl.errors import PUBLIC, CapflError, CheckpointError, TrainingError, VersionError, code_of, printable, public
-from capfl.roles import Agreement, server
-from capfl.roles.client import Site
+from capfl.methods import build
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import LocalTrainer
 from capfl.types import Adapter, ClientState, Failure, Trained
 from capfl.wire import decode_update
 
 START = {"m.A": torch.tensor([[1.0]]), "m.B": torch.tensor([[2.0]])}
-AGREED = Agreement(local(), CodecConfig(values="fp32"), START)  # a method whose clients remember something
-STATE = server.start(AGREED)
+AGREED = Agreement(build(MethodConfig(name="local")), CodecConfig(values="fp32"), START)  # clients remember something
+STATE = AGREED.method.start(START)
 
 
-def site(client: str) -> Site:
+def trainer(client: str) -> LocalTrainer:
     def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
         if client == "b":
             raise TrainingError("the loss is nan")
@@ -34,12 +35,12 @@ def site(client: str) -> Site:
 
     if client == "interrupted":
         raise KeyboardInterrupt
-    return Site(client, 7, train)
+    return LocalTrainer(client, 7, train)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ClientStore:
-    return ClientStore(tmp_path / "clients", START, lambda client: AGREED.method.init_client(client, START))
+    return ClientStore(tmp_path / "clients", StateReader(AGREED.method, START))
 
 
 def asked(client: str) -> bytes:
@@ -53,7 +54,7 @@ def test_clients_work_in_order_when_their_replies_are_asked_for_and_their_states
         visited.append(client)
         return asked(client)
 
-    replies = serial(site, store, AGREED)("train", 1, ["a", "c"], request)
+    replies = serial(trainer, store, AGREED)("train", 1, ["a", "c"], request)
     assert visited == []
     for number, (client, reply) in enumerate(replies, start=1):
         assert visited == ["a", "c"][:number]
@@ -69,40 +70,39 @@ def test_clients_work_in_order_when_their_replies_are_asked_for_and_their_states
 def test_an_error_is_a_failure_of_its_client_and_its_traceback_is_logged(
     store: ClientStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.save(ClientState("b", 4, START), 1)
+    store.save(ClientState("b", 4, adapter=START), 1)
+
+    def damaged(client: str) -> bytes:
+        return asked(client)[: -1 if client == "c" else None]
+
     with caplog.at_level(logging.DEBUG):
-        replies = dict(serial(site, store, AGREED)("train", 2, ["a", "b", "bug", "c"], asked))
+        replies = dict(serial(trainer, store, AGREED)("train", 2, ["a", "b", "bug", "c"], damaged))
+    assert isinstance(replies["a"], bytes)
     assert replies["b"] == Failure("b", "train", "the loss is nan", "training")
     assert replies["bug"] == Failure("bug", "train", "ValueError: ", "internal")
-    assert isinstance(replies["a"], bytes)
-    assert isinstance(replies["c"], bytes)
-    assert store.load("b", before=3).steps == 4  # nothing was saved
-    assert [record.exc_info is not None for record in caplog.records] == [True, True]
+    assert isinstance(replies["c"], Failure)
+    assert replies["c"].code == "wire"
+    assert [store.load(client, before=3).steps for client in "abc"] == [2, 4, 0]  # of failures nothing was saved
+    assert all(record.exc_info is not None for record in caplog.records)
     assert "raise ValueError" in caplog.text
-
-
-def test_a_damaged_request_is_the_clients_failure(store: ClientStore) -> None:
-    ((client, failure),) = serial(site, store, AGREED)("train", 1, ["a"], lambda client: asked(client)[:-1])
-    assert isinstance(failure, Failure)
-    assert (client, failure.stage, failure.code) == ("a", "train", "wire")
-    assert store.load("a", before=2).steps == 0
 
 
 def test_an_interruption_is_nobodys_failure(store: ClientStore) -> None:
     with pytest.raises(KeyboardInterrupt):
-        list(serial(site, store, AGREED)("train", 1, ["interrupted"], asked))
+        list(serial(trainer, store, AGREED)("train", 1, ["interrupted"], asked))
 
 
 @pytest.mark.parametrize("when", ["load", "save"])
 def test_an_error_of_the_runs_disk_is_not_the_clients_failure(when: str, store: ClientStore) -> None:
-    store.save(ClientState("a", 1, START), 1)
+    store.save(ClientState("a", 1, adapter=START), 1)
+    place = store.folder / "a"
     if when == "load":
-        next(iter(store.folder.iterdir())).write_bytes(b"damaged")
+        (place / "a.000001").write_bytes(b"damaged")
     else:
-        store.folder.rename(store.folder.with_name("elsewhere"))
-        store.folder.write_text("a file where the folder should be")
+        place.rename(store.folder / "elsewhere")
+        place.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError):
-        list(serial(site, store, AGREED)("train", 2, ["a"], asked))
+        list(serial(trainer, store, AGREED)("train", 2, ["a"], asked))
 
 
 def test_every_error_has_a_code_and_every_code_a_sentence() -> None:

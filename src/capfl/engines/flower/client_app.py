@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -22,45 +21,37 @@ app = ClientApp()
 _open: dict[Path, Site] = {}  # with their models; those of the last run only
 
 
+@app.train()  # type: ignore[untyped-decorator]
 def answer(message: Message, context: Context) -> Message:
-    """Answer a request. What goes wrong is an answer, too."""
+    """Answer a request of any kind, or say the code of what went wrong.
+
+    The error's text goes to this process's log and nowhere else.
+    """
     me = str(context.node_config["client"])
-
-    def work() -> bytes:
-        request = read_request(message)
-        client = _client(request.run, me, context)
-        return client.answer(request.kind, request.method, request.body, request.used)
-
-    return Message(pack(reply(me, work)), reply_to=message)
-
-
-def reply(me: ClientId, work: Callable[[], bytes]) -> Reply:
-    """What the work gives, or the code of its error. The error's text goes to this process's log and nowhere else."""
     try:
-        return Reply(me, body=work())
+        request = read_request(message)
+        site = _site(request.run, me, context)
+        reply = Reply(me, body=site.answer(request.kind, request.method, request.body, request.used))
     except Exception as error:
         known = isinstance(error, CapflError)
         text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
         log.error("client %s failed: %s", me, printable(text))
-        return Reply(me, code_of(error))
-
-
-for kind in (app.train(), app.evaluate("validate"), app.evaluate()):
-    kind(answer)
+        reply = Reply(me, code_of(error))
+    return Message(pack(reply), reply_to=message)
 
 
 def close() -> None:
-    """Close the clients and their models."""
+    """Close the sites and their models."""
     while _open:
         _open.popitem()[1].__exit__(None, None, None)
 
 
-def _client(run: str, me: ClientId, context: Context) -> Site:
+def _site(run: str, me: ClientId, context: Context) -> Site:
     """The client in this run, with what it remembers of it."""
     given, folder = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
     if folder not in _open:
-        for before in [other for other in _open if other.name != run]:
-            _open.pop(before).__exit__(None, None, None)
+        if any(other.name != run for other in _open):
+            close()
         own = dict(json.loads(str(given.get("settings", "{}"))))
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])))

@@ -14,7 +14,7 @@ from tempfile import SpooledTemporaryFile
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from capfl.engines.flower.messages import MESSAGE_TYPES, Request, pack, read_reply
+from capfl.engines.flower.messages import Request, pack, read_reply
 from capfl.errors import WireError, public
 from capfl.types import ClientId, Failure
 
@@ -24,8 +24,6 @@ IN_MEMORY = 2**18  # bytes of a reply; a longer one waits for its turn on disk
 
 EXPIRED, GONE = 3, 5  # error codes of Flower; these two come from Flower's own server, whatever node was asked
 ERRORS = {
-    1: "its app cannot be loaded; the site's own log says why",
-    2: "its app raised an error; the site's own log says which",
     GONE: "it has gone",
     8: "the process that was to answer has ended",
 }
@@ -52,13 +50,9 @@ class Nodes:
     note: Callable[[str, ClientId, int], None]
     clock: Callable[[], float] = time.monotonic
 
-    _of: dict[ClientId, int] = field(default_factory=dict, init=False)
+    of: dict[ClientId, int] = field(default_factory=dict, init=False)  # of those who are connected
     _others: list[str] = field(default_factory=list, init=False)
     _looked: float = field(default=-LOOK_EVERY, init=False)
-
-    def node(self, client: ClientId) -> int | None:
-        """The node of a client, if it is connected."""
-        return self._of.get(client)
 
     def why_absent(self) -> str:
         """What to say of a client that has no node."""
@@ -67,7 +61,7 @@ class Nodes:
 
     def forget(self, client: ClientId) -> None:
         """See at the next look whether a client's node is still there."""
-        if (node := self._of.pop(client, None)) is not None:
+        if (node := self.of.pop(client, None)) is not None:
             self.note("left", client, node)
         self._looked = -LOOK_EVERY
 
@@ -79,12 +73,12 @@ class Nodes:
         connected = {node.name: node.node_id for node in self.grid.get_nodes()}
         self._others = sorted(connected.keys() - set(self.clients))
         for client in self.clients:
-            before, now = self._of.get(client), connected.get(client)
+            before, now = self.of.get(client), connected.get(client)
             if before is not None and before != now:
-                del self._of[client]
+                del self.of[client]
                 self.note("left", client, before)
             if now is not None and before != now:
-                self._of[client] = now
+                self.of[client] = now
                 self.note("joined", client, now)
 
 
@@ -99,12 +93,10 @@ class Delivery:
         longest: bytes that the body of a reply may have.
     """
 
-    grid: Grid
     nodes: Nodes
     patience: Patience
     request: Callable[[ClientId], Request]
     longest: int
-    clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
     _waiting: list[ClientId] = field(default_factory=list, init=False)  # for a node
@@ -117,7 +109,7 @@ class Delivery:
         Whoever does not answer is a Failure: of the stage ``absent``, ``deadline`` or ``node``; or, where the client
         says itself that it failed, of the kind of the request.
         """
-        self._waiting, until = list(clients), self.clock() + self.patience.node
+        self._waiting, until = list(clients), self.nodes.clock() + self.patience.node
         try:
             for client in clients:
                 while client not in self._held:
@@ -142,23 +134,23 @@ class Delivery:
 
     def _send(self) -> None:
         for client in list(self._waiting):
-            node = self.nodes.node(client)
+            node = self.nodes.of.get(client)
             if node is None:
                 continue
             self._waiting.remove(client)
             request = self.request(client)
             message = Message(
-                pack(request), dst_node_id=node, message_type=MESSAGE_TYPES[request.kind],
-                group_id=str(request.round), ttl=self.patience.answer,
+                pack(request), dst_node_id=node, message_type="train", group_id=str(request.round),
+                ttl=self.patience.answer,
             )  # fmt: skip
-            (id,) = self.grid.push_messages([message])
+            (id,) = self.nodes.grid.push_messages([message])
             if id is None:
                 self._fail(client, "node", "Flower's server did not take the message")
             else:
-                self._sent[id] = request, self.clock() + self.patience.answer
+                self._sent[id] = request, self.nodes.clock() + self.patience.answer
 
     def _receive(self) -> None:
-        for message in self.grid.pull_messages(list(self._sent)) if self._sent else []:
+        for message in self.nodes.grid.pull_messages(list(self._sent)) if self._sent else []:
             request, _ = self._sent.pop(message.metadata.reply_to_message_id, (None, 0.0))
             if request is None:  # a node may write anything there
                 continue
@@ -180,7 +172,7 @@ class Delivery:
                 file.write(reply.body)
 
     def _give_up(self, until: float) -> None:
-        now = self.clock()
+        now = self.nodes.clock()
         for id, (request, due) in list(self._sent.items()):
             if now > due:
                 del self._sent[id]

@@ -17,12 +17,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from capfl.engines.flower import check_flower
-
-if TYPE_CHECKING:
-    from flwr.app import Message
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -146,10 +143,9 @@ def worker(address: str) -> None:
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    from capfl.engines.flower.client_app import app, close
+    from capfl.engines.flower.client_app import app
 
     fetched: queue.SimpleQueue[tuple[Any, Any, Any, Any]] = queue.SimpleQueue()
-    busy_with: list[Any] = []
 
     def connect(component: str, *interceptors: Any) -> Any:
         return RuntimeHttpClient.from_server_address(
@@ -157,18 +153,16 @@ def worker(address: str) -> None:
         )
 
     def fetch(client: Any) -> None:
-        def still_wanted() -> bool:
+        def is_told() -> bool:
             try:
-                wanted = bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+                client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
             except httpx.TransportError:
-                return False  # to be asked again soon
-            except httpx.HTTPStatusError:  # the node was started anew, and knows nothing of this message
-                wanted = False
-            if not wanted and client in busy_with:
-                signal.raise_signal(signal.SIGINT)
+                return False  # to be told again soon
+            except httpx.HTTPStatusError:
+                pass  # nobody waits for this answer any more, which is seen when it is sent
             return True
 
-        heartbeat = HeartbeatSender(still_wanted)
+        heartbeat = HeartbeatSender(is_told)
         heartbeat.start()
         try:
             message, context, _, _ = pull_task_input(client)
@@ -180,12 +174,10 @@ def worker(address: str) -> None:
             fetched.put((client, heartbeat, message, context))
 
     def answer(client: Any, heartbeat: Any, message: Any, context: Any) -> None:
-        busy_with.append(client)
         try:
             push_message(client, app(message=message, context=context), context)
             push_task_output(client=client, context=context, sub_status=SubStatus.COMPLETED, details="")
         finally:
-            busy_with.clear()
             heartbeat.stop()
             client.close()
 
@@ -199,32 +191,9 @@ def worker(address: str) -> None:
                 threading.Thread(target=fetch, args=(client,), daemon=True).start()
             with contextlib.suppress(queue.Empty):
                 answer(*fetched.get(timeout=IDLE))
-        except KeyboardInterrupt:
-            print("nobody waits for this answer any more", flush=True)
-            close()
-        except Exception as error:  # the node is starting, or has ended with this message half answered
+        except Exception as error:  # the node is starting, or nobody waits for the answer any more
             print(f"node {address}: {type(error).__name__}: {error}", flush=True)
             time.sleep(1)
-
-
-def identify() -> None:
-    """Have this process pass for one of Flower's, which is what it takes to make messages."""
-    from flwr.supercore.task_identity import TaskIdentity
-
-    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
-
-
-def carried(message: Message) -> Message:
-    """A message as it arrives: taken apart into the objects that Flower moves, and put together from them."""
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
-    name = message.object_id
-    message.metadata.__dict__["_message_id"] = name
-    moved = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
-    arrived: Message = inflate_object_from_contents(name, moved)
-    arrived.metadata.__dict__["_message_id"] = name
-    return arrived
 
 
 def end_with_parent() -> None:

@@ -1,7 +1,7 @@
-"""Certificates and keys of a network: by what nodes know the server, and the server its nodes.
+"""Certificate and keys of a network: by what nodes know the server, and the server its nodes.
 
-One authority signs the server's certificate, and every node has a key pair of its own. P-384 throughout: the strongest
-curve that Flower's node authentication takes.
+The server has one certificate, which each site is given and trusts alone. Every node has a key pair of its own. P-384
+throughout: the strongest curve that Flower's node authentication takes.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from capfl.errors import ConfigError
 
-AUTHORITY_DAYS = 3650
+DAYS = 3650  # for which a certificate is valid; another one has to be taken to every site
 LOCAL = ("localhost", "127.0.0.1")
 
 
-def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: int) -> list[Path]:
-    """Make what is missing of ``ca``, ``server`` and ``nodes/NAME``, and say what that was. The rest stays as it is.
+def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[Path]:
+    """Make what is missing of ``server.crt``, ``server.key`` and ``nodes/NAME``; what is there stays as it is.
 
     Args:
         nodes: client ids.
         hosts: names and addresses by which nodes reach the server, beside those on its own machine.
-        days: for which the server's certificate is valid.
+
+    Returns:
+        The files that were made.
 
     Raises:
         ConfigError: a node's name is no client id; or the server's certificate is there, and not for all hosts.
@@ -42,18 +45,19 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], days: in
             )
     hosts = list(dict.fromkeys([*hosts, *LOCAL]))
     made: list[Path] = []
-    if not (folder / "ca.crt").exists():
-        made += _authority(folder / "ca")
     if not (folder / "server.crt").exists():
-        made += _server(folder / "server", folder / "ca", hosts, days)
+        key = ec.generate_private_key(ec.SECP384R1())
+        made += _written(folder / "server", ".crt", key, PrivateFormat.PKCS8, _certificate(key, hosts))
     elif lacking := sorted(set(hosts) - set(hosts_of(folder / "server.crt"))):
         raise ConfigError(
-            f"{folder / 'server.crt'} is not for {', '.join(lacking)}; delete it and server.key, and it will be "
-            "made anew (nodes keep their keys and ca.crt)"
+            f"{folder}/server.crt is not for {', '.join(lacking)}; delete it and server.key, make them anew with "
+            "every --host, and give the new server.crt to every site"
         )
     for name in nodes:
         if not (folder / "nodes" / f"{name}.pub").exists():
-            made += _node(folder / "nodes" / name)
+            key = ec.generate_private_key(ec.SECP384R1())
+            public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n"
+            made += _written(folder / "nodes" / name, ".pub", key, PrivateFormat.OpenSSH, public)
     return made
 
 
@@ -64,65 +68,34 @@ def hosts_of(certificate: Path) -> list[str]:
     return [str(name.value) for name in names]
 
 
-def _authority(place: Path) -> list[Path]:
-    key, name = _new_key(), _name("capfl authority")
-    usage = x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    certificate = _certificate(name, name, key, AUTHORITY_DAYS, authority=True).add_extension(usage, critical=True)
-    return _written(place, key, certificate.sign(key, hashes.SHA384()))
-
-
-def _server(place: Path, authority: Path, hosts: Sequence[str], days: int) -> list[Path]:
-    try:
-        issuer = x509.load_pem_x509_certificate(authority.with_suffix(".crt").read_bytes())
-        signer = serialization.load_pem_private_key(authority.with_suffix(".key").read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{authority}.key and .crt are to sign the server's certificate: {error}") from error
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{authority}.key is no elliptic-curve key; use the one that capfl flower keys made")
-    key = _new_key()
-    names = [x509.IPAddress(ip) if (ip := _address(host)) else x509.DNSName(host) for host in hosts]
-    certificate = (
-        _certificate(_name("capfl server"), issuer.subject, key, days, authority=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
-    )
-    return _written(place, key, certificate.sign(signer, hashes.SHA384()))
-
-
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, authority: bool
-) -> x509.CertificateBuilder:
+def _certificate(key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]) -> bytes:
+    """A certificate that is its own authority and can sign no other."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "capfl server")])
     now = datetime.datetime.now(datetime.UTC)
     return (
-        x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks of sites differ
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA384())
+        .public_bytes(Encoding.PEM)
     )
 
 
-def _node(place: Path) -> list[Path]:
-    """An OpenSSH key pair, as ``ssh-keygen -t ecdsa -b 384`` makes them."""
-    key = _new_key()
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return _pair(place, ".pub", key, serialization.PrivateFormat.OpenSSH, public + b"\n")
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
-def _written(place: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> list[Path]:
-    public = certificate.public_bytes(serialization.Encoding.PEM)
-    return _pair(place, ".crt", key, serialization.PrivateFormat.PKCS8, public)
-
-
-def _pair(
-    place: Path, suffix: str, key: ec.EllipticCurvePrivateKey, kind: serialization.PrivateFormat, public: bytes
+def _written(
+    place: Path, suffix: str, key: ec.EllipticCurvePrivateKey, kind: PrivateFormat, public: bytes
 ) -> list[Path]:
     """Write a secret for its owner alone, and what is public of it. Neither may be there before."""
-    secret = key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
+    secret = key.private_bytes(Encoding.PEM, kind, NoEncryption())
     made = []
     for ending, data, mode in ((".key", secret, 0o600), (suffix, public, 0o644)):
         path = Path(f"{place}{ending}")
@@ -131,18 +104,3 @@ def _pair(
             file.write(data)
         made.append(path)
     return made
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None

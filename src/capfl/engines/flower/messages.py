@@ -8,48 +8,46 @@ in it: types, lengths and characters are checked here and nowhere else.
 from __future__ import annotations
 
 import importlib.metadata
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from capfl.errors import PUBLIC, WireError
-from capfl.types import ClientId, Kind
+from capfl.types import Kind
 
 NAME, LONG, TYPE = "capfl", "capfl.body", "capfl.message"
 SHORT = 2**20  # bytes; Flower holds a setting in memory several times over
-OTHER_TYPES = {"round": int, "used": int, "body": bytes}  # all other fields are strings
-LONGEST_INT = 2**31
-TEXT = re.compile(r"(\w[\w.+-]{0,99})?", re.ASCII)  # client ids, runs, methods, codes and versions
-
 HERE = importlib.metadata.version("capfl")
-MESSAGE_TYPES: Mapping[Kind, str] = {"train": "train", "validate": "evaluate.validate", "evaluate": "evaluate"}
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]  # client ids, runs, methods, versions
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Request:
     """Server to node."""
 
-    run: str  # stays the same when the run is resumed
+    run: Word  # stays the same when the run is resumed
     kind: Kind
-    method: str
-    round: int
-    client: ClientId
-    used: int  # round of the client's last update that the server used: later ones were lost
+    method: Word
+    round: Count
+    client: Word
+    used: Count  # round of the client's last update that the server used: later ones were lost
     body: bytes
-    capfl: str = HERE
+    capfl: Word = HERE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Reply:
     """Node to server: the body, or the code of the error in its place."""
 
-    client: ClientId
-    code: str = ""
+    client: Word
+    code: Annotated[str, Field(pattern="^[a-z]{0,99}$")] = ""
     body: bytes = b""
-    capfl: str = HERE
+    capfl: Word = HERE
 
 
 Made = TypeVar("Made", Request, Reply)
@@ -68,8 +66,6 @@ def read_request(message: Message) -> Request:
     request = _read(Request, message, None)
     if request.capfl != HERE:
         raise WireError(f"the server has capfl {request.capfl}; this site has {HERE}")
-    if request.kind not in MESSAGE_TYPES or not request.run:
-        raise WireError("a request of the network cannot be read: its kind is unknown, or it has no run")
     return request
 
 
@@ -99,18 +95,13 @@ def _read(made: type[Made], message: Message, longest: int | None) -> Made:
             if array.stype != TYPE:
                 raise WireError(f"{what}: its body is an array of another kind")
             values["body"] = array.data
+        if longest is not None and len(values["body"]) > longest:
+            raise WireError(f"{what}: its body of {len(values['body'])} bytes is longer than any that is expected")
+        return made(**values)
+    except ValidationError as error:  # which shows the values to whoever sees it
+        first = error.errors(include_input=False, include_url=False)[0]
+        fields = made.__dataclass_fields__
+        name = next((name for name in fields if name in first["loc"]), f"not one of {', '.join(fields)}")
+        raise WireError(f"{what}: {name}: {first['msg']}; are both sides of one version of capfl?") from None
     except (KeyError, ValueError, TypeError) as error:
         raise WireError(f"{what}: it is not made of capfl's records ({type(error).__name__})") from error
-    if values.keys() != made.__dataclass_fields__.keys():
-        raise WireError(f"{what}: it has other fields; are both sides of one version of capfl?")
-    for name, value in values.items():
-        expected = OTHER_TYPES.get(name, str)
-        if type(value) is not expected:
-            raise WireError(f"{what}: {name} is of type {type(value).__name__}, not {expected.__name__}")
-        if isinstance(value, str) and not TEXT.fullmatch(value):
-            raise WireError(f"{what}: {name} is too long or has characters that names do not have")
-        if isinstance(value, int) and not 0 <= value < LONGEST_INT:
-            raise WireError(f"{what}: {name} is out of range")
-    if longest is not None and len(values["body"]) > longest:
-        raise WireError(f"{what}: its body of {len(values['body'])} bytes is longer than any that is expected")
-    return made(**values)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capfl.errors import ConfigError, printable
+from capfl.errors import printable
 
 AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
 LAST_LINES = 6  # of the output of one that has ended
 
+Say = Callable[[str], None]
+
 
 def environment(home: Path) -> dict[str, str]:
     """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ | {
-        "PATH": path,  # Flower starts its own commands by name
+        "PATH": path,  # where Flower's commands are
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -34,19 +35,6 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def script(name: str) -> str:
-    """The path of one of Flower's commands.
-
-    Raises:
-        ConfigError: it is not beside the running Python and not on the path.
-    """
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.is_file() else shutil.which(name)
-    if found is None:
-        raise ConfigError(f"the command {name} is missing; pip install capfl[flower]")
-    return found
 
 
 def internal(role: str, *arguments: str) -> list[str]:
@@ -90,19 +78,16 @@ class Process:
         # not yet reaped, so that nobody else has the number of its group
         if os.waitid(os.P_PID, self.running.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        self._signal(signal.SIGKILL)
+        self.send(signal.SIGKILL)
         status = self.running.wait()
         self.running, self.due = None, time.monotonic() + AGAIN
         return status
-
-    def tell_to_end(self) -> None:
-        self._signal(signal.SIGTERM)
 
     def end(self, by: float) -> None:
         """Wait for its end, and end it at a time of the monotonic clock."""
         while self.running is not None and self.ended() is None:
             if time.monotonic() > by:
-                self._signal(signal.SIGKILL)
+                self.send(signal.SIGKILL)
             time.sleep(0.05)
 
     def last_words(self) -> list[str]:
@@ -113,17 +98,24 @@ class Process:
         hints = [hint for word, hint in self.hints.items() if any(word in line for line in lines)]
         return hints or [printable(line) for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
 
-    def _signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """Send a signal to it and to whatever it has started."""
         if self.running is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.running.pid, number)
 
 
-def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Generator[None]:
-    """Keep processes running. A step starts what is due; closing the iterator ends them all, the last one first."""
+def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] = lambda: None) -> None:
+    """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.
+
+    Args:
+        step: of the caller's, between two looks at them.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
     said = ""
     try:
-        while True:
+        while not came:
             for process in processes:
                 if (status := process.ended()) is not None:
                     words = "\n  ".join([f"see {process.log}", *process.last_words()])
@@ -134,35 +126,21 @@ def supervise(processes: Sequence[Process], say: Callable[[str], None]) -> Gener
                     end_all(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
-            yield
+            step()
+            time.sleep(PAUSE)
     finally:
         end_all(processes)
-
-
-def end_all(processes: Sequence[Process], within: float | None = None) -> None:
-    """End processes, the last one first; those that have not ended within some seconds are killed."""
-    for process in reversed(processes):
-        process.tell_to_end()
-    by = time.monotonic() + (GRACE if within is None else within)
-    for process in reversed(processes):
-        process.end(by)
-
-
-def run_until_stopped(
-    processes: Sequence[Process], say: Callable[[str], None], step: Callable[[], None] = lambda: None
-) -> None:
-    """``supervise`` until SIGTERM or Ctrl-C comes, with a step of the caller's between two looks."""
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with closing(supervise(processes, say)) as steps:
-            while not came:
-                next(steps)
-                step()
-                time.sleep(PAUSE)
-    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_all(processes: Sequence[Process]) -> None:
+    """End processes, the last one first; those that have not ended within ``GRACE`` seconds are killed."""
+    for process in reversed(processes):
+        process.send(signal.SIGTERM)
+    by = time.monotonic() + GRACE
+    for process in reversed(processes):
+        process.end(by)
 
 
 def free_port() -> int:

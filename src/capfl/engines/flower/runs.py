@@ -1,14 +1,14 @@
-"""Runs on a server: submitted, followed and stopped from its own machine, by Flower's own commands."""
+"""Runs on a server: started, followed and stopped from its own machine, by Flower's own commands."""
 
 from __future__ import annotations
 
-import importlib.resources
+import itertools
 import json
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from typing import Any
 import tomli_w
 
 from capfl.config import Config, to_toml
-from capfl.engines.flower.processes import environment, script
+from capfl.engines.flower.processes import Say, environment
 from capfl.errors import CapflError, printable
 from capfl.files import write_atomically
 
+APPS = {  # of a run; their code is the capfl that is installed on every machine
+    "serverapp": "capfl.engines.flower.server_app:app",
+    "clientapp": "capfl.engines.flower.client_app:app",
+}
 NAME = "capfl"  # of the connection, in Flower's own configuration
 WITHIN = 60.0  # seconds for a command of Flower's
 PAUSE = 2.0  # seconds between two looks at a run
 LOST = 300.0  # seconds for which a server may be away while a run is followed
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
-
-Say = Callable[[str], None]
 
 
 class ServerError(CapflError):
@@ -53,7 +55,7 @@ class Connection:
         """
         if not (self.home / "config.toml").is_file():
             raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
-        return [script("flwr"), *arguments, NAME]
+        return ["flwr", *arguments, NAME]
 
     def ask(self, *arguments: str) -> dict[str, Any]:
         """The answer to a ``flwr`` command.
@@ -88,11 +90,12 @@ def submit(server: Connection, config: Config, again: bool, answer: float, node:
         ServerError: the server does not take it.
     """
     given = {"config": to_toml(config), "resume": again, "answer": answer, "node": node}
-    app = importlib.resources.files("capfl.engines.flower") / "bundle"
-    with tempfile.TemporaryDirectory() as folder, importlib.resources.as_file(app) as path:
-        settings = Path(folder) / "run.toml"
-        settings.write_bytes(tomli_w.dumps(given).encode())
-        return int(server.ask("run", str(path), f"--run-config={settings}")["run-id"])
+    app = {"publisher": "capfl", "components": APPS, "config": given}
+    project = {"name": "capfl-run", "version": "1.0.0", "description": "A run of capfl", "license": "MIT"}
+    with tempfile.TemporaryDirectory() as folder:
+        text = tomli_w.dumps({"project": project | {"dependencies": []}, "tool": {"flwr": {"app": app}}})
+        (Path(folder) / "pyproject.toml").write_text(text, encoding="utf-8")
+        return int(server.ask("run", folder)["run-id"])
 
 
 def follow(server: Connection, number: int, say: Say) -> bool:
@@ -103,19 +106,20 @@ def follow(server: Connection, number: int, say: Say) -> bool:
     """
     said, since = 0, time.monotonic()
     while True:
-        said += _say_news(server, number, say, said)
         try:
             (run,) = server.ask("list", f"--run-id={number}")["runs"]
+            status, since = str(run["status"]), time.monotonic()
         except ServerError:
             if time.monotonic() - since > LOST:
                 raise
-        else:
-            since = time.monotonic()
-            if str(run["status"]).startswith("finished"):
-                _say_news(server, number, say, said)  # what came in the meantime
-                if run["status"] != "finished:completed":
-                    say(printable(f"run {number} {run['status']}: {run['status-details']}"))
-                return bool(run["status"] == "finished:completed")
+            status = "unknown"
+        for line in itertools.islice(_log(server, number), said, None):
+            said += 1
+            say(printable(line))
+        if status.startswith("finished"):
+            if status != "finished:completed":
+                say(printable(f"run {number} {status}: {run['status-details']}"))
+            return status == "finished:completed"
         time.sleep(PAUSE)
 
 
@@ -124,9 +128,8 @@ def stop(server: Connection, number: int) -> None:
     server.ask("stop", str(number))
 
 
-def _say_news(server: Connection, number: int, say: Say, known: int) -> int:
-    """Say the lines of a run's log after the first ``known``, until the server closes it, and count them."""
-    count = 0
+def _log(server: Connection, number: int) -> Iterator[str]:
+    """The lines of a run's log but for Flower's own, until the run ends or the server is away."""
     process = subprocess.Popen(
         server.command("log", str(number), "--stream"), env=environment(server.home), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
@@ -134,12 +137,8 @@ def _say_news(server: Connection, number: int, say: Say, known: int) -> int:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if not line.strip() or FLOWERS_OWN.match(line):
-                continue
-            count += 1
-            if count > known:
-                say(printable(line.rstrip("\n")))
+            if line.strip() and not FLOWERS_OWN.match(line):
+                yield line.rstrip("\n")
     finally:
         process.terminate()
         process.wait()
-    return max(0, count - known)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import re
-import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,54 +55,46 @@ def main(grid: Grid, context: Context) -> None:
 def serve(
     grid: Grid, clients: Sequence[ClientId], config: Config, again: bool, patience: Patience, reporter: Callback
 ) -> tuple[Summary, Path]:
-    """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``."""
+    """A run over the nodes of a grid, from the start or from where its folder stands. Raises as ``experiment.run``.
+
+    Which nodes join and leave is noted in ``network.jsonl`` of its folder.
+    """
     assert config.out is not None
-    remote = Remote(clients, Sites(grid, clients, RunFolder(Path(config.out)), patience, reporter).exchange)
-    return resume(Path(config.out), remote, reporter) if again else run(config, remote, reporter)
+    path = Path(config.out)
 
-
-class Sites:
-    """The clients of a run, at nodes of their own. What happens to nodes is noted in ``network.jsonl``."""
-
-    def __init__(
-        self, grid: Grid, clients: Sequence[ClientId], folder: RunFolder, patience: Patience, reporter: Callback
-    ) -> None:
-        self._grid, self._clients, self._folder = grid, clients, folder
-        self._patience, self._reporter = patience, reporter
-        self._nodes: Nodes | None = None
-        self._main = ""
-
-    def exchange(self, agreement: Agreement) -> Exchange:
-        """The exchange for one method of the run; the first one asked for is the run's own."""
-        method = agreement.method.name
-        if self._nodes is None:
-            self._main, self._nodes = method, Nodes(self._grid, self._clients, self._note)
-        nodes, name, folder = self._nodes, self._name(), self._folder
-        if method != self._main:
-            folder = RunFolder(folder.path / "references" / method)
-        longest = 2**20 + 16 * algebra.size(agreement.initial)  # bytes; no codec sends more a value
-
-        def exchange(
-            kind: Kind, round: int, clients: Sequence[ClientId], make: MakeRequest
-        ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-            used = {client: record.round for record in folder.rounds() for client in record.clients}
-
-            def request(client: ClientId) -> Request:
-                return Request(name, kind, method, round, client, used.get(client, 0), make(client))
-
-            return Delivery(self._grid, nodes, self._patience, request, longest).replies(clients)
-
-        return exchange
-
-    def _name(self) -> str:
-        """The name of the run at its sites, which it keeps when it is resumed."""
-        if not (self._folder.path / "network.json").is_file():
-            readable = re.sub(r"[^A-Za-z0-9_.-]", "-", self._folder.path.name).lstrip(".-")[:50] or "run"
-            self._folder.write_json("network.json", {"run": f"{readable}-{secrets.token_hex(4)}"})
-        return str(self._folder.read_json("network.json")["run"])
-
-    def _note(self, event: str, client: ClientId, node: int) -> None:
+    def note(event: str, client: ClientId, node: int) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with open(self._folder.path / "network.jsonl", "a") as file:
+        with open(path / "network.jsonl", "a") as file:
             file.write(json.dumps({"time": now, "event": event, "client": client, "node": str(node)}) + "\n")
-        self._reporter.on_note(f"{client} {event}: node {node}")
+        reporter.on_note(f"{client} {event}: node {node}")
+
+    nodes = Nodes(grid, clients, note)
+    remote = Remote(clients, lambda agreement: exchange_with(nodes, agreement, config, path, patience))
+    return resume(path, remote, reporter) if again else run(config, remote, reporter)
+
+
+def exchange_with(nodes: Nodes, agreement: Agreement, config: Config, path: Path, patience: Patience) -> Exchange:
+    """The exchange with the clients at nodes, for one method of the run in a folder."""
+    method, name = agreement.method.name, name_of(path)
+    folder = RunFolder(path if method == config.method.name else path / "references" / method)
+    used: dict[ClientId, int] = {}  # the last round in which each client's update was used
+    longest = 2**20 + 16 * algebra.size(agreement.initial)  # bytes; no codec sends more a value
+
+    def exchange(
+        kind: Kind, round: int, clients: Sequence[ClientId], make: MakeRequest
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        for record in folder.rounds(after=max(used.values(), default=0)):
+            used.update(dict.fromkeys(record.clients, record.round))
+
+        def request(client: ClientId) -> Request:
+            return Request(name, kind, method, round, client, used.get(client, 0), make(client))
+
+        return Delivery(nodes, patience, request, longest).replies(clients)
+
+    return exchange
+
+
+def name_of(path: Path) -> str:
+    """The name at its sites of the run in a folder, which it keeps when it is resumed: of when and how it began."""
+    readable = re.sub(r"[^A-Za-z0-9_.-]", "-", path.name).lstrip(".-")[:50] or "run"
+    return f"{readable}-{hashlib.blake2b((path / 'run.json').read_bytes(), digest_size=8).hexdigest()}"
