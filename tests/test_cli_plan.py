@@ -26,9 +26,10 @@ def test_plan_prints_tables() -> None:
     assert max(map(len, lines)) <= 80
 
 
-def test_plan_prints_one_json_object(tmp_path: Path) -> None:
+def test_plan_prints_one_json_object_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "own.toml"
     file.write_text("[federation]\nrounds = 7\n")
+    monkeypatch.chdir(tmp_path)
     flags = [flag for flag in TINY_FLAGS if "rounds" not in flag]
     words = (file, *flags, "--set", "codec.values=8bit", "--density", "0.1")
     for more in ([], ["--no-calibrate"]):
@@ -39,12 +40,7 @@ def test_plan_prints_one_json_object(tmp_path: Path) -> None:
         assert said["bytes_round_trip"] == said["bytes_up"] + said["bytes_down"]
         assert (said["seconds"] is None) == bool(more)
         assert said["memory"]["total"] > 0
-
-
-def test_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert command("plan", *TINY_FLAGS, "--out", tmp_path / "run").exit_code == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_files_that_are_not_here_are_clients_and_broken_ones_an_error(tmp_path: Path) -> None:
@@ -57,46 +53,26 @@ def test_files_that_are_not_here_are_clients_and_broken_ones_an_error(tmp_path: 
     assert "north.jsonl" in refused("plan", *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "elements", "most"),
-    [
-        ("meta-llama/Llama-3.2-3B", 2_293_760, 200_000),
-        pytest.param("mistralai/Mistral-7B-v0.1", 3_407_872, 300_000, marks=pytest.mark.slow),
-    ],
+    ("model", "elements"), [("meta-llama/Llama-3.2-3B", 2_293_760), ("mistralai/Mistral-7B-v0.1", 3_407_872)]
 )
-def test_large_models_are_planned_by_name_alone(model: str, elements: int, most: int, tmp_path: Path) -> None:
-    words = [
-        "plan",
-        "--model",
-        model,
-        "--codec",
-        "ternary",
-        "--density",
-        "0.05",
-        "--mask",
-        "top",
-        "--threads",
-        "1",
-        "--json",
-    ]
+def test_large_models_are_planned_by_name_alone(model: str, elements: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "capfl.cli", *words], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        [sys.executable, "-m", "capfl.cli", "plan", "--model", model, "--threads", "1", "--json"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CAPFL_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["parameters"] == elements
-    assert said["bytes_round_trip"] <= most
-    assert said["bytes_round_trip"] <= 1.03 * said["entropy_bound"]
-    assert said["dense_fp32_round_trip"] == pytest.approx(8 * elements, rel=1e-4)
-    assert said["seconds"] is None
-    assert "is not on this machine" in said["seconds_reason"]
+    assert 90 * said["bytes_round_trip"] < said["dense_fp32_round_trip"] == 8 * elements
 
 
 def test_mistakes_in_a_plan(tmp_path: Path) -> None:
     assert "--ronds: no such flag; did you mean --rounds?" in refused("plan", "--ronds", "5")
     assert "there is no such config file" in refused("plan", tmp_path / "gone.toml")
-    assert "unknown method 'fedavgg'" in refused("plan", *TINY_FLAGS, "--method", "fedavgg")
+    assert "there is no method 'fedavgg'" in refused("plan", *TINY_FLAGS, "--method", "fedavgg")
     assert "cannot read the shapes of 'nobody/nothing'" in refused("plan", *TINY_FLAGS, "--model", "nobody/nothing")
 
 

@@ -62,6 +62,11 @@ def from_toml(text: str, settings: Mapping[str, object] | None = None) -> Config
     return _checked(tomllib.loads(text), dict(settings or {}), [])
 
 
+def changed(config: Config, settings: Mapping[str, object]) -> Config:
+    """A config with other values of some keys. Raises as ``load_config``."""
+    return _checked(config.model_dump(), dict(settings), [])
+
+
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
