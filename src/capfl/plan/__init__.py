@@ -14,10 +14,7 @@ import torch
 from capfl import adapter as algebra
 from capfl.config import Config
 from capfl.config.schema import is_path
-from capfl.data import Split, load_items, share_out
-from capfl.data.load import task_of
-from capfl.data.names import numbered
-from capfl.data.partition import DEFAULT_CLIENTS
+from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, task_of
 from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
