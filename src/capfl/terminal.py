@@ -50,7 +50,8 @@ def key_list() -> Group:
 
 def default_of(key: Key) -> str:
     """The default, as it can be given to the key's flag."""
-    return ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+    default = key.info.default
+    return ",".join(default) if isinstance(default, tuple) else str(default).lower()
 
 
 def load_given(context: typer.Context, config: Path | None, sets: list[str] | None) -> Config:

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from capfl.config.flags import as_flag
+from capfl.config.keys import as_flag
 from capfl.data.labels import in_order, refuse_variants
 from capfl.data.rows import Row, RowError, held_rows, parse_rows, read_rows, text_of
 from capfl.errors import DataError
