@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,36 +96,28 @@ def test_an_unfinished_run_says_so(folder: Path) -> None:
     assert "not finished: without the final evaluation" in " ".join(word for line in shown(folder) for word in line)
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(CheckpointError, match=f"{place} has no config.toml: not a run folder"):
-            read_ledger(place)
+def without(folder: Path, key: str) -> None:
+    saved = json.loads((folder / "summary.json").read_text())
+    del saved["bytes"][key]
+    (folder / "summary.json").write_text(json.dumps(saved))
 
 
-def test_a_run_without_rounds(folder: Path) -> None:
-    for write in (lambda file: file.write_text(""), lambda file: file.unlink()):
-        write(folder / "rounds.jsonl")
-        with pytest.raises(CheckpointError, match=f"{folder} has no rounds yet; go on with: capfl run --resume"):
-            read_ledger(folder)
-
-
-def test_files_that_do_not_agree(folder: Path) -> None:
+def lose_a_line(folder: Path) -> None:
     lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
     (folder / "rounds.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(CheckpointError, match=r"summary.json says \d+ bytes up .* the messages sum to \d+"):
-        read_ledger(folder)
 
 
-def test_files_of_another_version(folder: Path) -> None:
-    saved = json.loads((folder / "summary.json").read_text())
-    del saved["bytes"]["delivery"]
-    (folder / "summary.json").write_text(json.dumps(saved))
-    with pytest.raises(CheckpointError, match="does not list the final delivery; write it anew with: capfl run"):
-        read_ledger(folder)
-    rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    for row in rows:
-        for entry in row["ledger"]:
-            del entry["parts"]
-    (folder / "rounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(CheckpointError, match=r"rounds\.jsonl was written by another version of capfl"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.toml").unlink(), "has no config.toml: not a run folder"),
+        (lambda folder: (folder / "rounds.jsonl").write_text(""), "has no rounds yet; go on with: capfl run --resume"),
+        (lambda folder: (folder / "rounds.jsonl").unlink(), "has no rounds yet; go on with: capfl run --resume"),
+        (lose_a_line, r"summary.json says \d+ bytes up .* the messages sum to \d+"),
+        (lambda folder: without(folder, "delivery"), "does not list the final delivery; write it anew with: capfl run"),
+    ],
+)
+def test_folders_that_have_no_whole_ledger(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
         read_ledger(folder)
