@@ -1,4 +1,4 @@
-"""Every example config loads, and runs on the tiny model."""
+"""Every example config loads, and its data, clients, method and messages go together."""
 
 from __future__ import annotations
 
@@ -12,89 +12,70 @@ import pytest
 from capfl.compare.spec import make_plan as make_comparison
 from capfl.config import load_config
 from capfl.data import deal, remarks
-from capfl.data.clinc import INTENTS
-from capfl.engines.serial import serial
-from capfl.experiment import run
+from capfl.data.sources import INTENTS
 from capfl.plan import make_plan
-from support import TINY
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "configs" / "paper" / "llama-3.2-3b.toml"
-CONFIGS = [*sorted((ROOT / "configs").glob("*.toml")), PAPER, ROOT / "src" / "capfl" / "demo.toml"]
-SITES = ["clinic_north", "clinic_south", "shop_east", "shop_west"]
-
-FEW_ROWS: dict[str, object] = {"partition.alpha": 10.0}  # lest a client have next to none
-
-SMALLER = {key: TINY[key] for key in ("model.path", "lora.layers", "train.steps", "runtime.threads")} | {
-    "federation.rounds": 1,
-    "data.items": 24,
+CONFIGS = {
+    **dict.fromkeys([ROOT / "src" / "capfl" / "demo.toml", ROOT / "configs" / "own_sites.toml"], 4),
+    ROOT / "configs" / "commonsense.toml": 5,
+    ROOT / "configs" / "clinc150.toml": 10,
+    PAPER: 10,
 }
+"""The number of clients of each."""
 
-
-def _choices(i: int, labels: str = "ABCD") -> dict[str, list[str]]:
-    return {"text": [f"option {label} {i}" for label in labels], "label": list(labels)}
-
-
+ABCD = {"text": list("wxyz"), "label": list("ABCD")}
 ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "openbookqa": lambda i: {"id": str(i), "question_stem": f"stem {i}", "choices": _choices(i), "answerKey": "B"},
-    "arc_easy": lambda i: {"id": str(i), "question": f"easy {i}", "choices": _choices(i), "answerKey": "C"},
-    "arc_challenge": lambda i: {"id": str(i), "question": f"hard {i}", "choices": _choices(i), "answerKey": "A"},
+    "openbookqa": lambda i: {"question_stem": f"stem {i}", "choices": ABCD, "answerKey": "B"},
+    "arc_easy": lambda i: {"question": f"easy {i}", "choices": ABCD, "answerKey": "C"},
+    "arc_challenge": lambda i: {"question": f"hard {i}", "choices": ABCD, "answerKey": "A"},
     "boolq": lambda i: {"question": f"is it {i}", "passage": "it is", "answer": bool(i % 2)},
     "winogrande": lambda i: {"sentence": f"the {i} is _ .", "option1": "red", "option2": "blue", "answer": "1"},
-    "clinc150": lambda i: {
-        "text": f"request {i}",
-        "intent": INTENTS[sorted(INTENTS)[i % 10]][i % 15],
-        "domain": sorted(INTENTS)[i % 10],
-    },
+    "clinc150": lambda i: {"text": f"request {i}", "intent": INTENTS[sorted(INTENTS)[i % 10]][i % 15]},
 }
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
+def data_dir(tmp_path: Path) -> str:
     """Rows in the Hub's schema for every set that a config names."""
     for name, row in ROWS.items():
-        path = tmp_path / "data" / name / "train.jsonl"
+        path = tmp_path / name / "train.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(150)))
-    return tmp_path / "data"
+    return str(tmp_path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs(path: Path, data_dir: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_config_goes_together(path: Path, data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    settings: dict[str, object] = SMALLER | {"out": str(runs), "data.dir": str(data_dir)}
-    settings |= {"data.limit": 30} if path.stem == "commonsense" else {}
-    settings |= FEW_ROWS if path == PAPER else {}
-    summary, _ = run(load_config(path, settings), serial)
-    assert len(summary.rows) >= 2
-    assert summary.chance is not None
-    assert 0 < summary.chance < 1
+    settings = {"model.path": "tiny", "lora.layers": "top:2", "runtime.threads": 1, "data.dir": data_dir}
+    config = load_config(path, settings | {"partition.alpha": 10.0})  # lest a client have next to none
+    plan = make_plan(config, calibration=False)
+    assert (plan.clients, plan.clients_from) == (CONFIGS[path], "the data")
+    assert plan.bytes_round_trip < plan.dense_fp32_round_trip / 10
+
+
+def test_all_configs_are_tried() -> None:
+    found = {*(ROOT / "configs").glob("*.toml"), *(ROOT / "src").rglob("demo.toml"), PAPER}
+    assert found == set(CONFIGS)
 
 
 def test_the_example_sites_are_two_kinds_of_business_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(ROOT / "configs" / "own_sites.toml")
     items, splits = deal(config.data, config.partition, 0)
-    assert list(splits) == SITES
-    labels = {client: {items[k].choices for k in own.all} for client, own in splits.items()}
-    assert labels["clinic_north"] == labels["clinic_south"]
-    assert labels["shop_east"] == labels["shop_west"] != labels["clinic_north"]
+    assert list(splits) == ["clinic_north", "clinic_south", "shop_east", "shop_west"]
+    clinics, shops = ([{items[k].choices for k in splits[c].all} for c in list(splits)[n : n + 2]] for n in (0, 2))
+    assert clinics[0] == clinics[1] != shops[0] == shops[1]
     assert len({item.question for item in items}) == len(items) == 160
     assert len(remarks(config.data, config.partition, items, splits)) == 1
 
 
-def test_both_settings_of_the_paper_differ_in_the_model_alone(data_dir: Path) -> None:
-    """What they cost is known without weights."""
-    configs = [
-        load_config(path, {"data.dir": str(data_dir)} | FEW_ROWS) for path in (PAPER, PAPER.with_stem("mistral-7b"))
-    ]
-    assert configs[0].model_copy(update={"model": configs[1].model}) == configs[1]
-    plan = make_plan(configs[0], calibration=False)
-    assert 50 < plan.dense_fp32_round_trip / (sum(plan.up.values()) + sum(plan.down.values())) < 150
-    assert plan.seconds is None
-
-
-def test_the_paper_s_table_is_a_comparison() -> None:
+def test_the_paper_s_settings_differ_in_the_model_alone_and_its_table_is_a_comparison() -> None:
+    llama, mistral = load_config(PAPER), load_config(PAPER.with_stem("mistral-7b"))
+    assert llama.model.path != mistral.model.path
+    assert llama.model_copy(update={"model": mistral.model}) == mistral
     plan = make_comparison(ROOT / "configs" / "paper" / "table.toml")
     assert list(plan.spec.variants) == ["local", "fedit", "fedit-dense", "lora-fair", "lora-fair-dense", "ca-pfl"]
     assert len(plan.cells) == 18

@@ -40,18 +40,8 @@ def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
     assert found.rank < 8  # of the ranks that its peers have dropped it has none
     assert found.bytes_up > 2 * 4 * 32  # features and deviations, in bfloat16
     assert found.bytes_down > 1000
-
-
-def test_a_client_of_the_run_is_no_newcomer(finished: Path) -> None:
     with pytest.raises(ConfigError, match="'bank' is a client of this run, which has its adapter; choose another name"):
-        Run(finished).welcome("bank", items(finished)[:20])
-
-
-def test_a_method_without_features_gives_the_global_adapter(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run")
-    found = Run(tmp_path / "run").welcome("new", items(tmp_path / "run")[:9], items(tmp_path / "run")[9:20])
-    assert found.peers == ()
-    assert found.accuracy["global"] == found.accuracy["personal"]
+        run.welcome("bank", like[:20])
 
 
 def test_the_command_saves_an_adapter(finished: Path, tmp_path: Path) -> None:
@@ -70,8 +60,13 @@ def test_the_command_saves_an_adapter(finished: Path, tmp_path: Path) -> None:
     assert "is not empty" in again.output
 
 
-def test_a_run_that_has_nothing_to_give(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "alone", method__name="local")
+def test_runs_without_peers(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "fedit", federation__rounds=1, data__items=20)
+    own = items(tmp_path / "fedit")
+    found = Run(tmp_path / "fedit").welcome("new", own[:9], own[9:20])
+    assert found.peers == ()
+    assert found.accuracy["global"] == found.accuracy["personal"]
+    tiny_run(tmp_path / "alone", method__name="local", federation__rounds=1, data__items=20)
     with pytest.raises(ConfigError, match="local shares nothing"):
         Run(tmp_path / "alone")
     with pytest.raises(CheckpointError, match=r"has no config.toml"):

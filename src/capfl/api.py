@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capfl.config import Config, load_config, to_toml
+from capfl.config import Config, load_config
 from capfl.config.keys import flags
-from capfl.config.load import from_toml
+from capfl.config.load import changed
 from capfl.data import deal_rows
 from capfl.engines.serial import serial
 from capfl.errors import ConfigError
@@ -60,7 +60,7 @@ def run(
     if clients is not None and not isinstance(clients, Mapping):
         given["data.sets"] = tuple(str(path) for path in clients)
     if isinstance(config, Config):
-        loaded = from_toml(to_toml(config), given)
+        loaded = changed(config, given)
     else:
         loaded = load_config(Path(config) if config is not None else None, given)
     dealt = deal_rows(clients, loaded.data, loaded.partition, loaded.seed) if isinstance(clients, Mapping) else None

@@ -111,7 +111,7 @@ def plan(
 ) -> None:
     """Say what a run will cost before it runs: bytes each way, memory, time. Takes what `capfl run` takes."""
     from capfl.plan import make_plan
-    from capfl.report.plan import plan_tables
+    from capfl.plan.table import plan_tables
 
     with errors():
         made = make_plan(load_given(context, config, sets), calibrate)

@@ -13,7 +13,7 @@ from capfl.config import Config, load_config
 from capfl.config.keys import flags
 from capfl.config.schema import DataConfig, LoraConfig
 from capfl.data import load_items
-from capfl.data.jsonl import read_held
+from capfl.data.formats import read_held
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.federation import tokenised
 from capfl.model.base import load_base

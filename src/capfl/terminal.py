@@ -41,7 +41,8 @@ def key_list() -> Group:
     for section, keys in groupby(all_keys().values(), lambda key: key.path.rpartition(".")[0]):
         blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
         for key in keys:
-            default = ",".join(key.default) if isinstance(key.default, tuple) else str(key.default).lower()
+            default = key.info.default
+            default = ",".join(default) if isinstance(default, tuple) else str(default).lower()
             blocks.append(indented(2, f"{key.path} = {default}  --{short[key.path].replace('_', '-')}"))
             blocks.append(indented(6, key.info.description or "", "dim"))
         blocks.append(Text())

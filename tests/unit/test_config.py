@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfl.config import Config, load_config, to_toml
-from capfl.config.flags import as_flag
-from capfl.config.keys import PUBLISHED, WORDS, all_keys, flags, shortest
+from capfl.config.keys import PUBLISHED, WORDS, all_keys, as_flag, flags, shortest
 from capfl.config.load import load_command
 from capfl.data import deal, remarks
 from capfl.errors import ConfigError, DataError

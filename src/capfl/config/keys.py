@@ -1,15 +1,19 @@
-"""The keys of a config, and the flags that stand for them."""
+"""The keys of a config, the flags that stand for them, and their values as text."""
 
 from __future__ import annotations
 
+import json
+import shlex
+import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from capfl.config.schema import Config, Section
+from capfl.errors import ConfigError
 
 PUBLISHED = {  # flags of CA-PFL's published code that capfl has under another name
     "num_clients": "partition.clients",
@@ -30,37 +34,60 @@ WORDS = {  # the word one would try first
 
 @dataclass(frozen=True)
 class Key:
-    """One leaf of the config: its dotted path, how it is described, and its default."""
+    """One leaf of the config: its dotted path, and how it is described."""
 
     path: str
     info: FieldInfo
-
-    @property
-    def default(self) -> Any:
-        return self.info.default
 
     @property
     def is_list(self) -> bool:
         annotation = self.info.annotation
         return any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation)))
 
-    @property
-    def may_be_none(self) -> bool:
-        return type(None) in get_args(self.info.annotation)
+    def value(self, words: Sequence[str]) -> object:
+        """What words of a command line stand for. In a list each has parts with commas, or is a JSON or TOML list.
+
+        Raises:
+            ConfigError: a word begins with [ and is not a list.
+        """
+        if type(None) in get_args(self.info.annotation) and words[-1].lower() == "none":
+            return None
+        return [part for word in words for part in self._parts(word)] if self.is_list else words[-1]
+
+    def _parts(self, text: str) -> list[object]:
+        if not text.lstrip().startswith("["):
+            return [part.strip() for part in text.split(",") if part.strip()]
+        try:
+            return list(json.loads(text))
+        except ValueError:
+            pass
+        try:
+            return list(tomllib.loads(f"list = {text}")["list"])
+        except tomllib.TOMLDecodeError as error:
+            wanted = """'["a, b", "c"]'"""
+            raise ConfigError(
+                f"{self.path}: {text} is not a JSON or TOML list ({error}); write it as {wanted}"
+            ) from error
+
+
+def as_flag(path: str, values: Sequence[str]) -> str:
+    """A list as a flag, quoted for a shell: ``--data.labels 'a b,c'``, or a JSON list where commas will not do."""
+    text = ",".join(values)
+    simple = all(value and value == value.strip() and "," not in value for value in values)
+    if not simple or text.startswith(("[", "--")) or text.lower() == "none":
+        text = json.dumps(list(values), ensure_ascii=False)
+    return f"--{path} {shlex.quote(text)}"
 
 
 def all_keys() -> dict[str, Key]:
     """Every leaf by its dotted path, in the order of the schema."""
     found: dict[str, Key] = {}
-
-    def visit(section: type[Section], prefix: str) -> None:
-        for name, info in section.model_fields.items():
-            if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
-                visit(info.annotation, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = Key(prefix + name, info)
-
-    visit(Config, "")
+    for name, info in Config.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+            leaves = {f"{name}.{leaf}": own for leaf, own in info.annotation.model_fields.items()}
+        else:
+            leaves = {name: info}
+        found |= {path: Key(path, own) for path, own in leaves.items()}
     return found
 
 

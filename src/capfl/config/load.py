@@ -11,7 +11,6 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from capfl.config.flags import from_text, list_from_text
 from capfl.config.keys import PUBLISHED, PUBLISHED_DATA, all_keys, flags
 from capfl.config.schema import Config
 from capfl.errors import ConfigError
@@ -52,6 +51,11 @@ def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str
     return _checked(tree, settings, mistakes)
 
 
+def changed(config: Config, settings: Mapping[str, object]) -> Config:
+    """A config with other values of some keys. Raises as ``load_config``."""
+    return _checked(config.model_dump(), dict(settings), [])
+
+
 def to_toml(config: Config) -> str:
     """The resolved config as TOML that ``load_config`` reads back to an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
@@ -81,7 +85,7 @@ def _read_flags(arguments: Sequence[str], mistakes: list[str]) -> tuple[dict[str
     A flag of a list takes all words up to the next flag, as a shell writes them for ``*.jsonl``, and may be repeated.
     """
     keys, table = all_keys(), flags()
-    settings: dict[str, object] = {}
+    given: dict[str, list[str]] = {}
     published = False
     waiting = list(arguments)
     while waiting:
@@ -99,16 +103,15 @@ def _read_flags(arguments: Sequence[str], mistakes: list[str]) -> tuple[dict[str
             mistakes.append(f"{name}: no such flag{_suggest(flag, list(table), '--')}")
         elif not words:
             mistakes.append(f"{name}: needs a value")
-        elif not key.is_list or (key.may_be_none and words[0].lower() == "none"):
-            settings[key.path] = words[0]
         else:
-            before = settings.get(key.path)
-            values = before if isinstance(before, list) else []
-            try:
-                settings[key.path] = values + [part for text in words for part in list_from_text(key.path, text)]
-            except ConfigError as error:
-                mistakes.append(str(error))
+            given.setdefault(key.path, []).extend(words)
         published |= flag in PUBLISHED
+    settings: dict[str, object] = {}
+    for path, words in given.items():
+        try:
+            settings[path] = keys[path].value(words)
+        except ConfigError as error:
+            mistakes.append(str(error))
     return settings, published
 
 
@@ -121,9 +124,9 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
         section, _, leaf = key.rpartition(".")
         target = tree.setdefault(section, {}) if section else tree
         if not isinstance(target, dict):
-            continue
+            continue  # which is a mistake of the file
         try:
-            target[leaf] = from_text(keys[key], value) if isinstance(value, str) else value
+            target[leaf] = keys[key].value([value]) if isinstance(value, str) else value
         except ConfigError as error:
             mistakes.append(str(error))
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -267,19 +267,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fills_in_the_kind_of_partition(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        given = [tree.get(key, {}) for key in ("data", "partition")]
-        data, partition = (p.model_dump(exclude_unset=True) if isinstance(p, Section) else p for p in given)
-        if not isinstance(data, dict) or not isinstance(partition, dict) or "kind" in partition:
-            return tree
-        sets = data.get("sets")
-        if not isinstance(sets, list | tuple) or not sets or not all(isinstance(name, str) for name in sets):
-            return tree
-        return tree | {"partition": partition | {"kind": usual_kind(sets)}}
+    @model_validator(mode="after")
+    def _fills_in_the_kind_of_partition(self) -> Self:
+        if "kind" not in self.partition.model_fields_set:
+            kind = {"kind": usual_kind(self.data.sets)}
+            object.__setattr__(self, "partition", self.partition.model_copy(update=kind))  # the section is frozen
+        return self
 
     @model_validator(mode="after")
     def _clips_once(self) -> Self:

@@ -9,36 +9,15 @@ and the seed.
 """
 
 from capfl.data.batches import batches
-from capfl.data.codebook import codebooks
 from capfl.data.deal import clients_of, deal, deal_one, deal_rows, digest, remarks, share_out
+from capfl.data.formats import read_file
 from capfl.data.helpdesk import generate
-from capfl.data.jsonl import read_file
-from capfl.data.load import load_items
-from capfl.data.partition import partition
+from capfl.data.load import load_items, task_of
+from capfl.data.partition import DEFAULT_CLIENTS, numbered
 from capfl.data.prompts import render
-from capfl.data.relabel import relabel
-from capfl.data.sources import DATASETS, Source, load
-from capfl.data.split import Split, split
+from capfl.data.split import Split
 
 __all__ = [
-    "DATASETS",
-    "Source",
-    "Split",
-    "batches",
-    "clients_of",
-    "codebooks",
-    "deal",
-    "deal_one",
-    "deal_rows",
-    "digest",
-    "generate",
-    "load",
-    "load_items",
-    "partition",
-    "read_file",
-    "relabel",
-    "remarks",
-    "render",
-    "share_out",
-    "split",
-]
+    "DEFAULT_CLIENTS", "Split", "batches", "clients_of", "deal", "deal_one", "deal_rows", "digest", "generate",
+    "load_items", "numbered", "read_file", "remarks", "render", "share_out", "task_of",
+]  # fmt: skip

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capfl.errors import ConfigError
 from capfl.rng import stream
 from capfl.types import ClientId
 
@@ -14,13 +13,7 @@ MEGA = 16  # batches that are sorted by length together: enough to save padding,
 
 
 def batches(lengths: Sequence[int], batch_size: int, seed: int, client: ClientId, epoch: int) -> list[np.ndarray]:
-    """One epoch: every index of ``lengths`` once, in batches of ``batch_size`` (one may be smaller).
-
-    Raises:
-        ConfigError: ``batch_size`` is not positive.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"train.batch_size is {batch_size}; it must be at least 1")
+    """One epoch: every index of ``lengths`` once, in batches of ``batch_size`` (one may be smaller)."""
     generator = stream(seed, "batches", client, epoch)
     size = np.asarray(lengths)
     order = generator.permutation(len(size))

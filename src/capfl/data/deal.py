@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.data.codebooks import relabel
 from capfl.data.load import check_names, load_held, load_items, load_set, task_of
-from capfl.data.names import group_names
-from capfl.data.partition import partition
-from capfl.data.relabel import relabel
+from capfl.data.partition import group_names, partition
 from capfl.data.sources import DATASETS
 from capfl.data.split import Split, copies_of, split
 from capfl.errors import ConfigError, DataError
@@ -52,7 +51,7 @@ def deal_rows(
 def share_out(items: Sequence[Item], shares: PartitionConfig, seed: int) -> tuple[list[Item], dict[ClientId, Split]]:
     """As ``deal``, of items that have been read."""
     parts = partition(items, shares, seed)
-    items = relabel(items, parts, shares, seed)
+    items = relabel(items, parts, seed) if shares.kind == "conflict" else list(items)
     return items, {client: split(items, own, shares, seed, client) for client, own in parts.items()}
 
 

@@ -7,20 +7,30 @@ under the same twelve queues, but where code books are in conflict, not in the s
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 
-from capfl.data.codebook import codebooks
-from capfl.data.phrases import FRAMES, INTENTS, PHRASES, PLAIN, Form
-from capfl.data.vocabulary import SITES, WORDS
-from capfl.errors import ConfigError, DataError
+from capfl.data.codebooks import codebooks
+from capfl.errors import DataError
 from capfl.rng import stream
 from capfl.types import Item
 
 QUEUES = ("ant", "bear", "cat", "dog", "eel", "fox", "goat", "hare", "ibis", "jay", "kite", "lynx")
 PLAIN_SHARE = 0.15  # requests that mention one topic only
-_FORMS: tuple[Form, ...] = ("noun", "verb", "clause")
 _REDRAWS = 200  # for a sentence that the site has already
+
+_TEXTS = tomllib.loads((Path(__file__).parent / "helpdesk.toml").read_text(encoding="utf-8"))
+PHRASES: dict[str, dict[str, list[str]]] = _TEXTS["phrases"]
+"""Phrases of every kind of request, by grammatical form."""
+FRAMES: dict[str, list[str]] = _TEXTS["frames"]
+"""Sentences with two topics, by grammatical form."""
+PLAIN: dict[str, list[str]] = _TEXTS["plain"]
+"""Sentences with one topic."""
+WORDS: dict[str, dict[str, list[str]]] = {site: own | _TEXTS["common"] for site, own in _TEXTS["sites"].items()}
+"""Words that fill the slots of the phrases, by site and slot."""
+INTENTS, SITES, _FORMS = tuple(PHRASES), tuple(WORDS), tuple(FRAMES)
 
 
 def generate(sites: int, items: int, conflict: float, seed: int) -> list[Item]:
@@ -28,14 +38,13 @@ def generate(sites: int, items: int, conflict: float, seed: int) -> list[Item]:
 
     The sentences of a site depend on the seed and the site alone, its queues on its row of the code books.
 
+    Args:
+        sites: 1 to 12.
+        conflict: share of the kinds of request that no two sites file alike.
+
     Raises:
-        ConfigError: there are fewer than ``sites`` sites, or ``items`` is not positive.
-        DataError: the conflict is outside [0, 1], or ``items`` is more than the grammar can tell apart.
+        DataError: ``items`` is more than the grammar can tell apart.
     """
-    if not 1 <= sites <= len(SITES):
-        raise ConfigError(f"data.sites is {sites}; the helpdesk has 1 to {len(SITES)}")
-    if items < 1:
-        raise ConfigError(f"data.items is {items}; ask for at least 1 a site")
     books = codebooks(sites, len(INTENTS), conflict, seed)
     return [item for k, site in enumerate(SITES[:sites]) for item in _requests(site, items, books[k], seed)]
 
@@ -74,8 +83,8 @@ def _sentence(site: str, kind: int, generator: np.random.Generator) -> str:
     )
 
 
-def _phrase(site: str, kind: int, form: Form, generator: np.random.Generator) -> str:
-    phrases = PHRASES[INTENTS[kind]][form].split(" | ")
+def _phrase(site: str, kind: int, form: str, generator: np.random.Generator) -> str:
+    phrases = PHRASES[INTENTS[kind]][form]
     phrase = phrases[generator.integers(len(phrases))]
     words = {slot: ws[generator.integers(len(ws))] for slot, ws in WORDS[site].items()}
     return phrase.format(**words)

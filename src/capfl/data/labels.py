@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
 
-from capfl.config.flags import as_flag
+from capfl.config.keys import as_flag
 from capfl.errors import DataError
 from capfl.types import Item
 

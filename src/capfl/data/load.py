@@ -1,15 +1,14 @@
-"""All items of a run, from the data sets that its configuration names."""
+"""All items of a run, from the data sets that its configuration names, or from rows in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from capfl.config.schema import HELPDESK, DataConfig, is_path
-from capfl.data import helpdesk, jsonl, sources
+from capfl.data import formats, helpdesk, sources
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
 from capfl.errors import ConfigError
 from capfl.rng import stream
@@ -39,27 +38,16 @@ def load_held(clients: Mapping[str, Iterable[Any] | Path], config: DataConfig, s
     """
     if not clients:
         raise ConfigError("there are no clients; give their rows by name, such as {'north': rows, 'south': rows}")
-    sets: dict[str, list[Item]] = {}
+    labels = config.labels or ()
+    sets = {}
     for client, rows in clients.items():
-        place = f"client {client!r}"
-        labels = config.labels or ()
         if isinstance(rows, str | Path):
-            read = [replace(item, fields={**item.fields, "task": client}) for item in jsonl.read_file(rows, labels)]
+            items = formats.read_file(rows, labels, client)
         else:
-            read = jsonl.read_held(client, rows, labels)
-        sets[place] = _limited(read, config.limit, seed, client)
-        if config.scoring == "letter":
-            refuse_too_many(place, sets[place])
+            items = formats.read_held(client, rows, labels)
+        place = f"client {client!r}"
+        sets[place] = _some(place, items, config, seed)
     return _together(config, sets, list(sets))
-
-
-def _together(config: DataConfig, sets: Mapping[str, list[Item]], own: Sequence[str]) -> list[Item]:
-    labelled = {name: sets[name] for name in own if sets[name][0].choices and not sets[name][0].listed}
-    if not config.labels:
-        refuse_variants({label: name for name, items in labelled.items() for label in items[0].choices})
-    if config.scoring == "letter":
-        refuse_conflicts(labelled)
-    return [item for items in sets.values() for item in items]
 
 
 def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None) -> list[Item]:
@@ -74,14 +62,10 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     if name == HELPDESK:
         items = helpdesk.generate(config.sites, config.items, config.conflict, seed)
     elif path is not None or is_path(name):
-        task = task_of(name)
-        read = jsonl.read_file(name if path is None else path, config.labels or ())
-        items = [replace(item, fields={**item.fields, "task": task}) for item in read]
+        items = formats.read_file(path or name, config.labels or (), task_of(name))
     else:
         items = sources.load(name, config.split, config.dir)
-    if config.scoring == "letter":
-        refuse_too_many(name, items)
-    return _limited(items, config.limit, seed, name)
+    return _some(name, items, config, seed)
 
 
 def task_of(name: str) -> str:
@@ -113,9 +97,22 @@ def check_names(sets: Sequence[str]) -> None:
         raise ConfigError("\n".join(wrong))
 
 
-def _limited(items: list[Item], limit: int | None, seed: int, name: str) -> list[Item]:
-    if limit is None or len(items) <= limit:
+def _some(place: str, items: list[Item], config: DataConfig, seed: int) -> list[Item]:
+    """At most ``config.limit`` items of one set. Raises DataError: some have more options than there are letters."""
+    if config.scoring == "letter":
+        refuse_too_many(place, items)
+    if config.limit is None or len(items) <= config.limit:
         return items
     # Keyed by the task, not the path, so that the same file elsewhere gives the same items.
-    kept = stream(seed, "limit", items[0].fields.get("task", name)).choice(len(items), limit, replace=False)
+    kept = stream(seed, "limit", items[0].fields["task"]).choice(len(items), config.limit, replace=False)
     return [items[k] for k in sorted(kept.tolist())]
+
+
+def _together(config: DataConfig, sets: Mapping[str, list[Item]], own: Sequence[str]) -> list[Item]:
+    """The items of all sets. Raises DataError: labels of the user's ``own`` sets contradict each other."""
+    labelled = {name: sets[name] for name in own if sets[name][0].choices and not sets[name][0].listed}
+    if not config.labels:
+        refuse_variants({label: name for name, items in labelled.items() for label in items[0].choices})
+    if config.scoring == "letter":
+        refuse_conflicts(labelled)
+    return [item for items in sets.values() for item in items]

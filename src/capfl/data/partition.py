@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from capfl.config.schema import PartitionConfig
-from capfl.data.names import group_names, numbered
-from capfl.data.quotas import counts, cut, equal
 from capfl.errors import ConfigError, DataError
 from capfl.rng import stream
 from capfl.types import ClientId, Item
 
 DEFAULT_CLIENTS = 10
 MISSING_SHOWN = 5
+LONGEST = 48  # characters of a group's value that an id keeps
 
 
 def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict[ClientId, list[int]]:
@@ -33,10 +33,7 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
             f"partition.max_items {config.max_items} is below partition.min_items {config.min_items}; "
             "raise the first or lower the second"
         )
-    if not items:
-        raise DataError("there are no items to share out; check data.sets and data.split")
-    kind = "by:task" if config.kind == "by_task" else config.kind
-    kind, _, field = kind.partition(":")
+    kind, _, field = ("by:task" if config.kind == "by_task" else config.kind).partition(":")
     name = f"by:{field}" if kind == "by" else kind  # a Dirichlet draw does not depend on the field's name
     generator = stream(seed, "partition", name)
     if kind == "by":
@@ -47,16 +44,57 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
         if kind == "dirichlet":
             pieces = _dirichlet(items, field or "label", n_clients, config.alpha, generator)
         else:
-            pieces = cut(generator.permutation(len(items)), equal(n_clients, len(items)))
+            pieces = cut(generator.permutation(len(items)), np.ones(n_clients))
         parts = dict(zip(numbered(n_clients), pieces, strict=True))
     if config.max_items is not None:
         cap = stream(seed, "partition cap", name)
         parts = {client: cap.permutation(part)[: config.max_items] for client, part in parts.items()}
-    _large_enough(parts, config)
+    if small := {client: len(part) for client, part in parts.items() if len(part) < config.min_items}:
+        listed = ", ".join(f"{client} ({size})" for client, size in sorted(small.items()))
+        remedy = "raise partition.alpha, " if kind == "dirichlet" else ""
+        raise DataError(
+            f"{len(small)} of {len(parts)} clients have fewer than partition.min_items = {config.min_items} items: "
+            f"{listed}; {remedy}use fewer clients, add data or lower partition.min_items"
+        )
     return {client: sorted(int(k) for k in parts[client]) for client in sorted(parts)}
 
 
-def field_values(items: Sequence[Item], field: str) -> list[str]:
+def _enough(n_items: int, n_clients: int) -> None:
+    if n_clients > n_items:
+        raise DataError(f"{n_clients} clients cannot share {n_items} items; lower partition.clients or add data")
+
+
+def _dirichlet(
+    items: Sequence[Item], field: str, n_clients: int, alpha: float, generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Label skew as Hsu et al. 2019 draw it: every value is dealt out by shares of its own."""
+    names, value = np.unique(_field_values(items, field), return_inverse=True)
+    pools = [generator.permutation(np.flatnonzero(value == v)) for v in range(len(names))]
+    shares = generator.dirichlet(np.full(n_clients, alpha), size=len(names))
+    pieces = [cut(pool, row) for pool, row in zip(pools, shares, strict=True)]
+    return [np.concatenate([piece[client] for piece in pieces]) for client in range(n_clients)]
+
+
+def _groups(
+    items: Sequence[Item], config: PartitionConfig, field: str, generator: np.random.Generator
+) -> dict[ClientId, np.ndarray]:
+    names, value = np.unique(_field_values(items, field), return_inverse=True)
+    n_clients = config.clients or len(names)
+    if n_clients < len(names):
+        raise ConfigError(
+            f"partition.clients is {n_clients}, but {field} has {len(names)} values, and by:{field} keeps them apart; "
+            f"give at least {len(names)}, or leave it out for one client a value"
+        )
+    _enough(len(items), n_clients)
+    each = [n_clients // len(names) + (v < n_clients % len(names)) for v in range(len(names))]
+    parts: dict[ClientId, np.ndarray] = {}
+    for v, ids in enumerate(group_names(names.tolist(), each)):
+        pool = generator.permutation(np.flatnonzero(value == v))
+        parts.update(zip(ids, cut(pool, np.ones(each[v])), strict=True))
+    return parts
+
+
+def _field_values(items: Sequence[Item], field: str) -> list[str]:
     """The value of one field of every item.
 
     Raises:
@@ -65,10 +103,11 @@ def field_values(items: Sequence[Item], field: str) -> list[str]:
     """
     missing = [k for k, item in enumerate(items) if field not in item.fields]
     if len(missing) == len(items):
-        there = sorted({name for item in items for name in item.fields} - {"task"})
+        there = sorted({f"by:{name}" for item in items for name in item.fields if name != "task"})
+        kinds = " or ".join(f"--partition.kind {kind}" for kind in ("iid --partition.clients 10", *there))
         raise ConfigError(
             f"partition.kind: no item has the field {field!r}, so who holds what is not known; give one file for each "
-            f"client, or deal the items out: {_kinds(there)}"
+            f"client, or deal the items out: {kinds}"
         )
     if missing:
         some = "; ".join(
@@ -82,55 +121,41 @@ def field_values(items: Sequence[Item], field: str) -> list[str]:
     return [item.fields[field] for item in items]
 
 
-def _kinds(fields: Sequence[str]) -> str:
-    by = [f"--partition.kind by:{name}" for name in fields]
-    return " or ".join(["--partition.kind iid --partition.clients 10", *by])
+def cut(indices: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
+    """``indices`` (n,) in consecutive pieces, in proportion to ``shares``, by largest remainders."""
+    exact = shares / shares.sum() * len(indices)
+    sizes: np.ndarray = np.floor(exact).astype(np.int64)
+    rest = len(indices) - int(sizes.sum())
+    sizes[np.argsort(sizes - exact, kind="stable")[:rest]] += 1
+    return np.split(indices, np.cumsum(sizes)[:-1])
 
 
-def _enough(n_items: int, n_clients: int) -> None:
-    if n_clients > n_items:
-        raise DataError(f"{n_clients} clients cannot share {n_items} items; lower partition.clients or add data")
+# -- client ids: short, sortable and safe as names of files on every system ------------------------------
 
 
-def _large_enough(parts: dict[ClientId, np.ndarray], config: PartitionConfig) -> None:
-    small = {client: len(part) for client, part in parts.items() if len(part) < config.min_items}
-    if small:
-        listed = ", ".join(f"{client} ({size})" for client, size in sorted(small.items()))
-        remedy = "raise partition.alpha, " if config.kind.startswith("dirichlet") else ""
-        raise DataError(
-            f"{len(small)} of {len(parts)} clients have fewer than partition.min_items = {config.min_items} items: "
-            f"{listed}; {remedy}use fewer clients, add data or lower partition.min_items"
-        )
+def numbered(n_clients: int) -> list[ClientId]:
+    """``00``, ``01``, ...: at least two digits, and as many as the last number has."""
+    width = max(2, len(str(n_clients - 1)))
+    return [f"{k:0{width}d}" for k in range(n_clients)]
 
 
-# -- the kinds -----------------------------------------------------------------------------------
+def group_names(values: Sequence[str], counts: Sequence[int]) -> list[list[ClientId]]:
+    """As many ids for every value as ``counts`` says: the value, made safe, with ``-1``, ``-2``, ... if several.
 
-
-def _dirichlet(
-    items: Sequence[Item], field: str, n_clients: int, alpha: float, generator: np.random.Generator
-) -> list[np.ndarray]:
-    """Label skew as Hsu et al. 2019 draw it: every value is dealt out by shares of its own."""
-    names, value = np.unique(field_values(items, field), return_inverse=True)
-    pools = [generator.permutation(np.flatnonzero(value == v)) for v in range(len(names))]
-    shares = generator.dirichlet(np.full(n_clients, alpha), size=len(names))
-    pieces = [cut(pool, counts(row, len(pool))) for pool, row in zip(pools, shares, strict=True)]
-    return [np.concatenate([piece[client] for piece in pieces]) for client in range(n_clients)]
-
-
-def _groups(
-    items: Sequence[Item], config: PartitionConfig, field: str, generator: np.random.Generator
-) -> dict[ClientId, np.ndarray]:
-    names, value = np.unique(field_values(items, field), return_inverse=True)
-    n_clients = config.clients or len(names)
-    if n_clients < len(names):
-        raise ConfigError(
-            f"partition.clients is {n_clients}, but {field} has {len(names)} values, and by:{field} keeps them apart; "
-            f"give at least {len(names)}, or leave it out for one client a value"
-        )
-    _enough(len(items), n_clients)
-    each = [n_clients // len(names) + (v < n_clients % len(names)) for v in range(len(names))]
-    parts: dict[ClientId, np.ndarray] = {}
-    for v, ids in enumerate(group_names(names.tolist(), each)):
-        pool = generator.permutation(np.flatnonzero(value == v))
-        parts.update(zip(ids, cut(pool, equal(each[v], len(pool))), strict=True))
-    return parts
+    Values that become equal when made safe (or differ in case only) get ``.2``, ``.3``, ... behind them.
+    """
+    taken: set[str] = set()
+    names: list[list[ClientId]] = []
+    width = len(str(max(counts, default=1)))
+    for value, each in zip(values, counts, strict=True):
+        stem = safe = re.sub(r"[^A-Za-z0-9_.-]", "_", value).lstrip(".-")[:LONGEST] or "_"
+        again = 1
+        while True:
+            ids = [stem] if each == 1 else [f"{stem}-{k:0{width}d}" for k in range(1, each + 1)]
+            if taken.isdisjoint(name.casefold() for name in ids):
+                break
+            again += 1
+            stem = f"{safe}.{again}"
+        taken.update(name.casefold() for name in ids)
+        names.append(ids)
+    return names

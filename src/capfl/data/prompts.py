@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from capfl.errors import DataError
 from capfl.types import Item, Prompt, Scoring
 
 
@@ -14,25 +13,15 @@ def render(item: Item, scoring: Scoring) -> Prompt:
     ``letter`` answers with the letter of an option, which is listed (multiple choice) or learnt (labels).
     ``text`` answers with the option itself. The text never depends on which answer is right.
 
-    Raises:
-        DataError: ``letter`` with more options than letters, or an item with one option or a wrong ``answer``.
+    Args:
+        item: with at most 26 options for ``letter``.
     """
     if not item.choices:
         return Prompt(item.question, (item.completion,), 0, item.messages)
-    if len(item.choices) < 2 or not 0 <= item.answer < len(item.choices):
-        raise DataError(
-            f"{item.question!r:.60}: answer {item.answer} of {len(item.choices)} choices; "
-            "give two or more choices and the index of the right one"
-        )
     text = f"Question: {item.question}\n" if item.listed else f"Text: {item.question}\n"
     end = "Answer:" if item.listed else "Label:"
     if scoring == "text":
         return Prompt(text + end, tuple(f" {choice}" for choice in item.choices), item.answer)
-    if len(item.choices) > len(ascii_uppercase):
-        raise DataError(
-            f"{item.question!r:.60}: {len(item.choices)} choices are more than the letters A to Z; "
-            "set data.scoring to text"
-        )
     letters = ascii_uppercase[: len(item.choices)]
     if item.listed:
         text += "".join(f"{letter}. {choice}\n" for letter, choice in zip(letters, item.choices, strict=True))

@@ -1,9 +1,9 @@
-"""Raw rows of a data set and the report of all that are wrong with them."""
+"""Raw rows of a data set, and the one report of all that are wrong with them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,16 +25,15 @@ class RowError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One decoded row and the place that error messages name, such as ``data.jsonl:12``."""
+    """One row, the place that error messages name, such as ``data.jsonl:12``, and why it could not be read, if so."""
 
     where: str
     values: Mapping[str, Any]
+    fault: str = ""
 
 
-def read_rows(path: Path) -> tuple[list[Row], list[str]]:
-    """Decode a JSON Lines file; blank lines and a byte order mark are skipped.
-
-    Returns the rows and one message for each line that is no JSON object in UTF-8.
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON Lines file; blank lines and a byte order mark are skipped.
 
     Raises:
         DataError: the file is missing, unreadable, empty, or one JSON array instead of JSON Lines.
@@ -48,76 +47,73 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     if raw.lstrip().startswith(b"["):
         raise DataError(f"{path}: is one JSON array; write JSON Lines instead, one object a line")
-    rows: list[Row] = []
-    faults: list[str] = []
     # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            values = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            faults.append(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8")
-        except (ValueError, RecursionError) as error:
-            faults.append(f"{where}: is not JSON ({error}); write one complete JSON object a line")
-        else:
-            if isinstance(values, dict):
-                rows.append(Row(where, values))
-            else:
-                faults.append(f"{where}: is a JSON {type(values).__name__}; write one JSON object a line")
-    if not rows and not faults:
+    lines = enumerate(raw.split(b"\n"), start=1)
+    rows = [_decoded(f"{path}:{number}", line) for number, line in lines if line.strip()]
+    if not rows:
         raise DataError(f"{path}: has no rows; write one JSON object a line")
-    return rows, faults
+    return rows
 
 
-def held_rows(client: str, rows: Iterable[Any]) -> tuple[list[Row], list[str]]:
-    """Rows that are in memory, such as a list of dicts or a ``datasets.Dataset``, whose class numbers become names.
+def _decoded(where: str, line: bytes) -> Row:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Row(where, {}, f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Row(where, {}, f"is not JSON ({error}); write one complete JSON object a line")
+    if not isinstance(values, dict):
+        return Row(where, {}, f"is a JSON {type(values).__name__}; write one JSON object a line")
+    return Row(where, values)
 
-    Returns the rows and one message for each that is no mapping, as ``read_rows``.
+
+def held_rows(place: str, rows: Iterable[Any]) -> list[Row]:
+    """Rows that are in memory: dicts, or a ``datasets.Dataset``, whose class numbers become names.
 
     Raises:
         DataError: there are no rows.
     """
-    classes = {n: kind for n, kind in (getattr(rows, "features", None) or {}).items() if hasattr(kind, "int2str")}
+    features = getattr(rows, "features", None) or {}
+    classes = {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
     found: list[Row] = []
-    faults: list[str] = []
     for number, values in enumerate(rows, start=1):
-        where = f"client {client!r}: row {number}"
-        if isinstance(values, Mapping):
-            plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-            found.append(Row(where, with_class_names(plain, classes)))
-        else:
-            faults.append(f"{where}: is a {type(values).__name__}; give one dict a row")
-    if not found and not faults:
-        raise DataError(f"client {client!r}: has no rows; give one dict a row")
-    return found, faults
+        where = f"{place}: row {number}"
+        if not isinstance(values, Mapping):
+            found.append(Row(where, {}, f"is a {type(values).__name__}; give one dict a row"))
+            continue
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+        for key, name_of in classes.items():
+            hidden = plain[key] is None or plain[key] < 0  # as in the test splits of the Hub
+            plain[key] = "" if hidden else name_of(plain[key])
+        found.append(Row(where, plain))
+    if not found:
+        raise DataError(f"{place}: has no rows; give one dict a row")
+    return found
 
 
-def with_class_names(values: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the names of its classes in place of their numbers; a hidden class, None or -1, becomes empty."""
-    named = {
-        name: kind.int2str(values[name]) if values[name] is not None and values[name] >= 0 else ""
-        for name, kind in classes.items()
-    }
-    return {**values, **named}
-
-
-def parse_rows(place: str, rows: Sequence[Row], faults: Sequence[str], parse: Callable[[Row], T]) -> list[T]:
+def parse_rows(place: str, rows: Sequence[Row], parse: Callable[[Row], T]) -> list[T]:
     """Apply ``parse`` to all rows.
 
     Raises:
-        DataError: any row was refused with a ``RowError``, or ``faults`` of reading is not empty. Counts all of them.
+        DataError: some rows could not be read, or were refused with a ``RowError``. Counts them, and lists the first.
     """
     parsed: list[T] = []
-    wrong = list(faults)
+    faults: list[str] = []
     for row in rows:
         try:
+            if row.fault:
+                faults.append(f"{row.where}: {row.fault}")
+                continue
             _refuse_broken_text(row.values)
             parsed.append(parse(row))
         except RowError as error:
-            wrong.append(f"{row.where}: {error}")
-    refuse(place, len(rows) + len(faults), wrong)
+            faults.append(f"{row.where}: {error}")
+    if faults:
+        lines = [f"{len(faults)} of {len(rows)} rows of {place} cannot be used:"]
+        lines += [f"  {fault}" for fault in faults[:SHOWN]]
+        if len(faults) > SHOWN:
+            lines.append(f"  ... and {len(faults) - SHOWN} more")
+        raise DataError("\n".join(lines))
     return parsed
 
 
@@ -128,38 +124,11 @@ def _refuse_broken_text(values: Mapping[str, Any]) -> None:
         RowError: names the field.
     """
     for field, value in values.items():
-        for text in _texts(value):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                half = f"half of a character, \\u{ord(text[error.start]):x}, at position {error.start + 1}"
-                raise RowError(field, f"has {half}", "write the whole character or delete the row") from error
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
-
-
-def refuse(place: str, n_rows: int, faults: Sequence[str]) -> None:
-    """Report faults, if there are any.
-
-    Raises:
-        DataError: ``faults`` is not empty. Gives their number and the first few.
-    """
-    if not faults:
-        return
-    lines = [f"{len(faults)} of {n_rows} rows of {place} cannot be used:"]
-    lines += [f"  {fault}" for fault in faults[:SHOWN]]
-    if len(faults) > SHOWN:
-        lines.append(f"  ... and {len(faults) - SHOWN} more")
-    raise DataError("\n".join(lines))
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = f"has half of a character, \\u{ord(error.object[error.start]):x}"
+            raise RowError(field, half, "write the whole character or delete the row") from error
 
 
 def text_of(values: Mapping[str, Any], field: str) -> str:

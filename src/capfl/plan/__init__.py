@@ -2,35 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config
-from capfl.errors import CapflError
+from capfl.config.schema import is_path
+from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, task_of
+from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
 from capfl.model.base import skeleton
 from capfl.model.layers import adapter_shapes
-from capfl.plan.advice import advise
-from capfl.plan.bytes import dense_fp32_round_trip, mean_parts, measure, totals
-from capfl.plan.clients import Clients, find_clients
-from capfl.plan.memory import estimate
-from capfl.plan.time import Calibration, calibrate, extrapolate, weights_are_here
-from capfl.report.plan import Plan
+from capfl.plan.memory import Advice, advise, estimate
+from capfl.plan.time import Calibration, calibrate, weights_are_here
+from capfl.plan.traffic import Parts, measure, totals
 from capfl.roles.agreement import agreements
 from capfl.round import sample_size
+from capfl.types import ClientId, Item
 from capfl.usage import peak_memory
 
 
-def make_plan(config: Config, calibration: bool = True, room: int | None = None) -> Plan:
+@dataclass(frozen=True)
+class Plan:
+    """What a run costs.
+
+    Attributes:
+        parameters: elements of the adapter.
+        clients_from: where the number of clients comes from.
+        parts: ``up`` and ``down``, bytes by part: of one client in one round, once messages have settled, to and from
+            a client that took part in the round before. Means over clients, and over two rounds.
+        dense_fp32_round_trip: bytes of the whole adapter in float32, both ways.
+        totals: bytes of all clients and rounds; ``bytes_down`` has the final delivery.
+        memory: bytes at the peak by what they are for, and their ``total``.
+        memory_row_tokens: tokens of a row that ``memory`` reckons with.
+        seconds: by what they are spent on; None if it is not known, and then ``seconds_reason`` says why.
+    """
+
+    model: str
+    method: str
+    parameters: int
+    clients: int
+    clients_from: str
+    clients_per_round: int
+    rounds: int
+    parts: Mapping[str, Parts]
+    dense_fp32_round_trip: int
+    totals: Mapping[str, int]
+    memory: Mapping[str, int]
+    memory_row_tokens: int
+    memory_advice: Advice
+    seconds: Mapping[str, float] | None
+    seconds_reason: str | None
+
+    @property
+    def bytes_up(self) -> int:
+        return sum(self.parts["up"].values())
+
+    @property
+    def bytes_down(self) -> int:
+        return sum(self.parts["down"].values())
+
+    @property
+    def bytes_round_trip(self) -> int:
+        return self.bytes_up + self.bytes_down
+
+    def to_json(self) -> dict[str, Any]:
+        """As `capfl plan --json` prints it."""
+        return asdict(self) | {
+            "bytes_up": self.bytes_up, "bytes_down": self.bytes_down, "bytes_round_trip": self.bytes_round_trip,
+        }  # fmt: skip
+
+
+def make_plan(config: Config, calibration: bool = True) -> Plan:
     """Measure what messages take, estimate memory, and time a few steps if model and data are here.
 
     Args:
         calibration: without it nothing is loaded but shapes and data, and no time is given.
-        room: bytes of memory that there are; by default those of this machine.
 
     Raises:
         ConfigError: a name, a target or a partition that does not exist.
@@ -42,33 +96,32 @@ def make_plan(config: Config, calibration: bool = True, room: int | None = None)
     method = build(config.method, config.seed)
     module = skeleton(config.model)
     shapes = adapter_shapes(module, config.lora)
-    clients = find_clients(config)
+    clients = _find_clients(config)
 
     # bytes
-    who = [POOLED] if method.pooled else clients.ids
+    who = [POOLED] if method.pooled else list(clients.ids)
     agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
-    choices = all(item.choices for item in clients.items)
-    n_visits = sample_size(len(who), config.federation.fraction)
-    width = int(cast(Any, module).config.hidden_size)
-    traffic = measure(agreement, who, n_visits < len(who), width, choices, n_visits)
-    run = totals(traffic, config.federation, config.seed)
-    each = list(traffic.values())
-    one = each[0]
+    visits = sample_size(len(who), config.federation.fraction)
+    traffic = measure(agreement, who, visits, int(cast(Any, module).config.hidden_size))
 
     # time
-    seconds: dict[str, float] | None = None
     measured: Calibration | None = None
-    reason = _why_not(config, clients) if calibration else "--no-calibrate was given"
-    if not reason:
+    reason: str | None = None
+    if not calibration:
+        reason = "--no-calibrate was given"
+    elif not weights_are_here(config.model.path):
+        reason = f"{config.model.path} is not on this machine, and a plan fetches no weights; give a folder with them"
+    elif clients.missing:
+        reason = f"the data are not here: {clients.missing}"
+    else:
         try:
-            measured, federation = calibrate(config, method, clients)
-            seconds = extrapolate(federation, method, measured, one.seconds)
+            measured = calibrate(config, method, clients.items, clients.splits)
         except CapflError as error:
             reason = str(error)
 
     # memory
     length = measured.length if measured else config.data.max_length
-    letters = config.data.scoring == "letter" and choices
+    letters = config.data.scoring == "letter" and all(item.choices for item in clients.items)
     estimated = partial(
         estimate,
         module=module,
@@ -77,8 +130,7 @@ def make_plan(config: Config, calibration: bool = True, room: int | None = None)
         answers=measured.answers if measured else 1 if letters else length,
         rows=None if clients.missing else len(clients.items),
         lossy=not (agreement.up.exact and agreement.down.exact),
-        log=one.log,
-        patched=agreement.method.combine.relays,
+        patched=method.combine.relays,
         process=process,
     )
     return Plan(
@@ -87,27 +139,49 @@ def make_plan(config: Config, calibration: bool = True, room: int | None = None)
         parameters=algebra.size(agreement.initial),
         clients=len(clients.ids),
         clients_from=clients.source,
-        visits=n_visits,
+        clients_per_round=visits,
         rounds=config.federation.rounds,
-        up=mean_parts([t.up[-1] for t in each]),
-        down=mean_parts([t.down[-1] for t in each]),
-        first_up=mean_parts([t.up[0] for t in each]),
-        first_down=mean_parts([t.down[0] for t in each]),
-        catch_up=run.catch_up / run.messages,
-        dense_fp32_round_trip=dense_fp32_round_trip(agreement.initial, one.client),
-        total_up=run.up,
-        total_down=run.down,
-        delivery=run.delivery,
+        parts={
+            "up": _mean([parts for own in traffic.values() for parts in own.up[-2:]]),
+            "down": _mean([parts for own in traffic.values() for parts in own.down[-2:]]),
+        },
+        dense_fp32_round_trip=8 * algebra.size(agreement.initial),
+        totals=totals(traffic, config.federation, config.seed),
         memory=estimated(config),
-        advice=advise(config, estimated, room),
-        length=length,
-        seconds=seconds,
-        no_seconds=reason,
+        memory_row_tokens=length,
+        memory_advice=advise(config, estimated),
+        seconds=measured.seconds if measured else None,
+        seconds_reason=reason,
     )
 
 
-def _why_not(config: Config, clients: Clients) -> str:
-    """Why time cannot be told, or nothing."""
-    if not weights_are_here(config.model.path):
-        return f"{config.model.path} is not on this machine, and a plan fetches no weights; give a folder with them"
-    return f"the data are not here: {clients.missing}" if clients.missing else ""
+def _mean(messages: Sequence[Parts]) -> dict[str, int]:
+    """The mean of each part, rounded."""
+    return {part: round(fmean(each[part] for each in messages)) for part in messages[0]}
+
+
+@dataclass(frozen=True)
+class _Clients:
+    """Who takes part, from the data or, without them, from the config."""
+
+    ids: Sequence[ClientId]
+    source: str  # where their number comes from, in words
+    items: Sequence[Item] = ()
+    splits: Mapping[ClientId, Split] = field(default_factory=dict)
+    missing: str = ""  # why the data could not be loaded; empty if they were
+
+
+def _find_clients(config: Config) -> _Clients:
+    try:
+        items = load_items(config.data, config.seed)
+    except DataError as error:
+        if any(Path(name).exists() for name in config.data.sets if is_path(name)):
+            raise
+        number = config.partition.clients
+        if config.partition.kind == "by_task" and not number:
+            ids = sorted(task_of(name) for name in config.data.sets)
+            return _Clients(ids, "the names in data.sets, as the data are not here", missing=str(error))
+        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
+        return _Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
+    items, splits = share_out(items, config.partition, config.seed)
+    return _Clients(sorted(splits), "the data", items, splits)

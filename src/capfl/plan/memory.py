@@ -1,4 +1,4 @@
-"""Peak memory of a run, from shapes: an estimate, not a measurement.
+"""Peak memory of a run, from shapes: an estimate, not a measurement; and the settings with which a run fits.
 
 With P the elements of the adapter, in bytes, on host and device together::
 
@@ -12,7 +12,8 @@ With P the elements of the adapter, in bytes, on host and device together::
                  8 * answers * vocabulary, or of the BLOCK rows that the layers below the adapted ones see at once
     hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
-    server       24 P (adapter, version known, sum and addend in double precision) + the log of differences
+    server       24 P (adapter, version known, sum and addend in double precision) + 4 P if messages lose something:
+                 differences are kept while they are shorter than the adapter
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
 
@@ -22,28 +23,39 @@ about as wide as the wider side of a linear layer; two norms, in fp32; and, on a
 for the factors. ``answers`` are the positions of a row with logits. Without a look at the data, rows are taken to be as
 long as ``data.max_length`` allows, and answers to be one token by letter and the whole row otherwise: more than most
 are. Attention is taken to be fused: its matrix of tokens by tokens is not kept. What allocator and libraries keep for
-themselves is not in the estimate: runs on a CPU peaked 10 to 30 % above it, for which ``plan.advice`` leaves room.
+themselves is not in the estimate: runs on a CPU peaked 10 to 30 % above it, for which ``advise`` leaves room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
 from math import ceil, prod
 from typing import Any, cast
 
+import torch
 from torch import nn
 
+from capfl.config.load import changed
 from capfl.config.schema import Config
+from capfl.errors import ConfigError
+from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
 from capfl.model.layers import Shapes, chosen_layers, decoder_layers, linear_layers
+from capfl.report.tables import size
+from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
+ON_DEVICE = ("base", "training", "activations")  # what is on an accelerator, of the parts of the estimate
+ABOVE = 1.3  # runs have peaked at so many times the estimate, at most
 
 
 def estimate(
     config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, rows: int | None, lossy: bool,
-    log: int, process: int, patched: bool = False,
+    patched: bool, process: int,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes by what they are for, and their ``total``.
 
@@ -53,50 +65,121 @@ def estimate(
         answers: tokens of the longest answer.
         rows: rows of all clients; None if they are not known, and the cache is then taken to be full.
         lossy: do messages lose anything, so that residuals and versions are kept?
-        log: bytes of the differences that the server keeps.
-        process: bytes that the process takes without any model.
         patched: does the method change the base?
+        process: bytes that the process takes without any model.
     """
-    size = BYTES[config.model.dtype]
+    element = BYTES[config.model.dtype]
     layers = decoder_layers(module)
     lowest = min(chosen_layers(config.lora.layers, len(layers)))
     vocabulary, hidden = cast(Any, module).get_input_embeddings().weight.shape
     adapter = 4 * sum(prod(shape) for shape in shapes.values())
     patch = sum(4 * shape[1] * shapes[f"{name[:-2]}.B"][0] for name, shape in shapes.items() if name.endswith(".A"))
-    of_layers = [_kept(layer, config, size, hidden) for layer in layers[lowest:]]
-    kept = size * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
+    of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
+    kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
     training = int(rows_of_a_part * (length * kept + 12 * answers * vocabulary))
-    of_one = length * _kept(layers[0], config, size, hidden)
+    of_one = length * _kept(layers[0], config, element, hidden)
     scoring = config.evaluation.batch_size * (of_one + 8 * answers * vocabulary)
     below = BLOCK * of_one if lowest else 0
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
-        cached = min(cached, rows * length * hidden * size)
+        cached = min(cached, rows * length * hidden * element)
     found = {
-        "base": _base(module, layers, config),
+        "base": _base(module, layers, config, element),
         "training": 4 * adapter,
         "activations": max(training, scoring, below),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
         "client": (4 if lossy else 2) * adapter,
-        "server": 6 * adapter + log,
+        "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
     }
     return found | {"total": sum(found.values())}
 
 
-def _kept(layer: nn.Module, config: Config, size: int, hidden: int) -> int:
+def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
     linear = linear_layers(layer)
     copies = sum(d_in for name, (d_in, _) in linear.items() if name.rpartition(".")[2] in config.lora.targets)
-    return size * sum(map(max, linear.values())) + 8 * hidden + (4 * copies if size < 4 else 0)
+    return element * sum(map(max, linear.values())) + 8 * hidden + (4 * copies if element < 4 else 0)
 
 
-def _base(module: nn.Module, layers: nn.ModuleList, config: Config) -> int:
-    size = BYTES[config.model.dtype]
+def _base(module: nn.Module, layers: nn.ModuleList, config: Config, element: int) -> int:
     elements = sum(p.numel() for p in module.parameters())
     if config.model.quantization == "none":
-        return size * elements
+        return element * elements
     linear = sum(prod(shape) for layer in layers for shape in linear_layers(layer).values())
-    return size * (elements - linear) + int(QUANTISED[config.model.quantization] * linear)
+    return element * (elements - linear) + int(QUANTISED[config.model.quantization] * linear)
+
+
+# -- advice ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do about memory.
+
+    Attributes:
+        room: bytes that there are; None if that is not known, as for a device that this machine does not have.
+        settings: by their keys, those to change so that the run fits, or takes least if nothing is enough.
+        bytes: what the run then takes, by the estimate.
+        fits: does it fit, with these settings?
+    """
+
+    room: int | None
+    settings: Mapping[str, object]
+    bytes: int
+    fits: bool
+
+    def __str__(self) -> str:
+        if self.room is None or (self.fits and not self.settings):
+            return ""
+        problem = f"does not fit into {size(self.room)} with 30 % to spare"
+        changes = " ".join(f"--{key} {str(value).lower()}" for key, value in self.settings.items())
+        if self.fits:
+            return f"{problem}; it does, with {size(self.bytes)}, if you add: {changes}"
+        least = f" even with {changes}, which takes {size(self.bytes)}" if changes else ""
+        return f"{problem}{least}; take a smaller model, fewer lora.layers or a smaller data.max_length"
+
+
+def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], room: int | None = None) -> Advice:
+    """Does a run fit into memory, and if not, with which settings does it?
+
+    Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
+    no result; checkpointing, which takes time; and last a base in half precision.
+
+    Args:
+        estimated: what ``estimate`` gives for a config.
+        room: bytes that there are; by default what this machine has, or its accelerator if the run is on one.
+    """
+    try:
+        device = pick_device(config.model.device).type
+    except ConfigError:  # a device of another machine
+        return Advice(None, {}, 0, fits=True)
+    if room is None:
+        on_gpu = device == "cuda"
+        room = torch.cuda.get_device_properties(0).total_memory if on_gpu else total_memory()
+    least: Advice | None = None
+    for settings in _settings(config):
+        found = estimated(changed(config, settings))
+        needed = sum(found[name] for name in ON_DEVICE) if device == "cuda" else found["total"]
+        advice = Advice(room, settings, needed, fits=ABOVE * needed <= room)
+        if advice.fits:
+            return advice
+        if least is None or advice.bytes < least.bytes:
+            least = advice
+    assert least is not None
+    return least
+
+
+def _settings(config: Config) -> Iterator[dict[str, object]]:
+    """No change, and then every change that takes less memory, those that cost least first."""
+    model, train, evaluation = config.model, config.train, config.evaluation
+    choices: dict[str, list[object]] = {
+        "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
+        "train.checkpointing": [False, True] if not train.checkpointing else [True],
+        "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
+        "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
+    }
+    for values in product(*choices.values()):
+        yield {key: value for (key, own), value in zip(choices.items(), values, strict=True) if value != own[0]}

@@ -1,47 +1,47 @@
-"""Time of a run on this machine, extrapolated from a few steps of one client."""
+"""Time of a run on this machine, extrapolated from one visit and some scoring of one client."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
 
 from capfl.config import Config
+from capfl.config.load import changed
 from capfl.config.schema import MethodConfig
-from capfl.data import batches
+from capfl.data import Split
 from capfl.federation import Federation, tokenised
 from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps
 from capfl.model.base import load_base
-from capfl.model.hidden import BLOCK, HiddenCache, Rows
+from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, score
-from capfl.model.train import local_steps
-from capfl.plan.clients import Clients
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.roles.client import described, opened, received
+from capfl.roles.client import train
 from capfl.round import sample_size
-from capfl.types import Adapter, ClientId, ClientState, Penalty
+from capfl.types import ClientId, ClientState, Item
 
-STEPS = 3  # timed, after one to warm up
-SCORED = 16  # items
+STEPS = 6  # of the visit that is timed, at most
+SCORED = 16  # items, at most
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Seconds, measured on one client; and the longest of its rows and answers, in tokens."""
+    """What was measured.
 
-    load: float  # of the base model
-    step: float  # one step of local training, hidden states at hand
-    row: float  # hidden states of one row; 0 if no layer lies below the adapted ones
-    item: float  # one item scored, hidden states at hand
-    rows_per_item: float  # in scoring: one, or one for each option
+    Attributes:
+        seconds: of the whole run by what they are spent on, references and the final evaluation included.
+        length: tokens of the longest row.
+        answers: tokens of the longest answer.
+    """
+
+    seconds: dict[str, float]
     length: int
     answers: int
 
@@ -51,95 +51,65 @@ def weights_are_here(path: str) -> bool:
     return path in ("tiny", "smollm2") or Path(path).expanduser().is_dir()
 
 
-def calibrate(config: Config, method: Method, clients: Clients) -> tuple[Calibration, Federation]:
-    """Load the base, and time a few steps and some scoring of the client with the most training items.
+def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Mapping[ClientId, Split]) -> Calibration:
+    """Load the base, and let the client with the most training items train and score twice.
+
+    The first time it computes hidden states below the adapted layers, too; the second time they are at hand.
 
     Raises:
         CapflError: the model or the data cannot be used here.
     """
     load, base = _timed(lambda: load_base(config.model))
     model = AdaptedModel(base, config.lora)
-    client, own = max(clients.splits.items(), key=lambda pair: len(pair[1].train))
-    examples = tokenised([clients.items[i] for i in own.train], config.data, model)
-    rows = Rows([example.train for example in examples])
-    order = batches(rows.lengths, config.train.batch_size, config.seed, client, 0)
-    plan = [list(map(int, order[n % len(order)])) for n in range(1 + STEPS)]
-    scorable = Scorable(examples[:SCORED])
-    start = model.initial_adapter(config.seed)
+    examples = tokenised(items, config.data, model)
+    client, own = max(splits.items(), key=lambda pair: len(pair[1].train))
+    n_steps = min(STEPS, config.train.steps_of(len(own.train)))
+    few = Split(own.train[: n_steps * config.train.batch_size], [], own.test[:SCORED])
+    agreed = Agreement(method, config.codec, model.initial_adapter(config.seed), seed=config.seed)
+    request = server.request(method.start(agreed.initial, list(splits)), client, agreed).blob
+    limit = int(config.runtime.cache_gib * 2**30)
+    with HiddenCache(0 if config.runtime.cache == "off" else limit) as cache:
+        short = changed(config, {"train.steps": n_steps})
+        federation = Federation(short, items, {client: few}, model, cache, examples=examples)
+        trainer = federation.trainer(client, method)
+        first_visit, (_, memory) = _timed(lambda: train(request, ClientState(client), trainer, agreed))
+        visit, _ = _timed(lambda: train(request, replace(memory, steps=0), trainer, agreed))
+        first_score, _ = _timed(lambda: federation.score(client, "test", agreed.initial))
+        score, _ = _timed(lambda: federation.score(client, "test", agreed.initial))
 
-    with HiddenCache(int(config.runtime.cache_gib * 2**30)) as cache:
-        federation = Federation(config, clients.items, dict(clients.splits), model, cache)
-        term = _penalty(federation, client, method, start)
-
-        def train(steps: Sequence[Sequence[int]]) -> None:
-            local_steps(
-                model, cache, rows, steps, start, config.train,
-                trainable=lambda name: method.factors.trains(1, name), penalty=term,
-            )  # fmt: skip
-
-        hidden, _ = _timed(lambda: [rows.batch(model, cache, batch) for batch in plan])
-        n_hidden = min(len(rows), cache.computed * BLOCK)
-        train(plan[:1])
-        step, _ = _timed(lambda: train(plan[1:]))
-        score(model, cache, scorable, start, config.evaluation.batch_size)  # fills the cache
-        item, _ = _timed(lambda: score(model, cache, scorable, start, config.evaluation.batch_size))
-    return Calibration(
-        load=load,
-        step=step / STEPS,
-        row=hidden / n_hidden if n_hidden else 0.0,
-        item=item / len(scorable.examples),
-        rows_per_item=len(scorable.rows) / len(scorable.examples),
-        length=max(rows.lengths),
-        answers=max(len(row.targets) for row in rows.rows),
-    ), federation
+        whole = Federation(config, items, dict(splits), model, cache, examples=examples)
+        steps, scored = _work(whole, method)
+    unseen = sum(len(split.train) for split in splits.values()) / len(few.train)
+    unscored = sum(len(split.validation) + len(split.test) for split in splits.values()) / len(few.test)
+    seconds = {
+        "loading": load,
+        "training": steps * visit / n_steps,
+        "hidden states": unseen * max(0.0, first_visit - visit) + unscored * max(0.0, first_score - score),
+        "scoring": scored * score / len(few.test),
+    }
+    longest = max(len(example.train.ids) for example in examples)
+    return Calibration(seconds, longest, max(len(example.train.targets) for example in examples))
 
 
-def _penalty(federation: Federation, client: ClientId, method: Method, start: Adapter) -> Penalty | None:
-    """What the method adds to the loss of a client that has been told its first message."""
-    agreed = Agreement(method, federation.config.codec, start, seed=federation.config.seed)
-    asked = server.request(method.start(start, federation.participants(method)), client, agreed)
-    trainer = federation.trainer(client, method)
-    memory = received(opened(asked.blob, trainer, agreed), ClientState(client), agreed)
-    return method.penalty(described(memory, trainer, agreed), trainer.n_train)
-
-
-def extrapolate(federation: Federation, method: Method, measured: Calibration, visit: float) -> dict[str, float]:
-    """Seconds of the whole run by what they are spent on: references, validation and the final evaluation included.
-
-    Args:
-        visit: seconds that the messages of one visit take, both ways.
-    """
+def _work(federation: Federation, method: Method) -> tuple[float, int]:
+    """Optimiser steps and items scored in the whole run."""
     config = federation.config
     names = [name for name in config.evaluation.references if name != method.name]
     methods = [method, *(build(MethodConfig(name=name)) for name in names)]
     rounds, every = config.federation.rounds, config.evaluation.every
-    visits, steps = [], 0.0
-    for m in methods:
-        who = federation.participants(m)
-        visits.append(rounds * sample_size(len(who), config.federation.fraction))
-        steps += visits[-1] * fmean(federation.steps(client) for client in who)
+    steps = 0.0
+    for one in methods:
+        who = federation.participants(one)
+        visits = rounds * sample_size(len(who), config.federation.fraction)
+        steps += visits * fmean(federation.steps(client) for client in who)
     own = config.evaluation.personal and not method.pooled
-    if own and isinstance(
-        method.takes_home, AfterSteps
-    ):  # the personal model, and the local one that it is compared with
+    if own and isinstance(method.takes_home, AfterSteps):  # of the personal model, and of the local one beside it
         steps += (2 if "local" in names else 1) * sum(federation.steps(client) for client in federation.clients)
 
-    splits = federation.splits.values()
-    n_validation = sum(len(split.validation) for split in splits)
-    n_test = sum(len(split.test) for split in splits)
-    validations = (rounds // every if every else 0) * sum(m.has_server_model for m in methods)
-    scored = validations * n_validation + (1 + method.has_server_model + own + len(names)) * n_test
-    if config.runtime.cache == "off":
-        hidden = steps * config.train.batch_size + scored * measured.rows_per_item
-    else:
-        hidden = sum(len(split.train) for split in splits) + (n_validation + n_test) * measured.rows_per_item
-    return {
-        "loading": measured.load,
-        "training": steps * measured.step,
-        "hidden states": hidden * measured.row,
-        "scoring": scored * measured.item,
-        "messages": visits[0] * visit,
-    }
+    n_validation = sum(len(split.validation) for split in federation.splits.values())
+    n_test = sum(len(split.test) for split in federation.splits.values())
+    validations = (rounds // every if every else 0) * sum(one.has_server_model for one in methods)
+    return steps, validations * n_validation + (1 + method.has_server_model + own + len(names)) * n_test
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

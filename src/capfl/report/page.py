@@ -12,9 +12,8 @@ from markupsafe import Markup
 from capfl.checkpoint import RunFolder
 from capfl.files import write_atomically
 from capfl.report import charts
-from capfl.report.plan import duration
 from capfl.report.summary import MODELS, Summary, read_summary
-from capfl.report.tables import MOST_ROWS, bytes_table, client_table, group_lines, notes, scored_words
+from capfl.report.tables import MOST_ROWS, bytes_table, client_table, duration, group_lines, notes, scored_words
 from capfl.types import RoundRecord
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capfl.data.batches import batches
-from capfl.errors import ConfigError
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 20), st.integers(0, 5))
@@ -26,8 +24,3 @@ def test_lengths_are_bucketed_and_the_order_depends_on_seed_client_and_epoch():
     orders = [tuple(np.concatenate(batches([3, 1, 2] * 20, 4, *key))) for key in keys]
     assert len(set(orders)) == 4
     assert orders[0] == orders[-1]
-
-
-def test_batch_size_must_be_positive():
-    with pytest.raises(ConfigError, match=r"train\.batch_size is 0"):
-        batches([1, 2], 0, 0, "00", 0)

@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capfl.config.schema import PartitionConfig
-from capfl.data.names import group_names, numbered
-from capfl.data.partition import partition
-from capfl.data.quotas import counts
-from capfl.data.relabel import relabel
+from capfl.data.partition import cut, group_names, numbered, partition
 from capfl.errors import ConfigError, DataError
 from capfl.types import Item
 
@@ -28,7 +25,7 @@ def config(kind, **values):
     return PartitionConfig(kind=kind, **{"min_items": 3, **values})
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(st.sampled_from(["iid", "dirichlet", "dirichlet:label", "by:label", "by_task", "conflict"]),
        st.integers(1, 2), st.integers(200, 400), st.integers(0, 2**20))  # fmt: skip
 def test_every_item_has_one_client(kind, tens, n, seed):
@@ -88,7 +85,6 @@ def test_max_items_caps_at_random():
         (100, config("iid", clients=5, min_items=21), DataError, r"5 of 5 clients .*min_items = 21 items: 00 \(20\)"),
         (100, config("dirichlet", alpha=0.01), DataError, "raise partition.alpha, use fewer clients"),
         (4, config("iid", clients=5), DataError, "5 clients cannot share 4 items; lower partition.clients"),
-        (0, config("iid"), DataError, "there are no items to share out"),
         (20, config("dirichlet:x", clients=2), ConfigError, "no item has the field 'x'"),
         (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 10 "
          "or --partition.kind by:label$"),
@@ -115,43 +111,17 @@ def test_ids_are_safe_and_unique():
     assert group_names(["x"], [10])[0][0] == "x-01"
 
 
-@settings(max_examples=30)
-@given(st.lists(st.text(max_size=60), unique=True, max_size=20), st.integers(1, 12))
+@settings(max_examples=20)
+@given(st.lists(st.text(max_size=60), unique=True, max_size=6), st.integers(1, 12))
 def test_ids_of_any_values(values, each):
     ids = [name for names in group_names(values, [each] * len(values)) for name in names]
     assert len({name.casefold() for name in ids}) == len(values) * each
     assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) for name in ids)
 
 
-@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), st.integers(0, 10_000))
-def test_counts_sum_and_stay_near_the_shares(shares, total):
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), st.integers(0, 300))
+def test_pieces_are_complete_and_near_their_shares(shares, total):
     array = np.array(shares)
-    whole = counts(array, total)
-    assert whole.sum() == total
-    assert (np.abs(whole - array / array.sum() * total) < 1 + 1e-6).all()
-
-
-# -- conflicting labels ----------------------------------------------------------------------------
-
-LABELS = ("a", "b", "c", "d", "e")
-
-
-def test_every_second_client_calls_every_label_something_else():
-    items = [Item(f"q{k}", LABELS, k % 5, listed=False, fields={"label": LABELS[k % 5]}) for k in range(100)]
-    made = config("conflict", clients=4)
-    parts = partition(items, made, 0)
-    changed = relabel(items, parts, made, 0)
-    maps = {client: {items[k].answer: changed[k].answer for k in part} for client, part in parts.items()}
-    assert maps["00"] == maps["02"] == {k: k for k in range(5)}
-    assert maps["01"] == maps["03"]
-    assert sorted(maps["01"].values()) == list(range(5))
-    assert all(maps["01"][k] != k for k in range(5))
-    for number, part in enumerate(parts.values()):
-        for k in part:
-            label = LABELS[changed[k].answer]
-            assert changed[k].fields | {"label": label, "cluster": str(number % 2)} == changed[k].fields
-    assert relabel(items, parts, config("iid", clients=4), 0) == items
-    with pytest.raises(ConfigError, match="1 of 101 items are no label task, such as 'mc'"):
-        relabel([*items, Item("mc", ("x", "y"))], parts, made, 0)
-    with pytest.raises(ConfigError, match="one client has nobody to disagree with"):
-        relabel(items, {"00": list(range(100))}, made, 0)
+    pieces = cut(np.arange(total), array)
+    assert [int(k) for piece in pieces for k in piece] == list(range(total))
+    assert (np.abs(np.array([len(piece) for piece in pieces]) - array / array.sum() * total) < 1 + 1e-6).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capfl.data.jsonl import read_file
+from capfl.data.formats import read_file
 from capfl.errors import DataError
 from capfl.types import Item
 
@@ -95,7 +95,7 @@ def test_bom_blank_lines_and_line_separators_are_harmless(tmp_path):
         ({"messages": [{"role": "bot", "content": "x"}]}, "field 'messages[1].role' is 'bot'; use one of system"),
         ({"messages": [{"role": "user", "content": ""}]}, "field 'messages[1].content' is empty"),
         ({"messages": []}, "field 'messages' is []; it must be a list"),
-        ({"text": "a \ud83d b", "label": "x"}, r"field 'text' has half of a character, \ud83d, at position 3; write"),
+        ({"text": "a \ud83d b", "label": "x"}, r"field 'text' has half of a character, \ud83d; write"),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, r"field 'messages' has half of a character, \udc00"),
         ({"text": "a", "label": "x"}, "field 'label' is 'x' in every row; give rows of two or more labels"),
         ({"foo": 1, "bar": 2}, "no known format has the keys foo, bar; give the rows one of: messages; prompt + comp"),
@@ -110,15 +110,15 @@ def test_a_wrong_row_is_named_with_field_and_remedy(write, row, message):
 
 
 def test_all_wrong_rows_are_counted_and_five_listed(write):
-    path = write(QA, *[{**QA, "answer": 9}] * 6, '{"question": ', "[1]", CHAT)
+    path = write('{"question": ', "[1]", QA, *[{**QA, "answer": 9}] * 6, CHAT)
     with pytest.raises(DataError) as caught:
         read_file(path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"9 of 10 rows of {path} cannot be used:"
     assert len(lines) == 7
+    assert f"{path}:1: is not JSON" in lines[1]
+    assert f"{path}:2: is a JSON list; write one JSON object a line" in lines[2]
     assert lines[-1] == "  ... and 4 more"
-    assert f"{path}:8: is not JSON" in lines[1]
-    assert f"{path}:9: is a JSON list; write one JSON object a line" in lines[2]
     with pytest.raises(DataError, match=r"own.jsonl:2: .*question \+ choices.*of .*own.jsonl:1; use one format a file"):
         read_file(write(QA, CHAT))
 
