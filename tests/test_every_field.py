@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from capfl.config import load_config
 from capfl.config.keys import all_keys
