@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capfl.checkpoint import RunFolder, StateReader
+from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import clients_of, deal
 from capfl.engines.serial import serial
@@ -20,7 +20,7 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.site import Site
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
-from capfl.vault import MAGIC
+from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files
 from support import tiny_config
 
@@ -207,6 +207,10 @@ def test_a_site_forgets_what_the_server_never_used_and_may_lock_its_states(
         summary, _ = run(config, sites.remote)
         assert summary.failures == 1
         ended.append((accuracies(summary), learnt(tmp_path / name, sites)))
+        agreed = sites.sites["south"].agreements["fedit"]
+        reader = StateReader(agreed.method, agreed.initial)
+        store = ClientStore(sites.folder / "south/state/fedit", reader, open_vault(config.runtime.state_key, tmp_path))
+        assert store.load("south", before=9).steps == 2 * config.train.steps  # of rounds 1 and 3 alone
     assert ended[0] == ended[1]
     kept = list((tmp_path / "locked-sites").glob("*/state/*/*/*"))
     assert len(kept) >= 3

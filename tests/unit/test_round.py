@@ -261,7 +261,7 @@ def test_a_client_that_lost_its_state_is_asked_once_more_with_the_whole_adapter(
     assert state.versions["b"] == 2
     first, again = (decode_broadcast(b, lossy.down, lossy.schema) for client, b in exchange.sent if client == "b")
     assert (first.state, first.differences) == (None, log[1:])
-    assert again.state is not None or again.differences == log  # which lead there from what everybody begins with
+    assert again.state is not None  # and no difference, which is of no use to it
 
     for_good = Answering(fails("b", "version"))
     for_good.answer = exchange.answer  # type: ignore[method-assign]
