@@ -38,8 +38,8 @@ from capfl.types import (
 from capfl.wire import decode_update, relay
 from capfl.wire.sections import HEAD, parts
 
-CLIENTS = 4  # simulated: those whose messages are counted, and others that their changes are averaged with
-ROUNDS = 4  # simulated; the last two stand in turn for all that follow
+CLIENTS = 3  # simulated: those whose messages are counted, and others that their changes are averaged with
+ROUNDS = 3  # simulated; the last two stand in turn for all that follow
 CHANGE = 1e-3  # standard deviation of what "training" changes
 
 Parts = Mapping[str, int]

@@ -106,6 +106,8 @@ def test_several_own_files_are_a_client_each_and_pooled_only_if_asked(write):
     assert deal_one(config.data, config.partition, 0, "all")[1]["all"] == splits["all"]
     pooled = load_command(None, [], ["--data", *paths, "--partition", "iid", "--clients", "4"])
     assert list(deal(pooled.data, pooled.partition, 0)[1]) == ["00", "01", "02", "03"]
+    conflict = pooled.partition.model_copy(update={"kind": "conflict"})
+    assert {item.fields["cluster"] for item in deal(pooled.data, conflict, 0)[0]} == {"0", "1"}
     single = load_command(None, [], ["--data", paths[0], "--clients", "4"])
     with pytest.raises(ConfigError, match=r"no item has the field 'site'.*--partition.kind iid --partition.clients 10"):
         deal(single.data, single.partition, 0)
@@ -146,6 +148,9 @@ def test_a_dataset_gives_the_names_of_its_classes():
     rows = [{"text": f"t{k}", "label": k % 2} for k in range(12)]
     table = datasets.Dataset.from_list(rows, features=datasets.Features(features))
     config = Config()
+    numbers = [{"text": row["text"], "label": np.int64(row["label"])} for row in rows]  # as of a pandas table
+    items, _ = deal_rows({"a": numbers}, config.data, config.partition, 0)
+    assert items[1].fields["label"] == "1"
     items, splits = deal_rows({"a": table, "b": table}, config.data, config.partition, 0)
     assert (items[1].choices, items[1].fields["label"], list(splits)) == (("no", "yes"), "yes", ["a", "b"])
 
@@ -168,9 +173,3 @@ def test_wrong_rows_in_memory(clients, message):
     partition = PartitionConfig(clients=2) if len(clients) == 3 else PartitionConfig()
     with pytest.raises((DataError, ConfigError), match=message):
         deal_rows(clients, DataConfig(), partition, 0)
-
-
-def test_numpy_scalars_of_a_table_are_numbers():
-    rows = [{"text": f"t{k}", "label": np.int64(k % 2)} for k in range(12)]
-    items, _ = deal_rows({"a": rows}, DataConfig(), PartitionConfig(), 0)
-    assert items[1].fields["label"] == "1"

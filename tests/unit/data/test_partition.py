@@ -125,3 +125,4 @@ def test_pieces_are_complete_and_near_their_shares(shares, total):
     pieces = cut(np.arange(total), array)
     assert [int(k) for piece in pieces for k in piece] == list(range(total))
     assert (np.abs(np.array([len(piece) for piece in pieces]) - array / array.sum() * total) < 1 + 1e-6).all()
+    assert [len(piece) for piece in cut(np.arange(10), np.array([0.16, 0.55, 0.29]))] == [2, 5, 3]
