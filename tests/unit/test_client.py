@@ -151,12 +151,16 @@ def test_an_evaluation_scores_every_model_and_changes_no_memory() -> None:
 def test_what_a_client_takes_home() -> None:
     """All of the steps, a part of them without ranks that add nothing, or the adapter that it keeps."""
     own = {name: t + 10 for name, t in START.items()}
-    for takes, score, ranks, trained in (
-        (AfterSteps(), 16, 2, 1), (AfterSteps(0.5), 14, 2, 1), (AfterSteps(0.0), 12, 1, 1), (Own(), 43, 2, 0),
-    ):  # fmt: skip
-        site, agreed = Site(), of("fedit", takes_home=takes)
-        reply, _ = ask("evaluate", agreed, ClientState("a", adapter=own), site)
-        said = server.read_evaluation(reply, "a", 5, agreed)[0]
+    for name, takes, score, ranks, trained in (
+        ("fedit", AfterSteps(), 16, 2, 1),
+        ("fedit", AfterSteps(0.5), 14, 2, 1),
+        ("fedit", AfterSteps(0.0), 12, 1, 1),
+        ("local", Own(), 43, 2, 0),
+    ):
+        site, agreed = Site(), of(name, takes_home=takes)
+        state = STATE if name == "fedit" else agreed.method.start(START)
+        reply, _ = ask("evaluate", agreed, ClientState("a", adapter=own), site, state)
+        said = server.read_evaluation(reply, "a", state.round + 1, agreed)[0]
         assert (said.scores["personal"].correct, said.ranks, len(site.trained)) == (score, {"m": ranks}, trained)
         assert algebra.ranks(site.kept[0]) == {"m": ranks}
 
@@ -265,6 +269,6 @@ def test_local_only_takes_a_last_round_of_steps_where_the_method_does() -> None:
 
 def test_a_random_part_of_a_rewritten_adapter_is_not_scaled_twice() -> None:
     method: Method = build(MethodConfig(name="flexlora"))
-    with pytest.raises(ConfigError, match=r"codec.down_density: flexlora rewrites .* set codec.compensation"):
+    with pytest.raises(ConfigError, match=r"with flexlora the server changes all elements.* set codec.compensation"):
         Agreement(method, CodecConfig(values="ternary", down_density=0.5), START)
     assert Agreement(method, CodecConfig(values="ternary"), START).down.density == 1
