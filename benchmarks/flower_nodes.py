@@ -52,8 +52,8 @@ IDLE = 30.0  # seconds for which the metered node is watched before it has anyth
 WITHIN = 1800.0  # seconds for anything to happen
 SETTINGS = {
     "method.name": "fedit", "lora.targets": "q_proj,v_proj", "data.items": 80, "data.conflict": 0.25,
-    "train.steps": 4, "train.batch_size": 8, "train.learning_rate": 4e-3, "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
-    "federation.on_failure": "retry",
+    "train.steps": 4, "train.batch_size": 8, "train.learning_rate": 4e-3, "evaluation.every": 0,
+    "evaluation.references": [], "runtime.threads": 1, "federation.on_failure": "retry",
 }  # fmt: skip
 CLINC_SETTINGS = SETTINGS | {
     "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
