@@ -50,9 +50,9 @@ EACH = 7  # rows of an intent at a site
 IDLE = 30.0  # seconds for which the metered node is watched before it has anything to do
 WITHIN = 1800.0  # seconds for anything to happen
 SETTINGS = {
-    "lora.targets": "q_proj,v_proj", "data.items": 80, "data.conflict": 0.25, "train.steps": 4, "train.batch_size": 8,
-    "train.learning_rate": 4e-3, "evaluation.every": 0, "evaluation.references": [], "runtime.threads": 1,
-    "federation.on_failure": "retry",
+    "method.name": "fedit", "lora.targets": "q_proj,v_proj", "data.items": 80, "data.conflict": 0.25,
+    "train.steps": 4, "train.batch_size": 8, "train.learning_rate": 4e-3, "evaluation.every": 0,
+    "evaluation.references": [], "runtime.threads": 1, "federation.on_failure": "retry",
 }  # fmt: skip
 CLINC_SETTINGS = SETTINGS | {
     "lora.targets": "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
@@ -157,7 +157,7 @@ def measure(config: Config, data: dict[str, Path], killing: bool) -> dict[str, A
         "config": {key: value for key, value in flat(config.model_dump(mode="json")) if key in CLINC_SETTINGS}
         | {"model": config.model.path, "layers": config.lora.layers, "rounds": len(records)},
         "same_bits": same_bits(network, run.path, place / "serial", data),
-        "accuracy": {client["id"]: {kind: client[kind] for kind in ("base", "global", "personal")}
+        "accuracy": {client["id"]: {kind: client[kind] for kind in ("base", "shared", "personal")}
                      for client in summary["clients"]},
         "serial": serially,
         "nodes": {
