@@ -182,34 +182,39 @@ MUTANTS = {
         "pool = generator.permutation(np.flatnonzero(value >= v))", "unit/data/test_partition.py",
     ),
     "dirichlet's concentration is always 1": Mutant(
-        "data/partition.py", "np.full(n_clients, config.alpha)", "np.full(n_clients, 1.0)",
+        "data/partition.py", "np.full(n_clients, alpha)", "np.full(n_clients, 1.0)", "unit/data/test_partition.py"
+    ),
+    "the first clients get what rounding leaves": Mutant(
+        "data/partition.py", 'sizes[np.argsort(sizes - exact, kind="stable")[:rest]] += 1', "sizes[:rest] += 1",
         "unit/data/test_partition.py",
     ),
-    "shards are not sorted by the field": Mutant(
-        "data/partition.py", 'ordered = shuffled[np.argsort(values, kind="stable")]', "ordered = shuffled",
+    "two clients' names differ in case only": Mutant(
+        "data/partition.py", "taken.isdisjoint(name.casefold() for name in ids)", "taken.isdisjoint(ids)",
         "unit/data/test_partition.py",
     ),
-    "validation items are trained on": Mutant(
-        "data/split.py", "Split(sorted(order[cut:])", "Split(sorted(order[n_test:])", "unit/data/test_split.py"
+    "copies of a test item are trained on": Mutant(
+        "data/split.py", "groups.setdefault(content, []).append(k)", "groups[k] = [k]", "unit/data/test_split.py"
     ),
     "all clients' items are shuffled alike": Mutant(
         "data/split.py", 'stream(seed, "split", client)', 'stream(seed, "split")', "unit/data/test_split.py"
     ),
-    "two clients' names differ in case only": Mutant(
-        "data/names.py", "taken.isdisjoint(name.casefold() for name in ids)", "taken.isdisjoint(ids)",
-        "unit/data/test_partition.py",
-    ),
     "an answer that may mean two options is taken": Mutant(
-        "data/jsonl.py", "if len(found) == 1:", "if found:", "unit/data/test_jsonl.py"
+        "data/formats.py", "if len(found) > 1:", "if False:", "unit/data/test_formats.py"
     ),
     "given labels are sorted": Mutant(
-        "data/jsonl.py", "tuple(given or sorted(", "tuple(sorted(given) or sorted(", "unit/data/test_jsonl.py"
+        "data/formats.py", "tuple(given) or in_order(counts)", "in_order(counts)", "unit/data/test_formats.py"
+    ),
+    "lines that are no JSON are left out": Mutant(
+        "data/rows.py", 'faults.append(f"{row.where}: {row.fault}")', "pass", "unit/data/test_formats.py"
     ),
     "all clusters keep their labels": Mutant(
-        "data/relabel.py", "cluster = number % config.clusters", "cluster = 0", "unit/data/test_relabel.py"
+        "data/codebooks.py", "cluster = number % CLUSTERS", "cluster = 0", "unit/data/test_codebooks.py"
     ),
     "more options than letters are taken": Mutant(
-        "data/prompts.py", "if len(item.choices) > len(ascii_uppercase):", "if False:", "unit/data/test_prompts.py"
+        "data/load.py", "refuse_too_many(place, items)", "pass", "unit/data/test_load_items.py"
+    ),
+    "one label has two letters": Mutant(
+        "data/load.py", "refuse_conflicts(labelled)", "pass", "unit/data/test_load_items.py"
     ),
     "batches are of any length": Mutant(
         "data/batches.py", '= mega[np.argsort(size[mega], kind="stable")]', "= mega", "unit/data/test_batches.py"
@@ -302,17 +307,20 @@ MUTANTS = {
     ),
     "the last, smaller batch makes no step": Mutant(
         "config/schema.py", "math.ceil(n_items / self.batch_size)", "n_items // self.batch_size",
-        "unit/test_config.py unit/test_plan.py",
+        "unit/test_config.py",
     ),
     "a flag may mean two keys": Mutant(
         "config/keys.py", "by_leaf.items() if len(found) == 1}", "by_leaf.items()}",
         "unit/test_config.py",
     ),
+    "own files are pooled": Mutant(
+        "config/schema.py", '"kind" not in self.partition.model_fields_set', "False", "unit/data/test_load_items.py"
+    ),
     "a client's bytes a round are over all rounds": Mutant(
-        "report/ledger.py", "n_rounds = len({e.round for e in own})", "n_rounds = self.rounds", "test_cli.py"
+        "report/ledger.py", "n_rounds = len({e.round for e in own})", "n_rounds = self.rounds", "unit/test_bytes.py"
     ),
     "a ledger that does not add up is shown": Mutant(
-        "report/ledger.py", "if any(said[d] != counted[d] for d in DIRECTIONS):", "if False:", "test_cli.py"
+        "report/ledger.py", "if any(said[d] != counted[d] for d in DIRECTIONS):", "if False:", "unit/test_bytes.py"
     ),
     "the weighted mean drops weights": Mutant(
         "report/summary.py", "statistics.fmean(values, weights)", "statistics.fmean(values)", "test_report.py"
@@ -325,7 +333,13 @@ MUTANTS = {
         "unit/test_compare_statistics.py",
     ),
     "a plan knows of no missed rounds": Mutant(
-        "plan/bytes.py", "round - 1 - version[client], client)", "min(1, round - 1), client)", "unit/test_plan.py"
+        "plan/traffic.py", "round - 1, version[client])", "round - 1, round - 2)", "unit/test_plan.py"
+    ),
+    "a plan relays one update a round": Mutant(
+        "plan/traffic.py", "visits * n + (HEAD", "n + (HEAD", "unit/test_plan.py"
+    ),
+    "a plan leaves no memory to spare": Mutant(
+        "plan/memory.py", "fits=ABOVE * needed <= room", "fits=needed <= room", "unit/test_plan.py"
     ),
 }  # fmt: skip
 

@@ -52,6 +52,9 @@ def test_the_folder_has_every_message_of_the_run(finished: tuple[Path, Summary])
     last = {d: sum(e.bytes for e in summary.ledger if e.round == 7 and e.direction == d) for d in ("up", "down")}
     assert (said["final_replies"], said["final_delivery"]) == (last["up"], last["down"])
     assert (said["messages_up"], said["messages_down"]) == (16, 16)
+    for client in ledger.clients:  # a mean over the rounds that it took part in
+        own = [e.bytes for e in summary.ledger if e.client == client and e.direction == "up" and e.round <= 6]
+        assert ledger.per_round("up", client) == pytest.approx(sum(own) / max(1, len(own)))
     assert ledger.per_round("up") == sum(e.bytes for e in summary.ledger if e.direction == "up" and e.round <= 6) / 6
     saved = json.loads((path / "summary.json").read_text())["bytes"]
     assert (saved["parts_up"], saved["parts_down"]) == (said["parts_up"], said["parts_down"])
