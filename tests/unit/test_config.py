@@ -231,6 +231,8 @@ def test_what_does_not_go_together():
     (line,) = mistakes(sets=("partition.validation=0.5", "partition.test=0.5"))
     assert line == "partition: validation 0.5 + test 0.5 leave nothing to train on"
     assert load_command(None, [], ["--rank-shares", "1,0.5"]).method.rank_shares == (1.0, 0.5)
+    train = load_config(None, {"train.epochs": 2, "train.batch_size": 8}).train
+    assert (train.steps_of(17), changed(Config(), {"train.steps": 5}).train.steps_of(17)) == (6, 5)
 
 
 def test_a_config_is_changed_as_by_flags():
