@@ -153,7 +153,7 @@ def observe(place: Path, settings: dict[str, object], dealt: bool, broken: bool)
     threads, logits = torch.get_num_threads(), AdaptedModel.logits
 
     def noted(self: AdaptedModel, ids: Any, positions: Any, hidden: Any = None) -> Any:
-        widest.append(ids.shape[0])
+        widest.append(0 if self._checkpointing else ids.shape[0])
         return logits(self, ids, positions, hidden)
 
     try:
