@@ -77,17 +77,3 @@ def test_mistakes_in_a_plan(tmp_path: Path) -> None:
 
 
 # -- bytes -----------------------------------------------------------------------------------------------
-
-
-def test_bytes_agree_with_the_summary(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run", codec__values="4bit", codec__density=0.3)
-    said = json.loads(command("bytes", tmp_path / "run", "--json").stdout)
-    saved = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (said["bytes_up"], said["bytes_down"]) == (saved["bytes"]["up"], saved["bytes"]["down"])
-    result = command("bytes", tmp_path / "run")
-    assert result.exit_code == 0, result.output
-    lines = [line.split() for line in result.stdout.splitlines()]
-    for client in (*(row["id"] for row in saved["clients"]), "all"):
-        assert sum(line[:1] == [client] for line in lines) == 2, client
-    assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "not a run folder" in refused("bytes", tmp_path)

@@ -190,6 +190,5 @@ def test_the_ledger_counts_every_message(runs: Path) -> None:
             assert set(entry.parts) == {"header", "scores"}
         else:  # four bytes a value; the few that are zero, or as they began, are not sent
             assert 0.95 * 4 * n_values < entry.parts["values"] <= 4 * n_values
-    rounds = summary.to_json()["bytes"]["by_round"]
-    assert [r["round"] for r in rounds] == [1, 2, 3]
-    assert sum(r["up"] + r["down"] for r in rounds) == sum(e.bytes for e in summary.ledger)
+    assert {entry.round for entry in summary.ledger} == {1, 2, 3}
+    assert sum(summary.total_bytes(way) for way in ("up", "down")) == sum(entry.bytes for entry in summary.ledger)

@@ -112,7 +112,8 @@ LETTERS = Prompt("Label:", (" A", " B"), 0, ends=False)
         (CHAT, {"chat_template": "{{ raise_exception('user first') }}"}, DataError, "roles system, user: user first"),
         (CHAT, {"eos_token": None}, ModelError, "no end-of-sequence token; set eos_token"),
         (Prompt("q", ("a",), 0), {"eos_token": None}, ModelError, "no end-of-sequence token; set eos_token"),
-        (Prompt("Label:", (" xA", " yA"), 0, ends=False), {}, ModelError, "a token of its own"),
+        (Prompt("Label:", (" xA", " yB"), 0, ends=False), {}, ModelError, "a token of its own"),
+        (Prompt("Label:", (" A", " A"), 0, ends=False), {}, ModelError, "a token of its own"),
     ],
 )
 def test_what_cannot_be_used(tokenizer, prompt, change, error, said):

@@ -164,6 +164,8 @@ def test_a_factor_that_is_not_trainable_keeps_its_bits(adapt, wander):
     for factor in (".A", ".B"):  # the next method may train it again
         trained = train(model, start, trainable=lambda name, factor=factor: name.endswith(factor)).adapter
         assert all((change > 0) == name.endswith(factor) for name, change in moved(start, trained).items())
+    start = model.initial_adapter(0)  # B = 0, so A has no gradient: nor does it decay
+    assert not any(moved(start, train(model, start, trainable=lambda name: name.endswith(".A")).adapter).values())
 
 
 def test_sensitivity_is_the_derivative_by_a_factor_on_each_rank(adapt, wander):
