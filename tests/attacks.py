@@ -15,8 +15,6 @@ import torch
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.experiment import Engine
-from capfl.methods.peers import Description
-from capfl.methods.posterior import Importance
 from capfl.roles.agreement import Agreement
 from capfl.types import Adapter, ClientId, Exchange, Failure, Update
 from capfl.wire import decode_update, encode_update, schema_hash
@@ -74,14 +72,6 @@ def heavy(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
     return forged(flipped(1)(reply, agreed, first), agreed, n_train=1_000_000)
 
 
-def noise(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
-    """Ten times as long as the honest change, in a direction of chance."""
-    said = opened(reply, agreed)
-    draw = torch.Generator().manual_seed(said.round)
-    drawn = {name: torch.randn(t.shape, generator=draw) for name, t in said.adapter.items()}
-    return forged(reply, agreed, algebra.scaled(drawn, 10 * algebra.norm(said.adapter) / algebra.norm(drawn)))
-
-
 def of_another_adapter(wider: int, base: str) -> Attack:
     """An update for an adapter of other ranks, or for another base model."""
 
@@ -121,42 +111,6 @@ REFUSED: dict[str, Attack] = {
 
 ADMITTED: dict[str, Attack] = {"flipped": flipped(1.0), "farthest": farthest, "heavy": heavy}
 """What an honest client might have said: only another mean than the plain one is proof against it."""
-
-MILD: dict[str, Attack] = {"noise": noise, "free rider": flipped(0.0)}
-"""What spoils little, by any mean."""
-
-
-def describing(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
-    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
-        said = opened(reply, agreed).grouping
-        assert isinstance(said, Description)
-        return forged(reply, agreed, grouping=replace(said, **{n: f(getattr(said, n)) for n, f in changes.items()}))
-
-    return attack
-
-
-def importance(alpha: Callable[[torch.Tensor], torch.Tensor], beta: Callable[[torch.Tensor], torch.Tensor]) -> Attack:
-    def attack(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
-        said = opened(reply, agreed).ranks
-        assert isinstance(said, Importance)
-        return forged(reply, agreed, ranks=Importance(alpha(said.alpha), beta(said.beta)))
-
-    return attack
-
-
-LIES: dict[str, Attack] = {
-    "no posterior": claiming(ranks=None),
-    "a rank too many": importance(lambda t: torch.cat([t, t[:1]]), lambda t: torch.cat([t, t[:1]])),
-    "a rank less": importance(lambda t: t, lambda t: t[1:]),
-    "huge shape": importance(lambda t: 0 * t + 1e38, lambda t: 0 * t + 1e38),
-    "tiny mean": importance(lambda t: t, lambda t: 0 * t + 1e38),
-    "features of another model": describing(features=lambda t: t[:-1]),
-    "long features": describing(features=lambda t: t.repeat(500)),
-    "huge features": describing(features=lambda t: 0 * t + 1e30),
-    "negative deviation": describing(deviation=lambda t: -t),
-    "less than one answer": describing(answers=lambda t: 0 * t + 1e-30),
-}
-"""What no client of CA-PFL can have to say of its data and its ranks."""
 
 
 def attacked(engine: Engine, attack: Attack, villains: Sequence[ClientId]) -> Engine:

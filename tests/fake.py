@@ -1,51 +1,61 @@
-"""A federation without a model, whose clients are checked to know what the server says that they know."""
+"""A federation without a model: training adds numbers that follow from client and round. What happens is recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from adapters import CODECS
+from adapters import CODECS, resealed
 from capfl import adapter as algebra
-from capfl import checkpoint
-from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, TrainConfig
+from capfl.checkpoint import StateReader
+from capfl.config.schema import FederationConfig, MethodConfig, TrainConfig
 from capfl.errors import WireError
 from capfl.methods import build
-from capfl.roles import Agreement, client, server
+from capfl.methods.peers import Description
+from capfl.packing import pack
+from capfl.roles import client as side
+from capfl.roles import server
+from capfl.roles.agreement import Agreement
+from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
-from capfl.round import run_round
+from capfl.round import run_round, validate_round
+from capfl.site import visit
 from capfl.types import (
     Adapter,
     ClientId,
     ClientState,
     Failure,
+    HeldOut,
     Kind,
-    Notes,
+    Penalty,
     Request,
     RoundRecord,
+    Score,
     ServerState,
+    SplitName,
     Trained,
-    Update,
 )  # fmt: skip
-from capfl.wire import decode_broadcast
 
-CLIENTS = ["a", "b", "c"]
+CLIENTS = ["a", "b", "c", "d"]
+"""a and b have the same prompts and answers, c and d have others. d is four times as large as a."""
+
+STEPS = 2  # of every client in every round
 LIMITS = Limits(
-    TrainConfig(steps=2, learning_rate=0.01), 1000, 2.0, {"features": 48, "deviation": 16, "answers": 1}
+    TrainConfig(steps=STEPS, learning_rate=0.01), 1000, 2.0, {"features": 48, "deviation": 16, "answers": 1}
 )  # what honest clients keep to, under every method and codec
+SETTINGS: dict[str, dict[str, object]] = {
+    "ca-pfl": {"rff_output_dim": 16, "mlp_hidden_dim": 4},  # small
+    "flexlora": {"rank_shares": (1.0, 0.5)},  # clients have both ranks or one of them, in turn
+}
+SKIP = FederationConfig(on_failure="skip")
 
 
 def of(method: str, codec: str) -> Agreement:
-    made = build(MethodConfig(name=method))
-    return Agreement(made, codec_of(method, codec), initial(), "base", seed=3, limits=LIMITS)
-
-
-def codec_of(method: str, codec: str) -> CodecConfig:
-    """A codec of the table, with what is part of the method itself: of flasc, that the largest values are sent."""
-    part = {"mask": "top", "scope": "global", "compensation": "off"} if method == "flasc" else {}
-    return CODECS[codec].model_copy(update=part)
+    """What is agreed on for a method and a codec by name."""
+    config = MethodConfig(name=method, **SETTINGS.get(method, {}))
+    return Agreement(build(config), CODECS[codec], initial(), "base", seed=3, limits=LIMITS)
 
 
 def initial() -> Adapter:
@@ -57,32 +67,218 @@ def initial() -> Adapter:
     }
 
 
-def steps(name: ClientId, round: int) -> Adapter:
+def steps(client: ClientId, round: int) -> Adapter:
     """How a client's adapter moves in a round."""
-    generator = torch.Generator().manual_seed(100 * round + ord(name))
-    return {key: 0.01 * torch.randn(t.shape, generator=generator) for key, t in initial().items()}
+    generator = torch.Generator().manual_seed(100 * round + ord(client))
+    return {name: 0.01 * torch.randn(t.shape, generator=generator) for name, t in initial().items()}
 
 
-def n_train(name: ClientId) -> int:
-    return 10 * (ord(name) - 96)
+def n_train(client: ClientId) -> int:
+    return 10 * (ord(client) - 96)
 
 
-def described(name: ClientId) -> Notes:
-    """What a client says of its data: a and b have the same prompts and answers, c has others."""
-    generator = torch.Generator().manual_seed(int(name > "b"))
-    mean, noise = (
-        torch.randn(48, generator=generator),
-        torch.randn(48, generator=torch.Generator().manual_seed(ord(name))),
-    )
-    return {
-        "features": mean + 0.1 * noise / n_train(name) ** 0.5,
-        "deviation": torch.full((16,), 0.1),
-        "answers": torch.tensor([4.0]),
-        "items": torch.tensor([float(n_train(name))]),
-    }
+def described(client: ClientId) -> Description:
+    """What a client says of its data."""
+    group, own = (torch.Generator().manual_seed(seed) for seed in (int(client > "b"), ord(client)))
+    noise = 0.1 * torch.randn(48, generator=own) / n_train(client) ** 0.5
+    return Description(torch.randn(48, generator=group) + noise, torch.full((16,), 0.1), torch.tensor([4.0]))
 
 
-def without_dead_ranks(change: Adapter, start: Adapter) -> Adapter:
+def bits(adapter: Adapter) -> bytes:
+    return b"".join(name.encode() + t.numpy().tobytes() for name, t in sorted(adapter.items()))
+
+
+@dataclass
+class Training:
+    """One visit of a client to train: what it remembered, what it did, and what of that the server can read."""
+
+    round: int
+    client: ClientId
+    change: Adapter
+    residual: Adapter  # from before
+    arrived: Adapter
+
+
+@dataclass
+class Disk:
+    """States of clients by round, as ``ClientStore`` keeps them; as bytes or as they are."""
+
+    reader: StateReader
+    packed: bool
+    kept: dict[ClientId, dict[int, ClientState]] = field(default_factory=dict)
+
+    def load(self, client: ClientId, before: int) -> ClientState:
+        earlier = {round: state for round, state in self.kept.get(client, {}).items() if round < before}
+        state = earlier[max(earlier)] if earlier else ClientState(client)
+        return self.reader.client(pack(state)) if self.packed else state
+
+    def save(self, state: ClientState, round: int) -> None:
+        self.kept.setdefault(state.client, {})[round] = state
+
+    def newest(self, client: ClientId) -> ClientState:
+        return self.load(client, before=10**6)
+
+
+class Fake:
+    """A server and its clients. Every client is checked to know what the server believes that it knows.
+
+    Args:
+        packed: states become bytes, and are read again, before every round and visit.
+        backwards: clients are visited in the reverse order of their ids.
+    """
+
+    def __init__(self, agreement: Agreement, packed: bool = True, backwards: bool = False) -> None:
+        self.agreement, self.packed, self.backwards = agreement, packed, backwards
+        self.reader = StateReader(agreement.method, agreement.initial)
+        self.state: ServerState = agreement.method.start(agreement.initial, CLIENTS)
+        self.disk = Disk(self.reader, packed)
+        self.crossed: list[tuple[ClientId, str, int]] = []  # client, direction and length of every message
+        self.trainings: list[Training] = []
+        self.lost: set[ClientId] = set()  # their next replies do not arrive
+        self.forged: dict[ClientId, Callable[[bytes], bytes]] = {}  # what arrives in place of their replies
+
+    def trainer(self, client: ClientId) -> LocalTrainer:
+        def train(start: Adapter, round: int, first: int, penalty: Penalty | None) -> Trained:
+            assert first == self.disk.load(client, before=round).steps
+            assert not any(t.requires_grad for t in start.values())
+            if penalty is not None:
+                assert bool(penalty.term(start, penalty.constants).isfinite())
+            moved = _of_living_ranks(steps(client, round), start)
+            trains = self.agreement.method.factors.trains
+            trained = algebra.add(start, {name: t for name, t in moved.items() if trains(round, name)})
+            self._started, self._trained = start, Trained(trained, (1.0,) * STEPS, _sensitivity(trained))
+            return self._trained
+
+        def score(split: SplitName, adapter: Adapter) -> Score:
+            self.scored = adapter
+            return Score(1, n_train(client), 0.5)
+
+        return LocalTrainer(client, n_train(client), train, lambda: described(client), score, HeldOut(n_train(client)))
+
+    def exchange(
+        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        replies: dict[ClientId, bytes | Failure] = {}
+        for client in reversed(clients) if self.backwards else clients:
+            blob = request(client)
+            self.crossed.append((client, "down", len(blob)))
+            before = self.disk.load(client, before=round)
+            try:
+                reply = visit(kind, round, blob, self.trainer(client), self.disk, self.agreement)  # type: ignore[arg-type]
+            except WireError as error:
+                replies[client] = Failure(client, kind, str(error), error.code)
+                continue
+            if self.packed:
+                self._check(client, blob, before)
+            if kind == "train":
+                self._record(round, client, before, reply)
+            if client in self.lost:
+                self.lost.remove(client)
+                replies[client] = Failure(client, kind, "gone")
+                continue
+            reply = self.forged[client](reply) if client in self.forged else reply
+            self.crossed.append((client, "up", len(reply)))
+            replies[client] = reply
+        yield from sorted(replies.items())
+
+    def received(self, client: ClientId, blob: bytes, memory: ClientState) -> ClientState:
+        """What a client remembers that is sent a message."""
+        return side.received(side.opened(blob, self.trainer(client), self.agreement), memory, self.agreement)
+
+    def play(
+        self, rounds: int = 3, clients: Sequence[ClientId] = CLIENTS, config: FederationConfig = SKIP
+    ) -> list[RoundRecord]:
+        """So many rounds; the server's state is checked not to change in place."""
+        records = []
+        for _ in range(rounds):
+            before = pack(self.state)
+            state = self.reader.server(before) if self.packed else self.state
+            after, record = run_round(state, clients, self.agreement, self.exchange, config, seed=0)
+            assert pack(state) == before, "the server's state was changed in place"
+            self.state = after
+            records.append(record)
+        return records
+
+    def _check(self, client: ClientId, blob: bytes, before: ClientState) -> None:
+        """The newest version of its group's adapter is what a client has that was sent a message."""
+        heard, group = self.received(client, blob, before), self.state.group(client)
+        assert bits(heard.known) == bits(group.known)
+        assert bits(self.agreement.whole(heard.known)) == bits(group.adapter | group.known)
+        assert heard.version == self.state.round
+
+    def _record(self, round: int, client: ClientId, before: ClientState, reply: bytes) -> None:
+        change = self.agreement.method.change(self._started, self._trained, round)
+        arrived = server.read_update(reply, client, round, self.agreement)[0].adapter
+        self.trainings = [t for t in self.trainings if (t.round, t.client) != (round, client)]  # it is repeated
+        self.trainings.append(Training(round, client, change, before.residual, arrived))
+
+
+@dataclass
+class History:
+    """What happened, in the order of ``play_history``."""
+
+    fake: Fake
+    states: dict[int, ServerState] = field(default_factory=dict)  # after each round
+    records: dict[int, RoundRecord] = field(default_factory=dict)
+    crossed: dict[int, list[tuple[ClientId, str, int]]] = field(default_factory=dict)  # messages of each round
+    replayed: list[tuple[ServerState, ServerState]] = field(default_factory=list)  # pairs that should be equal
+
+
+def play_history(fake: Fake) -> History:
+    """Six rounds in which everything happens that may happen to clients and servers.
+
+    Round 1 is of a, b and c. In round 2 c's reply is lost. Then all validate; d has never been asked before.
+    In round 3 b is left out. Round 4 is of a and d alone; it is done twice, as by a server that was killed before it
+    had committed. Then b loses its state. In round 5 all take part, and validate. In round 6 d's update is forged.
+    """
+    made = History(fake)
+
+    def keep(record: RoundRecord) -> None:
+        made.states[fake.state.round], made.records[fake.state.round] = fake.state, record
+        made.crossed[fake.state.round], fake.crossed = fake.crossed, []
+
+    def again(clients: str) -> ServerState:
+        """The state after a round that then did not happen."""
+        before, trainings = fake.state, list(fake.trainings)
+        fake.play(1, list(clients))
+        after, fake.state, fake.trainings, fake.crossed = fake.state, before, trainings, []
+        return after
+
+    keep(*fake.play(1, ["a", "b", "c"]))
+    fake.lost.add("c")
+    keep(*fake.play(1, ["a", "b", "c"]))
+    _validate(made)
+    keep(*fake.play(1, ["a", "c", "d"]))
+    undone = again("ad")
+    keep(*fake.play(1, ["a", "d"]))
+    made.replayed.append((undone, fake.state))
+    fake.disk.kept["b"].clear()
+    keep(*fake.play(1))
+    _validate(made)
+    fake.lost.add("d")
+    silent = again("abcd")
+    fake.forged["d"] = lambda blob: resealed(blob, 20, b"\xff" * 4)  # of 2**32 - 1 training items
+    keep(*fake.play(1))
+    made.replayed.append((silent, fake.state))
+    return made
+
+
+def _validate(made: History) -> None:
+    """All clients score the newest version, and know it from then on."""
+    fake = made.fake
+    record = made.records[fake.state.round]
+    fake.state, longer = validate_round(fake.state, record, CLIENTS, fake.agreement, fake.exchange, SKIP)
+    assert fake.state.versions == dict.fromkeys(CLIENTS, fake.state.round)
+    made.records[fake.state.round] = longer
+    made.crossed[fake.state.round] += fake.crossed
+    fake.crossed = []
+
+
+def without_time(record: RoundRecord) -> RoundRecord:
+    return replace(record, seconds=0.0)
+
+
+def _of_living_ranks(change: Adapter, start: Adapter) -> Adapter:
     """No gradient reaches a rank whose row of A and column of B are zero."""
     kept = dict(change)
     for module, down, up in algebra.factors(start):
@@ -92,115 +288,6 @@ def without_dead_ranks(change: Adapter, start: Adapter) -> Adapter:
     return kept
 
 
-def sensed(adapter: Adapter) -> torch.Tensor:
-    """A sensitivity to each rank: that of the first is much the smallest."""
-    n = sum(algebra.ranks(adapter).values())
-    return torch.arange(n) + 0.01
-
-
-def bits(adapter: Adapter) -> bytes:
-    return b"".join(t.numpy().tobytes() for t in adapter.values())
-
-
-def averaged(clients: Sequence[ClientId], rounds: int) -> Adapter:
-    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
-    theta = initial()
-    weights = {name: float(n_train(name)) for name in clients}
-    for round in range(1, rounds + 1):
-        changes = {name: algebra.subtract(algebra.add(theta, steps(name, round)), theta) for name in clients}
-        for key in theta:
-            weighted = sum(changes[name][key].double() * weights[name] for name in clients)
-            theta[key] = theta[key] + (weighted / sum(weights.values())).float()
-    return theta
-
-
-class Fake:
-    """A federation without a model. Every client is checked to know what the server says that it knows."""
-
-    def __init__(self, method: str, codec: str) -> None:
-        self.changes: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
-        self.agreement = of(method, codec)
-        self.state = server.start(self.agreement, CLIENTS)
-        self.memory: dict[ClientId, ClientState] = {}
-        self.sizes: list[tuple[str, int]] = []
-        self.arrived: dict[ClientId, list[Adapter]] = {name: [] for name in CLIENTS}
-        self.sent: list[tuple[Adapter, Adapter]] = []  # what each message was to say, and what it said
-        self.backwards = False
-
-    def watched(self) -> Agreement:
-        """The agreement, with notes of what clients want to send and of what the server makes of it."""
-        method = self.agreement.method
-
-        def collect(start: Adapter, trained: Trained, memory: ClientState) -> tuple[Adapter, ClientState]:
-            change, after = method.collect(start, trained, memory)
-            self.changes[memory.client].append(change)
-            return change, after
-
-        def aggregate(state: ServerState, updates: Iterable[Update]) -> ServerState:
-            self.aggregated = method.aggregate(state, updates)
-            return self.aggregated
-
-        return replace(self.agreement, method=replace(method, collect=collect, aggregate=aggregate))
-
-    def site(self, name: ClientId) -> client.Site:
-        def train(start: Adapter, round: int, first: int, penalty: object) -> Trained:
-            assert first == 2 * len(self.changes[name])
-            assert not any(t.requires_grad for t in start.values())
-            moved = without_dead_ranks(steps(name, round), start)
-            moving = {key: t for key, t in moved.items() if self.agreement.method.trainable(round, key)}
-            trained = algebra.add(start, moving)
-            return Trained(trained, (1.0, 0.5), sensed(trained))
-
-        return client.Site(name, n_train(name), train, lambda: described(name))
-
-    def remembered(self, name: ClientId) -> ClientState:
-        """As it comes back from the client's disk."""
-        memory = self.memory.get(name) or self.agreement.method.init_client(name, self.agreement.initial)
-        return checkpoint.client_from_bytes(checkpoint.client_to_bytes(memory), self.agreement.initial)
-
-    def told(self, name: ClientId, blob: bytes) -> ClientState:
-        message = decode_broadcast(blob, self.agreement.down, self.agreement.schema, self.agreement.method.kinds)
-        memory = client.hear(message, self.remembered(name), self.agreement)
-        return client.aging(memory, message.round, self.agreement)
-
-    def exchange(
-        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        replies: dict[str, bytes | Failure] = {}
-        for name in reversed(clients) if self.backwards else clients:
-            blob = request(name)
-            self.sizes.append(("down", len(blob)))
-            try:
-                pending = self.told(name, blob)
-                assert bits(pending.known) == bits(self.state.told(name).known)
-                reply, self.memory[name] = client.handle(blob, self.remembered(name), self.site(name), self.watched())
-            except WireError as error:
-                replies[name] = Failure(name, "WireError", str(error))
-                continue
-            replies[name] = reply
-            self.sizes.append(("up", len(reply)))
-            arrived = server.read_update(reply, name, round, self.agreement)[0].adapter
-            self.arrived[name].append(arrived)
-            change, left = self.changes[name][-1], pending.residual
-            whole = {key: t + left[key] if key in left else t for key, t in change.items()}
-            self.sent.append(({key: whole[key] for key in arrived}, arrived))
-        yield from sorted(replies.items())
-
-    def play(self, rounds: int = 3, config: FederationConfig | None = None) -> list[RoundRecord]:
-        records = []
-        for _ in range(rounds):
-            blob = checkpoint.server_to_bytes(self.state)
-            self.state = checkpoint.server_from_bytes(blob, self.agreement.initial)
-            new, record = run_round(
-                self.state, CLIENTS, self.watched(), self.exchange, config or FederationConfig(), seed=0
-            )
-            assert checkpoint.server_to_bytes(self.state) == blob, "the server's state was changed in place"
-            if self.agreement.version_0:
-                target = self.agreement.method.broadcast(self.aggregated)
-                known = self.state.known
-                self.sent.append(
-                    tuple(algebra.subtract({key: t[key] for key in known}, known) for t in (target, new.known))
-                )
-            self.state = new
-            records.append(record)
-        return records
+def _sensitivity(adapter: Adapter) -> torch.Tensor:
+    """That of the first rank is much the smallest."""
+    return torch.arange(sum(algebra.ranks(adapter).values())) + 0.01

@@ -1,43 +1,25 @@
-"""Tiny adapters, and a federation without a model: what tests of the parts of a method share."""
+"""What tests of the parts of a method share: rows, folds, and the federation of ``fake`` with any row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
 import torch
 
-from adapters import CODECS, normal
+from adapters import CODECS
 from capfl import adapter as algebra
-from capfl.config.schema import FederationConfig, TrainConfig
+from capfl.config.schema import FederationConfig
 from capfl.methods import Method
 from capfl.methods.combine import Combine
 from capfl.methods.peers import Description
 from capfl.roles.agreement import Agreement
-from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.roles.door import Limits
-from capfl.roles.server import read_update
-from capfl.round import run_round
-from capfl.types import (
-    Adapter,
-    ClientId,
-    ClientState,
-    Failure,
-    Kind,
-    Penalty,
-    Request,
-    RoundRecord,
-    ServerState,
-    Trained,
-    Update,
-)  # fmt: skip
+from capfl.types import Adapter, ClientId, ClientState, RoundRecord, Update
+from fake import LIMITS, Fake, initial, n_train, steps
 
 CLIENTS = ("a", "b", "c")
-INITIAL = normal(0, {f"{m}.{f}": torch.zeros(s) for m in "qv" for f, s in (("A", (2, 25)), ("B", (20, 2)))})
-"""Two modules of rank 2: 180 elements."""
+INITIAL = initial()  # two modules of rank 2: 180 elements
 N = 4  # ranks of all modules together
-LIMITS = Limits(TrainConfig(steps=2, learning_rate=0.01), 1000, 2.0, {"features": 48, "deviation": 16, "answers": 1})
-"""What honest clients keep to."""
 
 
 def row(**parts: object) -> Method:
@@ -47,10 +29,6 @@ def row(**parts: object) -> Method:
 def pair(a: Sequence[float], b: float) -> Adapter:
     """One module of rank 1."""
     return {"m.A": torch.tensor([list(a)]), "m.B": torch.tensor([[b]])}
-
-
-def bits(adapter: Adapter) -> bytes:
-    return b"".join(t.numpy().tobytes() for t in adapter.values())
 
 
 def products(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -70,15 +48,6 @@ def folded(
     return fold.value()
 
 
-def n_train(client: ClientId) -> int:
-    return 10 * (ord(client) - 96)
-
-
-def steps(client: ClientId, round: int) -> Adapter:
-    """How a client's adapter moves in a round."""
-    return normal(100 * round + ord(client), INITIAL, 0.01)
-
-
 def description(client: ClientId, kind: int | None = None) -> Description:
     """What a client says of its data. Those of one kind are alike; by default a and b."""
     kind = int(client > "b") if kind is None else kind
@@ -86,88 +55,34 @@ def description(client: ClientId, kind: int | None = None) -> Description:
     return Description(mean + 0.1 * noise / n_train(client) ** 0.5, torch.full((16,), 0.1), torch.tensor([4.0]))
 
 
-def update(
-    client: ClientId, change: Adapter | None = None, round: int = 1, n: int | None = None, **said: object
-) -> Update:
-    change = steps(client, round) if change is None else change
-    return Update(round, client, change, n or n_train(client), 2, 1.0, **said)  # type: ignore[arg-type]
+def update(client: ClientId, change: Adapter | None = None, n: int | None = None, **said: object) -> Update:
+    """A client's update of round 1."""
+    change = steps(client, 1) if change is None else change
+    return Update(1, client, change, n or n_train(client), 2, 1.0, **said)  # type: ignore[arg-type]
 
 
-def averaged(clients: Sequence[ClientId], rounds: int) -> Adapter:
-    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
-    theta = dict(INITIAL)
-    for round in range(1, rounds + 1):
-        changes = {client: algebra.subtract(algebra.add(theta, steps(client, round)), theta) for client in clients}
-        for name in theta:
-            weighted = sum(changes[client][name].double() * n_train(client) for client in clients)
-            theta[name] = theta[name] + (weighted / sum(map(n_train, clients))).float()
-    return theta
-
-
-class Federation:
-    """Clients that need no model: an adapter moves by ``steps``, and each rank is felt more than the one before.
-
-    Attributes:
-        sent: the changes that each client wanted to send.
-        replies: what each client answered in the last round.
-    """
+class Federation(Fake):
+    """Clients whose adapters move by ``fake.steps``, and one row."""
 
     def __init__(
-        self, method: Method, codec: str = "fp32", clients: Sequence[ClientId] = CLIENTS, limits: Limits | None = LIMITS
+        self, method: Method, codec: str = "fp32", clients: Sequence[ClientId] = CLIENTS, limits: Limits = LIMITS
     ) -> None:
-        self.agreement = Agreement(method, CODECS[codec], INITIAL, "base", seed=3, limits=limits)
+        super().__init__(Agreement(method, CODECS[codec], INITIAL, "base", seed=3, limits=limits), packed=False)
         self.clients = clients
-        self.state: ServerState = method.start(INITIAL, clients)
-        self.memory: dict[ClientId, ClientState] = {}
-        self.sent: dict[ClientId, list[Adapter]] = {client: [] for client in clients}
-        self.replies: dict[ClientId, bytes] = {}
+        self.state = method.start(INITIAL, clients)
 
-    def trainer(self, client: ClientId) -> LocalTrainer:
-        def train(start: Adapter, round: int, first: int, penalty: Penalty | None) -> Trained:
-            factors = self.agreement.method.factors
-            end = algebra.add(
-                start, {name: t for name, t in steps(client, round).items() if factors.trains(round, name)}
-            )
-            alive = torch.cat([down.any(1) | up.any(0) for _, down, up in algebra.factors(start)])
-            end = algebra.without(end, ~alive)  # no gradient reaches a rank whose row and column are zero
-            self.sent[client].append(algebra.subtract(end, start))
-            return Trained(end, (1.0, 0.5), torch.arange(N) + 0.01)
+    def rounds(self, number: int = 1, **settings: object) -> RoundRecord:
+        """So many rounds; the last record. ``settings`` are of the config's section federation."""
+        config = FederationConfig(on_failure="skip", **settings)  # type: ignore[arg-type]
+        return self.play(number, self.clients, config)[-1]
 
-        return LocalTrainer(client, n_train(client), train, lambda: self.describe(client))
+    def memory(self, client: ClientId) -> ClientState:
+        return self.disk.newest(client)
 
-    def describe(self, client: ClientId) -> Description:
-        return description(client)
-
-    def remembered(self, client: ClientId) -> ClientState:
-        return self.memory.get(client) or ClientState(client)
-
-    def answer(self, client: ClientId, reply: bytes) -> bytes | Failure:
-        """What arrives of an honest reply. To be overridden."""
-        return reply
-
-    def exchange(
-        self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client in clients:
-            reply, after = ANSWERS[kind](request(client), self.remembered(client), self.trainer(client), self.agreement)
-            self.memory[client], self.replies[client] = after, reply
-            yield client, self.answer(client, reply)
-
-    def play(self, rounds: int = 3, **settings: object) -> list[RoundRecord]:
-        """So many rounds; ``settings`` are of the config's section federation."""
-        records = []
-        for _ in range(rounds):
-            config = FederationConfig(**settings)  # type: ignore[arg-type]
-            self.state, record = run_round(self.state, self.clients, self.agreement, self.exchange, config, seed=0)
-            records.append(record)
-        return records
+    def changes(self, client: ClientId) -> list[Adapter]:
+        """What a client wanted to send, round by round."""
+        return [training.change for training in self.trainings if training.client == client]
 
     def arrived(self) -> dict[ClientId, Adapter]:
-        """What the server has read of each client's last reply."""
-        read = {c: read_update(reply, c, self.state.round, self.agreement) for c, reply in self.replies.items()}
-        return {client: update.adapter for client, (update, _) in read.items()}
-
-    def with_limits(self, **changes: object) -> Federation:
-        limits = replace(LIMITS, **changes)  # type: ignore[arg-type]
-        self.agreement = replace(self.agreement, limits=limits)
-        return self
+        """What the server has read of each client's reply in the last round."""
+        return {t.client: t.arrived for t in self.trainings if t.round == self.state.round}

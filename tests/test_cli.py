@@ -194,7 +194,7 @@ def test_a_process_of_its_own_prints_no_traceback_either(tmp_path: Path) -> None
 
 # -- capfl eval --------------------------------------------------------------------------------------------
 
-HELPDESK = ["--sites", 2, "--items", 30, "--threads", 1]
+HELPDESK = ["--data", "helpdesk", "--sites", 2, "--items", 30, "--threads", 1]
 
 
 def test_eval_agrees_with_a_direct_computation(finished: Path) -> None:

@@ -11,19 +11,20 @@ import typer
 
 from capfl.cli import app
 from capfl.config.keys import all_keys, flags
-from support import TINY
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "load_config" in block)
-    smaller = {key: TINY[key] for key in ("model.path", "lora.layers", "train.batch_size", "runtime.threads")}
-    assert '"out": "runs/api"' in code
-    monkeypatch.chdir(ROOT)
-    exec(code.replace('"out": "runs/api"', f'"out": {str(runs)!r}, **{smaller!r}'), {})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["north", "south"]
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert 'model="smollm2"' in code
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('model="smollm2"', 'model="tiny", threads=1'), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["clinic", "shop", "runs/api/adapters/clients/clinic"]
 
 
 def options(command: click.Command) -> set[str]:

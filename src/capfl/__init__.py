@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from capfl.methods import Method
     from capfl.report.progress import Callback
     from capfl.result import Result
+    from capfl.scoring import load
 
 wait_passively()  # before anybody imports torch
 
 __version__ = "0.2.0"
-__all__ = ["Callback", "CapflError", "Config", "Method", "Result", "run"]
+__all__ = ["Callback", "CapflError", "Config", "Method", "Result", "load", "run"]
 
 _PLACES = {
     "run": "capfl.api",
@@ -37,6 +38,7 @@ _PLACES = {
     "Method": "capfl.methods",
     "Callback": "capfl.report.progress",
     "Result": "capfl.result",
+    "load": "capfl.scoring",
 }
 
 

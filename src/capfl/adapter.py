@@ -163,12 +163,6 @@ def mean_by_module(values: Tensor, a: Adapter) -> list[float]:
     return [float(f"{part.double().mean():.4g}") for _, part in by_module(values, a)]
 
 
-def gated(a: Adapter, gate: Tensor | None) -> Adapter:
-    """B diag(g) for B, with a gate (n,) on the ranks of all modules: the same update as B diag(g) A. None: as it is."""
-    parts = by_module(gate, a) if gate is not None else ()
-    return a | {f"{module}.B": a[f"{module}.B"] * own for module, own in parts}
-
-
 def without(a: Adapter, dropped: Tensor) -> Adapter:
     """The adapter with zeros in B's columns and A's rows of the ranks dropped, (n,) bool."""
     changed = dict(a)

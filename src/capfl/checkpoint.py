@@ -136,10 +136,12 @@ class RunFolder:
         """Append the record, then replace the server's state. Returns the state as it was written."""
         line = _line(record)
         state = replace(state, lines=(_chained(state.lines[-1] if state.lines else "", line),))
-        with naming(self._records), open(self._records, "a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self._records):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self._records, "a") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         self._write_state(state)
         return state
 
@@ -157,30 +159,38 @@ class RunFolder:
         return after
 
     def resumed(self, reader: StateReader) -> ServerState | None:
-        """The state after the last committed round, or None before the first. Records of later rounds are dropped.
+        """As ``state``, to go on with: what was written of a round that did not happen is dropped."""
+        state = self.state(reader)
+        kept = "".join(self._lines()[: state.round if state else 0])
+        if self._records.is_file() and kept != self._text():
+            write_atomically(self._records, kept.encode())
+        return state
+
+    def state(self, reader: StateReader) -> ServerState | None:
+        """The server's state after the last committed round, or None before the first. Nothing is written.
 
         Raises:
             CheckpointError: the state is damaged, or the records are not those that were written with it.
         """
-        path = self.path / "state" / "server"
+        path, lines = self.path / "state" / "server", self._lines()
         if not path.is_file():
-            if self._records.is_file():  # of a first round that was never committed
-                self._records.unlink()
+            if len(lines) > 1:  # the first is on disk before there is a state
+                raise CheckpointError(f"{path} is not there; restore it from a copy, or start a new run")
             return None
         try:
             state = reader.server(path.read_bytes())
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; restore it from a copy, or start a new run") from error
-        lines = self._lines()
-        kept = lines[: state.round]
-        if _chain(kept) not in state.lines:
+        try:
+            found = _chain(lines[: state.round])
+        except (ValueError, TypeError, AttributeError):
+            found = "no record"
+        if found not in state.lines:
             raise CheckpointError(
-                f"{self._records} is not what this run wrote: lines are missing, doubled or changed; restore the file "
-                "from a copy"
+                f"{self._records} is not what this run wrote: lines are missing, doubled or changed; "
+                "restore it from a copy"
             )
-        if kept != lines:
-            write_atomically(self._records, "".join(kept).encode())
-        return state
+        return replace(state, lines=(found,))
 
     def rounds(self) -> list[RoundRecord]:
         """All complete records; a line that was cut off by a crash is not one.
@@ -203,8 +213,11 @@ class RunFolder:
         return self.path / "rounds.jsonl"
 
     def _lines(self) -> list[str]:
-        lines = self._records.read_text().splitlines(keepends=True) if self._records.is_file() else []
-        return [line for line in lines if line.endswith("\n")]
+        return [line for line in self._text().splitlines(keepends=True) if line.endswith("\n")]
+
+    def _text(self) -> str:
+        """All of rounds.jsonl. A byte that is no text is damage, which the digests show."""
+        return self._records.read_text(encoding="utf-8", errors="replace") if self._records.is_file() else ""
 
     def _write_state(self, state: ServerState) -> None:
         write_atomically(self.path / "state" / "server", pack(state))
@@ -229,5 +242,11 @@ def _chain(lines: Iterable[str]) -> str:
 
 
 def _chained(before: str, line: str) -> str:
-    """A digest of a line and of all lines before it."""
-    return hashlib.blake2b(before.encode() + line.encode(), digest_size=16).hexdigest()
+    """A digest of a record and of all before it. The time that a round took is not in it: equal runs have equal states.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the line is no record.
+    """
+    row = json.loads(line)
+    row.pop("seconds", None)
+    return hashlib.blake2b(f"{before}{json.dumps(row)}".encode(), digest_size=16).hexdigest()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,12 +19,13 @@ from capfl.config import Config, load_config, to_toml
 from capfl.data import Split, deal, digest, remarks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, tokenised
+from capfl.federation import Federation, has_mixed_metrics, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import Noisy, private
 from capfl.methods.robust import robust
 from capfl.model.base import load_base
+from capfl.model.card import Card, card_of
 from capfl.model.export import PatchFactors, save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import HiddenCache
@@ -36,7 +38,7 @@ from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
 from capfl.round import run_round, sample_size, validate_round
 from capfl.site import run_digest
-from capfl.types import EVERYBODY, ClientId, Exchange, Item, RoundRecord, ServerState
+from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item, RoundRecord, ServerState
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
 
@@ -148,6 +150,8 @@ class _Run:
             for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
                 callback.on_note(remark)
 
+            has_mixed_metrics(items, splits)  # an error now, not after the first round
+
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)
@@ -177,13 +181,13 @@ class _Run:
                     exchange = engine.exchange(agreement)
                 else:
                     assert federation is not None
-                    keep = path / "adapters" / "clients" if not finished else None
-                    exchange = _simulated(engine, agreement, federation, place, vault, keep, factors)
+                    keep = partial(self._keep, federation, factors, finished) if not finished else None
+                    exchange = _simulated(engine, agreement, federation, place, vault, keep)
                 finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
-            self._save_adapters(main, model, factors)
+            self._save_adapters(main, model, factors, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
@@ -224,14 +228,39 @@ class _Run:
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 
-    def _save_adapters(self, main: Finished, model: AdaptedModel, factors: PatchFactors) -> None:
+    def _save_adapters(
+        self, main: Finished, model: AdaptedModel, factors: PatchFactors, federation: Federation | None
+    ) -> None:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
         for name, group in main.state.groups.items():
-            place = Path("global") if name == EVERYBODY else Path("groups") / name
-            whole = group.adapter | group.known
-            save_adapter(whole, model.peft_config(), self.folder.path / "adapters" / place, factors)
+            members = [client for client, own in main.state.group_of.items() if own == name]
+            members = list(main.participants) if name == EVERYBODY else members
+            place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
+            card = self._card(model, federation, members, name)
+            save_adapter(group.adapter | group.known, model.peft_config(), place, factors, card)
+
+    def _keep(
+        self,
+        federation: Federation,
+        factors: PatchFactors,
+        finished: Mapping[str, Finished],
+        client: ClientId,
+        own: Adapter,
+    ) -> None:
+        """Save the adapter that a client has in the end."""
+        model, main = federation.model, next(iter(finished.values()))
+        card = self._card(model, federation, [client], main.state.group_of.get(client))
+        save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, factors, card)
+
+    def _card(
+        self, model: AdaptedModel, federation: Federation | None, clients: Sequence[ClientId], group: str | None
+    ) -> Card:
+        """What is said of an adapter that these clients have trained."""
+        items = federation.items_of(clients) if federation else []
+        method, run = self.config.method.name, self.folder.path.name
+        return card_of(model.base, self.config.data, items, method=method, group=group, run=run)
 
     def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool) -> None:
         """Save config, versions and partition with the run; on resuming, check that they are still the same.
@@ -283,18 +312,16 @@ def _simulated(
     federation: Federation,
     folder: RunFolder,
     vault: Vault,
-    adapters: Path | None,
-    factors: PatchFactors,
+    keep: Callable[[ClientId, Adapter], None] | None,
 ) -> Exchange:
-    """The exchange with clients of this process, whose states are in the run's folder."""
-    peft_config = federation.model.peft_config()
+    """The exchange with clients of this process, whose states are in the run's folder.
+
+    Args:
+        keep: puts the adapter that a client has in the end where it belongs.
+    """
 
     def trainer(client: ClientId) -> LocalTrainer:
-        if adapters is None:
-            return federation.trainer(client, agreement.method)
-        return federation.trainer(
-            client, agreement.method, lambda own: save_adapter(own, peft_config, adapters / client, factors)
-        )
+        return federation.trainer(client, agreement.method, partial(keep, client) if keep else None)
 
     store = folder.clients(StateReader(agreement.method, agreement.initial), vault)
     return engine(trainer, store, agreement)
@@ -320,6 +347,8 @@ def run_method(
     state = state or method.start(agreement.initial, participants)
     callback.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
     validated = config.evaluation.every if method.has_server_model and config.partition.validation else 0
+    if federation is not None and has_mixed_metrics(federation.items, federation.splits):
+        validated = 0  # there is no mean of accuracies and shares of tokens
 
     def due(record: RoundRecord) -> bool:
         return bool(validated) and record.round % validated == 0 and record.validation_loss is None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from capfl.config.schema import Config
 from capfl.data import Split, batches, render
+from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.model.features import describe
@@ -36,6 +37,22 @@ def tokenised(items: Sequence[Item], config: Config, model: AdaptedModel) -> lis
     scoring = config.data.scoring
     prompts = [render(item, scoring) for item in items]
     return encode_all(prompts, scoring, model.base.tokenizer, config.data.max_length)
+
+
+def has_mixed_metrics(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> bool:
+    """Are some clients scored by accuracy of choices, and others by the share of right tokens of completions?
+
+    Raises:
+        DataError: a client would be scored by both, and their mean says nothing.
+    """
+    found = {client: {bool(items[i].choices) for i in split.all} for client, split in splits.items()}
+    for client, kinds in found.items():
+        if len(kinds) > 1:
+            raise DataError(
+                f"client {client!r} has rows to choose an answer in and rows to complete, which are scored "
+                "differently; make two clients of them"
+            )
+    return len(set().union(*found.values())) > 1
 
 
 class Federation:
@@ -107,6 +124,10 @@ class Federation:
 
         n_train = len(self._indices(client, "train"))
         return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep)
+
+    def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
+        """All training items of some clients."""
+        return [self.items[i] for client in clients for i in self._indices(client, "train")]
 
     def steps(self, client: ClientId) -> int:
         """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""

@@ -16,6 +16,7 @@ from capfl.experiment import config_of
 from capfl.federation import Federation
 from capfl.methods import build
 from capfl.model.base import load_base
+from capfl.model.card import Card, card_of, labels_of, load_card
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
@@ -52,8 +53,27 @@ def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> We
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is not empty; choose another folder")
     met = Run(run)
-    items = load_items(met.config.data.model_copy(update={"sets": tuple(data)}), met.config.seed)
+    own = met.config.data.model_copy(update={"sets": tuple(data)})
+    items = load_items(own, met.config.seed)
+    labels = fitting_labels(labels_of(items, own.scoring), cards_in(run))
+    if labels:
+        items = load_items(own.model_copy(update={"labels": labels}), met.config.seed)
     return met.welcome(name, items, out=out)
+
+
+def cards_in(run: Path) -> list[Card]:
+    """The cards of all adapters of a run, each once."""
+    folders = sorted(path.parent for path in (run / "adapters").rglob("capfl.json"))
+    return list(dict.fromkeys(card for folder in folders if (card := load_card(folder)) is not None))
+
+
+def fitting_labels(own: Sequence[str], cards: Sequence[Card]) -> tuple[str, ...]:
+    """The labels, in the order of their letters, of the run's adapter with the fewest that has all of ``own``.
+
+    None if no adapter has all of them: then a newcomer's letters are those of its own file.
+    """
+    known = {card.labels for card in cards if own and set(own) <= set(card.labels)}
+    return min(known, key=lambda labels: (len(labels), labels), default=())
 
 
 class Run:
@@ -72,7 +92,7 @@ class Run:
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
         self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.revision, self.config.seed)
-        state = RunFolder(path).resumed(StateReader(self.method, initial))
+        state = RunFolder(path).state(StateReader(self.method, initial))
         if state is None:
             raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
         self.state: ServerState = state
@@ -115,7 +135,9 @@ class Run:
             personal = self.method.without_unused_ranks(start, memory)
             own = algebra.pruned(personal)
             if out is not None:
-                save_adapter(own, self.model.peft_config(), out)
+                group = state.group_of.get(client)
+                card = card_of(self.model.base, self.config.data, items, method=self.method.name, group=group)
+                save_adapter(own, self.model.peft_config(), out, card=card)
 
             def accuracy(adapter: Adapter) -> float:
                 return federation.score(client, "test", adapter).accuracy

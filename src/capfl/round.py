@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
-from capfl.errors import ClientError, WireError
+from capfl.errors import ClientError, WireError, printable
 from capfl.rng import stream
 from capfl.roles import door, server
 from capfl.roles.agreement import Agreement
@@ -63,7 +63,7 @@ def run_round(
         if (kappa := ranks.kappa(update.ranks)) is not None:
             record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
 
-    talk.require_an_answer()
+    talk.require_an_answer(chosen)
     new_state = aggregation.value(asked=chosen)
     return new_state, replace(
         record,
@@ -119,6 +119,7 @@ class Talk:
     config: FederationConfig
     failures: list[Failure] = field(default_factory=list)
     _entries: list[Entry] = field(default_factory=list)
+    _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
     @property
@@ -142,6 +143,7 @@ class Talk:
         Raises:
             ClientError: it failed and the policy is to stop.
         """
+        self._read.append(client)
         tries = 1 if self.config.on_failure == "retry" else 0
         reply = self._decoded(client, answer, read)
         while isinstance(reply, Failure):
@@ -169,11 +171,18 @@ class Talk:
         for client, answer in self.exchange(self.kind, self.round, clients, self.request):
             replies.append(self.read(client, answer, read))
             answered(client)
-        self.require_an_answer()
+        self.require_an_answer(clients)
         return [reply for reply in replies if reply is not None]
 
-    def require_an_answer(self) -> None:
-        """Raises ClientError: no client has answered."""
+    def require_an_answer(self, clients: Sequence[ClientId]) -> None:
+        """After the last reply.
+
+        Raises:
+            ClientError: no client has answered.
+            RuntimeError: the engine has not handed on one reply, or failure, for each of ``clients`` in their order.
+        """
+        if self._read != list(clients):
+            raise RuntimeError(f"the engine was to ask {', '.join(clients)}, and gave replies of {self._read}")
         if not self._answered:
             last = self.failures[-1]
             raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
@@ -187,7 +196,7 @@ class Talk:
                 door.admit(reply, self.state, self.agreement)
         except WireError as error:
             self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
-            return Failure(client, "decode", str(error), "message")
+            return Failure(client, "decode", printable(str(error)), error.code)
         self._entries.append(Entry(self.round, client, "up", len(answer), parts))
         return reply
 

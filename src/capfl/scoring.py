@@ -1,72 +1,203 @@
-"""Score an adapter from disk, on any data set: what `capfl eval` does."""
+"""An adapter from disk, ready to be used: what `capfl eval` and ``capfl.load`` do."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from capfl import adapter as algebra
-from capfl.config import Config
-from capfl.config.schema import LoraConfig
+from capfl.config import Config, load_config
+from capfl.config.keys import flags
+from capfl.config.schema import DataConfig, LoraConfig
 from capfl.data import load_items, render
-from capfl.errors import DataError, ModelError
+from capfl.data.jsonl import read_held
+from capfl.errors import ConfigError, DataError, ModelError
 from capfl.model.base import load_base
+from capfl.model.card import Card, load_card
 from capfl.model.export import load_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, score
-from capfl.model.tokens import encode
+from capfl.model.score import Scorable, choose, score
+from capfl.model.tokens import encode_all
+from capfl.types import Adapter, Item, Score
+
+Rows = Iterable[Mapping[str, Any]]
 
 
-def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Accuracy of an adapter and of its base on the items of ``config.data``.
+class LoadedAdapter:
+    """A base model with one adapter.
+
+    Attributes:
+        model: the frozen base, adapted.
+        adapter: its values, in the shapes of ``model``.
+        card: what it was trained for; None if it was saved by others.
+        data: labels, scoring and length by which rows are read.
+    """
+
+    def __init__(
+        self, model: AdaptedModel, adapter: Adapter, card: Card | None, data: DataConfig, batch_size: int = 32
+    ) -> None:
+        self.model, self.adapter, self.card, self.data = model, adapter, card, data
+        self._batch_size = batch_size
+
+    def score(self, rows: Rows | Sequence[Item]) -> dict[str, Any]:
+        """Accuracy and loss on rows as in a JSONL file: with text and label, question and choices, or a completion.
+
+        Returns:
+            ``items``, their number; ``metric``, accuracy of options or token_accuracy of completions; ``accuracy``;
+            ``loss``, nats an item or a token; ``base_accuracy``, without the adapter; ``chance``, of blind guessing.
+
+        Raises:
+            DataError: rows that cannot be used, have labels that the adapter was not trained with, or are of two kinds.
+            ModelError: the model's logits are not finite.
+        """
+        items = self._items(rows)
+        chances = [1 / len(item.choices) for item in items if item.choices]
+        if 0 < len(chances) < len(items):
+            raise DataError("some items have options and others are completions; score them apart")
+        with HiddenCache("memory", 2**30) as cache:
+            data = self._scorable(items)
+            own, base = (self._score(cache, data, own) for own in (self.adapter, self.model.initial_adapter(0)))
+        return {
+            "items": len(items),
+            "metric": "accuracy" if chances else "token_accuracy",
+            "accuracy": own.accuracy,
+            "loss": own.loss,
+            "base_accuracy": base.accuracy,
+            "chance": fmean(chances) if chances else None,
+        }
+
+    def predict(self, rows: Iterable[str | Mapping[str, Any]]) -> list[str]:
+        """The label of each text, or the chosen option of each question.
+
+        Args:
+            rows: texts, or dicts with ``text``; of multiple choice, dicts with ``question`` and ``choices``.
+
+        Raises:
+            DataError: a row has none of these, or the adapter has no labels to choose a text's from.
+        """
+        items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
+        with HiddenCache("off", 0) as cache:
+            chosen = choose(self.model, cache, self._scorable(items), self.adapter, self._batch_size)
+        return [item.choices[index] for item, index in zip(items, chosen, strict=True)]
+
+    def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
+        values = {"text": row} if isinstance(row, str) else row
+        if "question" in values and "choices" in values:
+            return Item(str(values["question"]), tuple(map(str, values["choices"])))
+        if "text" not in values:
+            raise DataError(
+                f"row {number}: give a text, or question and choices; it has {', '.join(values) or 'nothing'}"
+            )
+        if not self.data.labels:
+            raise DataError(
+                f"row {number}: the adapter has no labels to choose a text's from; give question and choices"
+            )
+        return Item(str(values["text"]), self.data.labels, listed=False)
+
+    def _items(self, rows: Rows | Sequence[Item]) -> list[Item]:
+        held: list[Any] = list(rows)
+        items = held if all(isinstance(row, Item) for row in held) else read_held("rows", held, self.data.labels or ())
+        if self.card:
+            self.card.check_items(items)
+        return items
+
+    def _score(self, cache: HiddenCache, data: Scorable, adapter: Adapter) -> Score:
+        found = score(self.model, cache, data, adapter, self._batch_size)
+        if not math.isfinite(found.nll):
+            raise ModelError(
+                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
+                "or an adapter whose training did not diverge"
+            )
+        return found
+
+    def _scorable(self, items: Sequence[Item]) -> Scorable:
+        scoring = self.data.scoring
+        prompts = [render(item, scoring) for item in items]
+        return Scorable("rows", encode_all(prompts, scoring, self.model.base.tokenizer, self.data.max_length))
+
+
+def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
+    """An adapter that capfl or PEFT saved, with its base model.
+
+        adapter = capfl.load("runs/first/adapters/clients/north")
+        adapter.predict(["My card does not work"])
+        adapter.score([{"text": "My card does not work", "label": "cards"}])
 
     Args:
-        only: ``field=value`` pairs; items without them are left out.
+        keys: of the sections ``model`` and ``data`` of a config, by their flags with underscores: ``model`` is the base
+            where it is elsewhere than it was in the run, ``dtype`` its precision. An adapter without a card, saved by
+            others, needs ``labels`` and ``scoring``.
 
     Raises:
-        ModelError: the folder holds no adapter that fits the model it names.
-        DataError: no item is left.
+        ConfigError: a key that there is not, or one that contradicts the adapter's card.
+        ModelError: the folder holds no adapter, or the base is not the one that it was trained on.
     """
+    known = flags()
+    if unknown := [key for key in keys if key not in known]:
+        raise ConfigError(f"there is no key {unknown[0]!r}; `capfl keys` lists them")
+    return open_adapter(Path(folder), load_config(None, {known[key]: value for key, value in keys.items()}))
+
+
+def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
+    """As ``load``; ``config`` says what its card does not, and may not contradict it."""
     adapter, saved = load_adapter(folder)
+    card = load_card(folder)
+    data = card.data_config(config.data) if card else config.data
+    given = "path" in config.model.model_fields_set
+    path = config.model.path if given else card.base if card else saved.base_model_name_or_path
+    if not path:
+        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
     if isinstance(saved.target_modules, str) or saved.target_modules is None:
         raise ModelError(f"{folder}: target_modules is a pattern; capfl reads lists of names")
+    base = load_base(config.model.model_copy(update={"path": path}))
+    if card:
+        card.check(base)
     modules = {name.rpartition(".")[0] for name in adapter}
-    name = saved.base_model_name_or_path or config.model.path
-    layers = sorted({int(part) for module in modules for part in module.split(".") if part.isdigit()})
     rank = max(saved.r, *algebra.ranks(adapter).values())
     model = AdaptedModel(
-        load_base(config.model.model_copy(update={"path": name})),
+        base,
         LoraConfig(
             rank=rank,
             alpha=saved.lora_alpha * rank / saved.r,
             targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
-            layers=",".join(map(str, layers)),
+            layers=",".join(
+                sorted({part for module in modules for part in module.split(".") if part.isdigit()}, key=int)
+            ),
         ),
     )
     try:
         adapter = algebra.padded(adapter, model.initial_adapter(0))
     except ValueError as error:
         raise ModelError(f"{folder}: {error}") from error
+    return LoadedAdapter(model, adapter, card, data, config.evaluation.batch_size)
+
+
+def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dict[str, Any]:
+    """What `capfl eval` does: as ``LoadedAdapter.score``, on the items of ``config.data``.
+
+    Args:
+        only: ``field=value`` pairs; items without them are left out.
+
+    Raises:
+        ConfigError: the config names no data, or contradicts the adapter's card.
+        ModelError: as ``load``.
+        DataError: no item is left, or as ``LoadedAdapter.score``.
+    """
+    if "sets" not in config.data.model_fields_set:
+        raise ConfigError("--data: say what to score the adapter on: a JSONL file, or a data set such as helpdesk")
+    loaded = open_adapter(folder, config)
+    try:
+        items = load_items(loaded.data, config.seed)
+    except DataError as error:
+        own = loaded.card.labels if loaded.card else ()
+        trained = f"\n{folder} was trained with the labels {', '.join(own)}, and knows no others"
+        raise DataError(f"{error}{trained if own and 'data.labels' in str(error) else ''}") from error
     wanted = dict(pair.partition("=")[::2] for pair in only)
-    items = [i for i in load_items(config.data, config.seed) if all(i.fields.get(k) == v for k, v in wanted.items())]
+    items = [item for item in items if all(item.fields.get(key) == value for key, value in wanted.items())]
     if not items:
         raise DataError(f"--only {' '.join(only)}: no item has these fields; the fields of an item are its row's keys")
-    scoring = config.data.scoring
-    tokenizer = model.base.tokenizer
-    examples = [encode(render(item, scoring), scoring, tokenizer, config.data.max_length) for item in items]
-    data = Scorable("eval", examples)
-    with HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30)) as cache:
-        own = score(model, cache, data, adapter, config.evaluation.batch_size)
-        base = score(model, cache, data, model.initial_adapter(0), config.evaluation.batch_size)
-    choices = [len(item.choices) for item in items if item.choices]
-    return {
-        "items": len(items),
-        "metric": "accuracy" if choices else "token_accuracy",
-        "accuracy": own.accuracy,
-        "loss": own.loss,
-        "base_accuracy": base.accuracy,
-        "chance": statistics.fmean(1 / n for n in choices) if choices else None,
-    }
+    return loaded.score(items)

@@ -16,6 +16,7 @@ from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
 from capfl.federation import Federation
 from capfl.model.base import load_base
+from capfl.model.card import card_of
 from capfl.model.export import save_adapter
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
@@ -91,6 +92,7 @@ class Site:
         self._cache = HiddenCache(config.runtime.cache, int(config.runtime.cache_gib * 2**30), folder)
         self._federation = Federation(config, items, splits, model, self._cache, trained)
         self._main = next(iter(self.agreements))
+        self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +124,7 @@ class Site:
         return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:
-        save_adapter(adapter, self._peft_config, self.folder / "adapter")
+        save_adapter(adapter, self._peft_config, self.folder / "adapter", card=self._card)
 
     def _claim(self, data: str) -> None:
         """Mark the folder as this client's in this run, or check that it is."""

@@ -231,7 +231,7 @@ class Entry:
     direction: Literal["up", "down"]
     bytes: int
     parts: Mapping[str, int]
-    """header, positions, scales, values, notes, scores, catch-up, unreadable: they sum to ``bytes``."""
+    """header, positions, scales, values, records, scores, catch-up, unreadable: they sum to ``bytes``."""
 
 
 @dataclass(frozen=True)

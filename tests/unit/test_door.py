@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from adapters import CODECS
-from capfl import adapter as algebra
 from capfl.config.schema import MethodConfig, TrainConfig
 from capfl.errors import WireError
 from capfl.methods import build
@@ -125,16 +124,3 @@ def test_the_budget_of_a_rank_is_the_servers_to_set(codec: str) -> None:
     admit(said(np.ones(N)), agreed)
     with pytest.raises(WireError, match="has values where"):
         admit(said(np.arange(1.0, N + 1)), agreed)
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_a_message_stays_within_its_reach(codec: str) -> None:
-    up = agreement(codec=codec).up
-    for round, part in enumerate([(), ("q.A",), ("q.B", "v.B"), ("q.A", "v.A")], 1):
-        change = filled(0.1, *part)
-        arrived = up.decode(memoryview(up.encode(change, INITIAL, round)), INITIAL, round)
-        reach = up.reach(change, INITIAL, round)
-        assert list(reach) == list(change)
-        assert not any(bool((t.bool() & ~reach[name]).any()) for name, t in arrived.items())
-        share = sum(int(t.sum()) for t in reach.values()) / algebra.size(change)
-        assert share == 1 if up.mask == "top" or up.density == 1 else abs(share - up.density) < 0.2

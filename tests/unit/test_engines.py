@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from capfl.methods.local import local
 
 from capfl import errors
 from capfl.checkpoint import ClientStore
 from capfl.config.schema import CodecConfig
 from capfl.engines.serial import serial
 from capfl.errors import PUBLIC, CapflError, CheckpointError, TrainingError, VersionError, code_of, printable, public
-from capfl.methods.local import local
 from capfl.roles import Agreement, server
 from capfl.roles.client import Site
 from capfl.types import Adapter, ClientState, Failure, Trained

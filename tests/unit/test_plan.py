@@ -7,26 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from capfl import adapter as algebra
 from capfl.config import Config, load_config
-from capfl.config.schema import CodecConfig, LoraConfig, ModelConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
-from capfl.methods.fedit import fedit
 from capfl.model import tiny
 from capfl.model.base import load_base
 from capfl.model.lora import AdaptedModel
 from capfl.model.shapes import adapter_shapes, skeleton
 from capfl.plan import make_plan
 from capfl.plan.advice import ABOVE, advise, changed
-from capfl.plan.bytes import SETTLING, measure
+from capfl.plan.bytes import SETTLING
 from capfl.plan.memory import estimate
 from capfl.report.plan import Plan, duration, plan_tables
-from capfl.roles import Agreement
 from support import TINY, tiny_config, tiny_run
 
 # five steps, because after two Adam has moved all elements of A by the same amount, which cancels between clients
-ALIKE: dict[str, object] = {"train__steps": 5, "evaluation__every": 0, "evaluation__personal": False}
+ALIKE: dict[str, object] = {
+    "method__name": "fedit", "train__steps": 5, "evaluation__every": 0, "evaluation__personal": False,
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,7 @@ def _threads() -> Iterator[None]:
 
 
 def plan(**changes: object) -> Plan:
-    return make_plan(tiny_config("unused", **changes), calibration=False)
-
-
-def offline(path: str, **changes: object) -> Plan:
-    settings = {key.replace("__", "."): value for key, value in changes.items()}
-    return make_plan(load_config(None, {"model.path": path, "runtime.threads": 1} | settings), calibration=False)
+    return make_plan(tiny_config("unused", **({"method__name": "fedit"} | changes)), calibration=False)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------
@@ -62,72 +57,43 @@ def test_dense_float32_costs_what_the_run_says_to_the_byte(tmp_path: Path) -> No
     # nothing is sent but float32: both comparisons are with the thing itself
     assert made.dense_fp32_round_trip == made.bytes_round_trip
     assert made.entropy_bound == 2 * 4 * made.parameters
+    said = made.to_json()
+    assert said["bytes_up"] == sum(said["parts"]["up"].values())
+    assert said["totals"]["bytes"] == made.total_up + made.total_down
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"federation__fraction": 0.5, "data__sites": 4, "federation__rounds": SETTLING + 5},
-        {"method__name": "centralised"},
         {"method__name": "local", "codec__values": "ternary", "codec__density": 0.1},
+        {"method__name": "ffa-lora", "federation__fraction": 0.5, "data__sites": 4, "federation__rounds": SETTLING + 2},
         {"method__name": "fedex-lora", "data__sites": 4, "federation__rounds": 3},
-        {"method__name": "flora", "data__sites": 5, "federation__rounds": 3, "codec__values": "bf16"},
-        {
-            "method__name": "fedex-lora",
-            "data__sites": 6,
-            "federation__rounds": SETTLING + 2,
-            "federation__fraction": 0.5,
-        },
-        {"method__name": "flexlora", "data__sites": 5, "method__rank_shares": [1.0, 0.5, 0.25]},
+        {"method__name": "flexlora", "data__sites": 3, "method__rank_shares": [1.0, 0.5]},
     ],
 )
 def test_totals_follow_who_is_drawn_and_what_the_method_sends(tmp_path: Path, changes: dict[str, object]) -> None:
-    made, summary = plan(**ALIKE, **changes), tiny_run(tmp_path / "run", **ALIKE, **changes)
+    made, summary = plan(**(ALIKE | changes)), tiny_run(tmp_path / "run", **(ALIKE | changes))
     assert (made.total_up, made.total_down) == (summary.total_bytes("up"), summary.total_bytes("down"))
 
 
 def test_clients_that_miss_rounds_are_charged_for_catching_up(tmp_path: Path) -> None:
-    some = {"codec__values": "bf16", "data__sites": 4, "federation__rounds": SETTLING + 5}
-    made = plan(**ALIKE, **some, federation__fraction=0.5)
-    summary = tiny_run(tmp_path / "run", **ALIKE, **some, federation__fraction=0.5)
+    some = ALIKE | {"codec__values": "bf16", "data__sites": 4, "federation__rounds": SETTLING + 2}
+    made = plan(**some, federation__fraction=0.5)
+    summary = tiny_run(tmp_path / "run", **some, federation__fraction=0.5)
     assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.002)
     assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=0.005)
     messages = [e for e in summary.ledger if e.direction == "down" and e.round <= summary.rounds]
     caught_up = sum(e.parts["catch-up"] for e in messages) / len(messages)
     assert 0 < made.catch_up < caught_up  # what is sent later in one piece is not sent twice
-    assert plan(**ALIKE, **some).catch_up == 0
+    assert plan(**some).catch_up == 0
 
 
-def test_a_sparse_run_costs_about_what_is_foretold(tmp_path: Path) -> None:
-    sparse = {
-        "codec__values": "4bit",
-        "codec__density": 0.2,
-        "codec__mask": "top",
-        "lora__layers": "all",
-        "federation__rounds": 6,
-    }
-    made, summary = plan(**ALIKE, **sparse), tiny_run(tmp_path / "run", **ALIKE, **sparse)
+@pytest.mark.parametrize("method", ["fedit", "ca-pfl"])
+def test_a_sparse_run_costs_about_what_is_foretold(tmp_path: Path, method: str) -> None:
+    sparse = ALIKE | {"method__name": method, "codec__values": "4bit", "codec__density": 0.2, "lora__layers": "all"}
+    made, summary = plan(**sparse), tiny_run(tmp_path / "run", **sparse)
     assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.05)
     assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=0.05)
-
-
-def test_a_whole_version_of_flora_is_no_more_than_foretold(tmp_path: Path) -> None:
-    """Its B is zero, as in version 0, and need not be sent to who comes late; a plan reckons with it."""
-    some = {"method__name": "flora", "data__sites": 6, "federation__rounds": SETTLING + 2, "federation__fraction": 0.5}
-    made, summary = plan(**ALIKE, **some), tiny_run(tmp_path / "run", **ALIKE, **some)
-    assert made.total_up == summary.total_bytes("up")
-    assert 0.9 * made.total_down < summary.total_bytes("down") < made.total_down
-
-
-@pytest.mark.parametrize(("method", "apart"), [("hetlora", 0.1), ("flasc", 0.3)])
-def test_methods_that_choose_what_they_send_cost_about_what_is_foretold(
-    tmp_path: Path, method: str, apart: float
-) -> None:
-    """What is largest is not by chance in a real run, so flasc's largest are more often the same."""
-    settings = {"method__name": method, "data__sites": 4, "lora__layers": "all", "federation__rounds": 4}
-    made, summary = plan(**ALIKE, **settings), tiny_run(tmp_path / "run", **ALIKE, **settings)
-    assert made.total_up == pytest.approx(summary.total_bytes("up"), rel=0.1)
-    assert made.total_down == pytest.approx(summary.total_bytes("down"), rel=apart)
 
 
 def test_all_updates_of_a_round_go_down_where_they_are_relayed() -> None:
@@ -138,58 +104,23 @@ def test_all_updates_of_a_round_go_down_where_they_are_relayed() -> None:
     assert many.memory["patch"] > 0 == plan().memory["patch"]
 
 
-def test_clients_of_unequal_rank_are_planned_each_for_itself() -> None:
-    equal, unequal = (plan(method__name="flexlora", data__sites=4, method__rank_shares=s) for s in ([1.0], [1.0, 0.5]))
-    values = [made.up["values"] for made in (equal, unequal)]
-    assert values[1] == 0.75 * values[0]  # the mean over clients
-    assert unequal.total_up < 0.8 * equal.total_up
-    assert unequal.total_down < 0.8 * equal.total_down
+def test_a_large_model_without_weights_or_network() -> None:
+    llama = {
+        "model.path": "meta-llama/Llama-3.2-3B",
+        "runtime.threads": 1,
+        "method.name": "fedit",
+        "lora.layers": "top:4",
+    }
+    sparse = {"codec.values": "8bit", "codec.density": 0.15, "codec.mask": "top"}
+    made = make_plan(load_config(None, llama | sparse), calibration=True)
+    assert made.parameters == 2_293_760 // 7
+    assert made.entropy_bound < made.bytes_round_trip < 1.04 * made.entropy_bound
+    assert made.dense_fp32_round_trip == pytest.approx(8 * made.parameters, rel=1e-2)
+    assert made.seconds is None
+    assert made.no_seconds.startswith("meta-llama/Llama-3.2-3B is not on this machine")
 
 
-def test_local_sends_nothing_but_headers() -> None:
-    made = plan(method__name="local")
-    assert {part for part, n in {**made.up, **made.down}.items() if n} == {"header"}
-    assert made.bytes_up < 100
-    assert made.entropy_bound == 0
-    assert made.dense_fp32_round_trip > 2 * 4 * made.parameters
-
-
-def test_a_warm_up_makes_the_first_rounds_longer() -> None:
-    sparse = {"codec__values": "ternary", "codec__density": 0.05, "codec__mask": "top"}
-    without, made = plan(**sparse), plan(**sparse, codec__warmup_rounds=2, federation__rounds=20)
-    assert sum(made.first_up.values()) > 1.5 * sum(without.first_up.values())
-    assert made.bytes_up == pytest.approx(without.bytes_up, rel=0.05)
-    steady = plan(**sparse, federation__rounds=20).total_up
-    assert steady < made.total_up < steady + 2 * 2 * sum(made.first_up.values())
-
-
-def test_partial_training_sends_what_changed() -> None:
-    """A method that trains B only: A is all zeros in its update, and zeros are not sent."""
-    from dataclasses import replace
-
-    initial = algebra.drawn(adapter_shapes(skeleton(ModelConfig(path="tiny")), LoraConfig()), 0)
-    half = replace(fedit(), trainable=lambda round, name: name.endswith(".B"))
-    traffic = measure(Agreement(half, CodecConfig(values="fp32"), initial), ["a", "b"], some_miss=False)["a"]
-    assert traffic.up[-1]["values"] == 4 * sum(t.numel() for name, t in initial.items() if name.endswith(".B"))
-
-
-@pytest.mark.parametrize(
-    ("path", "elements", "values", "density", "above"),
-    [
-        ("meta-llama/Llama-3.2-3B", 2_293_760, "8bit", 0.15, 1.03),
-        ("smollm2", 460_800, "8bit", 0.15, 1.03),
-        ("smollm2", 460_800, "ternary", 0.05, 1.05),
-    ],
-)
-def test_models_without_weights_or_network(path: str, elements: int, values: str, density: float, above: float) -> None:
-    made = offline(path, codec__values=values, codec__density=density, codec__mask="top")
-    assert made.parameters == elements
-    assert made.entropy_bound < made.bytes_round_trip < above * made.entropy_bound
-    assert made.dense_fp32_round_trip == pytest.approx(8 * elements, rel=1e-3)
-    assert sum(made.up.values()) == made.bytes_up
-
-
-# -- clients ---------------------------------------------------------------------------------------------
+# -- clients, and time -----------------------------------------------------------------------------------
 
 
 def test_where_the_number_of_clients_comes_from(tmp_path: Path) -> None:
@@ -197,9 +128,8 @@ def test_where_the_number_of_clients_comes_from(tmp_path: Path) -> None:
     gone = {"data__sets": ["boolq"], "data__dir": str(tmp_path), "partition__kind": "iid"}
     told = plan(**gone, partition__clients=7, federation__fraction=0.5)
     assert (told.clients, told.visits, told.clients_from) == (7, 4, "partition.clients")
-    assumed = plan(**gone)
-    assert (assumed.clients, assumed.clients_from) == (10, "the default of 10, as the data are not here")
     calibrated = make_plan(tiny_config("unused", **gone))
+    assert (calibrated.clients, calibrated.clients_from) == (10, "the default of 10, as the data are not here")
     assert calibrated.seconds is None
     assert calibrated.no_seconds.startswith("the data are not here: ")
     assert "boolq/train.jsonl: no such file" in calibrated.no_seconds
@@ -216,37 +146,18 @@ def test_mistakes_are_those_of_a_run() -> None:
         plan(model__path="no/model")
 
 
-# -- time ------------------------------------------------------------------------------------------------
-
-
-def test_time_is_measured_where_model_and_data_are_here() -> None:
+def test_time_is_measured_where_model_and_data_are_here(tmp_path: Path) -> None:
     settings = {"evaluation__references": ["local"], "train__steps": None, "train__epochs": 2}
     made = make_plan(tiny_config("unused", **settings))
     assert made.seconds is not None
     assert set(made.seconds) == {"loading", "training", "hidden states", "scoring", "messages"}
-    assert all(0 < n < 60 for n in made.seconds.values())
+    assert all(n > 0 for n in made.seconds.values())
     assert made.no_seconds == ""
     assert made.length < TINY.get("data.max_length", 256)  # the rows that there are
-    longer = make_plan(tiny_config("unused", **settings, federation__rounds=200))
-    assert longer.seconds is not None
-    assert longer.seconds["training"] > 10 * made.seconds["training"]
-
-
-def test_why_there_is_no_time() -> None:
-    assert plan().seconds is None
-    assert plan().no_seconds == "--no-calibrate was given"
-    config = load_config(None, TINY | {"model.path": "meta-llama/Llama-3.2-3B", "lora.layers": "0"})
-    made = make_plan(config)
-    assert made.seconds is None
-    assert made.no_seconds.startswith("meta-llama/Llama-3.2-3B is not on this machine")
-
-
-def test_a_folder_without_weights_is_planned_without_time(tmp_path: Path) -> None:
     tiny.model(layers=2).config.save_pretrained(tmp_path)
-    made = make_plan(tiny_config("unused", model__path=str(tmp_path)))
-    assert made.parameters > 0
-    assert made.seconds is None
-    assert "cannot load" in made.no_seconds
+    without_weights = make_plan(tiny_config("unused", model__path=str(tmp_path)))
+    assert without_weights.seconds is None
+    assert "cannot load" in without_weights.no_seconds
 
 
 # -- memory ----------------------------------------------------------------------------------------------
@@ -270,14 +181,10 @@ def test_memory_adds_up() -> None:
     assert memory(config, lossy=False)["client"] == 8 * p
     half = memory(tiny_config("unused", lora__layers="all", model__dtype="bfloat16"))
     assert 2 * half["base"] == found["base"]
-
-
-def test_the_cache_counts_where_it_is_in_memory() -> None:
-    rows = 10 * 64 * 32 * 4
-    assert memory(tiny_config("unused", runtime__cache="memory"))["hidden states"] == rows
-    assert memory(tiny_config("unused", runtime__cache="memory"), rows=None)["hidden states"] == 4 * 2**30
+    cached = tiny_config("unused", runtime__cache="memory")
+    assert memory(cached)["hidden states"] == 10 * 64 * 32 * 4
+    assert memory(cached, rows=None)["hidden states"] == 4 * 2**30
     assert memory(tiny_config("unused", runtime__cache="disk"))["hidden states"] == 0
-    assert memory(tiny_config("unused", runtime__cache="memory", lora__layers="all"))["hidden states"] == 0
 
 
 @pytest.mark.parametrize("layers", ["all", "top:2"])
@@ -298,7 +205,7 @@ def test_activations_are_about_what_torch_keeps(layers: str) -> None:
         torch.nn.functional.cross_entropy(model.logits(ids, torch.arange(4) * 64 + 63, hidden), torch.zeros(4).long())
     config = tiny_config("unused", lora__layers=layers, train__batch_size=4, evaluation__batch_size=1)
     assert memory(config, length=64)["activations"] >= 0.9 * sum(seen.values())
-    if layers == "all":  # with two layers, scoring takes more
+    if layers == "all":  # with two layers, the blocks of those below take more
         assert memory(config, length=64)["activations"] < 1.1 * sum(seen.values())
 
 
@@ -347,31 +254,17 @@ def test_advice_for_llama_3b_at_2048_tokens() -> None:
 # -- what is said ----------------------------------------------------------------------------------------
 
 
-def test_json_has_the_agreed_keys_and_sums() -> None:
-    said = plan(codec__values="4bit", codec__density=0.1).to_json()
-    agreed = "bytes_up bytes_down bytes_round_trip dense_fp32_round_trip entropy_bound"
-    more = "parameters clients rounds totals memory seconds parts"
-    assert set(agreed.split()) | set(more.split()) <= said.keys()
-    assert said["bytes_up"] == sum(said["parts"]["up"].values())
-    assert said["bytes_down"] == sum(said["parts"]["down"].values())
-    assert said["bytes_round_trip"] == said["bytes_up"] + said["bytes_down"]
-    assert said["totals"]["bytes"] == said["totals"]["bytes_up"] + said["totals"]["bytes_down"]
-    assert said["seconds"] is None
-    assert said["seconds_reason"] == "--no-calibrate was given"
-
-
 def test_the_table_says_all_of_it() -> None:
-    from rich.console import Console
-
-    made = plan(codec__values="bf16", codec__density=0.1, federation__fraction=0.5, data__sites=4, federation__rounds=8)
+    some = {"codec__values": "bf16", "codec__density": 0.1, "federation__fraction": 0.5, "data__sites": 4}
+    made = make_plan(tiny_config("unused", method__name="fedit", **some), calibration=False, room=1)
     console = Console(width=100)
     with console.capture() as capture:
         console.print(plan_tables(made))
     text = capture.get()
-    for word in ("header", "positions", "values", "first round", "catch-up", "entropy", "dense fp32", "peak memory"):
+    for word in ("header", "values", "first round", "entropy", "dense fp32", "peak memory", "does not fit into 1 B"):
         assert word in text, word
     assert f"{made.bytes_up:,}" in text
-    assert "2 of 4 clients (from the data) in each of 8 rounds" in text
+    assert "2 of 4 clients (from the data) in each of 2 rounds" in text
     assert "--no-calibrate was given" in text
     assert "scales" not in text  # bf16 has none
 

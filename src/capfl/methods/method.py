@@ -67,8 +67,8 @@ class Method:
             yield "peers share a whole adapter; use factors = BOTH or IN_TURN"
         if not (all_ranks or whole_adapter):
             yield "clients can have ranks of their own only of a whole adapter; use factors = BOTH or IN_TURN"
-        if self.alpha_f and not factors.whole:
-            yield "alpha_f holds a client near the server's factors, and not all of its own travel; use alpha_f = 0"
+        if self.alpha_f and not factors.travel:
+            yield "alpha_f holds a client near what the server sends, and nothing travels; use alpha_f = 0"
         if isinstance(home, Own) and factors.travel and not self.grouping.describes:
             yield "its clients keep no adapter that they could take home; use takes_home = AfterSteps()"
         if isinstance(home, NearServer) and (self.grouping.describes or not (all_ranks and factors.whole)):

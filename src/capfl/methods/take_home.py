@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.types import Adapter, Penalty
@@ -50,5 +53,9 @@ TakeHome = AfterSteps | Own | NearServer
 
 
 def proximal(strength: float, received: Adapter) -> Penalty:
-    """strength / 2 ||theta - theta_g||^2 over the factors that are trained: FedProx, Li et al., arXiv:1812.06127."""
-    return Penalty(lambda now, held: strength / 2 * algebra.squared_distance(now, held), received)
+    """strength / 2 ||theta - theta_g||^2 over the factors that are trained and travel: FedProx, arXiv:1812.06127."""
+
+    def term(now: Adapter, held: Mapping[str, Tensor]) -> Tensor:
+        return strength / 2 * algebra.squared_distance({name: t for name, t in now.items() if name in held}, held)
+
+    return Penalty(term, received)

@@ -28,6 +28,7 @@ class Base:
     module: nn.Module
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
+    digest: str = ""  # PRECISION:HASH of a sample of the weights, see ``same_weights``
 
 
 def load_base(config: ModelConfig) -> Base:
@@ -53,7 +54,7 @@ def load_base(config: ModelConfig) -> Base:
     module.eval()
     if config.quantization == "none":
         module.to(device)
-    return Base(config.path, _revision(module), module, tokenizer, device)
+    return Base(config.path, _revision(module), module, tokenizer, device, _digest(module, config))
 
 
 def _revision(module: nn.Module) -> str:
@@ -64,6 +65,31 @@ def _revision(module: nn.Module) -> str:
     own_to_a_site = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config")
     shape = {key: value for key, value in config.to_dict().items() if key not in own_to_a_site}
     return hashlib.blake2b(json.dumps(shape, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+SAMPLED = 64  # values of each tensor
+
+
+def _digest(module: nn.Module, config: ModelConfig) -> str:
+    """A name for the weights: of some values of every tensor, rounded to bfloat16.
+
+    So a model has the same name in float32 and bfloat16. In float16 or quantised it has another, because rounding twice
+    is not rounding once.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    rounded = config.quantization == "none" and config.dtype != "float16"
+    for p in module.parameters():
+        flat = p.detach().reshape(-1)
+        values = flat[torch.arange(SAMPLED, device=flat.device) * flat.numel() // SAMPLED]
+        values = values.to(torch.bfloat16) if rounded else values
+        found.update(repr(tuple(p.shape)).encode() + values.cpu().view(torch.uint8).numpy().tobytes())
+    precision = "float16" if config.quantization == "none" else config.quantization
+    return f"{'bfloat16' if rounded else precision}:{found.hexdigest()}"
+
+
+def same_weights(a: str, b: str) -> bool | None:
+    """Are digests those of the same weights? None: they are of other precisions, or one is empty, so nobody can say."""
+    return a == b if a and b and a.partition(":")[0] == b.partition(":")[0] else None
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Adapters on disk in stock PEFT format: what any PEFT user can load, and nothing else."""
+"""Adapters on disk in stock PEFT format, which any PEFT user can load, with a card beside it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.errors import ModelError
+from capfl.model.card import CARD, Card, card_bytes
 from capfl.types import Adapter
 
 _PREFIX = "base_model.model."
@@ -39,8 +40,14 @@ class PatchFactors:
         return self._found[module][1:]
 
 
-def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, factors: PatchFactors | None = None) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors``; each appears whole or not at all.
+def save_adapter(
+    adapter: Adapter,
+    config: peft.LoraConfig,
+    folder: Path,
+    factors: PatchFactors | None = None,
+    card: Card | None = None,
+) -> None:
+    """Write ``adapter_config.json``, ``adapter_model.safetensors`` and the card; each appears whole or not at all.
 
     Ranks are those of the tensors. Where a module's is not ``config.r`` its alpha follows, so that alpha / r stays. A
     patch of the base is more ranks of the same adapter, at most as many as the module's smaller side in all, so that it
@@ -55,11 +62,25 @@ def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, factor
     for name, t in adapter.items():
         module, _, factor = name.rpartition(".")
         tensors[f"{_PREFIX}{module}.lora_{factor}.weight"] = t.contiguous()
+    files = ["adapter_model.safetensors", "adapter_config.json"]
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        save_file(tensors, Path(work, "adapter_model.safetensors"), metadata={"format": "pt"})
+        save_file(tensors, Path(work, files[0]), metadata={"format": "pt"})
         config.save_pretrained(work)
-        for file in ("adapter_model.safetensors", "adapter_config.json"):
+        _sort_targets(Path(work, files[1]))
+        if card is None:
+            (folder / CARD).unlink(missing_ok=True)  # of the adapter that was here before
+        else:
+            Path(work, CARD).write_bytes(card_bytes(card))
+            files.append(CARD)
+        for file in files:
             os.replace(Path(work, file), folder / file)
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT writes a set, in another order in every process; sorted, equal adapters are equal files."""
+    saved = json.loads(path.read_text())
+    saved["target_modules"] = sorted(saved["target_modules"])
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True))
 
 
 def _unpatched(adapter: Adapter, factors: PatchFactors) -> Adapter:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capfl.config import Config
-from capfl.report.summary import EVERYBODY, Summary, members_of
+from capfl.report.summary import Summary, members_of
 from capfl.report.tables import listed, percent, size
-from capfl.types import ClientId, RoundRecord
+from capfl.types import EVERYBODY, ClientId, RoundRecord
 
 
 class Callback:

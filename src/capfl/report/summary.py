@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from capfl.types import ClientId, Entry, Failure, RoundRecord
+from capfl.types import EVERYBODY, ClientId, Entry, Failure, RoundRecord
 
 MODELS = {
     "base": "base",
@@ -20,8 +20,7 @@ MODELS = {
 }
 """Models that a client may be scored with: their keys in summary.json, and what people read."""
 
-EVERYBODY = "everybody"  # the group that all clients are in
-PARTS = ("header", "positions", "scales", "values", "notes", "scores", "catch-up", "unreadable")
+PARTS = ("header", "positions", "scales", "values", "records", "scores", "catch-up", "unreadable")
 
 
 @dataclass(frozen=True)

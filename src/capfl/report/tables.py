@@ -12,7 +12,8 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from capfl.report.summary import EVERYBODY, MODELS, ClientRow, GroupRow, Summary
+from capfl.report.summary import MODELS, ClientRow, GroupRow, Summary
+from capfl.types import EVERYBODY
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
 

@@ -71,7 +71,7 @@ def train(
     """
     method, template = agreement.method, agreement.initial
     message = opened(request, trainer, agreement)
-    memory = described(received(message, memory, agreement), trainer, agreement)
+    memory = received(message, described(memory, trainer, agreement), agreement)
 
     # local training, first of an adapter that never travels where the method has one
     if isinstance(method.takes_home, NearServer):
@@ -132,7 +132,7 @@ def evaluate(
     Nothing is remembered: asked again, the client does the same again. Raises as ``train``.
     """
     message = opened(request, trainer, agreement)
-    heard = described(received(message, memory, agreement), trainer, agreement)
+    heard = received(message, described(memory, trainer, agreement), agreement)
     own = personal(heard, message.round, trainer, agreement)
     kept = agreement.initial if own is None else algebra.pruned(own)
     if own is not None and trainer.keep is not None:

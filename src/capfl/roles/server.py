@@ -28,8 +28,9 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
-    version = 0 if again else state.versions.get(client, 0)
-    group = state.group(client)
+    if again:
+        state = replace(state, versions={**state.versions, client: 0})
+    group, version = state.group(client), state.versions.get(client, 0)
     message = broadcast(group, state.round, client, version, agreement.template)
     method = agreement.method
     message = replace(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from capfl.data.prompts import render
 from capfl.errors import DataError
 from capfl.model import tiny
-from capfl.model.tokens import check_lengths
+from capfl.model.tokens import encode_all
 from capfl.types import Item, Prompt
 
 LISTED = Item("2 + 2?", ("three", "four"), 1)
@@ -59,9 +59,9 @@ def test_items_that_cannot_be_rendered(item, message):
 def test_all_answers_that_are_too_long_are_found_at_once():
     prompts = [render(Item("q", completion="word " * n), "text") for n in (1, 40, 2, 50)]
     with pytest.raises(DataError) as caught:
-        check_lengths(prompts, "text", tiny.tokenizer(), 32)
+        encode_all(prompts, "text", tiny.tokenizer(), 32)
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 of 4 items cannot be used:"
     assert lines[1].startswith("  item 2 ('word word")
     assert "does not fit into data.max_length = 32; raise max_length" in lines[2]
-    check_lengths(prompts, "text", tiny.tokenizer(), 512)
+    encode_all(prompts, "text", tiny.tokenizer(), 512)

@@ -9,7 +9,8 @@ from adapters import same
 from capfl import adapter as algebra
 from capfl.methods.factors import BOTH, IN_TURN, NOTHING, ONLY_A, ONLY_B, Factors
 from capfl.types import ClientState, Trained
-from parts import INITIAL, Federation, n_train, row, steps
+from fake import n_train, steps
+from parts import INITIAL, Federation, row
 
 A, B = ["q.A", "v.A"], ["q.B", "v.B"]
 TRAINED = algebra.add(INITIAL, steps("a", 1))
@@ -55,11 +56,11 @@ def test_training_starts_from_what_the_server_says_and_for_the_rest_from_the_cli
 def test_rounds_move_what_travels_and_nothing_else() -> None:
     for factors, moved in ((ONLY_A, A), (ONLY_B, B), (NOTHING, [])):
         played = Federation(row(factors=factors))
-        played.play(2)
+        played.rounds(2)
         adapter = played.state.everybody.adapter
         assert [name for name in INITIAL if not torch.equal(adapter[name], INITIAL[name])] == sorted(moved)
     alone = algebra.add(algebra.add(INITIAL, steps("a", 1)), steps("a", 2))
-    assert same(played.memory["a"].adapter, alone)
+    assert same(played.memory("a").adapter, alone)
     assert played.state.visits == {"a": 2, "b": 2, "c": 2}  # every reply is used, though it has no tensor
 
 
@@ -68,10 +69,10 @@ def test_the_mean_of_products_is_the_product_of_means_where_one_factor_stands_st
         played = Federation(row(factors=factors))
         for _ in range(3):
             before = played.state.everybody.adapter
-            played.play(1)
+            played.rounds(1)
             for module, down, up in algebra.factors(played.state.everybody.adapter):
                 mean = torch.zeros(20, 25)
                 for client in played.clients:
-                    own = before | {name: before[name] + t for name, t in played.sent[client][-1].items()}
+                    own = before | {name: before[name] + t for name, t in played.changes(client)[-1].items()}
                     mean += n_train(client) / 60 * own[f"{module}.B"] @ own[f"{module}.A"]
                 torch.testing.assert_close(up @ down, mean, rtol=1e-4, atol=1e-6)

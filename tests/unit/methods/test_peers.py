@@ -16,7 +16,8 @@ from capfl.methods.grouping import Everybody
 from capfl.methods.peers import Description, Peers, PeersMemory, Placement
 from capfl.methods.posterior import Posterior
 from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, ServerState
-from parts import CLIENTS, INITIAL, Federation, averaged, bits, description, folded, row, steps, update
+from fake import bits, n_train, steps
+from parts import CLIENTS, INITIAL, Federation, description, folded, row, update
 
 PEERS = Peers()
 METHOD = row(grouping=PEERS)
@@ -85,8 +86,25 @@ def test_answers_part_clients_of_like_prompts() -> None:
 
 def test_everybody_forms_no_group() -> None:
     played = Federation(row(grouping=Everybody()))
-    played.play(1)
+    played.rounds(1)
     assert (dict(played.state.groups).keys(), played.state.group_of, played.state.grouping) == ({EVERYBODY}, {}, None)
+
+
+@pytest.mark.parametrize("deviation", [1e6, 0.0])
+@pytest.mark.parametrize("first", ["z", "zabc"])
+def test_a_lie_about_deviations_parts_nobody_for_good(deviation: float, first: str) -> None:
+    """One that comes first, or with the others, is of as many items as it likes."""
+    honest = {client: description(client, kind=int(client > "b")) for client in "abcd"}
+    lie = replace(description("z", kind=7), deviation=torch.full((16,), deviation))
+    everyone = {"z": lie} | honest
+    state = METHOD.start(INITIAL, CLIENTS)
+    for round, said in enumerate([first, *"abcd"], 1):
+        state = replace(state, round=round)
+        updates = {c: update(c, n=10**6 if c == "z" else 20, grouping=everyone[c]) for c in said}
+        state = PEERS.form(state, {c: one for c, one in updates.items() if c not in state.group_of})
+    groups = [state.group_of[client] for client in "abcd"]
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert set(state.groups) == {EVERYBODY, *state.group_of.values()}
 
 
 # -- what groups learn -----------------------------------------------------------------------------------------
@@ -94,22 +112,22 @@ def test_everybody_forms_no_group() -> None:
 
 def test_a_group_learns_from_its_members_alone_and_everybody_from_all() -> None:
     played = Federation(METHOD)
-    (first,) = played.play(1)
+    first = played.rounds(1)
     before = played.state
-    (second,) = played.play(1)
+    second = played.rounds(1)
     assert first.groups == second.groups == before.group_of == {"a": "group-1", "b": "group-1", "c": "group-2"}
     for name, members in (("group-1", "ab"), ("group-2", "c"), (EVERYBODY, "abc")):
-        changes = [(played.sent[client][1], 10.0 * (ord(client) - 96)) for client in members]
+        changes = [(played.changes(client)[1], 10.0 * (ord(client) - 96)) for client in members]
         assert same(played.state.groups[name].adapter, folded(WeightedMean(), changes, before.groups[name].adapter))
 
 
 def test_a_newcomers_first_change_goes_to_everybody_and_it_is_sent_its_groups_whole_adapter() -> None:
     played = Federation(METHOD, "bf16")
     played.clients = ("a", "c")
-    played.play(2)
+    played.rounds(2)
     before, played.clients = played.state, CLIENTS
-    played.play(1)
-    changes = [(played.sent["a"][2], 10.0)]
+    played.rounds(1)
+    changes = [(played.changes("a")[2], 10.0)]
     after = played.state.groups["group-1"]
     torch.testing.assert_close(
         after.adapter["q.B"],
@@ -118,22 +136,32 @@ def test_a_newcomers_first_change_goes_to_everybody_and_it_is_sent_its_groups_wh
         rtol=0,
     )
     assert "b" not in played.state.versions
-    (record,) = played.play(1)
+    record = played.rounds(1)
     catch_up = {entry.client: entry.parts["catch-up"] for entry in record.ledger if entry.direction == "down"}
     assert {client for client, n in catch_up.items() if n} == {"b"}
-    assert bits(played.memory["b"].known) == bits(after.known)
+    assert bits(played.memory("b").known) == bits(after.known)
+
+
+def averaged(clients: str, rounds: int) -> Adapter:
+    """FedAvg as McMahan et al. write it, arXiv:1602.05629, on the changes: weights by items, sums in float64."""
+    theta = dict(INITIAL)
+    for round in range(1, rounds + 1):
+        changes = {client: algebra.subtract(algebra.add(theta, steps(client, round)), theta) for client in clients}
+        for name in theta:
+            weighted = sum(changes[client][name].double() * n_train(client) for client in clients)
+            theta[name] = theta[name] + (weighted / sum(map(n_train, clients))).float()
+    return theta
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("grouping", [Everybody(), Peers()])
 @pytest.mark.parametrize("clients", ["a", "ab", "abc"])
-def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(grouping: Everybody | Peers, clients: str) -> None:
-    class Alike(Federation):
-        def describe(self, client: ClientId) -> Description:
-            return description(client, kind=0)
-
-    played = Alike(row(grouping=grouping, ranks=Posterior(alpha_s=0.0)), clients=tuple(clients))
-    played.play(4)
+def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(
+    grouping: Everybody | Peers, clients: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fake.described", lambda client: description(client, kind=0))
+    played = Federation(row(grouping=grouping, ranks=Posterior(alpha_s=0.0)), clients=tuple(clients))
+    played.rounds(4)
     assert len(set(played.state.group_of.values())) <= 1
     assert bits(played.state.group("a").adapter) == bits(played.state.everybody.adapter) == bits(averaged(clients, 4))
 
@@ -141,21 +169,17 @@ def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(grouping: Ever
 # -- without peers ---------------------------------------------------------------------------------------------
 
 
-def alone(client: ClientId, rounds: list[int]) -> Adapter:
-    adapter = INITIAL
-    for round in rounds:
-        adapter = algebra.add(adapter, steps(client, round))
-    return adapter
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_client_without_peers_has_what_training_alone_gives(codec: str) -> None:
     """Whenever it is asked: c is like nobody. What its messages could not carry is in its adapter all the same."""
     played = Federation(row(grouping=Peers(dim=8), ranks=Posterior(hidden=2)), codec)
-    asked = [record.round for record in played.play(5, fraction=0.6) if "c" in record.clients]
+    asked = [n for n in range(1, 6) if "c" in played.rounds(1, fraction=0.6).clients]
     assert 1 < len(asked) < 5
-    assert bits(played.memory["c"].adapter) == bits(alone("c", asked))
+    alone = INITIAL
+    for n in asked:
+        alone = algebra.add(alone, steps("c", n))
+    assert bits(played.memory("c").adapter) == bits(alone)
 
 
 @pytest.mark.parametrize(

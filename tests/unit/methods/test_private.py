@@ -27,7 +27,8 @@ from capfl.methods import METHODS, Method, build
 from capfl.methods.private import Noisy, private
 from capfl.types import Adapter
 from capfl.wire import up_codec
-from parts import INITIAL, Federation, bits, folded
+from fake import bits
+from parts import INITIAL, Federation, folded
 from support import tiny_run
 
 ON = PrivacyConfig(clip=1.0, noise_multiplier=0.5, seed=7)
@@ -114,11 +115,11 @@ def test_noise_is_on_all_that_a_message_may_have_and_on_nothing_else(method: str
 @pytest.mark.parametrize(("method", "codec"), [("fedit", "default"), ("rolora", "unbiased-bf16"), ("fedit", "4bit")])
 def test_with_hardly_any_noise_it_is_the_plain_mean(method: str, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So what clients are sent of it has the right scale too."""
-    monkeypatch.setattr("parts.n_train", lambda client: 10)  # all count alike
+    monkeypatch.setattr("fake.n_train", lambda client: 10)  # all count alike
     plain = Federation(build(MethodConfig(name=method)), codec)
     quiet = Federation(made(method, codec, PrivacyConfig(clip=1e6, noise_multiplier=1e-15, seed=1), asked=3), codec)
-    plain.play(2)
-    quiet.play(2)
+    plain.rounds(2)
+    quiet.rounds(2)
     assert isinstance(quiet.agreement.method.combine, Noisy)
     for name, t in plain.state.everybody.known.items():
         torch.testing.assert_close(quiet.state.everybody.known[name], t, atol=1e-6, rtol=1e-4)

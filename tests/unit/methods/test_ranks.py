@@ -48,8 +48,8 @@ def test_shares_are_dealt_out_by_client_id_and_a_newcomer_has_all() -> None:
 @pytest.mark.parametrize("codec", ["fp32", "default", "bf16"])
 def test_a_client_trains_sends_and_takes_home_its_own_ranks(codec: str) -> None:
     played = Federation(row(combine=TruncatedProduct(), ranks=SHARES), codec)
-    played.play(2)
-    method, memory = played.agreement.method, played.memory["b"]
+    played.rounds(2)
+    method, memory = played.agreement.method, played.memory("b")
     assert torch.equal(SHARES.trained(memory.ranks), HALF)
     arrived = played.arrived()
     assert arrived["a"]["q.B"][:, 1].any()

@@ -17,8 +17,7 @@ from capfl.methods.posterior import Posterior
 from capfl.methods.ranks import AllRanks, Shares
 from capfl.methods.take_home import AfterSteps, NearServer, Own
 from capfl.roles.client import personal
-from capfl.types import EVERYBODY
-from parts import CLIENTS, INITIAL, Federation, row
+from parts import Federation, row
 
 PARTS = {
     "ca-pfl": (BOTH, WeightedMean(), Peers(), Posterior(), AfterSteps(0.5)),
@@ -82,14 +81,6 @@ def test_every_setting_of_a_row_is_a_key_and_every_key_is_of_some_row() -> None:
     assert used == set(MethodConfig.model_fields) - {"name"}
 
 
-def test_a_state_before_round_1_has_one_group() -> None:
-    for name in METHODS:
-        state = made(name).start(INITIAL, CLIENTS)
-        assert (state.round, list(state.groups), dict(state.group_of)) == (0, [EVERYBODY], {})
-        assert state.everybody.known.keys() <= state.everybody.adapter.keys()
-        assert ("q.W" in state.everybody.adapter) == (name == "fedex-lora")
-
-
 # -- refused -------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +100,7 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     assert build(MethodConfig(name="fedit"), 0, own) is own["fedit"]  # it goes before the table's
     with pytest.raises(ConfigError, match=r"method\.alpha_f: own does not use it"):
         build(MethodConfig(name="own", alpha_f=0.1), 0, own)
-    with pytest.raises(ConfigError, match="there is no method 'other'; choose from .*, own"):
+    with pytest.raises(ConfigError, match=r"there is no method 'other'; choose from .*, own"):
         build(MethodConfig(name="other"), 0, own)
 
 
@@ -118,13 +109,12 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     [
         *(({"combine": combine, "factors": factors}, "needs both factors of every client; use factors = BOTH")
           for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, IN_TURN)),
-        ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use grouping"),
-        ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use grouping"),
+        ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use"),
+        ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use"),
         ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
         ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"alpha_f": 0.1, "factors": ONLY_A}, "not all of its own travel; use alpha_f = 0"),
-        ({"alpha_f": 0.1, "factors": NOTHING}, "not all of its own travel; use alpha_f = 0"),
+        ({"alpha_f": 0.1, "factors": NOTHING}, "nothing travels; use alpha_f = 0"),
         ({"takes_home": Own()}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": Own(), "factors": ONLY_A}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": NearServer(), "factors": ONLY_A}, "held near the server's has all of its factors and ranks"),
@@ -144,11 +134,12 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
         {"grouping": Peers(), "takes_home": Own()},
         {"factors": NOTHING, "takes_home": Own()},
         {"factors": ONLY_B, "takes_home": NearServer(), "alpha_f": 0.1},
+        {"factors": ONLY_A, "alpha_f": 0.1},
         {"combine": TruncatedProduct(), "grouping": Peers(), "ranks": Posterior()},
     ],
 )
 def test_parts_that_do(parts: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capfl.methods.posterior.FIT_STEPS", 2)
     played = Federation(row(**parts), "default")
-    played.play(3)
-    assert personal(played.memory["a"], 4, played.trainer("a"), played.agreement) is not None
+    played.rounds(3)
+    assert personal(played.memory("a"), 4, played.trainer("a"), played.agreement) is not None

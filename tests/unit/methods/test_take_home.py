@@ -9,14 +9,15 @@ import torch
 
 from adapters import same
 from capfl import adapter as algebra
-from capfl.methods.factors import NOTHING, ONLY_B
+from capfl.methods.factors import NOTHING, ONLY_A, ONLY_B
 from capfl.methods.method import Method
 from capfl.methods.peers import Peers, PeersMemory
 from capfl.methods.posterior import Importance, Posterior, PosteriorMemory
 from capfl.methods.take_home import AfterSteps, NearServer, Own, proximal
 from capfl.roles.client import personal
 from capfl.types import Adapter, ClientState
-from parts import INITIAL, Federation, description, pair, row, steps
+from fake import steps
+from parts import INITIAL, Federation, description, pair, row
 
 KNOWN = algebra.add(INITIAL, steps("b", 1))
 OWN = algebra.add(INITIAL, steps("c", 1))
@@ -77,11 +78,11 @@ def test_ranks_that_its_own_model_does_without_are_missing_however_it_is_made() 
 def test_an_adapter_of_its_own_is_trained_beside_and_never_travels(factors) -> None:  # type: ignore[no-untyped-def]
     played = Federation(row(factors=factors, takes_home=NearServer()))
     plain = Federation(row(factors=factors))
-    played.play(2)
-    plain.play(2)
+    played.rounds(2)
+    plain.rounds(2)
     assert same(played.state.everybody.adapter, plain.state.everybody.adapter)
-    kept = played.memory["a"]
-    assert kept.steps == plain.memory["a"].steps == 4  # twice the work, on the same items
+    kept = played.memory("a")
+    assert kept.steps == plain.memory("a").steps == 4  # twice the work, on the same items
     moved = {n: t + steps("a", 1)[n] + steps("a", 2)[n] if factors.trains(1, n) else t for n, t in INITIAL.items()}
     for name, t in kept.adapter.items():
         torch.testing.assert_close(t, moved[name])
@@ -111,10 +112,10 @@ def test_the_proximal_term_by_hand() -> None:
 
 def test_it_is_in_the_loss_of_methods_that_ask_for_it_and_is_about_what_the_server_sent() -> None:
     assert row().penalty(ClientState("a", known=KNOWN), 10) is None
-    for factors in (row().factors, ONLY_B):
+    for factors in (row().factors, ONLY_A, ONLY_B):
         method = row(alpha_f=2.0, factors=factors)
         term = method.penalty(ClientState("a", known=factors.travelling(KNOWN)), 10)
         assert term is not None
         trained = {name: t for name, t in OWN.items() if factors.trains(1, name)}
-        apart = float(algebra.squared_distance(trained, KNOWN))
+        apart = float(algebra.squared_distance(factors.travelling(trained), KNOWN))
         assert float(term.term(trained, term.constants)) == pytest.approx(apart, rel=1e-6)

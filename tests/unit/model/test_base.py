@@ -23,53 +23,37 @@ def folder(tmp_path):
     return place
 
 
-def test_a_base_is_frozen_and_has_no_dropout():
-    base = load_base(ModelConfig(path="tiny", device="cpu"))
-    assert not any(p.requires_grad for p in base.module.parameters())
-    assert not base.module.training
-    assert (base.name, base.device) == ("tiny", torch.device("cpu"))
-
-
 @torch.no_grad()
-def test_a_folder_is_loaded_with_its_weights_and_tokenizer(folder):
+def test_a_folder_is_loaded_frozen_with_its_weights_and_tokenizer(folder):
+    state = torch.get_rng_state()
     base = load_base(ModelConfig(path=str(folder), device="cpu"))
     assert torch.equal(base.module(IDS).logits, tiny.model(layers=2, seed=9)(IDS).logits)
+    assert torch.equal(torch.get_rng_state(), state)
     assert base.tokenizer("a</s>")["input_ids"] == tiny.tokenizer()("a</s>")["input_ids"]
     assert base.tokenizer.chat_template == tiny.CHAT
+    assert not any(p.requires_grad for p in base.module.parameters())
+    assert not base.module.training
+    assert (base.name, base.device) == (str(folder), torch.device("cpu"))
+    half = load_base(ModelConfig(path=str(folder), device="cpu", dtype="bfloat16"))
+    assert {p.dtype for p in half.module.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("path", ["tiny", "folder"])
-@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
-def test_precision(folder, path, name, dtype):
-    base = load_base(ModelConfig(path=str(folder) if path == "folder" else path, device="cpu", dtype=name))
-    assert {p.dtype for p in base.module.parameters()} == {dtype}
-
-
-def test_the_tiny_model_is_the_same_every_time_and_leaves_the_random_state_alone():
-    state = torch.get_rng_state()
-    first, second = tiny.model(), tiny.model()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("path", ["./nowhere", "/no/where", "~/no/where/at/all", "a/b/c"])
+@pytest.mark.parametrize("path", ["./nowhere", "~/no/where/at/all", "a/b/c"])
 def test_a_folder_that_is_not_there(path):
     with pytest.raises(ModelError, match=f"model.path: there is no folder {path}; give a folder, a Hub name"):
         load_base(ModelConfig(path=path, device="cpu"))
 
 
-@pytest.mark.parametrize("path", ["no-such-org/no-such-model", "gpt-none"])
-def test_a_hub_name_that_cannot_be_reached(path):
-    with pytest.raises(ModelError, match=f"model.path: cannot load '{path}' as a causal language model") as caught:
-        load_base(ModelConfig(path=path, device="cpu"))
+def test_a_hub_name_that_cannot_be_reached():
+    with pytest.raises(ModelError, match=r"model\.path: cannot load 'no-such-org/no-such-model' as a causal") as caught:
+        load_base(ModelConfig(path="no-such-org/no-such-model", device="cpu"))
     assert "Give smollm2, tiny, a folder saved with save_pretrained" in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["empty", "config", "weights", "tokenizer"])
+@pytest.mark.parametrize("damage", ["config", "weights", "tokenizer"])
 def test_a_folder_that_holds_no_whole_model(folder, damage):
     for file in list(folder.iterdir()):
-        tokens = file.name.startswith(("tokenizer", "special", "chat"))
-        if damage == "empty" or (damage == "tokenizer" and tokens):
+        if damage == "tokenizer" and file.name.startswith(("tokenizer", "special", "chat")):
             file.unlink()
     if damage == "config":
         (folder / "config.json").write_text('{"model_type": "no-such-type"}')
@@ -79,22 +63,17 @@ def test_a_folder_that_holds_no_whole_model(folder, damage):
         load_base(ModelConfig(path=str(folder), device="cpu"))
 
 
-def test_a_device_that_is_not_there():
-    with pytest.raises(ConfigError, match=rf"model.device: {ABSENT} is not available on this machine \(found: .*cpu"):
-        pick_device(ABSENT)
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
-
-
-@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
-def test_quantisation_needs_cuda(quantization):
-    with pytest.raises(ConfigError, match=f"model.quantization: {quantization} needs CUDA, this run is on cpu"):
-        load_base(ModelConfig(path="tiny", device="cpu", quantization=quantization))
-
-
 def test_weights_that_are_missing_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 of its weights, model\.layers\.1\.mlp\.up_proj\.weight"):
         load_base(ModelConfig(path=str(folder), device="cpu"))
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ConfigError, match=rf"model.device: {ABSENT} is not available on this machine \(found: .*cpu"):
+        pick_device(ABSENT)
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ConfigError, match=r"model\.quantization: 4bit needs CUDA, this run is on cpu"):
+        load_base(ModelConfig(path="tiny", device="cpu", quantization="4bit"))

@@ -33,20 +33,11 @@ def test_the_prompts_part_does_not_see_the_answer_and_the_bound_part_does(adapt)
     assert np.abs(one.features[D:] - other.features[D:]).max() > 1e-3
 
 
-def test_every_part_sees_the_prompt(adapt):
-    model = adapt()
-    base = model.initial_adapter(0)
-    changed = describe(model, base, [row([*prompt[:-1], 77], [11]) for prompt in PROMPTS])
-    found = describe(model, base, ROWS)
-    for part in range(1 + PATTERNS):
-        own = slice(part * D, (part + 1) * D)
-        assert np.abs(changed.features[own] - found.features[own]).max() > 1e-4
-
-
-def test_it_is_the_same_whatever_the_batch(adapt):
+def test_it_is_the_same_whatever_the_batch(adapt, wander):
     model = adapt()
     base = model.initial_adapter(0)
     whole = describe(model, base, ROWS)
+    model.write(wander(model))  # whatever was trained before
     assert whole.features.shape == ((1 + PATTERNS) * D,)
     for batch_size in (1, 2):
         for a, b in zip(astuple(describe(model, base, ROWS, batch_size)), astuple(whole), strict=True):
@@ -97,17 +88,5 @@ def test_the_effective_number_of_answers(adapt, answers, effective):
     model = adapt()
     rows = [row([5, 9, 3], [answer]) for answer in answers]
     assert describe(model, model.initial_adapter(0), rows).answers == pytest.approx(effective)
-
-
-def test_it_is_of_the_base_whatever_was_trained_before(adapt, wander):
-    model = adapt()
-    base = model.initial_adapter(0)
-    before = describe(model, base, ROWS)
-    model.write(wander(model))
-    assert (describe(model, base, ROWS).features == before.features).all()
-
-
-def test_no_items(adapt):
-    model = adapt()
     with pytest.raises(DataError, match="without items"):
         describe(model, model.initial_adapter(0), [])

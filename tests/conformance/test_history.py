@@ -1,0 +1,283 @@
+"""What every method keeps to, under every codec: laws, each of which is checked on one scripted history.
+
+A new method or codec is tested here by being in its table. The quick tests take each method with three codecs and each
+codec with three methods; the slow ones take all pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+
+from adapters import CODECS, normal, resealed, total
+from capfl import adapter as algebra
+from capfl.errors import WireError
+from capfl.methods import METHODS, posterior
+from capfl.methods.combine import WeightedMean
+from capfl.methods.ranks import Shares
+from capfl.packing import pack
+from capfl.report.summary import PARTS
+from capfl.roles import client as side
+from capfl.roles import server
+from capfl.types import EVERYBODY, Adapter, ClientId, ClientState
+from capfl.wire import up_codec
+from fake import CLIENTS, STEPS, Fake, History, bits, initial, n_train, of, play_history, steps, without_time
+
+THREE_METHODS = ("fedit", "ca-pfl", "fedex-lora")  # plain, with groups and importance, relayed
+THREE_CODECS = ("default", "fp32", "ternary")  # right in the mean, exact, with error feedback
+TRAINED = {"a": range(1, 7), "b": (5, 6), "c": (1, 2, 3, 5, 6), "d": range(3, 7)}
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of modulators are fitted here, and none has to be fitted well."""
+    monkeypatch.setattr(posterior, "FIT_STEPS", 3)
+
+
+def pairs() -> Iterator[object]:
+    for method in METHODS:
+        for codec in CODECS:
+            quick = codec in THREE_CODECS or method in THREE_METHODS
+            yield pytest.param(method, codec, marks=() if quick else pytest.mark.slow)
+
+
+# -- laws ------------------------------------------------------------------------------------------------
+
+
+def the_ledger_is_the_messages(history: History) -> None:
+    for round, record in history.records.items():
+        charged = Counter((e.client, e.direction, e.bytes) for e in record.ledger)
+        assert charged == Counter(history.crossed[round])
+        assert all(e.round == round and sum(e.parts.values()) == e.bytes for e in record.ledger)
+        assert {part for e in record.ledger for part in e.parts} <= set(PARTS)
+        first = [e.client for e in record.ledger][: 2 * len(record.clients)]  # before those of a validation
+        assert first == sorted(first)
+
+
+def who_failed_is_recorded(history: History) -> None:
+    """c's reply got lost, b lost its state and was asked again, d lied. Nothing else went wrong."""
+    failed = {round: [(f.client, f.code) for f in record.failures] for round, record in history.records.items()}
+    assert failed.pop(2) == [("c", "internal")]
+    assert failed.pop(5) in ([("b", "version")], [])  # none, if b was sent the whole adapter all the same
+    assert failed.pop(6) == [("d", "wire")]
+    assert not any(failed.values())
+    used = ["".join(record.clients) for record in history.records.values()]
+    assert used == ["abc", "ab", "acd", "ad", "abcd", "abc"]
+    assert history.states[6].visits == {"a": 6, "b": 4, "c": 4, "d": 3}
+
+
+def a_round_can_be_repeated_and_a_refused_update_leaves_nothing(history: History) -> None:
+    for one, other in history.replayed:
+        assert pack(one) == pack(other)
+
+
+def clients_have_what_they_are_believed_to_have(history: History) -> None:
+    """That they know the newest version whenever they are asked is checked by ``Fake``."""
+    state, disk = history.states[6], history.fake.disk
+    for client, version in state.versions.items():
+        assert disk.newest(client).version == version == 5
+    assert set(state.versions) == {"a", "b", "c"}
+    for client, rounds in TRAINED.items():
+        assert disk.newest(client).steps == STEPS * len(rounds)
+        assert disk.newest(client).trained == 6
+
+
+def whoever_missed_rounds_is_led_to_the_newest_version(history: History) -> None:
+    """From any version that it may have; with the whole adapter also if it has nothing."""
+    fake, newest = history.fake, history.states[6]
+    for client, since in (("a", 1), ("d", 4)):  # d came into a group that there was already
+        memory = fake.disk.newest(client)
+        for version in (0, *range(since, 7)):
+            known = history.states[version].group(client).known if version else {}
+            start = replace(memory, version=version, known=known) if version else ClientState(client)
+            message = server.request(replace(newest, versions={client: version}), client, fake.agreement)
+            assert bits(fake.received(client, message.blob, start).known) == bits(newest.group(client).known)
+        again = [server.request(newest, client, fake.agreement, again=True) for _ in range(2)]
+        assert again[0] == again[1]
+        assert bits(fake.received(client, again[0].blob, ClientState(client)).known) == bits(newest.group(client).known)
+
+
+def groups_are_those_of_the_data(history: History) -> None:
+    describes = history.fake.agreement.method.grouping.describes
+    expected = {"a": "group-1", "b": "group-1", "c": "group-2", "d": "group-2"} if describes else {}
+    assert history.states[6].group_of == history.records[6].groups == expected
+    assert history.states[2].group_of == {c: g for c, g in expected.items() if c != "d"}
+    assert {name: group.since for name, group in history.states[6].groups.items()} == dict.fromkeys(
+        [EVERYBODY, *expected.values()], int(describes)
+    ) | {EVERYBODY: 0}
+
+
+def means_are_those_of_the_members(history: History) -> None:
+    """By hand: weights by items, sums in float64. Of everybody, and of each group of those who are in it."""
+    agreed = history.fake.agreement
+    if not isinstance(agreed.method.combine, WeightedMean) or agreed.down.unbiased:
+        return  # others are tested beside their folds; the adapter of an unbiased codec is what was sent
+    before = agreed.method.start(initial())
+    for round, state in history.states.items():
+        arrived = {t.client: t.arrived for t in history.fake.trainings if t.round == round}
+        for name, group in state.groups.items():
+            if name in before.groups:
+                members = [c for c in history.records[round].clients if name in (EVERYBODY, before.group_of.get(c))]
+                expected = moved(before.groups[name].adapter, {c: arrived[c] for c in members})
+                assert bits(group.adapter) == bits(expected), (round, name)
+        before = state
+
+
+def moved(adapter: Adapter, changes: dict[ClientId, Adapter]) -> Adapter:
+    weight = float(sum(map(n_train, changes)))
+    after = dict(adapter)
+    for name in {name for change in changes.values() for name in change}:
+        summed = sum(change[name].double() * float(n_train(c)) for c, change in changes.items() if name in change)
+        after[name] = adapter[name] + (summed / weight).float()
+    return after
+
+
+def what_was_sent_and_what_is_left_is_what_changed(history: History) -> None:
+    agreed = history.fake.agreement
+    for client in "acd":  # b has lost what was left
+        own = [t for t in history.fake.trainings if t.client == client]
+        left = history.fake.disk.newest(client).residual
+        sent, changed = (total([getattr(t, what) for t in own], initial()) for what in ("arrived", "change"))
+        assert agreed.up.compensation == "feedback" or not left
+        if agreed.up.exact:
+            assert all(torch.equal(sent[name], t) for name, t in changed.items())
+        elif agreed.up.compensation == "feedback":
+            for name, t in total([left], initial()).items():
+                torch.testing.assert_close(sent[name] + t, changed[name], rtol=0, atol=1e-6)
+
+
+def factors_that_do_not_travel_stay(history: History) -> None:
+    """And ranks that a client does not have are not sent."""
+    method = history.fake.agreement.method
+    for training in history.fake.trainings:
+        assert set(training.arrived) <= set(method.factors.sent(training.round, initial()))
+        if isinstance(method.ranks, Shares) and training.client in "bd":
+            for down in algebra.factor(training.arrived, "A").values():
+                assert not bool(down[1].any())
+    for client in CLIENTS:
+        own = history.fake.disk.newest(client).adapter
+        if not method.grouping.describes and method.name != "ditto":
+            assert not any(method.factors.travels(name) for name in own)
+        if method.factors.travel in ("", "A"):
+            assert set(algebra.factor(own, "B")) == set(algebra.factor(initial(), "B"))
+
+
+def alone_a_client_has_what_training_alone_gives(history: History) -> None:
+    """c has no peers before d comes, whatever it sends and is sent."""
+    method = history.fake.agreement.method
+    if method.grouping.describes or not method.factors.travel:
+        expected = initial()
+        for round in (1, 2, 3):
+            expected = algebra.add(expected, steps("c", round))
+        assert bits(history.fake.disk.load("c", before=4).adapter) == bits(expected)
+
+
+def peers_know_of_each_other(history: History) -> None:
+    """b as well, which has lost its state."""
+    if history.fake.agreement.method.grouping.describes:
+        assert [history.fake.disk.newest(client).grouping.n_peers for client in CLIENTS] == [2] * 4
+        for client in "acd":
+            own = history.fake.disk.newest(client).grouping
+            expected = history.fake.agreement.method.grouping.z(history.states[6], client)
+            torch.testing.assert_close(own.z, expected, rtol=0.02, atol=0.01)  # told in bfloat16
+
+
+def a_damaged_request_changes_nothing(history: History) -> None:
+    fake = history.fake
+    blob = server.request(history.states[6], "a", fake.agreement).blob
+    memory = fake.disk.newest("a")
+    before = pack(memory)
+    for at in range(45, len(blob) - 4, 1 + len(blob) // 7):
+        bad = resealed(blob, at, bytes([blob[at] ^ 0xFF]))
+        with suppress(WireError):
+            side.train(bad, memory, fake.trainer("a"), fake.agreement)
+        assert pack(memory) == before
+    with pytest.raises(WireError):
+        side.train(blob[:-1], memory, fake.trainer("a"), fake.agreement)
+
+
+def an_evaluation_is_remembered_by_nobody(history: History) -> None:
+    fake, agreed = history.fake, history.fake.agreement
+    memory, blob = fake.disk.newest("a"), server.request(history.states[6], "a", agreed).blob
+    reply, after = side.evaluate(blob, memory, fake.trainer("a"), agreed)
+    said, parts = server.read_evaluation(reply, "a", 7, agreed)
+    assert after is memory
+    assert tuple(said.scores) == agreed.scored
+    assert sum(parts.values()) == len(reply)
+
+
+def neither_disks_nor_the_order_of_visits_matter(one: History, other: History) -> None:
+    """Every state is packed and read again in one; in the other none is, and clients are visited backwards."""
+    assert {round: pack(state) for round, state in one.states.items()} == {
+        round: pack(state) for round, state in other.states.items()
+    }
+    assert list(map(without_time, one.records.values())) == list(map(without_time, other.records.values()))
+    for client in CLIENTS:
+        assert pack(one.fake.disk.newest(client)) == pack(other.fake.disk.newest(client))
+
+
+LAWS: list[Callable[[History], None]] = [
+    the_ledger_is_the_messages,
+    who_failed_is_recorded,
+    a_round_can_be_repeated_and_a_refused_update_leaves_nothing,
+    clients_have_what_they_are_believed_to_have,
+    whoever_missed_rounds_is_led_to_the_newest_version,
+    groups_are_those_of_the_data,
+    means_are_those_of_the_members,
+    what_was_sent_and_what_is_left_is_what_changed,
+    factors_that_do_not_travel_stay,
+    alone_a_client_has_what_training_alone_gives,
+    peers_know_of_each_other,
+    a_damaged_request_changes_nothing,
+    an_evaluation_is_remembered_by_nobody,
+]
+
+
+@pytest.mark.parametrize(("method", "codec"), pairs())
+def test_every_method_keeps_the_laws_under_every_codec(method: str, codec: str) -> None:
+    history = play_history(Fake(of(method, codec)))
+    for law in LAWS:
+        law(history)
+    if codec in THREE_CODECS:  # disks and orders know nothing of codecs
+        other = play_history(Fake(of(method, codec), packed=False, backwards=True))
+        neither_disks_nor_the_order_of_visits_matter(history, other)
+
+
+# -- codecs alone, and peers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [name for name in CODECS if up_codec(CODECS[name], 0).unbiased])
+def test_unbiased_messages_are_as_long_as_the_change_in_the_mean(codec: str) -> None:
+    """In its direction: over many rounds, whose masks differ."""
+    made, change, rounds = up_codec(CODECS[codec], 3), normal(1, initial()), 120
+    arrived = [made.decode(memoryview(made.encode(change, initial(), n)), initial(), n) for n in range(1, rounds + 1)]
+    along = [sum(float((t * change[name]).sum()) for name, t in one.items()) for one in arrived]
+    assert sum(along) / rounds == pytest.approx(algebra.norm(change) ** 2, rel=0.02)
+
+
+def test_a_client_that_lost_its_state_is_told_its_features_again() -> None:
+    history = play_history(Fake(of("ca-pfl", "default")))
+    assert history.fake.disk.newest("b").grouping.z is not None
+
+
+@pytest.mark.parametrize("method", ["ca-pfl", "fedit", "flexlora"])
+def test_whatever_is_in_a_message_the_server_goes_on(method: str) -> None:
+    """Bytes of b's update are changed, and its checksum fits."""
+    draw = torch.Generator().manual_seed(0)
+    fake = Fake(of(method, "default"))
+
+    def damaged(blob: bytes) -> bytes:
+        where, what = torch.randint(10**6, (2,), generator=draw).tolist()
+        return resealed(blob, 20 + where % (len(blob) - 24), bytes([what % 256]))
+
+    fake.forged["b"] = damaged
+    for _ in range(25):
+        (record,) = fake.play(1, ["a", "b"])
+        assert "a" in record.clients
+        assert {failure.client for failure in record.failures} <= {"b"}
+        assert all(bool(t.isfinite().all()) for group in fake.state.groups.values() for t in group.adapter.values())
