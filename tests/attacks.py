@@ -40,7 +40,7 @@ def forged(reply: bytes, agreed: Agreement, change: Adapter | None = None, **cla
     flat = layout.flatten(change)
     if values.name not in ("fp32", "bf16"):
         flat = np.nan_to_num(flat, nan=3e38, posinf=3e38)
-    body = pack(flat, kept, False, values, layout, agreed.initial, agreed.up.unbiased)
+    body = pack(flat, kept, values, layout, agreed.initial, listed=False, unbiased=agreed.up.unbiased)
     return encode_update(said, body, agreed.up, agreed.schema)
 
 

@@ -106,9 +106,9 @@ def test_an_element_that_chance_has_left_out_may_not_be_sent_all_the_same(codec:
 
     layout = Layout.of(plain, INITIAL)
     outside = np.flatnonzero(layout.flatten({name: (~t).float() for name, t in reach.items()}))
-    body = pack(layout.flatten(plain), outside[:1], True, agreed.up.values, layout, INITIAL)
+    body = pack(layout.flatten(plain), outside[:1], agreed.up.values, layout, INITIAL)
     said, _ = server.read_update(encode_update(update({}), body, agreed.up, agreed.schema), "a", 1, agreed)
-    with pytest.raises(WireError, match="has values where no message of round 1 has any"):
+    with pytest.raises(WireError, match="has values where client 'a' sends none in round 1"):
         admit(said, agreed)
 
 

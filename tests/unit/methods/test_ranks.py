@@ -42,7 +42,9 @@ def test_shares_are_dealt_out_by_client_id_and_a_newcomer_has_all() -> None:
     state = row(ranks=SHARES).start(INITIAL, ["c", "a", "b"])
     said = {client: SHARES.announce(state, client).marks.sum().item() for client in (*CLIENTS, "new")}
     assert said == {"a": N, "b": N / 2, "c": N, "new": N}
-    assert torch.equal(SHARES.of_client(state, "b"), HALF)
+    assert torch.equal(SHARES.of_client(state, "b"), HALF.float())
+    assert torch.equal(SHARES.importance(SHARES.announce(state, "b")), HALF.float())
+    assert SHARES.importance(state.ranks) is None  # the server's answer has all ranks
 
 
 @pytest.mark.parametrize("codec", ["fp32", "default", "bf16"])
@@ -63,14 +65,14 @@ def test_a_client_trains_sends_and_takes_home_its_own_ranks(codec: str) -> None:
 def test_ranks_that_a_client_was_not_given_are_refused() -> None:
     played = Federation(row(combine=TruncatedProduct(), ranks=SHARES))
     lie = update("b", {name: torch.full_like(t, 1e-3) for name, t in INITIAL.items()})
-    with pytest.raises(WireError, match="ranks that client 'b' was not given"):
+    with pytest.raises(WireError, match="has values where client 'b' sends none in round 1"):
         door.admit(lie, played.state, played.agreement)
     door.admit(replace(lie, client="a"), played.state, played.agreement)
 
 
 def test_a_part_of_an_answer_that_rewrites_everything_is_refused() -> None:
     method, codec = row(combine=TruncatedProduct()), CODECS["default"].model_copy(update={"down_density": 0.5})
-    with pytest.raises(ConfigError, match=r"codec\.down_density: own rewrites all elements"):
+    with pytest.raises(ConfigError, match=r"codec\.down_density: with own the server changes all elements"):
         Agreement(method, codec, INITIAL)
     late = codec.model_copy(update={"compensation": "feedback"})
     assert Agreement(method, late, INITIAL).down.density == 0.5
