@@ -59,7 +59,6 @@ def test_large_models_are_planned_by_name_alone(model: str, elements: int, most:
     said = json.loads(command("plan", *words, "--threads", 1, "--json").stdout)
     assert said["parameters"] == elements
     assert said["bytes_round_trip"] <= most
-    assert said["bytes_round_trip"] <= 1.03 * said["entropy_bound"]
     assert said["dense_fp32_round_trip"] == pytest.approx(8 * elements, rel=1e-4)
 
 

@@ -56,7 +56,6 @@ def test_dense_float32_costs_what_the_run_says_to_the_byte(tmp_path: Path) -> No
     assert made.delivery == sum(e.bytes for e in summary.ledger if e.round == 4 and e.direction == "down")
     # nothing is sent but float32: both comparisons are with the thing itself
     assert made.dense_fp32_round_trip == made.bytes_round_trip
-    assert made.entropy_bound == 2 * 4 * made.parameters
     said = made.to_json()
     assert said["bytes_up"] == sum(said["parts"]["up"].values())
     assert said["totals"]["bytes"] == made.total_up + made.total_down
@@ -114,7 +113,7 @@ def test_a_large_model_without_weights_or_network() -> None:
     sparse = {"codec.values": "8bit", "codec.density": 0.15, "codec.mask": "top"}
     made = make_plan(load_config(None, llama | sparse), calibration=True)
     assert made.parameters == 2_293_760 // 7
-    assert made.entropy_bound < made.bytes_round_trip < 1.04 * made.entropy_bound
+    assert made.bytes_round_trip < 2 * 0.15 * made.parameters * 1.6  # a sign, seven bits of level, and positions
     assert made.dense_fp32_round_trip == pytest.approx(8 * made.parameters, rel=1e-2)
     assert made.seconds is None
     assert made.no_seconds.startswith("meta-llama/Llama-3.2-3B is not on this machine")
@@ -261,7 +260,7 @@ def test_the_table_says_all_of_it() -> None:
     with console.capture() as capture:
         console.print(plan_tables(made))
     text = capture.get()
-    for word in ("header", "values", "first round", "entropy", "dense fp32", "peak memory", "does not fit into 1 B"):
+    for word in ("header", "values", "first round", "dense fp32", "peak memory", "does not fit into 1 B"):
         assert word in text, word
     assert f"{made.bytes_up:,}" in text
     assert "2 of 4 clients (from the data) in each of 2 rounds" in text

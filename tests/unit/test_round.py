@@ -250,7 +250,7 @@ def test_a_client_that_lost_its_state_is_asked_once_more_with_the_whole_adapter(
     """Under every policy, and for nothing; after that the policy is in charge."""
     lossy = replace(AGREED, codec=CodecConfig(values="ternary", density=1))
     log = tuple(lossy.down.encode({"m.A": torch.tensor([[v, v]])}, START, 1) for v in (1.0, 2.0))
-    start, config = after(2, log, versions={"b": 1}), FederationConfig(on_failure=policy)
+    start, config = after(2, log[1:], versions={"b": 1}), FederationConfig(on_failure=policy)
     exchange = Answering(fails("b", "version"), times=1)
     exchange.answer = lambda kind, client, round: encoded(  # type: ignore[method-assign]
         Update(round, client, {}, 2, 3, 1.0), START, lossy.up, START
@@ -329,6 +329,6 @@ def test_a_validation_adds_to_the_record_and_tells_clients_the_version() -> None
     assert [(e.client, e.direction, e.round) for e in added] == [
         ("a", "down", 1), ("a", "up", 1), ("b", "down", 1), ("c", "down", 1), ("c", "up", 1),
     ]  # fmt: skip
-    assert added[1].parts == {"header": 43 + 5, "scores": 17}
+    assert added[1].parts == {"header": 43 + 5, "scores": 55}
     with pytest.raises(ClientError, match="client 'b' failed in round 2"):
         validate_round(state, record, CLIENTS, AGREED, exchange, FederationConfig())

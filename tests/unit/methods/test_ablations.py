@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from capfl.compare.rows import load_rows
 
+from capfl.compare.rows import load_rows
 from capfl.compare.spec import make_plan
 from capfl.config.schema import MethodConfig
 from capfl.methods import build

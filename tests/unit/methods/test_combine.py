@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapters import normal, same
 from capfl import adapter as algebra
-from capfl.maths.products import MeanProduct, Products
+from capfl.maths.products import Products
 from capfl.methods.combine import Combine, CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
 from capfl.methods.robust import Clipped, Middle
 from capfl.types import Adapter
@@ -164,13 +164,6 @@ def test_clients_of_unequal_ranks_count_with_the_ranks_that_they_have() -> None:
     torch.testing.assert_close(value["m.B"] @ value["m.A"], torch.tensor([[3.5]]))
     assert torch.equal(value["m.A"][1], start["m.A"][1])  # the sum has one rank: the other can be trained again
     assert not value["m.B"][:, 1].any()
-
-
-def test_no_products_have_no_mean() -> None:
-    with pytest.raises(ValueError, match="no products"):
-        Products([])
-    with pytest.raises(ValueError, match="no products"):
-        MeanProduct().value()
 
 
 # -- relayed -----------------------------------------------------------------------------------------------
