@@ -104,7 +104,7 @@ def by_importance(data: bytes, codec: Codec, round_: int, there: list[str], temp
     counts = counts_of(
         [importance.get(rank, 0.0) for rank in number],
         [len(elements[rank]) for rank in number],
-        round(codec.density * position),
+        round(codec.density * sum(len(elements[rank]) for rank in marked)),
     )
     found = []
     for rank, n in zip(number, counts, strict=True):
