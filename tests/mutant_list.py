@@ -37,7 +37,6 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             ("if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):", "if False:"),
     },
     ("wire/codec.py", "unit/wire/test_codec.py unit/wire/test_importance.py"): {
-        "what a rank of no importance has is scaled": ("flat[(budget.counts == 0)[budget.owner]] = 0", "pass"),
         "the reach of a mask is everything":
             ("kept = self._drawn(layout, whole, round, budget)\n        if kept is None", "kept = None\n        if kept is None"),
         "values that are not finite come in":
