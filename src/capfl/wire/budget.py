@@ -44,10 +44,13 @@ class Budget:
 
     @staticmethod
     def by_rank(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Budget:
-        """Of every rank in proportion to its importance (n,), as many in all: of importance 0 nothing."""
+        """Of every rank in proportion to its importance (n,), of importance 0 nothing.
+
+        In all density * size of the ranks of any importance: a sender of half the ranks sends half as much.
+        """
         owner = layout.owners(whole)
         sizes: Ints = np.bincount(owner, minlength=whole.n_ranks).astype(np.int64)
-        return Budget(owner, sizes, allocate(importance, sizes, round(density * layout.size)))
+        return Budget(owner, sizes, allocate(importance, sizes, round(density * int(sizes[importance > 0].sum()))))
 
     def share(self) -> Floats:
         """What share of its group is sent, for every element, (size,); 1 where nothing is."""

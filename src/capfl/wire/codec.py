@@ -66,8 +66,6 @@ class Codec:
             raise WireError(f"{bad!r} has values that are not finite")
         coded = None if importance is None else write_importance(importance, whole.n_ranks)
         budget = self._by_rank(coded, layout, whole)
-        if budget is not None:
-            flat[(budget.counts == 0)[budget.owner]] = 0  # nor is it left to other rounds
         drawn = self._drawn(layout, whole, round, budget)
         kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out

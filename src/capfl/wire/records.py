@@ -6,8 +6,8 @@
         features: torch.Tensor | None = vector("bf16", optional=True)
 
 On the wire the fields stand in the order of the class, and both sides know the code of each from it: ``bf16`` for
-finite numbers, ``positive`` for finite positive numbers of three bits of mantissa, ``marks`` for 0 and 1. docs/wire.md
-has the bytes.
+finite numbers, ``float64`` for such as must arrive exactly, ``positive`` for finite positive numbers of three bits of
+mantissa, ``marks`` for 0 and 1. docs/wire.md has the bytes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 R = TypeVar("R", bound="DataclassInstance")
-Code = Literal["bf16", "positive", "marks"]
+Code = Literal["bf16", "float64", "positive", "marks"]
 
 LONGEST = 2**16 - 1  # elements of a vector, and bytes of its data
 _POSITIVE = Scales(mantissa=3)
+_PLAIN = {"bf16": torch.bfloat16, "float64": torch.float64}
 _HEAD = 5  # bytes before the data of each vector
 _KEY = "capfl.vector"
 
@@ -65,7 +66,7 @@ def write(record: DataclassInstance) -> bytes:
 
 
 def read(data: memoryview, kind: type[R]) -> R:
-    """The record that ``write`` wrote, its vectors as float32 on the CPU.
+    """The record that ``write`` wrote, its vectors on the CPU: float64 where that is the code, float32 elsewhere.
 
     Raises:
         WireError: the bytes are not a record of this kind; the text names the field.
@@ -114,10 +115,10 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
     if values.ndim != 1 or not 1 <= len(values) <= LONGEST or not bool(values.isfinite().all()):
         raise WireError(f"{label} is not a vector of 1 to {LONGEST} finite numbers")
     values = values.detach().cpu()
-    if code == "bf16":
-        coded = values.to(torch.bfloat16)
+    if code in _PLAIN:
+        coded = values.to(_PLAIN[code])
         if not bool(coded.isfinite().all()):
-            raise WireError(f"{label} has numbers too large for bfloat16")
+            raise WireError(f"{label} has numbers too large for {code}")
         data = coded.view(torch.uint8).numpy().tobytes()
     elif code == "marks":
         if not bool(((values == 0) | (values == 1)).all()):
@@ -136,10 +137,11 @@ def _encode(label: str, values: torch.Tensor, code: Code) -> bytes:
 def _decode(data: memoryview, n: int, code: Code) -> torch.Tensor:
     if not n:
         raise WireError("there are no elements")
-    if code == "bf16":
-        if len(data) != 2 * n:
+    if code in _PLAIN:
+        if len(data) != _PLAIN[code].itemsize * n:
             raise WireError(f"{len(data)} bytes for {n} numbers")
-        values = torch.frombuffer(bytearray(data), dtype=torch.bfloat16).float()
+        values = torch.frombuffer(bytearray(data), dtype=_PLAIN[code])
+        values = values if code == "float64" else values.float()
         if not bool(values.isfinite().all()):
             raise WireError("there are numbers that are not finite")
     elif code == "marks":

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import CODECS, SMALL, filled, important, normal, paired, resealed, same
+from adapters import CODECS, SMALL, filled, important, normal, paired, same
 from capfl.errors import WireError
-from capfl.types import Adapter, Evaluation, HeldOut, Score, Update
-from capfl.wire import Codec, decode_evaluation, decode_update, encode_evaluation, encode_update, schema_hash, up_codec
+from capfl.types import Adapter, Update
+from capfl.wire import Codec, decode_update, encode_update, schema_hash, up_codec
 from capfl.wire.values import VALUES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "wire.md"
@@ -104,7 +104,7 @@ def by_importance(data: bytes, codec: Codec, round_: int, there: list[str], temp
     counts = counts_of(
         [importance.get(rank, 0.0) for rank in number],
         [len(elements[rank]) for rank in number],
-        round(codec.density * position),
+        round(codec.density * sum(len(elements[rank]) for rank in marked)),
     )
     found = []
     for rank, n in zip(number, counts, strict=True):
@@ -259,20 +259,6 @@ def test_the_example_of_the_document():
     change = {"q.A": torch.tensor([[1.0, 2.0, -3.0, 5.0]]), "q.B": torch.tensor([[0.5], [-0.25]])}
     body = codec.encode(change, template, 3)
     assert encode_update(Update(3, "site", {}, 12, 7, 1.25), body, codec, schema_hash(template, "base")) == blob
-
-
-def test_the_scores_of_the_document():
-    text = DOCUMENT.read_text().split("## Scores")[1].split("## A message read by hand")[0]
-    data = "".join(line for line in text.splitlines() if line.startswith("    ")).encode()
-    template, codec = (
-        {"q.A": torch.zeros(3, 1), "q.B": torch.zeros(1, 3), "v.A": torch.zeros(2, 1), "v.B": torch.zeros(1, 2)},
-        Codec(VALUES["fp32"]),
-    )
-    schema, scores = schema_hash(template, "base"), {"base": Score(1, 8, 2.5), "personal": Score(8, 8, 0.5)}
-    said = Evaluation(3, "site", 12, HeldOut(8, 0.25, 0.375), scores, {"q": 3, "v": 1})
-    head = encode_evaluation(said, codec, schema, template)[:42]
-    blob = resealed(head + b"\x08" + len(data).to_bytes(4, "little") + data + bytes(4))
-    assert decode_evaluation(blob, codec, schema, template)[0] == said
 
 
 def test_the_limit_of_a_body_is_the_documented_one():

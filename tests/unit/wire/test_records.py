@@ -68,7 +68,7 @@ def test_there_and_back(features, alpha, marks):
         ({"features": torch.zeros(2, 2)}, "Said.features is not a vector"),
         ({"features": torch.zeros(0)}, "Said.features is not a vector"),
         ({"features": torch.zeros(2**15)}, "Said.features takes 65536 bytes, 65535 at most"),
-        ({"features": torch.tensor([3.4e38])}, "Said.features has numbers too large for bfloat16"),
+        ({"features": torch.tensor([3.4e38])}, "Said.features has numbers too large for bf16"),
         ({"alpha": torch.tensor([1.0, 0.0])}, "Said.alpha has numbers that are not positive"),
         ({"alpha": torch.tensor([1e-45])}, "Said.alpha has numbers that are not positive, or too small"),
         ({"marks": torch.tensor([0.5])}, "Said.marks has marks other than 0 and 1"),

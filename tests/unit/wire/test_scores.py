@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 from adapters import resealed
 from capfl.errors import WireError
@@ -42,43 +41,39 @@ def read(blob: bytes) -> Evaluation:
 
 
 def test_golden_validation():
-    blob, said = encode_validation(VALID, FP32, SCHEMA), b'{"scores":{"global":{"correct":3,"total":7,"nll":1.5}}}'
+    blob = encode_validation(VALID, FP32, SCHEMA)
     told = "4350464c0203010004000000" + SCHEMA.hex() + "00" * 16 + "0400" + b"site".hex()
-    assert blob[:-4] == bytes.fromhex(told + "0837000000") + said
-    assert decode_validation(blob, FP32, SCHEMA) == (VALID, {"header": len(blob) - 55, "scores": 55})
+    body = (
+        "0823000000" "0003000100" "40" "0103001800" "0000000000000840" "0000000000001c40" "000000000000f83f"
+    )  # fmt: skip
+    assert blob[:-4].hex() == told + body
+    assert decode_validation(blob, FP32, SCHEMA) == (VALID, {"header": len(blob) - 35, "scores": 35})
 
 
 def test_golden_evaluation():
     blob = evaluation()
     told = "4350464c020401000b000000" + SCHEMA.hex() + "0c000000" + "00" * 12 + "0400" + b"site".hex()
-    said = (
-        b'{"scores":{"base":{"correct":1,"total":8,"nll":2.5},"global":{"correct":5,"total":8,"nll":1.0},'
-        b'"personal":{"correct":8,"total":8,"nll":0.0}},"test":{"number":8,"chance":0.25,"majority":0.375},'
-        b'"ranks":[3,1]}'
-    )
-    assert blob[:-4] == bytes.fromhex(told + "08") + len(said).to_bytes(4, "little") + said
-    parts = {"header": len(blob) - len(said), "scores": len(said)}
-    assert decode_evaluation(blob, FP32, SCHEMA, TEMPLATE) == (SAID, parts)
+    body = (
+        "0885000000" "0003000100" "e0" "0109004800"
+        "000000000000f03f" "0000000000002040" "0000000000000440"  # 1 of 8, 2.5
+        "0000000000001440" "0000000000002040" "000000000000f03f"  # 5 of 8, 1
+        "0000000000002040" "0000000000002040" "0000000000000000"  # 8 of 8, 0
+        "0203001800" "0000000000002040" "000000000000d03f" "000000000000d83f"  # 8 items, 0.25 and 0.375
+        "0302001000" "0000000000000840" "000000000000f03f"  # ranks 3 and 1
+    )  # fmt: skip
+    assert blob[:-4].hex() == told + body
+    assert decode_evaluation(blob, FP32, SCHEMA, TEMPLATE) == (SAID, {"header": len(blob) - 133, "scores": 133})
 
 
-# -- what comes back --------------------------------------------------------------------------------------
-
-counted = st.tuples(st.integers(1, 2**32 - 1), st.floats(0, 1), st.floats(0, 1e4)).map(
-    lambda t: Score(int(t[1] * t[0]), t[0], t[2])
-)
-shares = st.floats(0, 1)
+def test_fewer_models_and_no_chance():
+    said = replace(SAID, test=HeldOut(2**32 - 1), scores={"personal": Score(0, 2**32 - 1, 2.5e15)})
+    assert read(evaluation(said)) == said
 
 
 # -- what is refused --------------------------------------------------------------------------------------
 
-
-def saying(old: str, new: str, blob: bytes = b"") -> bytes:
-    """The evaluation with another text, and what has to fit it."""
-    blob = blob or evaluation()
-    text = blob[47:-4].decode()
-    assert old in text
-    body = text.replace(old, new, 1).encode()
-    return resealed(blob[:42] + b"\x08" + len(body).to_bytes(4, "little") + body + blob[-4:])
+SCORE = 42 + 5 + 6 + 5  # where numbers begin, behind header, section, marks and the head of their vector
+TEST, RANK = SCORE + 72 + 5, SCORE + 72 + 29 + 5
 
 
 @pytest.mark.parametrize(
@@ -89,7 +84,19 @@ def saying(old: str, new: str, blob: bytes = b"") -> bytes:
         (24, struct.pack("<I", 7), "7 steps"),
         (28, struct.pack("<d", 1.5), "loss 1.5"),
         (42, b"\x09", "something else than one section SCORES"),
-        (47, b"[", "cannot be read: Invalid JSON"),
+        (52, b"\xc0", "9 numbers for the scores of 2 models"),
+        (SCORE, struct.pack("<d", 9), "scored base with 9 of 8"),
+        (SCORE, struct.pack("<d", 0.5), "scored base with 0.5 of 8"),
+        (SCORE, struct.pack("<d", -1), "scored base with -1 of 8"),
+        (SCORE + 8, struct.pack("<d", 2.0**32), "of 4.29497e"),
+        (SCORE, struct.pack("<dd", 0, 0), "scored base with 0 of 0"),
+        (SCORE + 16, struct.pack("<d", float("nan")), "Scores.scores cannot be read: there are numbers that are not"),
+        (SCORE + 16, struct.pack("<d", 8_000_001), "nll 8000001.0"),
+        (SCORE + 16, struct.pack("<d", -0.1), "nll -0.1"),
+        (TEST, struct.pack("<d", 0), r"test items, .*\[0.0, 0.25, 0.375\]"),
+        (TEST + 8, struct.pack("<d", -0.1), r"\[8.0, -0.1, 0.375\]"),
+        (RANK, struct.pack("<d", 4), "rank 4 in 'q', of 1 to 3"),
+        (RANK + 8, struct.pack("<d", 0), "rank 0 in 'v', of 1 to 2"),
     ],
 )
 def test_a_field_that_is_wrong_although_the_checksum_is_right(at: int, new: bytes, message: str) -> None:
@@ -97,36 +104,23 @@ def test_a_field_that_is_wrong_although_the_checksum_is_right(at: int, new: byte
         read(resealed(evaluation(), at, new))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ('"base"', '"best"', "scored 'best', which is none of base, global, personal"),
-        ('"correct":1', '"correct":9', "scored base with 9 of 8"),
-        ('"correct":1', '"correct":-1', "scored base with -1 of 8"),
-        ('"correct":1', '"correct":"1"', "valid integer"),
-        ('"correct":1,"total":8', '"correct":0,"total":0', "scored base with 0 of 0"),
-        ('"total":8', f'"total":1{"0" * 400}', "scored base with 1 of 1000"),
-        ('"nll":2.5', '"nll":NaN', "scored base with nll nan"),
-        ('"nll":2.5', '"nll":8000001', "scored base with nll 8000001.0"),
-        ('"nll":2.5', f'"nll":2.5{" " * 2**16}', "bytes, 65536 at most"),
-        ('"number":8', '"number":0', "0 test items"),
-        ('"chance":0.25', '"chance":NaN', "chance is nan"),
-        ('"majority":0.375', '"majority":-0.1', "the majority -0.1"),
-        ("[3,1]", "[4,1]", "rank 4 in 'q', of 1 to 3"),
-        ("[3,1]", "[3,0]", "rank 0 in 'v', of 1 to 2"),
-        ("[3,1]", "[3]", "ranks of 1 modules, the adapter has 2"),
-        ("[3,1]", "[" * 5000, "cannot be read"),
-    ],
-)
-def test_scores_that_cannot_be(old: str, new: str, message: str) -> None:
-    with pytest.raises(WireError, match=message):
-        read(saying(old, new))
+def test_an_evaluation_without_its_ranks_or_its_items():
+    with pytest.raises(WireError, match="ranks of 0 modules, the adapter has 2"):
+        read(without(evaluation(), 21))
+    with pytest.raises(WireError, match=r"test items, .*\[\]"):
+        read(without(evaluation(), 21 + 29))
+
+
+def without(blob: bytes, n: int) -> bytes:
+    """The message without the last bytes of its record."""
+    length = len(blob) - 4 - 47 - n
+    return resealed(blob[:43] + length.to_bytes(4, "little") + blob[47 : 47 + length] + bytes(4))
 
 
 def test_a_validation_is_of_the_global_adapter_alone():
     blob = encode_validation(VALID, FP32, SCHEMA)
     with pytest.raises(WireError, match="has scores of base"):
-        decode_validation(saying("global", "base", blob), FP32, SCHEMA)
+        decode_validation(resealed(blob, 52, b"\x80"), FP32, SCHEMA)
     with pytest.raises(WireError, match="12 training items"):
         decode_validation(resealed(blob, 20, struct.pack("<I", 12)), FP32, SCHEMA)
 
