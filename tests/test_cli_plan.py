@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from commands import TINY_FLAGS, command, refused
-from support import tiny_run
 
 # -- plan ------------------------------------------------------------------------------------------------
 
