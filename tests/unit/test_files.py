@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from capfl.errors import CheckpointError
-from capfl.files import locked, new_folder
+from capfl.files import locked, new_folder, write_atomically
 
 HOLDER = """
 import sys
@@ -58,3 +58,12 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
     for take in (new_folder, lambda path: locked(path).__enter__()):
         with pytest.raises(CheckpointError, match=str(tmp_path / "run")):
             take(tmp_path / "run")
+
+
+def test_who_is_reading_a_file_goes_on_reading_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new, and longer")
+        assert reader.read() == b"old"
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"new, and longer"]

@@ -27,13 +27,13 @@ class Scores:
 
     Attributes:
         models: marks of those of ``MODELS`` that were scored.
-        scores: of each of them ``correct``, ``total`` and ``nll``.
+        scores: of each of them ``correct``, ``total`` and ``nll``; None where none was scored.
         test: the number of test items, and where it is known ``chance`` and ``majority`` of ``HeldOut``.
         ranks: that the client keeps, of every module in the order of the adapter.
     """
 
     models: Tensor = vector("marks")
-    scores: Tensor = vector("float64")
+    scores: Tensor | None = vector("float64", optional=True)
     test: Tensor | None = vector("float64", optional=True)
     ranks: Tensor | None = vector("float64", optional=True)
 
@@ -41,12 +41,13 @@ class Scores:
     def of(scores: dict[str, Score]) -> Scores:
         there = [scores[model] for model in MODELS if model in scores]
         numbers = [number for score in there for number in (score.correct, score.total, score.nll)]
-        return Scores(torch.tensor([float(model in scores) for model in MODELS]), _doubles(*numbers))
+        marks = torch.tensor([float(model in scores) for model in MODELS])
+        return Scores(marks, scores=_doubles(*numbers) if numbers else None)
 
     def read(self, client: str) -> dict[str, Score]:
         """The scores by model. Raises WireError: they are none that there can be."""
         models = [model for model, mark in zip(MODELS, self.models.tolist(), strict=False) if mark]
-        numbers = self.scores.tolist()
+        numbers = [] if self.scores is None else self.scores.tolist()
         if len(self.models) != len(MODELS) or len(numbers) != 3 * len(models):
             raise WireError(f"client {client!r} sent {len(numbers)} numbers for the scores of {len(models)} models")
         found = {}
@@ -84,7 +85,7 @@ def encode_evaluation(message: Evaluation, codec: Codec, schema: bytes, template
     said, test = Scores.of(dict(message.scores)), message.test
     known = (test.chance, test.majority) if test.chance is not None and test.majority is not None else ()
     ranks = _doubles(*(message.ranks[module] for module in algebra.ranks(template)))
-    return _sealed(header, Scores(said.models, said.scores, test=_doubles(test.number, *known), ranks=ranks))
+    return _sealed(header, Scores(said.models, scores=said.scores, test=_doubles(test.number, *known), ranks=ranks))
 
 
 def decode_evaluation(blob: bytes, codec: Codec, schema: bytes, template: Adapter) -> tuple[Evaluation, dict[str, int]]:

@@ -77,6 +77,8 @@ def test_max_items_caps_at_random():
     assert [len(part) for part in capped.values()] == [20, 20]
     assert all(set(capped[c]) < set(whole[c]) for c in whole)
     assert capped["00"] != whole["00"][:20]
+    skewed = partition(make(100), config("dirichlet", clients=2, alpha=10, max_items=20), 0)  # dealt label by label
+    assert all({k % 5 for k in part} == set(range(5)) for part in skewed.values())
 
 
 @pytest.mark.parametrize(
