@@ -1,5 +1,4 @@
 """Errors to put into the code on purpose; ``mutants`` does it."""
-# ruff: noqa: E501 - lines of the code as they are
 
 from __future__ import annotations
 
@@ -116,12 +115,6 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "a mean product swaps A and B": (
             "self._sums[name] = (up * weight) @ down",
             "self._sums[name] = (down.T * weight) @ up.T",
-        ),
-    },
-    ("methods/combine.py", "conformance/test_history.py"): {
-        "a mean is not weighted": (
-            "self._mean.add(change, weight)\n\n    def value(self) -> Adapter:\n        return algebra.add(self._adapter, self",
-            "self._mean.add(change, 1.0)\n\n    def value(self) -> Adapter:\n        return algebra.add(self._adapter, self",
         ),
     },
     ("methods/combine.py", "unit/methods/test_combine.py"): {
