@@ -67,7 +67,7 @@ def failure(source: Path, tests: str) -> str | None:
             )
         except subprocess.TimeoutExpired:
             return f"not done after {LONGEST} s"
-    return (done.stdout + done.stderr)[-1000:] if done.returncode else None
+    return (done.stdout + done.stderr)[-1000:] or f"ended with code {done.returncode}" if done.returncode else None
 
 
 def main() -> None:
