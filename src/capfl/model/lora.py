@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import peft
@@ -150,20 +151,28 @@ class AdaptedModel:
     def _replaced_layers(self, hidden: Tensor | None) -> Iterator[None]:
         """With ``hidden``, the lower layers pass their input on and the last of them hands out ``hidden``.
 
-        Under checkpointing the others are computed again in the backward pass.
+        Under checkpointing the others keep their input and nothing of what they compute, and compute it again in the
+        backward pass, with the same random numbers.
         """
-        real = list(self.layers)
+        before = [vars(layer).get("forward") for layer in self.layers]
         lowest = self.lowest if hidden is not None else 0
-        for i, layer in enumerate(real):
+        for i, layer in enumerate(self.layers):
             if i < lowest:
-                self.layers[i] = _Skipped(layer, hidden if i == lowest - 1 else None, self._in_tuple)
+                layer.forward = partial(self._skipped, hidden if i == lowest - 1 else None)
             elif self._checkpointing:
-                self.layers[i] = _Recomputed(layer)
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
             yield
         finally:
-            for i, layer in enumerate(real):
-                self.layers[i] = layer
+            for layer, forward in zip(self.layers, before, strict=True):
+                vars(layer).pop("forward", None)
+                if forward is not None:
+                    layer.forward = forward
+
+    def _skipped(self, hidden: Tensor | None, hidden_states: Tensor, *_: object, **__: object) -> object:
+        """In place of a layer's ``forward``."""
+        out = hidden_states if hidden is None else hidden
+        return (out,) if self._in_tuple else out
 
     @torch.no_grad()
     def check_split(self) -> None:
@@ -194,37 +203,3 @@ class AdaptedModel:
 class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
-
-
-class _InPlaceOf(nn.Module):
-    """Stands in for a decoder layer; has the attributes of the one it stands for."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "_layer", layer)  # not registered: it is neither moved nor saved
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_layer"), name)
-
-
-class _Skipped(_InPlaceOf):
-    """Computes nothing."""
-
-    def __init__(self, layer: nn.Module, hidden: Tensor | None, in_tuple: bool) -> None:
-        super().__init__(layer)
-        self._hidden = hidden
-        self._in_tuple = in_tuple
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor | tuple[Tensor]:
-        out = hidden_states if self._hidden is None else self._hidden
-        return (out,) if self._in_tuple else out
-
-
-class _Recomputed(_InPlaceOf):
-    """Keeps the layer's input and nothing of what it computes, with the same random numbers the second time."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(self._layer, *args, use_reentrant=False, **kwargs)

@@ -124,7 +124,7 @@ def test_checkpointing_gives_the_same_bits_and_keeps_less(adapt, wander):
     assert found[0].losses == found[1].losses
     assert same(found[0].adapter, found[1].adapter)
     assert kept[1] < 0.5 * kept[0]
-    assert {type(layer).__name__ for layer in model.layers} == {"LlamaDecoderLayer"}
+    assert not any("forward" in vars(layer) for layer in model.layers)  # the real layers are back
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_dropout_is_off_again(adapt, wander):
