@@ -56,7 +56,6 @@ def run_round(
         if update is None:
             continue
         aggregation.add(update)
-        record.norms[client] = algebra.norm(update.adapter)
         record.losses[client], record.steps[client] = update.loss, update.steps
         kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
         if kept is not None:
@@ -73,6 +72,7 @@ def run_round(
         ledger=tuple(talk.ledger),
         groups=dict(new_state.group_of),
         capped=aggregation.capped,
+        norms=talk.norms,
         seconds=time.monotonic() - began,
     )
 
@@ -110,7 +110,7 @@ def validate_round(
 
 @dataclass
 class Talk:
-    """Requests of one kind to some clients, and their replies. Keeps the ledger and the failures."""
+    """Requests of one kind to some clients, and their replies. Keeps the ledger, the failures and updates' norms."""
 
     kind: Kind
     round: int
@@ -119,6 +119,7 @@ class Talk:
     exchange: Exchange
     config: FederationConfig
     failures: list[Failure] = field(default_factory=list)
+    norms: dict[ClientId, float] = field(default_factory=dict)
     _entries: list[Entry] = field(default_factory=list)
     _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
@@ -194,7 +195,7 @@ class Talk:
         try:
             reply, parts = read(answer, client, self.round, self.agreement)
             if isinstance(reply, Update):
-                door.admit(reply, self.state, self.agreement)
+                self.norms[client] = door.admit(reply, self.state, self.agreement)
         except WireError as error:
             self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
             return Failure(client, "decode", printable(str(error)), error.code)
