@@ -33,7 +33,7 @@ class Finished:
         Raises:
             ClientError: a client failed and the policy is to stop, or no client answered.
         """
-        talk = Talk("evaluate", self.state.round + 1, self.state, self.agreement, self.exchange, config)
+        talk = Talk("evaluate", self.state, self.agreement, self.exchange, config)
         callback.on_evaluation(len(self.participants))
         answers = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
         return {evaluation.client: evaluation for evaluation in answers}, talk

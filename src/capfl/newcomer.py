@@ -22,9 +22,8 @@ from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.roles.client import described, opened, received
-from capfl.types import Adapter, ClientId, ClientState, Item, ServerState, Update
-from capfl.wire import encode_update
+from capfl.roles.client import introduce, opened, received
+from capfl.types import Adapter, ClientId, ClientState, Item, ServerState
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,14 @@ class Run:
             trainer = federation.trainer(client, self.method)
 
             # up: what its data are like
-            memory = described(ClientState(client), trainer, agreed)
-            said = Update(state.round, client, {}, n, 0, 0.0, grouping=self.method.grouping.report(memory))
-            body = agreed.up.encode({}, agreed.initial, state.round)
-            blob = encode_update(said, body, agreed.up, agreed.schema)
-            update, _ = server.read_update(blob, client, state.round, agreed)
+            blob, memory = b"", ClientState(client)
+            if self.method.grouping.describes:
+                asked = server.ask_for_introduction(state, client, agreed).blob
+                blob, memory = introduce(asked, memory, trainer, agreed)
+                said, _ = server.read_introduction(blob, client, state, agreed)
+                state = server.introduced(state, {client: said}, agreed)
 
             # down: the adapter of its peers, and which ranks of it are for clients like this one
-            state = self.method.grouping.form(state, {client: update})
             alike = self.method.grouping.alike(state, client)
             state = replace(state, ranks=self.method.ranks.welcome(state, client, alike))
             message = server.request(state, client, agreed, again=True)

@@ -19,6 +19,7 @@ from capfl.types import (
     Evaluation,
     Exchange,
     Failure,
+    Introduction,
     Kind,
     RoundRecord,
     Score,
@@ -27,8 +28,8 @@ from capfl.types import (
     Validation,
 )  # fmt: skip
 
-Reply = TypeVar("Reply", Update, Validation, Evaluation)
-Read = Callable[[bytes, ClientId, int, Agreement], tuple[Reply, dict[str, int]]]
+Reply = TypeVar("Reply", Introduction, Update, Validation, Evaluation)
+Read = Callable[[bytes, ClientId, ServerState, Agreement], tuple[Reply, dict[str, int]]]
 
 
 def run_round(
@@ -45,36 +46,63 @@ def run_round(
         ClientError: a client failed and the policy is to stop, or no client answered.
     """
     began = time.monotonic()
-    round, ranks = state.round + 1, agreement.method.ranks
-    chosen = sample(clients, config.fraction, seed, round)
-    talk = Talk("train", round, state, agreement, exchange, config)
+    method, ranks = agreement.method, agreement.method.ranks
+    chosen = sample(clients, config.fraction, seed, state.round + 1)
+    state, met = introduce(state, method.grouping.unknown(state, chosen), agreement, exchange, config)
+    chosen = [client for client in chosen if client not in {failure.client for failure in met.failures}]
+    if not chosen:
+        met.require_an_answer()
+    talk = Talk("train", state, agreement, exchange, config)
     aggregation = server.Aggregation(state, agreement)
-    record = RoundRecord(round, clients=(), losses={}, steps={}, failures=(), ledger=(), seconds=0.0)
+    record = RoundRecord(state.round + 1, clients=(), losses={}, steps={}, failures=(), ledger=(), seconds=0.0)
 
-    for client, answer in exchange("train", round, chosen, talk.request):
-        update = talk.read(client, answer, server.read_update)
-        if update is None:
-            continue
-        aggregation.add(update)
-        record.losses[client], record.steps[client] = update.loss, update.steps
-        kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
-        if kept is not None:
-            record.ranks[client] = algebra.living(kept, agreement.initial)
-        if (kappa := ranks.kappa(update.ranks)) is not None:
-            record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
+    for turn in method.order.of_round(chosen, state.group_of, seed, record.round):
+        for client, answer in exchange("train", record.round, turn, talk.request):
+            update = talk.read(client, answer, server.read_update)
+            if update is None:
+                continue
+            aggregation.add(update)
+            record.losses[client], record.steps[client] = update.loss, update.steps
+            kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
+            if kept is not None:
+                record.ranks[client] = algebra.living(kept, agreement.initial)
+            if (kappa := ranks.kappa(update.ranks)) is not None:
+                record.kappa[client] = algebra.mean_by_module(kappa, agreement.initial)
+        talk.require_all(turn)
+        aggregation.end_turn(asked=turn)
+        talk.state = aggregation.state
 
-    talk.require_an_answer(chosen)
-    new_state = aggregation.value(asked=chosen)
+    talk.require_an_answer()
+    new_state = aggregation.value()
     return new_state, replace(
         record,
-        clients=tuple(record.losses),
-        failures=tuple(talk.failures),
-        ledger=tuple(talk.ledger),
+        clients=tuple(sorted(record.losses)),
+        failures=(*met.failures, *talk.failures),
+        ledger=(*met.ledger, *talk.ledger),
         groups=dict(new_state.group_of),
         capped=aggregation.capped,
         norms=talk.norms,
         seconds=time.monotonic() - began,
     )
+
+
+def introduce(
+    state: ServerState,
+    clients: Sequence[ClientId],
+    agreement: Agreement,
+    exchange: Exchange,
+    config: FederationConfig,
+) -> tuple[ServerState, Talk]:
+    """Ask clients what their data are like. Returns the state with the groups that follow, and the messages.
+
+    Raises:
+        ClientError: as ``run_round``.
+    """
+    talk = Talk("introduce", state, agreement, exchange, config)
+    if not clients:
+        return state, talk
+    said = {reply.client: reply for reply in talk.replies(clients, server.read_introduction)}
+    return server.introduced(state, said, agreement), talk
 
 
 def validate_round(
@@ -94,11 +122,15 @@ def validate_round(
         ClientError: as ``run_round``.
     """
     began = time.monotonic()
-    talk = Talk("validate", state.round + 1, state, agreement, exchange, config)
+    talk = Talk("validate", state, agreement, exchange, config)
     scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
     score = total(list(scores.values()))
     versions = {client: version for client, version in state.versions.items() if client not in clients}
-    return replace(state, versions=versions | dict.fromkeys(scores, state.round)), replace(
+    heard = {client: state.round for client in scores if client in state.visits}
+    state = replace(
+        state, versions=versions | dict.fromkeys(scores, state.version), heard={**state.heard, **heard}
+    )
+    return state, replace(
         record,
         failures=(*record.failures, *talk.failures),
         ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in talk.ledger)),
@@ -110,10 +142,12 @@ def validate_round(
 
 @dataclass
 class Talk:
-    """Requests of one kind to some clients, and their replies. Keeps the ledger, the failures and updates' norms."""
+    """Requests of one kind to some clients, and their replies. Keeps the ledger, the failures and updates' norms.
+
+    ``state`` is the server's, which the next request is made of.
+    """
 
     kind: Kind
-    round: int
     state: ServerState
     agreement: Agreement
     exchange: Exchange
@@ -125,6 +159,11 @@ class Talk:
     _answered: bool = False
 
     @property
+    def round(self) -> int:
+        """The round that the messages are of."""
+        return self.state.round + 1
+
+    @property
     def ledger(self) -> list[Entry]:
         """The messages, client by client: however an engine interleaves them, it is the same."""
         return sorted(self._entries, key=lambda entry: entry.client)
@@ -132,7 +171,10 @@ class Talk:
     def request(self, client: ClientId) -> bytes:
         """What a client is sent. One that has failed before gets all that it may need."""
         again = any(failure.client == client for failure in self.failures)
-        message = server.request(self.state, client, self.agreement, again)
+        if self.kind == "introduce":
+            message = server.ask_for_introduction(self.state, client, self.agreement)
+        else:
+            message = server.request(self.state, client, self.agreement, again)
         self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
         return message.blob
 
@@ -169,22 +211,33 @@ class Talk:
         Args:
             answered: is told of each client that has answered or failed.
         """
+        replies = self.replies(clients, read, answered)
+        self.require_an_answer()
+        return replies
+
+    def replies(
+        self, clients: Sequence[ClientId], read: Read[Reply], answered: Callable[[ClientId], None] = lambda client: None
+    ) -> list[Reply]:
+        """As ``ask``, and nobody need answer."""
         replies = []
         for client, answer in self.exchange(self.kind, self.round, clients, self.request):
             replies.append(self.read(client, answer, read))
             answered(client)
-        self.require_an_answer(clients)
+        self.require_all(clients)
         return [reply for reply in replies if reply is not None]
 
-    def require_an_answer(self, clients: Sequence[ClientId]) -> None:
-        """After the last reply.
+    def require_all(self, clients: Sequence[ClientId]) -> None:
+        """After the last reply of ``clients``.
 
         Raises:
-            ClientError: no client has answered.
-            RuntimeError: the engine has not handed on one reply, or failure, for each of ``clients`` in their order.
+            RuntimeError: the engine has not handed on one reply, or failure, for each of them in their order.
         """
         if self._read != list(clients):
             raise RuntimeError(f"the engine was to ask {', '.join(clients)}, and gave replies of {self._read}")
+        self._read = []
+
+    def require_an_answer(self) -> None:
+        """Raises ClientError: nobody has answered."""
         if not self._answered:
             last = self.failures[-1]
             raise ClientError(last.stage, self.round, last.client, f"no client answered; {last.reason}")
@@ -193,7 +246,9 @@ class Talk:
         if isinstance(answer, Failure):
             return answer
         try:
-            reply, parts = read(answer, client, self.round, self.agreement)
+            reply, parts = read(answer, client, self.state, self.agreement)
+            if isinstance(reply, Introduction):
+                door.admit_introduction(reply, self.agreement)
             if isinstance(reply, Update):
                 self.norms[client] = door.admit(reply, self.state, self.agreement)
         except WireError as error:

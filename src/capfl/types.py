@@ -112,10 +112,21 @@ class Broadcast:
 
     round: int
     client: ClientId
+    version: int  # the number of the newest version, to which the message leads
     state: bytes | None  # the whole adapter, encoded, or
-    differences: tuple[bytes, ...]  # from one version to the next, encoded or relayed, oldest first
+    differences: tuple[bytes, ...]  # from one version to the next, oldest first; empty bytes: the client's own update
     grouping: object | None = None
     ranks: object | None = None
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """Client to server, before it trains for the first time: what its data are like."""
+
+    round: int
+    client: ClientId
+    n_train: int
+    grouping: object | None  # a record of the method's grouping
 
 
 @dataclass(frozen=True)
@@ -128,9 +139,8 @@ class Update:
     n_train: int  # items the client holds for training: its weight in the mean
     steps: int  # optimiser steps taken this round
     loss: float  # mean training loss over those steps, nats a token
-    grouping: object | None = None  # records of the method's parts, as in Broadcast
-    ranks: object | None = None
-    body: bytes = b""  # the adapter as it came, for methods that relay it
+    ranks: object | None = None  # a record of the method's ranks
+    body: bytes = b""  # the adapter as it came, which the server may relay
 
 
 @dataclass(frozen=True)
@@ -167,12 +177,14 @@ class Group:
     adapter: Adapter  # what the server has aggregated
     known: Adapter  # the newest version of it that clients are sent: with error feedback, not all has come down yet
     log: tuple[bytes, ...] = ()  # the last messages that lead from one version to the next, the newest last
-    since: int = 0  # the round after which the group was formed
+    since: int = 0  # the last round before the group was formed
 
 
 @dataclass(frozen=True)
 class ServerState:
     """All that the server remembers. ``round`` is the number of rounds completed.
+
+    ``version`` is the number of turns completed: in every round at least one, in which every group gets its next version.
 
     ``grouping`` and ``ranks`` are what the method's two parts with a memory keep (None: nothing): frozen dataclasses of
     their own. ``lines`` are digests of rounds.jsonl, of which one must be that of the file beside this state.
@@ -181,7 +193,10 @@ class ServerState:
     round: int
     groups: Mapping[str, Group]
     group_of: Mapping[ClientId, str] = field(default_factory=dict)  # who is in another group than EVERYBODY
-    versions: Mapping[ClientId, int] = field(default_factory=dict)  # the version that each client knows
+    versions: Mapping[ClientId, int] = field(default_factory=dict)  # the version of its group that each client knows
+    version: int = 0
+    own: Mapping[ClientId, int] = field(default_factory=dict)  # the version that each client's update alone has led to
+    heard: Mapping[ClientId, int] = field(default_factory=dict)  # the last round in which each client answered
     visits: Mapping[ClientId, int] = field(default_factory=dict)  # rounds in which each client's update was used
     claims: Mapping[ClientId, int] = field(default_factory=dict)  # training items that each client says it has
     grouping: object | None = None
@@ -208,6 +223,7 @@ class ClientState:
     known: Adapter = field(default_factory=dict)  # that version; empty where it need not be kept
     adapter: Adapter = field(default_factory=dict)  # factors of its own, which do not travel
     residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
+    sent: bytes = b""  # the change of its last update, as it went: it may have become the version after the one known
     grouping: object | None = None  # what the method's two parts with a memory keep, as in ServerState
     ranks: object | None = None
 
@@ -270,8 +286,9 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Kind = Literal["train", "validate", "evaluate"]
-"""What a client is asked for: a round of training, a score of the newest global adapter, or, last, of all models."""
+Kind = Literal["introduce", "train", "validate", "evaluate"]
+"""What a client is asked for: what its data are like, a round of training, a score of the newest version of its group's
+adapter, or, last, of all models."""
 
 Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
 """An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the

@@ -118,6 +118,11 @@ class MethodConfig(Section):
     """What is left out is the method's own default; what a method does not use is refused."""
 
     name: str = Field("ca-pfl", description="how clients learn from each other; see `capfl methods`")
+    turns: Positive | None = Field(
+        None,
+        description="most turns in which the members of a group train in a round, each from what the one before left; "
+        "1: all train together",
+    )
     alpha_f: NonNegative | None = Field(
         None,
         description="weight of alpha_f / 2 ||theta - theta_g||^2, which holds clients near the server's adapter; by "

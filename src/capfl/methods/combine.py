@@ -43,12 +43,14 @@ class Combine:
     Attributes:
         about: one line for lists of methods.
         adds_mean: is the value the adapter plus one mean of the changes, for which another mean can stand?
+        passes_one: is the value of a single update the adapter plus that change?
         relays: every client is sent the others' updates as they came, and folds them itself.
         rewrites: the fold changes elements that no client has sent, so its value is sent down in full.
     """
 
     about: str = ""
     adds_mean: bool = False
+    passes_one: bool = False
     relays: bool = False
     rewrites: bool = False
 
@@ -64,22 +66,30 @@ class Combine:
 class WeightedMean(Combine):
     """McMahan et al., arXiv:1602.05629; of LoRA factors: FedIT, Zhang et al., arXiv:2305.05644."""
 
+    step: float = 1.0
     about = "mean of A, mean of B"
     adds_mean = True
 
+    @property
+    def passes_one(self) -> bool:  # type: ignore[override]
+        return self.step == 1
+
     def start(self, adapter: Adapter, round: int) -> Fold:
-        return _Mean(adapter)
+        return _Mean(adapter, self.step)
 
 
 class _Mean:
-    def __init__(self, adapter: Adapter) -> None:
-        self._adapter, self._mean = adapter, algebra.Mean()
+    def __init__(self, adapter: Adapter, step: float = 1.0) -> None:
+        self._adapter, self._mean, self._step = adapter, algebra.Mean(), step
 
     def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
         self._mean.add(change, weight)
 
     def value(self) -> Adapter:
-        return algebra.add(self._adapter, self._mean.value()) if self._mean.weight else self._adapter
+        if not self._mean.weight:
+            return self._adapter
+        mean = self._mean.value()
+        return algebra.add(self._adapter, mean if self._step == 1 else algebra.scaled(mean, self._step))
 
 
 class _Trained:

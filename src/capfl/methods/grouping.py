@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from capfl.methods.part import Part
-from capfl.types import ClientId, ClientState, ServerState, Update
+from capfl.types import ClientId, ClientState, Introduction, ServerState
 
 
 class Grouping(Part):
@@ -15,7 +15,7 @@ class Grouping(Part):
 
     Attributes:
         about: one line for lists of methods.
-        describes: does a client describe its data, before it trains for the first time?
+        describes: do clients say what their data are like, before they train for the first time?
     """
 
     about: ClassVar[str]
@@ -29,11 +29,15 @@ class Grouping(Part):
         """What a client keeps that has described its data."""
         return None
 
-    def form(self, state: ServerState, updates: Mapping[ClientId, Update]) -> ServerState:
-        """The state with the groups that the records of these updates lead to; their adapters are aggregated already.
+    def unknown(self, state: ServerState, clients: Sequence[ClientId]) -> list[ClientId]:
+        """Those of some clients who have yet to say what their data are like."""
+        return []
 
-        A client that is in a group stays there.
-        """
+    def check(self, said: Introduction) -> None:
+        """Raises WireError: an introduction says what cannot be."""
+
+    def form(self, state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
+        """The state with the groups that what clients say of themselves leads to. A client in a group stays there."""
         return state
 
     def is_alone(self, memory: ClientState) -> bool:

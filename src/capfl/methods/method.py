@@ -12,6 +12,7 @@ from capfl.errors import ConfigError
 from capfl.methods.combine import Combine, WeightedMean
 from capfl.methods.factors import BOTH, Factors
 from capfl.methods.grouping import Everybody, Grouping
+from capfl.methods.order import Order
 from capfl.methods.ranks import AllRanks, Ranks
 from capfl.methods.take_home import AfterSteps, NearServer, Own, TakeHome, proximal
 from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, Group, Penalty, ServerState, Trained
@@ -28,6 +29,7 @@ class Method:
         factors: what is trained and what travels.
         combine: how the updates of a group become its next adapter.
         grouping: who learns with whom.
+        order: in which order the members of a group train.
         ranks: which ranks a client has.
         takes_home: what a client's personal model is.
         alpha_f: weight of the proximal term alpha_f / 2 ||theta - theta_g||^2 in the local loss (FedProx).
@@ -43,6 +45,7 @@ class Method:
     factors: Factors = BOTH
     combine: Combine = field(default_factory=WeightedMean)
     grouping: Grouping = field(default_factory=Everybody)
+    order: Order = field(default_factory=Order)
     ranks: Ranks = field(default_factory=AllRanks)
     takes_home: TakeHome = field(default_factory=AfterSteps)
     alpha_f: float = 0.0
@@ -64,9 +67,9 @@ class Method:
                 "use grouping = Everybody() and ranks = AllRanks()"
             )
         if self.grouping.describes and not whole_adapter:
-            yield "peers share a whole adapter; use factors = BOTH or IN_TURN"
+            yield "peers share a whole adapter; use factors = BOTH or ALTERNATING"
         if not (all_ranks or whole_adapter):
-            yield "clients can have ranks of their own only of a whole adapter; use factors = BOTH or IN_TURN"
+            yield "clients can have ranks of their own only of a whole adapter; use factors = BOTH or ALTERNATING"
         if self.alpha_f and not factors.travel:
             yield "alpha_f holds a client near what the server sends, and nothing travels; use alpha_f = 0"
         if isinstance(home, Own) and factors.travel and not self.grouping.describes:
@@ -138,6 +141,7 @@ class Method:
             "trained and sent": "all data go to one place" if self.pooled else self.factors.about,
             "combined": "" if self.pooled or not self.factors.travel else self.combine.about,
             "learns with": "" if self.pooled or not self.factors.travel else self.grouping.about,
+            "order": "" if self.pooled or not self.factors.travel else self.order.about,
             "ranks": self.ranks.about,
             "takes home": "nothing of its own" if self.pooled else self.takes_home.about,
             "source": self.source,

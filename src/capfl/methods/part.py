@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from capfl.types import ClientState, ServerState, Update
+from capfl.types import ClientState, ServerState
 
 
 class Part:
@@ -14,7 +14,7 @@ class Part:
         server_state: what the part keeps at the server, in ``ServerState``.
         client_state: what it keeps at each client, in ``ClientState``.
         down: the record (``wire.records``) that it adds to a broadcast.
-        up: the record that it adds to an update.
+        up: the record that it adds to a client's introduction (grouping) or update (ranks).
     """
 
     server_state: ClassVar[type | None] = None
@@ -29,10 +29,3 @@ class Part:
     def remember(self, said: object | None, memory: ClientState) -> object | None:
         """What the client keeps, a ``client_state``, once the server has ``said`` that."""
         return None
-
-    def report(self, memory: ClientState) -> object | None:
-        """What the client says beside its change: an ``up``, or None."""
-        return None
-
-    def check(self, state: ServerState, update: Update) -> None:
-        """Raises WireError: the update's record says what cannot be."""

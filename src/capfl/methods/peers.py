@@ -1,14 +1,13 @@
 """Groups of clients whose data look alike to the frozen base.
 
 A client describes its data once, before it trains (``model.features``). The server compares descriptions
-(``maths.peers``). Each group has an adapter of its own, which is split off from that of everybody when its first member
-has been heard.
+(``maths.peers``). Each group has an adapter of its own, which begins as that of everybody.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
@@ -21,7 +20,7 @@ from capfl.errors import WireError
 from capfl.maths.fourier import Doubles, Frame, fourier, frame_of, frequencies
 from capfl.maths.peers import agreement, clusters, effect_sizes
 from capfl.methods.grouping import Grouping
-from capfl.types import ClientId, ClientState, ServerState, Update
+from capfl.types import ClientId, ClientState, Introduction, ServerState
 from capfl.wire.records import vector
 
 NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
@@ -30,7 +29,7 @@ LARGEST_STATE = 1e6  # of a base model, in any dimension
 
 @dataclass(frozen=True)
 class Description:
-    """Client to server, until it has been placed: what its data are like (``model.features.describe``)."""
+    """Client to server, once: what its data are like (``model.features.describe``)."""
 
     features: Tensor = vector("bf16")  # (d + b,): mean state of the prompts, and of prompts bound to their answers
     deviation: Tensor = vector("bf16")  # (d,): of the prompts' states
@@ -47,9 +46,8 @@ class Placement:
 
 @dataclass(frozen=True)
 class PeersMemory:
-    """What a client keeps."""
+    """What a client keeps that has described its data."""
 
-    description: Description
     z: Tensor | None = None
     n_peers: int = 0  # 0: not known yet
 
@@ -62,7 +60,7 @@ class Known:
     deviation: Tensor
     answers: float
     items: int
-    round: int  # when the client described its data
+    round: int  # in which the client described its data
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Peers(Grouping):
     # -- client --------------------------------------------------------------------------------------
 
     def described(self, description: object) -> PeersMemory:
-        return PeersMemory(cast(Description, description))
+        return PeersMemory()
 
     def remember(self, said: object | None, memory: ClientState) -> object | None:
         kept, told = cast("PeersMemory | None", memory.grouping), cast("Placement | None", said)
@@ -122,10 +120,6 @@ class Peers(Grouping):
             return kept
         n_peers = kept.n_peers if told.n_peers is None else int(told.n_peers[0])
         return replace(kept, z=kept.z if told.z is None else told.z, n_peers=n_peers)
-
-    def report(self, memory: ClientState) -> Description | None:
-        kept = cast(PeersMemory, memory.grouping)
-        return kept.description if kept.z is None else None
 
     def is_alone(self, memory: ClientState) -> bool:
         """It has no peers as far as it knows. A newcomer without peers, which has not trained, takes what all have."""
@@ -139,20 +133,23 @@ class Peers(Grouping):
 
     def announce(self, state: ServerState, client: ClientId) -> Placement | None:
         known = _kept(state).clients.get(client)
-        is_new = known is not None and state.versions.get(client, 0) < max(known.round, _frame(state).round)
+        is_new = known is not None and state.heard.get(client, 0) < max(known.round, _frame(state).round)
         group = state.group_of.get(client)
         if not is_new and group is None:
             return None
         n_peers = torch.tensor([float(Counter(state.group_of.values())[group])]) if group is not None else None
         return Placement(z=self.z(state, client) if is_new else None, n_peers=n_peers)
 
-    def check(self, state: ServerState, update: Update) -> None:
+    def unknown(self, state: ServerState, clients: Sequence[ClientId]) -> list[ClientId]:
+        return [client for client in clients if client not in _kept(state).clients]
+
+    def check(self, said: Introduction) -> None:
         """Numbers that a model and data can give."""
-        said = cast("Description | None", update.grouping)
-        if said is None:
-            return
+        description = cast("Description | None", said.grouping)
+        if description is None:
+            raise WireError("introduction does not describe the client's data")
         for name, least in (("features", -LARGEST_STATE), ("deviation", 0.0), ("answers", 1.0)):
-            values: Tensor = getattr(said, name)
+            values: Tensor = getattr(description, name)
             if bool(((values < least) | (values > LARGEST_STATE)).any()):
                 raise WireError(f"Description.{name} has numbers that are not between {least:g} and {LARGEST_STATE:g}")
 
@@ -163,16 +160,15 @@ class Peers(Grouping):
         omega = _frequencies(self.seed, d, self.dim)
         return torch.from_numpy(fourier(_kept(state).clients[client].features[:d].numpy(), frame, omega)).float()
 
-    def form(self, state: ServerState, updates: Mapping[ClientId, Update]) -> ServerState:
-        """Take down the descriptions that are new, and place their clients.
+    def form(self, state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
+        """Take down descriptions, and place their clients.
 
         A client goes to the group whose members are nearest on average, if that is near enough. Those for whom there is
         none form groups among themselves, with the adapter of everybody to begin with. A client that is alone in its
         group joins another one that turns out to be near.
         """
-        described = {client: update for client, update in updates.items() if update.grouping is not None}
-        state = _introduced(state, described)
-        new = [client for client in sorted(described) if client not in state.group_of]
+        state = _taken_down(state, introductions)
+        new = [client for client in sorted(introductions) if client not in state.group_of]
         if not new:
             return state
         members = [client for client in state.group_of if client in _kept(state).clients]
@@ -228,23 +224,23 @@ def _frame(state: ServerState) -> FrameState:
     return frame
 
 
-def _introduced(state: ServerState, described: Mapping[ClientId, Update]) -> ServerState:
+def _taken_down(state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
     """The state with the descriptions of clients that had given none.
 
     The frame is made anew when twice as many clients have described their data as when it was made, so that a few that
     came first do not decide for all.
     """
     kept = _kept(state)
-    new = {client: update for client, update in described.items() if client not in kept.clients}
+    new = {client: said for client, said in introductions.items() if client not in kept.clients}
     if not new:
         return state
     known = dict(kept.clients)
-    for client, update in new.items():
-        said = cast(Description, update.grouping)
-        known[client] = Known(said.features, said.deviation, float(said.answers[0]), update.n_train, state.round)
+    for client, said in new.items():
+        of = cast(Description, said.grouping)
+        known[client] = Known(of.features, of.deviation, float(of.answers[0]), said.n_train, state.round + 1)
     frame = kept.frame
     if frame is None or len(known) >= 2 * frame.clients:
-        frame = _frame_of(list(known.values()), state.round)
+        frame = _frame_of(list(known.values()), state.round + 1)
     return replace(state, grouping=replace(kept, clients=known, frame=frame))
 
 

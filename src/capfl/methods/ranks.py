@@ -57,6 +57,13 @@ class Ranks(Part):
         """A term of the local loss."""
         return None
 
+    def report(self, memory: ClientState) -> object | None:
+        """What the client says beside its change: an ``up``, or None."""
+        return None
+
+    def check(self, state: ServerState, update: Update) -> None:
+        """Raises WireError: the update's record says what cannot be."""
+
     def learn(self, trained: Trained, memory: ClientState, n_train: int) -> object | None:
         """What the client keeps after a round of training."""
         return memory.ranks

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct
-from capfl.methods.factors import IN_TURN, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.factors import ALTERNATING, NOTHING, ONLY_A, ONLY_B
 from capfl.methods.method import Method
+from capfl.methods.order import Order
 from capfl.methods.peers import Peers
 from capfl.methods.posterior import Posterior
 from capfl.methods.ranks import AllRanks, Shares
@@ -90,7 +91,7 @@ METHODS: dict[str, Row] = {
     "flexlora": Row(_flexlora, ("rank_shares",)),
     "ffa-lora": _row("ffa-lora", "A frozen, B averaged", "arXiv:2403.12313", factors=ONLY_B),
     "fedsa-lora": _row("fedsa-lora", "A averaged, B private", "arXiv:2410.01463", factors=ONLY_A),
-    "rolora": _row("rolora", "B and A trained and averaged in turn", "arXiv:2502.01755", factors=IN_TURN),
+    "rolora": _row("rolora", "B and A trained and averaged in alternate rounds", "arXiv:2502.01755", factors=ALTERNATING),
     "ditto": Row(_ditto, ("alpha_f",)),
     "local": _row("local", "every client alone", "reference", factors=NOTHING),
     "centralised": _row("centralised", "one model on all data", "reference", pooled=True),
@@ -113,10 +114,15 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
     if name not in METHODS and name not in own:
         raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
     used = () if name in own else METHODS[name].settings
-    if unused := [key for key in given if key not in used]:
+    if unused := [key for key in given if key not in used and key != "turns"]:
         users = [other for other, row in METHODS.items() if unused[0] in row.settings]
         raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")
-    return own[name] if name in own else METHODS[name].make(seed, given)
+    method = own[name] if name in own else METHODS[name].make(seed, given)
+    if "turns" not in given:
+        return method
+    if method.pooled or not method.factors.travel:
+        raise ConfigError(f"method.turns: clients of {name} do not learn from each other; leave it out")
+    return replace(method, order=Order(given["turns"]))
 
 
 def describe() -> list[dict[str, str]]:

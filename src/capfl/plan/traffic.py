@@ -22,7 +22,7 @@ from capfl.model.features import PATTERNS
 from capfl.rng import derive
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.roles.client import LocalTrainer, train
+from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.round import run_round, sample
 from capfl.types import (
     EVERYBODY,
@@ -110,7 +110,7 @@ def measure(
     ) -> Iterator[tuple[ClientId, bytes]]:
         for client in asked:
             trainer = LocalTrainer(client, 1, partial(_trained, agreement, client), partial(_described, client, hidden))
-            replies[client], memory[client] = train(request(client), memory[client], trainer, agreement)
+            replies[client], memory[client] = ANSWERS[kind](request(client), memory[client], trainer, agreement)
             yield client, replies[client]
 
     up: dict[ClientId, list[Parts]] = {client: [] for client in measured}
@@ -122,7 +122,7 @@ def measure(
         for client in measured:
             up[client].append(sent[client])
             if relays:
-                relayed = _relayed(replies[client], agreement, visits)
+                relayed = _relayed(replies[client], agreement, visits, state.version)
                 down[client].append({part: n + relayed.get(part, 0) for part, n in down[client][0].items()})
                 late[client].append(sum(relayed.values()))
             else:
@@ -137,9 +137,9 @@ def measure(
     return {client: traffic for traffic, members in zip(found, alike.values(), strict=True) for client in members}
 
 
-def _relayed(reply: bytes, agreement: Agreement, visits: int) -> Parts:
+def _relayed(reply: bytes, agreement: Agreement, visits: int, number: int) -> Parts:
     """Of a difference that has a round's updates, by part: as many as this one as there are visits."""
-    update, _ = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.records_up)
+    update, _ = decode_update(reply, agreement.up, agreement.schema, agreement.initial, number, agreement.records_up)
     one = parts(relay([(1, update.body)]))
     return {part: visits * n + (HEAD if part == "header" else 0) for part, n in one.items()}
 

@@ -13,7 +13,7 @@ from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Group
-from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, relayed, schema_hash, up_codec
+from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, is_relayed, relayed, schema_hash, up_codec
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Agreement:
 
     def next_version(self, version: Adapter, difference: bytes, number: int) -> Adapter:
         """The version of a number, from the one before it and what was sent. Raises WireError: it is damaged."""
-        if not self.method.combine.relays:
+        if not is_relayed(difference):
             return algebra.add(version, self.down.decode(memoryview(difference), self.initial, number))
         fold = self.method.combine.start(version, number)
         for weight, body in relayed(difference):

@@ -16,6 +16,7 @@ from capfl.types import (
     ClientState,
     Evaluation,
     HeldOut,
+    Introduction,
     Kind,
     Penalty,
     Score,
@@ -28,9 +29,11 @@ from capfl.wire import (
     compensate,
     decode_broadcast,
     encode_evaluation,
+    encode_introduction,
     encode_update,
     encode_validation,
     receive,
+    relay,
 )  # fmt: skip
 
 
@@ -60,6 +63,19 @@ class LocalTrainer:
     keep: Callable[[Adapter], None] | None = None
 
 
+def introduce(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Say what the client's data are like, as the run's method wants to know it. Raises as ``train``."""
+    message, grouping = opened(request, trainer, agreement), agreement.method.grouping
+    if trainer.describe is None:
+        raise DataError("this client cannot describe its data")
+    said = trainer.describe()
+    reply = Introduction(message.round, trainer.client, trainer.n_train, said)
+    memory = replace(memory, grouping=memory.grouping or grouping.described(said))
+    return encode_introduction(reply, agreement.up, agreement.schema), memory
+
+
 def train(
     request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
 ) -> tuple[bytes, ClientState]:
@@ -71,7 +87,7 @@ def train(
     """
     method, template = agreement.method, agreement.initial
     message = opened(request, trainer, agreement)
-    memory = received(message, described(memory, trainer, agreement), agreement)
+    memory, number = received(message, memory, agreement), message.version + 1
 
     # local training, first of an adapter that never travels where the method has one
     if isinstance(method.takes_home, NearServer):
@@ -90,13 +106,13 @@ def train(
 
     # the change, and with error feedback what earlier messages could not carry of theirs
     if agreement.up.compensation == "feedback":
-        body, residual = compensate(change, memory.residual, agreement.up, template, message.round, importance)
+        body, residual = compensate(change, memory.residual, agreement.up, template, number, importance)
     else:
-        body, residual = agreement.up.encode(change, template, message.round, importance), {}
+        body, residual = agreement.up.encode(change, template, number, importance), {}
     n_steps = len(trained.losses)
     update = Update(
         message.round, trainer.client, {}, trainer.n_train, n_steps, sum(trained.losses) / n_steps,
-        grouping=method.grouping.report(memory), ranks=method.ranks.report(memory),
+        ranks=method.ranks.report(memory),
     )  # fmt: skip
     memory = replace(
         memory,
@@ -104,6 +120,7 @@ def train(
         trained=message.round,
         known={} if agreement.always_whole else memory.known,  # the whole adapter will come again
         residual=residual,
+        sent=relay([(trainer.n_train, body)]) if method.combine.passes_one and not agreement.down.exact else b"",
     )
     return encode_update(update, body, agreement.up, agreement.schema), memory
 
@@ -132,7 +149,7 @@ def evaluate(
     Nothing is remembered: asked again, the client does the same again. Raises as ``train``.
     """
     message = opened(request, trainer, agreement)
-    heard = received(message, described(memory, trainer, agreement), agreement)
+    heard = received(message, memory, agreement)
     own = personal(heard, message.round, trainer, agreement)
     kept = agreement.initial if own is None else algebra.pruned(own)
     if own is not None and trainer.keep is not None:
@@ -144,6 +161,7 @@ def evaluate(
 
 
 ANSWERS: dict[Kind, Callable[[bytes, ClientState, LocalTrainer, Agreement], tuple[bytes, ClientState]]] = {
+    "introduce": introduce,
     "train": train,
     "validate": validate,
     "evaluate": evaluate,
@@ -169,14 +187,6 @@ def received(message: Broadcast, memory: ClientState, agreement: Agreement) -> C
     method = agreement.method
     memory = replace(memory, grouping=method.grouping.remember(message.grouping, memory))
     return replace(memory, ranks=method.ranks.remember(message.ranks, memory))
-
-
-def described(memory: ClientState, trainer: LocalTrainer, agreement: Agreement) -> ClientState:
-    """The memory of a client that has looked at its own data, if its method asks for that: once."""
-    grouping = agreement.method.grouping
-    if not grouping.describes or memory.grouping is not None or trainer.describe is None:
-        return memory
-    return replace(memory, grouping=grouping.described(trainer.describe()))
 
 
 def personal(memory: ClientState, round: int, trainer: LocalTrainer, agreement: Agreement) -> Adapter | None:

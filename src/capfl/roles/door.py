@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from capfl import adapter as algebra
 from capfl.config.schema import TrainConfig
 from capfl.errors import WireError
-from capfl.types import ServerState, Update
+from capfl.types import Introduction, ServerState, Update
 
 if TYPE_CHECKING:
     from capfl.roles.agreement import Agreement
@@ -47,10 +47,7 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
     method, limits = agreement.method, agreement.limits
 
     # numbers in the header
-    if limits and limits.max_items is not None and update.n_train > limits.max_items:
-        raise WireError(
-            f"update says that it is of {update.n_train} training items, federation.max_items is {limits.max_items}"
-        )
+    _admit_items(update.n_train, limits)
     if limits and update.steps > limits.train.steps_of(update.n_train):
         raise WireError(
             f"update says that it took {update.steps} steps, {update.n_train} items make "
@@ -63,7 +60,7 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
         if bool(t.any()) and name not in sent:
             raise WireError(f"update has {name!r}, which {method.name} does not send in round {update.round}")
     importance = method.ranks.of_client(state, update.client)
-    reach = agreement.up.reach(update.adapter, agreement.initial, update.round, importance)
+    reach = agreement.up.reach(update.adapter, agreement.initial, state.version + 1, importance)
     for name, t in update.adapter.items():
         if bool((t.bool() & ~reach[name]).any()):
             raise WireError(f"{name!r} has values where client {update.client!r} sends none in round {update.round}")
@@ -73,11 +70,21 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
         if norm > longest:
             raise WireError(f"update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")
 
-    # what it says beside the change
+    method.ranks.check(state, update)  # what it says beside the change
+    return norm
+
+
+def admit_introduction(said: Introduction, agreement: Agreement) -> None:
+    """Check what a client says that its data are like. Raises as ``admit``."""
+    limits = agreement.limits
+    _admit_items(said.n_train, limits)
     for name, length in (limits.described if limits else {}).items():
-        vector = getattr(update.grouping, name, None)
+        vector = getattr(said.grouping, name, None)
         if vector is not None and len(vector) != length:
             raise WireError(f"its description has {len(vector)} numbers of {name}, expected {length}")
-    method.grouping.check(state, update)
-    method.ranks.check(state, update)
-    return norm
+    agreement.method.grouping.check(said)
+
+
+def _admit_items(n_train: int, limits: Limits | None) -> None:
+    if limits and limits.max_items is not None and n_train > limits.max_items:
+        raise WireError(f"it says that it has {n_train} training items, federation.max_items is {limits.max_items}")

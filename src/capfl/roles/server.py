@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
 
 from capfl.errors import WireError
 from capfl.roles.agreement import Agreement
-from capfl.types import EVERYBODY, ClientId, Evaluation, ServerState, Update, Validation
+from capfl.types import (
+    EVERYBODY,
+    Broadcast,
+    ClientId,
+    Evaluation,
+    Group,
+    Introduction,
+    ServerState,
+    Update,
+    Validation,
+)  # fmt: skip
 from capfl.wire import (
     Message,
     advance,
     broadcast,
     decode_evaluation,
+    decode_introduction,
     decode_update,
     decode_validation,
     encode_broadcast,
@@ -23,20 +34,27 @@ from capfl.wire import (
 
 
 def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
-    """What one client is sent at the start of the next round.
+    """What one client is sent in the next round.
 
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     if again:
-        state = replace(state, versions={**state.versions, client: 0})
-    group, version = state.group(client), state.versions.get(client, 0)
-    message = broadcast(group, state.round, client, version, agreement.template)
+        state = replace(state, versions={**state.versions, client: 0}, own={**state.own, client: 0})
     method = agreement.method
     message = replace(
-        message, grouping=method.grouping.announce(state, client), ranks=method.ranks.announce(state, client)
+        broadcast(state, client, agreement.template),
+        grouping=method.grouping.announce(state, client),
+        ranks=method.ranks.announce(state, client),
     )
-    return encode_broadcast(message, agreement.down, agreement.schema, agreement.always_whole)
+    missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
+    return encode_broadcast(message, agreement.down, agreement.schema, missed)
+
+
+def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
+    """What a client is sent that is to say what its data are like: nothing but who is asked, and in which round."""
+    message = Broadcast(state.round + 1, client, state.version, None, ())
+    return encode_broadcast(message, agreement.down, agreement.schema)
 
 
 MANY = 10  # times the median of the clients' items: nobody counts for more
@@ -51,33 +69,39 @@ def most_items(claims: Iterable[int]) -> int | None:
 
 
 class Aggregation:
-    """One round's updates, folded into the server's next state as they come, by client id. ``state`` is not changed.
+    """One round's updates, folded turn by turn into the server's next state as they come. The state is not changed.
 
     A client is weighted by the training items that it says it has, up to ten times what the median client says.
 
     Attributes:
+        state: the server's, after the turns so far.
         capped: clients that say more, and the items that count of them.
     """
 
     def __init__(self, state: ServerState, agreement: Agreement) -> None:
-        self._state, self._agreement = state, agreement
-        combine = agreement.method.combine
-        self._folds = {name: combine.start(group.adapter, state.round + 1) for name, group in state.groups.items()}
+        self.state, self._agreement = state, agreement
         self._claims = dict(state.claims)
-        self._waiting: list[Update] = []
         self._updates: dict[ClientId, Update] = {}
-        self._bodies: list[tuple[int, bytes]] = []
+        self._told = agreement.method.ranks.importance(state.ranks)  # what clients are told in this round
         self.capped: dict[ClientId, int] = {}
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        start, round = self._agreement.method.combine.start, self.state.round + 1
+        self._folds = {name: start(group.adapter, round) for name, group in self.state.groups.items()}
+        self._bodies: dict[str, list[tuple[int, bytes]]] = {name: [] for name in self.state.groups}
+        self._turn: list[ClientId] = []
+        self._waiting: list[Update] = []
 
     def add(self, update: Update) -> None:
-        """Take an update, into the adapter of everybody and into that of its client's group."""
+        """Take an update of this turn, into the adapter of everybody and into that of its client's group."""
         self._claims[update.client] = update.n_train
         self._waiting.append(update)
         if len(self._claims) >= ENOUGH:
             self._fold()
 
     def _fold(self) -> None:
-        state, method = self._state, self._agreement.method
+        state, method = self.state, self._agreement.method
         most = most_items(self._claims.values())
         for update in self._waiting:
             if most is not None and update.n_train > most:
@@ -87,91 +111,129 @@ class Aggregation:
             ranks = None if importance is None else importance > 0
             for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
                 self._folds[name].add(update.adapter, update.n_train, ranks)
-            if method.combine.relays:
-                self._bodies.append((update.n_train, update.body))
+                self._keep_body(name, update)
+            self._turn.append(update.client)
             self._updates[update.client] = replace(update, adapter={}, body=b"")
         self._waiting = []
 
-    def value(self, asked: Sequence[ClientId]) -> ServerState:
-        """The state after the round, in which ``asked`` were sent a broadcast."""
+    def _keep_body(self, group: str, update: Update) -> None:
+        """Keep what may be relayed: all updates, or the only one of a group in this turn."""
+        bodies, combine = self._bodies[group], self._agreement.method.combine
+        if combine.relays or (combine.passes_one and len(bodies) < 2):
+            bodies.append((update.n_train, update.body))
+
+    def end_turn(self, asked: Sequence[ClientId]) -> None:
+        """All of ``asked`` have answered who will: every group gets its next version."""
         self._fold()
-        old, method = self._state, self._agreement.method
+        old, number = self.state, self.state.version + 1
+        groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
         known = {client: version for client, version in old.versions.items() if client not in asked}
-        known |= dict.fromkeys(self._updates, old.round)
-        state = replace(
+        own = {client: version for client, version in old.own.items() if client not in asked}
+        groups_of = {client: old.group_of.get(client, EVERYBODY) for client in self._turn}
+        alone = {client: number for client, name in groups_of.items() if self._relays_one(name)}
+        self.state = replace(
             old,
-            round=old.round + 1,
-            groups={name: replace(group, adapter=self._folds[name].value()) for name, group in old.groups.items()},
-            versions=known,
-            visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._updates}},
+            groups=groups,
+            version=number,
+            versions=known | dict.fromkeys(self._turn, old.version),
+            own=own | alone,
+            heard={**old.heard, **dict.fromkeys(self._turn, old.round + 1)},
+            visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._turn}},
             claims=self._claims,
         )
-        state = replace(state, ranks=method.ranks.combine(state, self._updates))
-        state = method.grouping.form(state, self._updates)
-        return self._with_versions(_without_lost_versions(state, old))
+        self._begin_turn()
 
-    def _with_versions(self, state: ServerState) -> ServerState:
-        """The state with the version of every group that clients will be sent."""
-        agreed, old = self._agreement, self._state
-        if agreed.method.combine.relays:
-            body = relay(self._bodies)
-            groups = {name: with_version(group, group.adapter, body) for name, group in state.groups.items()}
-            return replace(state, groups=groups)
-        importance = agreed.method.ranks.importance(old.ranks)  # by what clients were told this round
-        groups = {
-            name: advance(
-                group, agreed.method.factors.travelling(group.adapter), state.round, agreed.down, agreed.initial,
-                importance,
-            )
-            for name, group in state.groups.items()
-        }  # fmt: skip
-        return replace(state, groups=groups)
+    def _relays_one(self, group: str) -> bool:
+        """Is the group's next version what its only update of this turn leads to?"""
+        combine = self._agreement.method.combine
+        return len(self._bodies[group]) == 1 and combine.passes_one and not self._agreement.down.exact
+
+    def _next(self, name: str, group: Group, number: int) -> Group:
+        """A group with its next version: relayed as it came where it can be, or encoded."""
+        agreed, bodies = self._agreement, self._bodies[name]
+        method, group = agreed.method, replace(group, adapter=self._folds[name].value())
+        target = method.factors.travelling(group.adapter)
+        if method.combine.relays and bodies:
+            return with_version(group, target, relay(bodies))
+        if self._relays_one(name):
+            body = relay(bodies)
+            return with_version(group, agreed.next_version(group.known, body, number), body)
+        return advance(group, target, number, agreed.down, agreed.initial, self._told)
+
+    def value(self) -> ServerState:
+        """The state after the round's last turn."""
+        state = replace(self.state, round=self.state.round + 1)
+        return replace(state, ranks=self._agreement.method.ranks.combine(state, self._updates))
 
 
-def _without_lost_versions(state: ServerState, old: ServerState) -> ServerState:
-    """A client that has been placed in a group that there was before knows no version of that group's adapter."""
-    moved = {
-        client for client, group in state.group_of.items() if group != old.group_of.get(client) and group in old.groups
-    }
-    return replace(state, versions={client: v for client, v in state.versions.items() if client not in moved})
+def introduced(
+    state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement
+) -> ServerState:
+    """The state with clients that have said what their data are like, in the groups that this leads to.
+
+    A client that has been placed in a group that there was before knows no version of that group's adapter.
+    """
+    new = agreement.method.grouping.form(state, introductions)
+    moved = {client for client, group in new.group_of.items() if group != state.group_of.get(client)}
+    lost = {client for client in moved if new.group_of[client] in state.groups}
+    return replace(new, versions={client: version for client, version in new.versions.items() if client not in lost})
 
 
 # -- replies ---------------------------------------------------------------------------------------------
 
 
-def read_update(reply: bytes, client: ClientId, round: int, agreement: Agreement) -> tuple[Update, dict[str, int]]:
-    """Decode one reply, and count the bytes of its parts.
+def read_introduction(
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
+) -> tuple[Introduction, dict[str, int]]:
+    """Decode one reply to a request of the round that follows ``state``, and count the bytes of its parts.
 
     Raises:
         WireError: it does not fit, or belongs to another client or round.
     """
-    update, parts = decode_update(reply, agreement.up, agreement.schema, agreement.initial, agreement.records_up)
-    _check_sender(update, client, round)
+    said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
+    _check_sender(said, client, state)
+    return said, parts
+
+
+def read_update(
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
+) -> tuple[Update, dict[str, int]]:
+    """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
+    update, parts = decode_update(
+        reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
+    )
+    _check_sender(update, client, state)
     return update, parts
 
 
 def read_validation(
-    reply: bytes, client: ClientId, round: int, agreement: Agreement
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Validation, dict[str, int]]:
-    """Decode one reply, and count the bytes of its parts. Raises as ``read_update``."""
+    """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
     validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    _check_sender(validation, client, round)
+    _check_sender(validation, client, state)
     return validation, parts
 
 
 def read_evaluation(
-    reply: bytes, client: ClientId, round: int, agreement: Agreement
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Decode one reply, and count the bytes of its parts. Raises as ``read_update``, and where models are missing."""
+    """Decode one reply, and count the bytes of its parts.
+
+    Raises as ``read_introduction``, and where models are missing.
+    """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial)
-    _check_sender(evaluation, client, round)
+    _check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
 
 
-def _check_sender(message: Update | Validation | Evaluation, client: ClientId, round: int) -> None:
+def _check_sender(
+    message: Introduction | Update | Validation | Evaluation, client: ClientId, state: ServerState
+) -> None:
+    round = state.round + 1
     if message.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
     if message.round != round:

@@ -1,12 +1,11 @@
 """The downlink: every client knows a version of its group's adapter and is sent what leads from it to the newest.
 
-Version r is what clients know after round r; version 0 follows from the seed. The server keeps the newest version
-and the messages that led from each to the next; it is their sum that clients know, so the next difference carries
-what the ones before it lost. A client that missed rounds is sent the differences it missed, or the whole adapter
-where the server no longer keeps them.
+Versions have numbers; version 0 follows from the seed. The server keeps the newest version and the messages that led
+from each to the next; it is their sum that clients know, so the next difference carries what the ones before it lost. A
+client that missed some is sent the differences it missed, or the whole adapter where the server no longer keeps them.
 
-A method that relays has clients make each version themselves: a difference is then the bodies that clients sent, as
-they came, and how much each weighs.
+A difference is encoded by the server, or relayed: the bodies that clients sent, as they came, and how much each weighs.
+A client whose own update alone has led to a version has it already, and is sent empty bytes in its place.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import numpy.typing as npt
 
 from capfl import adapter as algebra
 from capfl.errors import VersionError, WireError
-from capfl.types import Adapter, Broadcast, ClientId, ClientState, Group
+from capfl.types import Adapter, Broadcast, ClientId, ClientState, Group, ServerState
 from capfl.wire.codec import Codec
 from capfl.wire.sections import WEIGHT, Section, read, write
 from capfl.wire.values import VALUES
 
 WHOLE = Codec(VALUES["fp32"])  # a whole adapter must arrive exactly: later differences build on it
+OWN = b""  # in the place of a difference: the change that the client has sent itself
 
 Lead = Callable[[Adapter, bytes, int], Adapter]
 """(version, difference, number of the next version) -> the next version. Raises WireError: damaged."""
@@ -33,9 +33,9 @@ Lead = Callable[[Adapter, bytes, int], Adapter]
 
 
 def advance(
-    group: Group, target: Adapter, round: int, codec: Codec, template: Adapter, importance: npt.ArrayLike | None = None
+    group: Group, target: Adapter, number: int, codec: Codec, template: Adapter, importance: npt.ArrayLike | None = None
 ) -> Group:
-    """The group with its version of a completed round, as near to ``target`` as one message leads.
+    """The group with its version of a number, as near to ``target`` as one message leads.
 
     Args:
         importance: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all that changed, whatever
@@ -44,15 +44,15 @@ def advance(
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(group, known=target, log=())
     difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
-    body = codec.encode(difference, template, round, importance)
-    known = algebra.add(group.known, codec.decode(memoryview(body), template, round))
+    body = codec.encode(difference, template, number, importance)
+    known = algebra.add(group.known, codec.decode(memoryview(body), template, number))
     if codec.unbiased:  # nothing is carried over: what clients know is the adapter
         group = replace(group, adapter=group.adapter | known)
     return with_version(group, known, body)
 
 
 def with_version(group: Group, known: Adapter, body: bytes) -> Group:
-    """The group with a newest version, and with the difference that leads there from the one before.
+    """The group with its next version, and with the difference that leads there from the one before.
 
     Differences are kept as long as they are together no longer than the whole adapter; the newest always is.
     """
@@ -62,16 +62,21 @@ def with_version(group: Group, known: Adapter, body: bytes) -> Group:
     return replace(group, known=known, log=log)
 
 
-def broadcast(group: Group, newest: int, client: ClientId, version: int, template: Adapter) -> Broadcast:
-    """What brings a client that knows ``version`` to the ``newest``.
+def broadcast(state: ServerState, client: ClientId, template: Adapter) -> Broadcast:
+    """What brings a client from the version of its group's adapter that it knows to the newest, in the next round.
 
     Args:
         template: has every tensor of a version.
     """
-    n_missed = newest - version
-    if n_missed <= len(group.log):
-        return Broadcast(newest + 1, client, None, group.log[len(group.log) - n_missed :])
-    return Broadcast(newest + 1, client, WHOLE.encode(group.known, template, newest), ())
+    group, version = state.group(client), state.versions.get(client, 0)
+    n_missed = state.version - version
+    if n_missed > len(group.log):
+        whole = WHOLE.encode(group.known, template, state.version)
+        return Broadcast(state.round + 1, client, state.version, whole, ())
+    missed = group.log[len(group.log) - n_missed :]
+    if missed and state.own.get(client) == version + 1:
+        missed = (OWN, *missed[1:])
+    return Broadcast(state.round + 1, client, state.version, None, missed)
 
 
 # -- client ------------------------------------------------------------------------------------------
@@ -88,10 +93,10 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
         VersionError: a difference leads from a version that the client does not have.
         WireError: a body is damaged.
     """
-    newest = message.round - 1
+    newest = message.version
     if message.state is not None:
         known = WHOLE.decode(memoryview(message.state), template, newest)
-        return replace(memory, known=known, version=newest)
+        return replace(memory, known=known, version=newest, sent=b"")
     known, first = memory.known or version_0, newest - len(message.differences)
     if first == 0:  # everybody has version 0, whatever else they remember
         known, memory = version_0, replace(memory, version=0)
@@ -102,8 +107,13 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
         )
     for version, body in enumerate(message.differences, first + 1):
         if version > memory.version:
-            known = lead(known, body, version)
-    return replace(memory, known=known, version=newest)
+            if body == OWN and not (version == memory.version + 1 and memory.sent):
+                raise VersionError(
+                    f"client {memory.client!r} was told to apply an update of its own that it does not have: it has "
+                    "lost its state, or the server its own"
+                )
+            known = lead(known, body or memory.sent, version)
+    return replace(memory, known=known, version=newest, sent=memory.sent if newest == memory.version else b"")
 
 
 # -- relayed updates ---------------------------------------------------------------------------------
@@ -112,6 +122,11 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
 def relay(bodies: Iterable[tuple[int, bytes]]) -> bytes:
     """A round's updates as one difference: a section for each (weight, body), in the order given."""
     return b"".join(write(Section.RELAYED, weight.to_bytes(WEIGHT, "little") + body) for weight, body in bodies)
+
+
+def is_relayed(difference: bytes) -> bool:
+    """Was a difference made by ``relay``?"""
+    return difference[:1] == bytes([Section.RELAYED])
 
 
 def relayed(difference: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -22,6 +22,8 @@ _CRC = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Header:
+    """``steps`` of a broadcast is the number of the version that it leads to."""
+
     kind: int
     values: int
     round: int

@@ -1,4 +1,4 @@
-"""Broadcasts and updates to bytes and back. A message that does not fit raises WireError and changes nothing."""
+"""Broadcasts, introductions and updates to bytes and back. A message that does not fit raises WireError and changes nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from capfl.errors import WireError
-from capfl.types import Adapter, Broadcast, Update
+from capfl.types import Adapter, Broadcast, Introduction, Update
 from capfl.wire import records
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
 from capfl.wire.sections import Section, parts, read, split, write
 
-BROADCAST, UPDATE = 1, 2
+BROADCAST, UPDATE, INTRODUCTION = 1, 2, 5
 _RECORDS = (Section.GROUPING, Section.RANKING)
 
 
@@ -26,7 +26,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Records:
-    """The classes of the records (``wire.records``) that stand beside an adapter in one direction; None: no record."""
+    """The classes of the records (``wire.records``) that messages have in one direction; None: no record."""
 
     grouping: type[Any] | None = None
     ranks: type[Any] | None = None
@@ -35,21 +35,21 @@ class Records:
 NO_RECORDS = Records()
 
 
-def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, always_whole: bool = False) -> Message:
+def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, missed: bool = False) -> Message:
     """A broadcast whose bodies have been encoded.
 
     Args:
-        always_whole: is everybody sent the whole adapter, or is that catching up?
+        missed: has the client missed the round before? Then all but the newest difference is catching up.
     """
     body = b"".join(write(Section.DIFFERENCE, difference) for difference in message.differences)
     if message.state is not None:
         body = write(Section.STATE, message.state)
-    beside = _write_records(message)
-    blob = seal(Header(BROADCAST, codec.values.tag, message.round, schema, message.client), beside + body)
-    late = list(message.differences[:-1])  # what a client that takes part in every round would not be sent
-    punctual = list(message.differences[-1:])
-    if message.state is not None:
-        (punctual if always_whole else late).append(message.state)
+    beside = _write_records(message.grouping, message.ranks)
+    header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client, steps=message.version)
+    blob = seal(header, beside + body)
+    bodies = [*message.differences] if message.state is None else [message.state]
+    newest = 1 if message.state is None else 0
+    late, punctual = (bodies[: len(bodies) - newest], bodies[len(bodies) - newest :]) if missed else ([], bodies)
     counted = parts(beside + b"".join(punctual)) | {"catch-up": sum(map(len, late))}
     return Message(blob, counted | {"header": len(blob) - sum(n for part, n in counted.items() if part != "header")})
 
@@ -62,11 +62,34 @@ def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = 
     states = [bytes(data) for tag, data in sections if tag is Section.STATE]
     if states and len(sections) > 1:
         raise WireError("message has a whole adapter and something else")
-    if len(sections) >= header.round:
-        raise WireError(f"message of round {header.round} has {len(sections)} differences")
+    if not states and len(sections) > header.steps:
+        raise WireError(f"message that leads to version {header.steps} has {len(sections)} differences")
     differences = () if states else tuple(bytes(data) for _, data in sections)
     grouping, ranks = _read_records(beside, kinds)
-    return Broadcast(header.round, header.client, states[0] if states else None, differences, grouping, ranks)
+    state = states[0] if states else None
+    return Broadcast(header.round, header.client, header.steps, state, differences, grouping, ranks)
+
+
+def encode_introduction(message: Introduction, codec: Codec, schema: bytes) -> bytes:
+    """An introduction; ``codec`` is the run's for updates."""
+    header = Header(INTRODUCTION, codec.values.tag, message.round, schema, message.client, message.n_train)
+    return seal(header, _write_records(message.grouping, None))
+
+
+def decode_introduction(
+    blob: bytes, codec: Codec, schema: bytes, kinds: Records = NO_RECORDS
+) -> tuple[Introduction, dict[str, int]]:
+    """The introduction, and how many bytes belong to each part. Raises WireError: it does not fit."""
+    header, body = unseal(blob, INTRODUCTION, codec.values.tag, schema)
+    if header.n_train < 1:
+        raise WireError(f"client {header.client!r} says that it has no training items")
+    beside, rest = split(body, (Section.GROUPING,))
+    if len(rest):
+        raise WireError(f"introduction of client {header.client!r} has more than a description")
+    grouping, _ = _read_records(beside, kinds)
+    counted = parts(body)
+    counted["header"] += len(blob) - len(body)
+    return Introduction(header.round, header.client, header.n_train, grouping), counted
 
 
 def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> bytes:
@@ -74,13 +97,17 @@ def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> 
     header = Header(
         UPDATE, codec.values.tag, message.round, schema, message.client, message.n_train, message.steps, message.loss
     )
-    return seal(header, _write_records(message) + body)
+    return seal(header, _write_records(None, message.ranks) + body)
 
 
 def decode_update(
-    blob: bytes, codec: Codec, schema: bytes, template: Adapter, kinds: Records = NO_RECORDS
+    blob: bytes, codec: Codec, schema: bytes, template: Adapter, number: int, kinds: Records = NO_RECORDS
 ) -> tuple[Update, dict[str, int]]:
-    """The update, and how many bytes belong to each part."""
+    """The update, and how many bytes belong to each part.
+
+    Args:
+        number: of the version that comes after the one that the client was sent; it draws random masks.
+    """
     header, body = unseal(blob, UPDATE, codec.values.tag, schema)
     if header.round < 1:
         raise WireError(f"update of client {header.client!r} is for round 0, rounds count from 1")
@@ -88,19 +115,19 @@ def decode_update(
         raise WireError(f"update of client {header.client!r} says that it has no training items")
     if not 0 <= header.loss <= LARGEST_LOSS:
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
-    beside, rest = split(body, _RECORDS)
-    adapter = codec.decode(rest, template, header.round)
-    grouping, ranks = _read_records(beside, kinds)
+    beside, rest = split(body, (Section.RANKING,))
+    adapter = codec.decode(rest, template, number)
+    _, ranks = _read_records(beside, kinds)
     counted = parts(body)
     counted["header"] += len(blob) - len(body)
     update = Update(
-        header.round, header.client, adapter, header.n_train, header.steps, header.loss, grouping, ranks, bytes(rest)
+        header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest)
     )
     return update, counted
 
 
-def _write_records(message: Broadcast | Update) -> bytes:
-    said: Any = zip(_RECORDS, (message.grouping, message.ranks), strict=True)
+def _write_records(grouping: object | None, ranks: object | None) -> bytes:
+    said: Any = zip(_RECORDS, (grouping, ranks), strict=True)
     return b"".join(write(tag, records.write(record)) for tag, record in said if record is not None)
 
 
