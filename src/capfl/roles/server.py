@@ -40,7 +40,10 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     if again:
-        state = replace(state, versions={**state.versions, client: 0}, own={**state.own, client: 0})
+        nothing = {client: 0}
+        state = replace(
+            state, versions={**state.versions, **nothing}, own={**state.own, **nothing}, heard={**state.heard, **nothing}
+        )
     method = agreement.method
     message = replace(
         broadcast(state, client, agreement.template),
@@ -139,7 +142,7 @@ class Aggregation:
             own=own | alone,
             heard={**old.heard, **dict.fromkeys(self._turn, old.round + 1)},
             visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._turn}},
-            claims=self._claims,
+            claims=dict(self._claims),  # the next turn adds its own
         )
         self._begin_turn()
 
@@ -171,12 +174,17 @@ def introduced(
 ) -> ServerState:
     """The state with clients that have said what their data are like, in the groups that this leads to.
 
-    A client that has been placed in a group that there was before knows no version of that group's adapter.
+    A group begins as that of everybody. A client that has been placed in one that there was before, or has left its
+    own, knows no version of the group's adapter.
     """
     new = agreement.method.grouping.form(state, introductions)
     moved = {client for client, group in new.group_of.items() if group != state.group_of.get(client)}
-    lost = {client for client in moved if new.group_of[client] in state.groups}
-    return replace(new, versions={client: version for client, version in new.versions.items() if client not in lost})
+    lost = {client for client in moved if new.group_of[client] in state.groups or client in state.group_of}
+    return replace(
+        new,
+        versions={client: version for client, version in new.versions.items() if client not in lost},
+        own={client: version for client, version in new.own.items() if client not in lost},
+    )
 
 
 # -- replies ---------------------------------------------------------------------------------------------
