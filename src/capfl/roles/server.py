@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from statistics import median_low
 
@@ -40,10 +40,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     if again:
-        nothing = {client: 0}
-        state = replace(
-            state, versions={**state.versions, **nothing}, own={**state.own, **nothing}, heard={**state.heard, **nothing}
-        )
+        state = replace(_forgotten(state, {client}), heard={**state.heard, client: 0})
     method = agreement.method
     message = replace(
         broadcast(state, client, agreement.template),
@@ -125,21 +122,19 @@ class Aggregation:
         if combine.relays or (combine.passes_one and len(bodies) < 2):
             bodies.append((update.n_train, update.body))
 
-    def end_turn(self, asked: Sequence[ClientId]) -> None:
+    def end_turn(self, asked: Collection[ClientId]) -> None:
         """All of ``asked`` have answered who will: every group gets its next version."""
         self._fold()
-        old, number = self.state, self.state.version + 1
+        old, number = _forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
-        known = {client: version for client, version in old.versions.items() if client not in asked}
-        own = {client: version for client, version in old.own.items() if client not in asked}
         groups_of = {client: old.group_of.get(client, EVERYBODY) for client in self._turn}
         alone = {client: number for client, name in groups_of.items() if self._relays_one(name)}
         self.state = replace(
             old,
             groups=groups,
             version=number,
-            versions=known | dict.fromkeys(self._turn, old.version),
-            own=own | alone,
+            versions={**old.versions, **dict.fromkeys(self._turn, old.version)},
+            own={**old.own, **alone},
             heard={**old.heard, **dict.fromkeys(self._turn, old.round + 1)},
             visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._turn}},
             claims=dict(self._claims),  # the next turn adds its own
@@ -180,11 +175,16 @@ def introduced(
     new = agreement.method.grouping.form(state, introductions)
     moved = {client for client, group in new.group_of.items() if group != state.group_of.get(client)}
     lost = {client for client in moved if new.group_of[client] in state.groups or client in state.group_of}
-    return replace(
-        new,
-        versions={client: version for client, version in new.versions.items() if client not in lost},
-        own={client: version for client, version in new.own.items() if client not in lost},
+    return _forgotten(new, lost)
+
+
+def _forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
+    """The state in which nothing is taken for granted about the versions that some clients know."""
+    versions, own = (
+        {client: version for client, version in known.items() if client not in clients}
+        for known in (state.versions, state.own)
     )
+    return replace(state, versions=versions, own=own)
 
 
 # -- replies ---------------------------------------------------------------------------------------------
