@@ -126,7 +126,7 @@ def validate_round(
     talk = Talk("validate", state, agreement, exchange, config)
     scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
     score = total(list(scores.values()))
-    versions = {client: version for client, version in state.versions.items() if client not in clients}
+    versions = dict.fromkeys(scores, state.version)
     heard = {client: state.round for client in scores if client in state.visits}
     state = replace(state, versions=versions | dict.fromkeys(scores, state.version), heard={**state.heard, **heard})
     return state, replace(

@@ -51,6 +51,12 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
 
 
+def forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
+    """The state that does not know which versions some clients have: they are sent all differences, or all of it."""
+    versions, own = ({c: n for c, n in kept.items() if c not in clients} for kept in (state.versions, state.own))
+    return replace(state, versions=versions, own=own)
+
+
 def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
     """What a client is sent that is to say what its data are like: nothing but who is asked, and in which round."""
     message = Broadcast(state.round + 1, client, state.version, None, ())
@@ -164,9 +170,7 @@ class Aggregation:
         return replace(state, ranks=self._agreement.method.ranks.combine(state, self._updates))
 
 
-def introduced(
-    state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement
-) -> ServerState:
+def introduced(state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement) -> ServerState:
     """The state with clients that have said what their data are like, in the groups that this leads to.
 
     A group begins as that of everybody. A client that has been placed in one that there was before, or has left its

@@ -10,7 +10,7 @@ from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build, describe
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
-from capfl.methods.factors import BOTH, IN_TURN, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.factors import BOTH, ALTERNATING, NOTHING, ONLY_A, ONLY_B
 from capfl.methods.grouping import Everybody
 from capfl.methods.peers import Peers
 from capfl.methods.posterior import Posterior
@@ -27,7 +27,7 @@ PARTS = {
     "flexlora": (BOTH, TruncatedProduct(), Everybody(), AllRanks(), AfterSteps()),
     "ffa-lora": (ONLY_B, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "fedsa-lora": (ONLY_A, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
-    "rolora": (IN_TURN, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
+    "rolora": (ALTERNATING, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "ditto": (BOTH, WeightedMean(), Everybody(), AllRanks(), NearServer()),
     "local": (NOTHING, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "centralised": (BOTH, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
@@ -108,12 +108,12 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     ("parts", "reason"),
     [
         *(({"combine": combine, "factors": factors}, "needs both factors of every client; use factors = BOTH")
-          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, IN_TURN)),
+          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, ALTERNATING)),
         ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use"),
         ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use"),
-        ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or IN_TURN"),
+        ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or ALTERNATING"),
+        ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or ALTERNATING"),
+        ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or ALTERNATING"),
         ({"alpha_f": 0.1, "factors": NOTHING}, "nothing travels; use alpha_f = 0"),
         ({"takes_home": Own()}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": Own(), "factors": ONLY_A}, "keep no adapter that they could take home; use takes_home"),
@@ -130,7 +130,7 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
 @pytest.mark.parametrize(
     "parts",
     [
-        {"grouping": Peers(), "factors": IN_TURN, "ranks": Posterior(), "alpha_f": 0.1},
+        {"grouping": Peers(), "factors": ALTERNATING, "ranks": Posterior(), "alpha_f": 0.1},
         {"grouping": Peers(), "takes_home": Own()},
         {"factors": NOTHING, "takes_home": Own()},
         {"factors": ONLY_B, "takes_home": NearServer(), "alpha_f": 0.1},
