@@ -30,7 +30,7 @@ def taken(method: Method, memory: ClientState) -> Adapter | None:
 
 
 def memory(n_peers: int = 0) -> ClientState:
-    kept = PeersMemory(description("a"), n_peers=n_peers)
+    kept = PeersMemory(n_peers=n_peers)
     return ClientState("a", trained=3, known=KNOWN, adapter=OWN, grouping=kept)
 
 
