@@ -126,9 +126,10 @@ def validate_round(
     talk = Talk("validate", state, agreement, exchange, config)
     scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
     score = total(list(scores.values()))
-    versions = dict.fromkeys(scores, state.version)
     heard = {client: state.round for client in scores if client in state.visits}
-    state = replace(state, versions=versions | dict.fromkeys(scores, state.version), heard={**state.heard, **heard})
+    state = server.forgotten(state, clients)
+    versions = {**state.versions, **dict.fromkeys(scores, state.version)}
+    state = replace(state, versions=versions, heard={**state.heard, **heard})
     return state, replace(
         record,
         failures=(*record.failures, *talk.failures),

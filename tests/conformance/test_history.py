@@ -24,7 +24,7 @@ from capfl.methods.ranks import Shares
 from capfl.packing import pack
 from capfl.roles import client as side
 from capfl.roles import server
-from capfl.round import run_round
+from capfl.round import run_round, validate_round
 from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, Exchange, Kind, Request
 from capfl.wire import up_codec
 from fake import (
@@ -330,6 +330,17 @@ def test_a_server_that_is_killed_between_turns_comes_to_the_same_bits(method: st
     assert pack(killed.state) == pack(whole.state)
     for client in CLIENTS:
         assert pack(killed.disk.newest(client)) == pack(whole.disk.newest(client))
+
+
+@pytest.mark.parametrize("method", IN_TURN)
+def test_a_validation_that_is_asked_for_twice_fails_nobody(method: str) -> None:
+    """As by a server that was killed before it had written down who knows what: some know their own update by then."""
+    fake = Fake(of(method, "default"))
+    (record,) = fake.play(1)
+    found = [validate_round(fake.state, record, CLIENTS, fake.agreement, fake.exchange, SKIP) for _ in range(2)]
+    assert [longer.failures for _, longer in found] == [(), ()]
+    assert pack(found[0][0]) == pack(found[1][0])
+    assert found[0][0].own == {}  # from then on they know more than that
 
 
 @pytest.mark.parametrize("method", ["ca-pfl", "fedit", "flexlora", *IN_TURN])

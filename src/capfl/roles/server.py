@@ -40,7 +40,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     if again:
-        state = replace(_forgotten(state, {client}), heard={**state.heard, client: 0})
+        state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
     method = agreement.method
     message = replace(
         broadcast(state, client, agreement.template),
@@ -49,12 +49,6 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
     )
     missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
-
-
-def forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
-    """The state that does not know which versions some clients have: they are sent all differences, or all of it."""
-    versions, own = ({c: n for c, n in kept.items() if c not in clients} for kept in (state.versions, state.own))
-    return replace(state, versions=versions, own=own)
 
 
 def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
@@ -131,7 +125,7 @@ class Aggregation:
     def end_turn(self, asked: Collection[ClientId]) -> None:
         """All of ``asked`` have answered who will: every group gets its next version."""
         self._fold()
-        old, number = _forgotten(self.state, asked), self.state.version + 1
+        old, number = forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
         groups_of = {client: old.group_of.get(client, EVERYBODY) for client in self._turn}
         alone = {client: number for client, name in groups_of.items() if self._relays_one(name)}
@@ -179,10 +173,10 @@ def introduced(state: ServerState, introductions: Mapping[ClientId, Introduction
     new = agreement.method.grouping.form(state, introductions)
     moved = {client for client, group in new.group_of.items() if group != state.group_of.get(client)}
     lost = {client for client in moved if new.group_of[client] in state.groups or client in state.group_of}
-    return _forgotten(new, lost)
+    return forgotten(new, lost)
 
 
-def _forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
+def forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
     """The state in which nothing is taken for granted about the versions that some clients know."""
     versions, own = (
         {client: version for client, version in known.items() if client not in clients}

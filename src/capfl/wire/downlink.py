@@ -98,7 +98,7 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
         known = WHOLE.decode(memoryview(message.state), template, newest)
         return replace(memory, known=known, version=newest, sent=b"")
     known, first = memory.known or version_0, newest - len(message.differences)
-    if first == 0:  # everybody has version 0, whatever else they remember
+    if first == 0 and OWN not in message.differences:  # everybody has version 0, whatever else they remember
         known, memory = version_0, replace(memory, version=0, sent=b"" if memory.version else memory.sent)
     if not first <= memory.version <= newest:
         raise VersionError(

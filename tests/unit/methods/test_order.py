@@ -55,7 +55,6 @@ def test_the_order_follows_from_the_seed_and_is_another_in_every_round(other: di
 
 @pytest.mark.parametrize("method", ["fedit in turns", "ca-pfl in turn"])
 def test_who_is_alone_in_its_turn_is_passed_on_as_it_came_and_not_sent_back(method: str) -> None:
-    """What a client hears of its own update is 12 bytes shorter than the section alone would be of another's."""
     fake = Fake(of(method, "default"))
     fake.play(2)
     alone = {client for turn in fake.turns for client in turn if method == "ca-pfl in turn" or len(turn) == 1}

@@ -17,7 +17,7 @@ from capfl.methods.take_home import AfterSteps, NearServer, Own, proximal
 from capfl.roles.client import personal
 from capfl.types import Adapter, ClientState
 from fake import steps
-from parts import INITIAL, Federation, description, pair, row
+from parts import INITIAL, Federation, pair, row
 
 KNOWN = algebra.add(INITIAL, steps("b", 1))
 OWN = algebra.add(INITIAL, steps("c", 1))
