@@ -124,8 +124,11 @@ def whoever_missed_rounds_is_led_to_the_newest_version(history: History) -> None
     for client, since in (("a", 1), ("d", 3)):  # d came into a group that there was already
         memory = fake.disk.newest(client)
         for round in (0, *range(since, 7)):
-            version, known = (s := history.states.get(round)) and (s.version, s.group(client).known) or (0, {})
-            start = replace(memory, version=version, known=known) if round else ClientState(client)
+            start, version = ClientState(client), 0
+            if round:
+                state = history.states[round]
+                version, known = state.version, state.group(client).known
+                start = replace(memory, version=version, known=known)
             message = server.request(replace(newest, versions={client: version}), client, fake.agreement)
             assert bits(fake.received(client, message.blob, start).known) == bits(newest.group(client).known)
         again = [server.request(newest, client, fake.agreement, again=True) for _ in range(2)]

@@ -42,7 +42,10 @@ class Plan:
         turns: of a round, at most: clients are taken to be one group.
         memory: bytes at the peak by what they are for, and their ``total``.
         memory_row_tokens: tokens of a row that ``memory`` reckons with.
-        seconds: by what they are spent on; None if it is not known, and then ``seconds_reason`` says why.
+        seconds: by what they are spent on, one client after the other on this machine; None if it is not known, and
+            then ``seconds_reason`` says why.
+        round_seconds: of the training of a round, where every client has a machine like this: as many times the
+            longest visit as there are turns.
     """
 
     model: str
@@ -60,6 +63,7 @@ class Plan:
     memory_row_tokens: int
     memory_advice: Advice
     seconds: Mapping[str, float] | None
+    round_seconds: float | None
     seconds_reason: str | None
 
     @property
@@ -104,6 +108,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
     traffic = measure(agreement, who, int(cast(Any, module).config.hidden_size))
+    n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 
     # time
     measured: Calibration | None = None
@@ -141,7 +146,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         clients=len(clients.ids),
         clients_from=clients.source,
         clients_per_round=visits,
-        turns=len(traffic.turns(who[:visits], config.seed, 1)),
+        turns=n_turns,
         rounds=config.federation.rounds,
         parts=settled(traffic, visits, config.seed),
         dense_fp32_round_trip=8 * algebra.size(agreement.initial),
@@ -150,6 +155,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         memory_row_tokens=length,
         memory_advice=advise(config, estimated),
         seconds=measured.seconds if measured else None,
+        round_seconds=n_turns * measured.visit if measured else None,
         seconds_reason=reason,
     )
 

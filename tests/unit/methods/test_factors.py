@@ -7,7 +7,7 @@ import torch
 
 from adapters import same
 from capfl import adapter as algebra
-from capfl.methods.factors import BOTH, ALTERNATING, NOTHING, ONLY_A, ONLY_B, Factors
+from capfl.methods.factors import ALTERNATING, BOTH, NOTHING, ONLY_A, ONLY_B, Factors
 from capfl.types import ClientState, Trained
 from fake import n_train, steps
 from parts import INITIAL, Federation, row

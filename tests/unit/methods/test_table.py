@@ -10,7 +10,7 @@ from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build, describe
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
-from capfl.methods.factors import BOTH, ALTERNATING, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.factors import ALTERNATING, BOTH, NOTHING, ONLY_A, ONLY_B
 from capfl.methods.grouping import Everybody
 from capfl.methods.order import Order
 from capfl.methods.peers import Peers
@@ -124,7 +124,8 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     ("parts", "reason"),
     [
         *(({"combine": combine, "factors": factors}, "needs both factors of every client; use factors = BOTH")
-          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, ALTERNATING)),
+          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct())
+          for factors in (ONLY_A, ONLY_B, ALTERNATING)),
         ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use"),
         ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use"),
         ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or ALTERNATING"),
