@@ -96,7 +96,7 @@ def test_descriptions_are_paid_for_once_up_and_down() -> None:
         for way in ("up", "down")
     )
     assert up[2] - up[1] == pytest.approx(up[1] - up[0], rel=0.01)
-    assert 2 * up[0] - up[1] == pytest.approx(4 * (54 + 274), abs=20)  # a header, and 4 x 32 numbers in bfloat16
+    assert 2 * up[0] - up[1] == pytest.approx(4 * (54 + 274), abs=100)  # a header, and 4 x 32 numbers in bfloat16
     whole = down[1] - down[0]
     assert down[2] - down[1] == pytest.approx(whole, rel=0.01)
     assert down[0] == pytest.approx(
