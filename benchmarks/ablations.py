@@ -19,7 +19,7 @@ from torch import Tensor
 from capfl.config.schema import MethodConfig
 from capfl.maths.modulator import Modulator
 from capfl.methods import Method, build
-from capfl.methods.factors import IN_TURN
+from capfl.methods.factors import ALTERNATING
 from capfl.methods.grouping import Everybody
 from capfl.methods.posterior import Importance, Posterior, PosteriorMemory
 from capfl.methods.ranks import AllRanks
@@ -66,7 +66,7 @@ METHODS = {
         ablation("all-ranks", "all ranks kept and sent alike", ranks=AllRanks()),
         ablation("random-ranks", "as many ranks dropped, at random", ranks=ShuffledRanks()),
         ablation("no-features", "a posterior that knows no features", ranks=OwnPosterior()),
-        ablation("in-turn", "B in odd rounds, A in even ones", factors=IN_TURN),
+        ablation("in-turn", "B in odd rounds, A in even ones", factors=ALTERNATING),
         ablation("whole-step", "the whole last round of steps taken home", takes_home=AfterSteps(1.0)),
     )
 }

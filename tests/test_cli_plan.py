@@ -69,7 +69,7 @@ def test_large_models_are_planned_by_name_alone(model: str, elements: int, tmp_p
 
 
 def test_mistakes_in_a_plan(tmp_path: Path) -> None:
-    assert "--ronds: no such flag; did you mean --rounds?" in refused("plan", "--ronds", "5")
+    assert "--ronds: no such flag; did you mean --rounds or --turns?" in refused("plan", "--ronds", "5")
     assert "there is no such config file" in refused("plan", tmp_path / "gone.toml")
     assert "there is no method 'fedavgg'" in refused("plan", *TINY_FLAGS, "--method", "fedavgg")
     assert "cannot read the shapes of 'nobody/nothing'" in refused("plan", *TINY_FLAGS, "--model", "nobody/nothing")

@@ -49,7 +49,8 @@ def run_round(
     method, ranks = agreement.method, agreement.method.ranks
     chosen = sample(clients, config.fraction, seed, state.round + 1)
     state, met = introduce(state, method.grouping.unknown(state, chosen), agreement, exchange, config)
-    chosen = [client for client in chosen if client not in {failure.client for failure in met.failures}]
+    unknown = method.grouping.unknown(state, chosen)
+    chosen = [client for client in chosen if client not in unknown]
     if not chosen:
         met.require_an_answer()
     talk = Talk("train", state, agreement, exchange, config)
@@ -125,11 +126,10 @@ def validate_round(
     talk = Talk("validate", state, agreement, exchange, config)
     scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
     score = total(list(scores.values()))
-    versions = {client: version for client, version in state.versions.items() if client not in clients}
     heard = {client: state.round for client in scores if client in state.visits}
-    state = replace(
-        state, versions=versions | dict.fromkeys(scores, state.version), heard={**state.heard, **heard}
-    )
+    state = server.forgotten(state, clients)
+    versions = {**state.versions, **dict.fromkeys(scores, state.version)}
+    state = replace(state, versions=versions, heard={**state.heard, **heard})
     return state, replace(
         record,
         failures=(*record.failures, *talk.failures),

@@ -33,7 +33,7 @@ def visit(
     """Answer one request with the memory from before its round, and keep what the client remembers then.
 
     What it has learnt in a round of training is kept under that round. A validation tells it the version of the round
-    before, and is kept under that one.
+    before, and is kept under that one; so is that it has introduced itself, before it trains in the same round.
 
     Raises:
         CheckpointError: the store cannot be read or written.

@@ -116,8 +116,9 @@ class Peers(Grouping):
 
     def remember(self, said: object | None, memory: ClientState) -> object | None:
         kept, told = cast("PeersMemory | None", memory.grouping), cast("Placement | None", said)
-        if kept is None or told is None:
+        if told is None:
             return kept
+        kept = kept or PeersMemory()  # it has introduced itself, and lost its state since
         n_peers = kept.n_peers if told.n_peers is None else int(told.n_peers[0])
         return replace(kept, z=kept.z if told.z is None else told.z, n_peers=n_peers)
 

@@ -145,6 +145,11 @@ def refuse_no_mean(method: Method, key: str) -> None:
         raise ConfigError(f"{key}: {method.name} trains one model on all data in one place; leave it out")
     if not method.factors.travel:
         raise ConfigError(f"{key}: with {method.name} clients send nothing that it would be about; leave it out")
+    if method.order.turns > 1:
+        raise ConfigError(
+            f"{key}: the clients of {method.name} train in {method.order.turns} turns, and an update may be the only "
+            "one of its turn, with no others to be measured by or to hide among; leave it out, or set method.turns to 1"
+        )
     if method.combine.relays:
         raise ConfigError(
             f"{key}: with {method.name} every client gets the others' updates as they came and averages them itself, "

@@ -91,7 +91,7 @@ METHODS: dict[str, Row] = {
     "flexlora": Row(_flexlora, ("rank_shares",)),
     "ffa-lora": _row("ffa-lora", "A frozen, B averaged", "arXiv:2403.12313", factors=ONLY_B),
     "fedsa-lora": _row("fedsa-lora", "A averaged, B private", "arXiv:2410.01463", factors=ONLY_A),
-    "rolora": _row("rolora", "B and A trained and averaged in alternate rounds", "arXiv:2502.01755", factors=ALTERNATING),
+    "rolora": _row("rolora", "B and A trained and averaged alternately", "arXiv:2502.01755", factors=ALTERNATING),
     "ditto": Row(_ditto, ("alpha_f",)),
     "local": _row("local", "every client alone", "reference", factors=NOTHING),
     "centralised": _row("centralised", "one model on all data", "reference", pooled=True),

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,7 @@ from capfl.model.base import skeleton
 from capfl.model.layers import adapter_shapes
 from capfl.plan.memory import Advice, advise, estimate
 from capfl.plan.time import Calibration, calibrate, weights_are_here
-from capfl.plan.traffic import Parts, measure, totals
+from capfl.plan.traffic import measure, settled, totals
 from capfl.roles.agreement import agreements
 from capfl.round import sample_size
 from capfl.types import ClientId, Item
@@ -39,10 +38,14 @@ class Plan:
         parts: ``up`` and ``down``, bytes by part: of one client in one round, once messages have settled, to and from
             a client that took part in the round before. Means over clients, and over two rounds.
         dense_fp32_round_trip: bytes of the whole adapter in float32, both ways.
-        totals: bytes of all clients and rounds; ``bytes_down`` has the final delivery.
+        totals: bytes of all clients and rounds, introductions included; ``bytes_down`` has the final delivery.
+        turns: of a round, at most: clients are taken to be one group.
         memory: bytes at the peak by what they are for, and their ``total``.
         memory_row_tokens: tokens of a row that ``memory`` reckons with.
-        seconds: by what they are spent on; None if it is not known, and then ``seconds_reason`` says why.
+        seconds: by what they are spent on, one client after the other on this machine; None if it is not known, and
+            then ``seconds_reason`` says why.
+        round_seconds: of the training of a round, where every client has a machine like this: as many times the
+            longest visit as there are turns.
     """
 
     model: str
@@ -51,14 +54,16 @@ class Plan:
     clients: int
     clients_from: str
     clients_per_round: int
+    turns: int
     rounds: int
-    parts: Mapping[str, Parts]
+    parts: Mapping[str, Mapping[str, int]]
     dense_fp32_round_trip: int
     totals: Mapping[str, int]
     memory: Mapping[str, int]
     memory_row_tokens: int
     memory_advice: Advice
     seconds: Mapping[str, float] | None
+    round_seconds: float | None
     seconds_reason: str | None
 
     @property
@@ -102,7 +107,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     who = [POOLED] if method.pooled else list(clients.ids)
     agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
-    traffic = measure(agreement, who, visits, int(cast(Any, module).config.hidden_size))
+    traffic = measure(agreement, who, int(cast(Any, module).config.hidden_size))
+    n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 
     # time
     measured: Calibration | None = None
@@ -140,24 +146,18 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         clients=len(clients.ids),
         clients_from=clients.source,
         clients_per_round=visits,
+        turns=n_turns,
         rounds=config.federation.rounds,
-        parts={
-            "up": _mean([parts for own in traffic.values() for parts in own.up[-2:]]),
-            "down": _mean([parts for own in traffic.values() for parts in own.down[-2:]]),
-        },
+        parts=settled(traffic, visits, config.seed),
         dense_fp32_round_trip=8 * algebra.size(agreement.initial),
         totals=totals(traffic, config.federation, config.seed),
         memory=estimated(config),
         memory_row_tokens=length,
         memory_advice=advise(config, estimated),
         seconds=measured.seconds if measured else None,
+        round_seconds=n_turns * measured.visit if measured else None,
         seconds_reason=reason,
     )
-
-
-def _mean(messages: Sequence[Parts]) -> dict[str, int]:
-    """The mean of each part, rounded."""
-    return {part: round(fmean(each[part] for each in messages)) for part in messages[0]}
 
 
 @dataclass(frozen=True)

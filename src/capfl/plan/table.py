@@ -53,4 +53,7 @@ def _run(plan: Plan) -> Grid:
     else:
         spent = ", ".join(f"{name} {duration(n)}" for name, n in plan.seconds.items() if n >= 0.5)
         grid.add_row("time", duration(sum(plan.seconds.values())), spent)
+    if plan.round_seconds is not None:
+        turns = f"{plan.turns} turns of {duration(plan.round_seconds / plan.turns)}" if plan.turns > 1 else "training"
+        grid.add_row("of a round", duration(plan.round_seconds), f"over sites with a machine like this each: {turns}")
     return grid

@@ -37,11 +37,13 @@ class Calibration:
 
     Attributes:
         seconds: of the whole run by what they are spent on, references and the final evaluation included.
+        visit: seconds in which the client with the most training items takes its steps of a round.
         length: tokens of the longest row.
         answers: tokens of the longest answer.
     """
 
     seconds: dict[str, float]
+    visit: float
     length: int
     answers: int
 
@@ -88,7 +90,8 @@ def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Map
         "scoring": scored * score / len(few.test),
     }
     longest = max(len(example.train.ids) for example in examples)
-    return Calibration(seconds, longest, max(len(example.train.targets) for example in examples))
+    answers = max(len(example.train.targets) for example in examples)
+    return Calibration(seconds, config.train.steps_of(len(own.train)) * visit / n_steps, longest, answers)
 
 
 def _work(federation: Federation, method: Method) -> tuple[float, int]:

@@ -1,107 +1,203 @@
-"""Bytes of a run before it runs: a few rounds of messages of the real shapes, and then arithmetic.
+"""Bytes of a run before it runs: a few rounds of messages of the real shapes, and then the run's own bookkeeping.
 
 The messages go through the code that real rounds go through, but nobody trains: every trained element changes by a
 normal number. What a message costs hardly depends on it, because the config sets how many elements are sent; only the
-levels of 8bit to 2bit follow the values' distribution.
+levels of 8bit to 2bit follow the values' distribution. Then every request is charged for the versions that its client
+has missed since its last turn. Where clients say what their data are like, all are taken to be alike: most goes down
+in a group of all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.methods.combine import WeightedMean
+from capfl.methods.order import Order
 from capfl.methods.peers import Description
 from capfl.model.features import PATTERNS
 from capfl.rng import derive
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
-from capfl.round import run_round, sample
-from capfl.types import (
-    EVERYBODY,
-    Adapter,
-    ClientId,
-    ClientState,
-    Group,
-    Kind,
-    Penalty,
-    Request,
-    Trained,
-)  # fmt: skip
+from capfl.round import introduce, run_round, sample
+from capfl.types import Adapter, ClientId, ClientState, Entry, Kind, Penalty, Request, ServerState, Trained
 from capfl.wire import decode_update, relay
+from capfl.wire.downlink import WHOLE
 from capfl.wire.sections import HEAD, parts
 
 CLIENTS = 3  # simulated: those whose messages are counted, and others that their changes are averaged with
 ROUNDS = 3  # simulated; the last two stand in turn for all that follow
 CHANGE = 1e-3  # standard deviation of what "training" changes
+ITEMS = 100  # that a simulated client says it has
+PARTS = ("header", "positions", "scales", "values", "records")
 
-Parts = Mapping[str, int]
+Parts = npt.NDArray[np.int64]
+"""Bytes by part, (5,), in the order of ``PARTS``."""
+
 T = TypeVar("T")
+
+
+def _parts(counted: Mapping[str, int], header: int = 0) -> Parts:
+    """Parts as the ledger has them, and so many bytes of header more."""
+    return np.array([counted.get(part, 0) + header * (part == "header") for part in PARTS], np.int64)
+
+
+@dataclass(frozen=True)
+class Client:
+    """The messages of one client.
+
+    Attributes:
+        met: the request for an introduction, and the introduction; empty if the method asks for none.
+        first: its first request, without any difference.
+        later: the same for all that follow.
+        stranger: the same for the final delivery to a client that was never asked before.
+        up: its update in round 1, 2, ...
+        alone: the difference in round 1, 2, ... that is its update as it came.
+    """
+
+    met: tuple[Parts, ...]
+    first: Parts
+    later: Parts
+    stranger: Parts
+    up: Sequence[Parts]
+    alone: Sequence[Parts]
+
+    def called(self, longer: int) -> Client:
+        """A client like this, with an id of so many bytes more."""
+        more = _parts({}, longer)
+        return replace(
+            self, met=tuple(n + more for n in self.met), first=self.first + more, later=self.later + more,
+            stranger=self.stranger + more, up=[n + more for n in self.up],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One message. ``kind`` is that of the request, or "deliver" for the final delivery, whose replies are not here."""
+
+    kind: Literal["introduce", "train", "deliver"]
+    round: int
+    direction: Literal["up", "down"]
+    parts: Parts
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of the messages of one client.
+    """What messages of a run are made of.
 
     Attributes:
-        up: its update in round 1, 2, ..., by part.
-        down: its request after 0, 1, ... rounds, by part, if it took part in the round before.
-        late: what the newest difference after 0, 1, ... rounds adds to the request of a client that missed it.
-        whole: a request with the whole adapter.
+        clients: their messages.
+        group: the group that all clients are in; None: that of everybody.
+        together: the difference in round 1, 2, ... that a mean of updates leads to.
+        whole: the whole adapter.
+        limit: bytes of the differences that the server keeps.
     """
 
-    up: Sequence[Parts]
-    down: Sequence[Parts]
-    late: Sequence[int]
-    whole: int
+    agreement: Agreement
+    clients: Mapping[ClientId, Client]
+    group: str | None
+    together: Sequence[Parts]
+    whole: Parts
+    limit: int
 
-    def bytes_up(self, round: int) -> int:
-        """The client's update in a round (1, 2, ...)."""
-        return sum(_at(self.up, round - 1).values())
+    def turns(self, chosen: Sequence[ClientId], seed: int, round: int) -> list[list[ClientId]]:
+        """The clients of each turn of a round."""
+        group_of = dict.fromkeys(chosen, self.group) if self.group else {}
+        return self.agreement.method.order.of_round(chosen, group_of, seed, round)
 
-    def bytes_down(self, after: int, version: int) -> int:
-        """The request after a number of rounds, to a client that knows a version."""
-        newest = sum(_at(self.down, after).values())
-        if version >= after - 1:
-            return newest
-        return min(newest + sum(_at(self.late, number) for number in range(version + 1, after)), self.whole)
+    def charges(self, rounds: Iterable[Sequence[Sequence[ClientId]]]) -> Iterator[Charge]:
+        """Every message of a run with such turns in its rounds, and then the final delivery to all clients."""
+        versions, asked, round = _Versions(self), set[ClientId](), 0
+        for round, turns in enumerate(rounds, 1):
+            for client in sorted({client for turn in turns for client in turn} - asked):
+                for direction, met in zip(("down", "up"), self.clients[client].met, strict=False):
+                    yield Charge("introduce", round, "down" if direction == "down" else "up", met)
+            for turn in turns:
+                for client in turn:
+                    of = self.clients[client]
+                    request = of.later if client in asked else of.first
+                    yield Charge("train", round, "down", request + versions.missed_by(client))
+                    yield Charge("train", round, "up", _at(of.up, round))
+                versions.end(turn, round)
+                asked |= set(turn)
+        for client, of in self.clients.items():
+            request = of.later if client in asked else of.stranger
+            yield Charge("deliver", round + 1, "down", request + versions.missed_by(client))
 
 
-def _at(values: Sequence[T], number: int) -> T:
-    """The value of a round. Beyond those that there are the last two take turns: some methods train A and B in turn."""
-    beyond = number - (len(values) - 1)
-    return values[number] if beyond <= 0 else values[-1 - beyond % 2]
+class _Versions:
+    """The differences that a server keeps, and what it knows of its clients: as ``server.Aggregation``."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._of, self._combine = traffic, traffic.agreement.method.combine
+        self._until = [_parts({})]  # the sum of all differences up to version 0, 1, ...
+        self._log: list[int] = []  # lengths of those that are kept
+        self._known: dict[ClientId, int] = {}
+        self._own: dict[ClientId, int] = {}
+
+    def missed_by(self, client: ClientId) -> Parts:
+        """What brings a client to the newest version."""
+        known, newest = self._known.get(client, 0), len(self._until) - 1
+        if newest - known > len(self._log):
+            return self._of.whole
+        first = known
+        if self._own.get(client) == known + 1:  # its own difference is sent as a section of nothing
+            first = known + 1
+        return self._until[newest] - self._until[first] + _parts({}, HEAD * (first - known))
+
+    def end(self, turn: Sequence[ClientId], round: int) -> None:
+        """The next version, after the updates of a turn."""
+        number, down = len(self._until), self._of.agreement.down
+        relayed = [_at(self._of.clients[client].alone, round) for client in turn]
+        passed_on = len(turn) == 1 and self._combine.passes_one and not down.exact
+        difference = _at(self._of.together, round)
+        if passed_on:
+            difference = relayed[0]
+        elif self._combine.relays:  # one section of all of them
+            difference = sum(relayed, _parts({})) - _parts({}, HEAD * (len(turn) - 1))
+        self._until.append(self._until[-1] + difference)
+        self._log = [] if self._of.agreement.always_whole else [*self._log, int(difference.sum()) - HEAD]
+        while len(self._log) > 1 and sum(self._log) > self._of.limit:
+            del self._log[0]
+        self._known |= dict.fromkeys(turn, number - 1)
+        self._own |= dict.fromkeys(turn, number if passed_on else 0)
 
 
-def measure(
-    agreement: Agreement, clients: Sequence[ClientId], visits: int, hidden: int = 64
-) -> dict[ClientId, Traffic]:
-    """The traffic of every client. Those with the same ranks share one, for theirs differs by the length of ids alone.
+def _at(values: Sequence[T], round: int) -> T:
+    """The value of a round. Beyond those that there are the last two take turns: some methods alternate A and B."""
+    beyond = round - len(values)
+    return values[round - 1] if beyond <= 0 else values[-1 - beyond % 2]
+
+
+def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64) -> Traffic:
+    """What the messages of a run are made of. Clients with the same ranks differ by the length of their ids alone.
 
     Args:
         clients: all that take part in the run.
-        visits: clients in a round, whose updates all go down if the method relays them.
         hidden: width of the model's hidden states, of which clients may describe their data.
     """
-    relays, patch = agreement.method.combine.relays, 0
-    if relays:  # the patch of the base is as large as its weights, and its size is all that matters here
+    run, patch = agreement, 0
+    if agreement.method.combine.relays:  # the patch is as large as the base's weights, and only its size matters here
         patch = sum(4 * up.shape[0] * down.shape[1] for _, down, up in algebra.factors(agreement.initial))
-        agreement = replace(agreement, method=replace(agreement.method, combine=WeightedMean()))
-    state = agreement.method.start(agreement.initial, clients)
+        run = replace(run, method=replace(run.method, combine=WeightedMean()))
+    run = replace(run, method=replace(run.method, order=Order()))
+    start = run.method.start(run.initial, clients)
     alike: dict[str, list[ClientId]] = {}
     for client in clients:
-        ranks = agreement.method.ranks.of_client(state, client)
+        ranks = run.method.ranks.of_client(start, client)
         alike.setdefault("" if ranks is None else str(ranks.tolist()), []).append(client)
     measured = [members[0] for members in alike.values()]
     others = [client for client in clients if client not in measured]
-    simulated = [*measured, *others[: max(0, CLIENTS - len(measured))]]
+    simulated = sorted([*measured, *others[: max(0, CLIENTS - len(measured))]])
     memory = {client: ClientState(client) for client in simulated}
     replies: dict[ClientId, bytes] = {}
 
@@ -109,39 +205,52 @@ def measure(
         kind: Kind, round: int, asked: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes]]:
         for client in asked:
-            trainer = LocalTrainer(client, 1, partial(_trained, agreement, client), partial(_described, client, hidden))
-            replies[client], memory[client] = ANSWERS[kind](request(client), memory[client], trainer, agreement)
+            trainer = LocalTrainer(client, ITEMS, partial(_trained, run, client), partial(_described, client, hidden))
+            replies[client], memory[client] = ANSWERS[kind](request(client), memory[client], trainer, run)
             yield client, replies[client]
 
+    def beside(state: ServerState) -> dict[ClientId, Parts]:
+        """Requests without any difference."""
+        state = replace(state, version=0, versions={})
+        return {client: _parts(server.request(state, client, run).parts) for client in measured}
+
+    config, stranger = FederationConfig(), beside(start)
+    state, met = introduce(start, run.method.grouping.unknown(start, simulated), run, exchange, config)
+    introductions, first, group = met.ledger, beside(state), state.group_of.get(measured[0])
     up: dict[ClientId, list[Parts]] = {client: [] for client in measured}
-    down: dict[ClientId, list[Parts]] = {c: [server.request(state, c, agreement).parts] for c in measured}
-    late: dict[ClientId, list[int]] = {client: [0] for client in measured}
+    alone: dict[ClientId, list[Parts]] = {client: [] for client in measured}
+    together: list[Parts] = []
     for _ in range(ROUNDS):
-        state, record = run_round(state, simulated, agreement, exchange, FederationConfig(), agreement.seed)
-        sent = {entry.client: entry.parts for entry in record.ledger if entry.direction == "up"}
+        number = state.version + 1
+        state, record = run_round(state, simulated, run, exchange, config, run.seed)
         for client in measured:
-            up[client].append(sent[client])
-            if relays:
-                relayed = _relayed(replies[client], agreement, visits, state.version)
-                down[client].append({part: n + relayed.get(part, 0) for part, n in down[client][0].items()})
-                late[client].append(sum(relayed.values()))
-            else:
-                down[client].append(server.request(state, client, agreement).parts)
-                late[client].append(sum(HEAD + len(body) for body in state.group(client).log[-1:]))
-    changed = {name: t + 1 for name, t in agreement.version_0.items()}
-    last = replace(state, groups={EVERYBODY: Group(changed, changed)}, group_of={}, versions={})
+            up[client] += [_parts(e.parts) for e in _of(client, record.ledger) if e.direction == "up"]
+            update, _ = decode_update(replies[client], run.up, run.schema, run.initial, number, run.records_up)
+            alone[client].append(_parts(parts(relay([(1, update.body)])), HEAD))
+        together.append(_parts(parts(b"".join(state.group(measured[0]).log[-1:])), HEAD))
+    later = beside(state)
     found = [
-        Traffic(up[client], down[client], late[client], len(server.request(last, client, agreement).blob) + patch)
+        Client(
+            tuple(_parts(e.parts) for e in _of(client, introductions)), first[client], later[client], stranger[client],
+            up[client], alone[client],
+        )
         for client in measured
-    ]
-    return {client: traffic for traffic, members in zip(found, alike.values(), strict=True) for client in members}
+    ]  # fmt: skip
+    named = {
+        client: one.called(len(client.encode()) - len(members[0].encode()))
+        for one, members in zip(found, alike.values(), strict=True)
+        for client in members
+    }
+    changed = {name: t + 1 for name, t in run.version_0.items()}
+    whole = _parts(parts(WHOLE.encode(changed, run.template, 1)), HEAD)
+    return Traffic(
+        agreement, {client: named[client] for client in clients}, group, together,
+        whole + _parts({"values": patch}), 4 * algebra.size(run.version_0) + patch,
+    )  # fmt: skip
 
 
-def _relayed(reply: bytes, agreement: Agreement, visits: int, number: int) -> Parts:
-    """Of a difference that has a round's updates, by part: as many as this one as there are visits."""
-    update, _ = decode_update(reply, agreement.up, agreement.schema, agreement.initial, number, agreement.records_up)
-    one = parts(relay([(1, update.body)]))
-    return {part: visits * n + (HEAD if part == "header" else 0) for part, n in one.items()}
+def _of(client: ClientId, ledger: Iterable[Entry]) -> list[Entry]:
+    return [entry for entry in ledger if entry.client == client]
 
 
 def _trained(
@@ -159,23 +268,46 @@ def _trained(
 
 
 def _described(client: ClientId, hidden: int) -> Description:
-    generator = torch.Generator().manual_seed(derive(0, "plan", client) % 2**63)
-    features = torch.randn((1 + PATTERNS) * hidden, generator=generator)
-    return Description(features, 1 + torch.rand(hidden, generator=generator), torch.ones(1))
+    """Data that are like everybody's: what clients say differs by what chance makes of so many items."""
+    alike, own = (
+        torch.randn((1 + PATTERNS) * hidden, generator=torch.Generator().manual_seed(derive(0, "plan", name) % 2**63))
+        for name in ("", client)
+    )
+    return Description(alike + own / ITEMS**0.5, torch.ones(hidden), torch.full((1,), 4.0))
 
 
-def totals(traffic: Mapping[ClientId, Traffic], config: FederationConfig, seed: int) -> dict[str, int]:
-    """Bytes of a whole run, all clients together; ``bytes_down`` has the final delivery, ``bytes_up`` updates alone.
+def totals(traffic: Traffic, config: FederationConfig, seed: int) -> dict[str, int]:
+    """Bytes of a whole run, all clients together; ``bytes_down`` has the final delivery, ``bytes_up`` no scores.
 
-    Who takes part in which round is what the run itself will draw.
+    Who takes part in which round, and in which turn, is what the run itself will draw.
     """
-    up = down = 0
-    version = dict.fromkeys(traffic, 0)
-    for round in range(1, config.rounds + 1):
-        for client in sample(list(traffic), config.fraction, seed, round):
-            up += traffic[client].bytes_up(round)
-            down += traffic[client].bytes_down(round - 1, version[client])
-            version[client] = round - 1
-    delivery = sum(own.bytes_down(config.rounds, version[client]) for client, own in traffic.items())
-    down += delivery
+    clients = list(traffic.clients)
+    rounds = (
+        traffic.turns(sample(clients, config.fraction, seed, round), seed, round)
+        for round in range(1, config.rounds + 1)
+    )
+    up = down = delivery = 0
+    for charge in traffic.charges(rounds):
+        n = int(charge.parts.sum())
+        up += n * (charge.direction == "up")
+        down += n * (charge.direction == "down")
+        delivery += n * (charge.kind == "deliver")
     return {"bytes_up": up, "bytes_down": down, "bytes": up + down, "final_delivery": delivery}
+
+
+def settled(traffic: Traffic, visits: int, seed: int) -> dict[str, dict[str, int]]:
+    """``up`` and ``down``, bytes by part: of one client in one round, once messages have settled, to and from a client
+    that took part in the round before. Means over clients, and over two rounds.
+
+    Args:
+        visits: clients in a round.
+    """
+    chosen = sorted(traffic.clients)[:visits]
+    rounds = [traffic.turns(chosen, seed, round) for round in range(1, ROUNDS + 2)]
+    charges = [c for c in traffic.charges(rounds) if c.kind == "train" and c.round >= ROUNDS]
+    down = np.mean([c.parts for c in charges if c.direction == "down"], axis=0)
+    up = np.mean([n for client in traffic.clients.values() for n in client.up[-2:]], axis=0)
+    return {
+        way: {part: round(float(n)) for part, n in zip(PARTS, mean, strict=True)}
+        for way, mean in (("up", up), ("down", down))
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from statistics import median_low
 
@@ -40,7 +40,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         again: the client has failed, so nothing is taken for granted about what it knows.
     """
     if again:
-        state = replace(state, versions={**state.versions, client: 0}, own={**state.own, client: 0})
+        state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
     method = agreement.method
     message = replace(
         broadcast(state, client, agreement.template),
@@ -122,24 +122,22 @@ class Aggregation:
         if combine.relays or (combine.passes_one and len(bodies) < 2):
             bodies.append((update.n_train, update.body))
 
-    def end_turn(self, asked: Sequence[ClientId]) -> None:
+    def end_turn(self, asked: Collection[ClientId]) -> None:
         """All of ``asked`` have answered who will: every group gets its next version."""
         self._fold()
-        old, number = self.state, self.state.version + 1
+        old, number = forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
-        known = {client: version for client, version in old.versions.items() if client not in asked}
-        own = {client: version for client, version in old.own.items() if client not in asked}
         groups_of = {client: old.group_of.get(client, EVERYBODY) for client in self._turn}
         alone = {client: number for client, name in groups_of.items() if self._relays_one(name)}
         self.state = replace(
             old,
             groups=groups,
             version=number,
-            versions=known | dict.fromkeys(self._turn, old.version),
-            own=own | alone,
+            versions={**old.versions, **dict.fromkeys(self._turn, old.version)},
+            own={**old.own, **alone},
             heard={**old.heard, **dict.fromkeys(self._turn, old.round + 1)},
             visits={**old.visits, **{client: old.visits.get(client, 0) + 1 for client in self._turn}},
-            claims=self._claims,
+            claims=dict(self._claims),  # the next turn adds its own
         )
         self._begin_turn()
 
@@ -166,17 +164,25 @@ class Aggregation:
         return replace(state, ranks=self._agreement.method.ranks.combine(state, self._updates))
 
 
-def introduced(
-    state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement
-) -> ServerState:
+def introduced(state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement) -> ServerState:
     """The state with clients that have said what their data are like, in the groups that this leads to.
 
-    A client that has been placed in a group that there was before knows no version of that group's adapter.
+    A group begins as that of everybody. A client that has been placed in one that there was before, or has left its
+    own, knows no version of the group's adapter.
     """
     new = agreement.method.grouping.form(state, introductions)
     moved = {client for client, group in new.group_of.items() if group != state.group_of.get(client)}
-    lost = {client for client in moved if new.group_of[client] in state.groups}
-    return replace(new, versions={client: version for client, version in new.versions.items() if client not in lost})
+    lost = {client for client in moved if new.group_of[client] in state.groups or client in state.group_of}
+    return forgotten(new, lost)
+
+
+def forgotten(state: ServerState, clients: Collection[ClientId]) -> ServerState:
+    """The state in which nothing is taken for granted about the versions that some clients know."""
+    versions, own = (
+        {client: version for client, version in known.items() if client not in clients}
+        for known in (state.versions, state.own)
+    )
+    return replace(state, versions=versions, own=own)
 
 
 # -- replies ---------------------------------------------------------------------------------------------

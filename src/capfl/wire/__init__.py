@@ -17,7 +17,7 @@ from capfl.wire.scores import MODELS, decode_evaluation, decode_validation, enco
 
 __all__ = [
     "MODELS", "Codec", "Message", "Records", "advance", "broadcast", "compensate", "decode_broadcast",
-    "decode_evaluation", "decode_introduction", "decode_update", "decode_validation", "down_codec",
-    "encode_broadcast", "encode_evaluation", "encode_introduction", "encode_update", "encode_validation", "full_codec", "is_relayed", "receive", "relay", "relayed", "round_of", "schema_hash",
-    "up_codec", "with_version",
+    "decode_evaluation", "decode_introduction", "decode_update", "decode_validation", "down_codec", "encode_broadcast",
+    "encode_evaluation", "encode_introduction", "encode_update", "encode_validation", "full_codec", "is_relayed",
+    "receive", "relay", "relayed", "round_of", "schema_hash", "up_codec", "with_version",
 ]  # fmt: skip

@@ -98,8 +98,8 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
         known = WHOLE.decode(memoryview(message.state), template, newest)
         return replace(memory, known=known, version=newest, sent=b"")
     known, first = memory.known or version_0, newest - len(message.differences)
-    if first == 0:  # everybody has version 0, whatever else they remember
-        known, memory = version_0, replace(memory, version=0)
+    if first == 0 and OWN not in message.differences:  # everybody has version 0, whatever else they remember
+        known, memory = version_0, replace(memory, version=0, sent=b"" if memory.version else memory.sent)
     if not first <= memory.version <= newest:
         raise VersionError(
             f"client {memory.client!r} knows version {memory.version} of its group's adapter and was sent what leads "
@@ -120,7 +120,7 @@ def receive(message: Broadcast, memory: ClientState, lead: Lead, template: Adapt
 
 
 def relay(bodies: Iterable[tuple[int, bytes]]) -> bytes:
-    """A round's updates as one difference: a section for each (weight, body), in the order given."""
+    """A turn's updates as one difference: a section for each (weight, body), in the order given."""
     return b"".join(write(Section.RELAYED, weight.to_bytes(WEIGHT, "little") + body) for weight, body in bodies)
 
 
@@ -133,10 +133,8 @@ def relayed(difference: bytes) -> Iterator[tuple[int, memoryview]]:
     """The (weight, body) of each update that ``relay`` was given, one by one.
 
     Raises:
-        WireError: a section that is none of them, is cut off, or weighs nothing; or there is none.
+        WireError: a section that is none of them, is cut off, or weighs nothing.
     """
-    if not difference:
-        raise WireError("a round's updates are relayed, and there are none")
     for _, section in read(memoryview(difference), (Section.RELAYED,)):
         weight = int.from_bytes(section[:WEIGHT], "little")
         if len(section) < WEIGHT or not weight:

@@ -1,4 +1,4 @@
-"""Broadcasts, introductions and updates to bytes and back. A message that does not fit raises WireError and changes nothing."""
+"""Broadcasts, introductions and updates as bytes. A message that does not fit raises WireError and changes nothing."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ def decode_introduction(
 ) -> tuple[Introduction, dict[str, int]]:
     """The introduction, and how many bytes belong to each part. Raises WireError: it does not fit."""
     header, body = unseal(blob, INTRODUCTION, codec.values.tag, schema)
-    if header.n_train < 1:
-        raise WireError(f"client {header.client!r} says that it has no training items")
+    _check(header, "introduction")
     beside, rest = split(body, (Section.GROUPING,))
     if len(rest):
         raise WireError(f"introduction of client {header.client!r} has more than a description")
@@ -109,10 +108,7 @@ def decode_update(
         number: of the version that comes after the one that the client was sent; it draws random masks.
     """
     header, body = unseal(blob, UPDATE, codec.values.tag, schema)
-    if header.round < 1:
-        raise WireError(f"update of client {header.client!r} is for round 0, rounds count from 1")
-    if header.n_train < 1:
-        raise WireError(f"update of client {header.client!r} says that it has no training items")
+    _check(header, "update")
     if not 0 <= header.loss <= LARGEST_LOSS:
         raise WireError(f"update of client {header.client!r} has loss {header.loss}")
     beside, rest = split(body, (Section.RANKING,))
@@ -120,10 +116,15 @@ def decode_update(
     _, ranks = _read_records(beside, kinds)
     counted = parts(body)
     counted["header"] += len(blob) - len(body)
-    update = Update(
-        header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest)
-    )
+    update = Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest))
     return update, counted
+
+
+def _check(header: Header, what: str) -> None:
+    if header.round < 1:
+        raise WireError(f"{what} of client {header.client!r} is for round 0, rounds count from 1")
+    if header.n_train < 1:
+        raise WireError(f"{what} of client {header.client!r} says that it has no training items")
 
 
 def _write_records(grouping: object | None, ranks: object | None) -> bytes:

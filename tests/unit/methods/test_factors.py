@@ -7,7 +7,7 @@ import torch
 
 from adapters import same
 from capfl import adapter as algebra
-from capfl.methods.factors import BOTH, IN_TURN, NOTHING, ONLY_A, ONLY_B, Factors
+from capfl.methods.factors import ALTERNATING, BOTH, NOTHING, ONLY_A, ONLY_B, Factors
 from capfl.types import ClientState, Trained
 from fake import n_train, steps
 from parts import INITIAL, Federation, row
@@ -22,7 +22,7 @@ TRAINED = algebra.add(INITIAL, steps("a", 1))
         (BOTH, [{*A, *B}] * 2, [{*A, *B}] * 2, {*A, *B}, set(), True),
         (ONLY_A, [{*A, *B}] * 2, [set(A)] * 2, set(A), set(B), False),
         (ONLY_B, [set(B)] * 2, [set(B)] * 2, set(B), set(A), True),
-        (IN_TURN, [set(B), set(A)], [set(B), set(A)], {*A, *B}, set(), True),
+        (ALTERNATING, [set(B), set(A)], [set(B), set(A)], {*A, *B}, set(), True),
         (NOTHING, [{*A, *B}] * 2, [set()] * 2, set(), {*A, *B}, False),
     ],
 )
@@ -65,7 +65,7 @@ def test_rounds_move_what_travels_and_nothing_else() -> None:
 
 
 def test_the_mean_of_products_is_the_product_of_means_where_one_factor_stands_still() -> None:
-    for factors in (IN_TURN, ONLY_B):
+    for factors in (ALTERNATING, ONLY_B):
         played = Federation(row(factors=factors))
         for _ in range(3):
             before = played.state.everybody.adapter

@@ -27,7 +27,8 @@ from capfl.methods.posterior import (
     Prior,
 )
 from capfl.types import ClientState, Trained, Update
-from parts import CLIENTS, INITIAL, Federation, N, description, row, update
+from capfl.wire.message import INTRODUCTION
+from parts import CLIENTS, INITIAL, Federation, N, row, update
 
 RANKS = Posterior()
 START = row(ranks=RANKS).start(INITIAL, CLIENTS)
@@ -41,7 +42,7 @@ def importance(*means: float, shape: float = 2.0) -> Importance:
 
 
 def client(posterior: Importance = PRIOR, n_peers: int = 2, z: torch.Tensor | None = None) -> ClientState:
-    grouping = PeersMemory(description("a"), z, n_peers)
+    grouping = PeersMemory(z, n_peers)
     return ClientState("a", known=INITIAL, grouping=grouping, ranks=PosteriorMemory(PRIOR, posterior))
 
 
@@ -132,7 +133,7 @@ def test_a_client_that_is_told_its_features_begins_with_a_new_modulator() -> Non
     ranks = Posterior(hidden=1)
     memory = learnt(FELT, ranks=ranks)
     assert kept(memory).modulator.down.shape == (1, 1)  # type: ignore[union-attr]
-    told = replace(memory, grouping=PeersMemory(description("a"), Z, 2))
+    told = replace(memory, grouping=PeersMemory(Z, 2))
     assert kept(learnt(FELT, ranks=ranks, memory=told)).modulator.down.shape == (1, 256)  # type: ignore[union-attr]
 
 
@@ -289,6 +290,8 @@ def test_a_client_that_lies_about_importance_locks_nobody_out(shape: float, monk
     lied, honest = Federation(method, clients=six), Federation(method, clients=six)
 
     def lie(reply: bytes) -> bytes:
+        if reply[5] == INTRODUCTION:
+            return reply
         prior = prior_of(lied.state.ranks)
         alpha = (shape * prior.alpha).clamp_max(9e5 * PRIOR_SHAPE)
         mean = torch.minimum(9e5 * prior.mean, torch.tensor(9e5 * PRIOR_MEAN))

@@ -184,6 +184,12 @@ def test_methods_that_it_can_protect_and_those_that_it_cannot(method: str) -> No
         made(method)
 
 
+def test_in_turn_there_is_nothing_to_hide_among() -> None:
+    in_turn = build(MethodConfig(name="fedit", turns=2))
+    with pytest.raises(ConfigError, match=r"^privacy\.noise_multiplier: .*train in 2 turns.*set method.turns to 1"):
+        private(in_turn, ON, up_codec(CODECS["fp32"], 3), 10, 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

@@ -15,6 +15,7 @@ from capfl.config.schema import FederationConfig, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import Method, build
 from capfl.methods.combine import Combine, TruncatedProduct, WeightedMean
+from capfl.methods.order import Order
 from capfl.methods.ranks import Shares
 from capfl.methods.robust import Clipped, middle, robust
 from capfl.types import Adapter
@@ -155,6 +156,8 @@ def test_rounds_go_on_and_no_answer_is_scaled_once_more(method: str, codec: str,
         ("fedex-lora", "median", "gets the others' updates as they came.*leave it out, or use fedit"),
         ("flexlora", "median", "more with changes than to add their mean.*use federation.robust = clip"),
         ("lora-fair", "trimmed", "more with changes than to add their mean.*use federation.robust = clip"),
+        (row(order=Order(2)), "clip", "train in 2 turns.*leave it out, or set method.turns to 1"),
+        (row(order=Order(30)), "median", "train in 30 turns.*leave it out, or set method.turns to 1"),
         (row(combine=TruncatedProduct(), ranks=Shares((1.0, 0.5))), "median", "say more than their changes"),
         ("ca-pfl", "median", "say more than their changes.*use federation.robust = clip"),
     ],

@@ -10,8 +10,9 @@ from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build, describe
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
-from capfl.methods.factors import BOTH, IN_TURN, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.factors import ALTERNATING, BOTH, NOTHING, ONLY_A, ONLY_B
 from capfl.methods.grouping import Everybody
+from capfl.methods.order import Order
 from capfl.methods.peers import Peers
 from capfl.methods.posterior import Posterior
 from capfl.methods.ranks import AllRanks, Shares
@@ -27,7 +28,7 @@ PARTS = {
     "flexlora": (BOTH, TruncatedProduct(), Everybody(), AllRanks(), AfterSteps()),
     "ffa-lora": (ONLY_B, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "fedsa-lora": (ONLY_A, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
-    "rolora": (IN_TURN, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
+    "rolora": (ALTERNATING, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "ditto": (BOTH, WeightedMean(), Everybody(), AllRanks(), NearServer()),
     "local": (NOTHING, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
     "centralised": (BOTH, WeightedMean(), Everybody(), AllRanks(), AfterSteps()),
@@ -53,7 +54,7 @@ def test_the_table_in_words_has_every_row_and_says_all_of_it() -> None:
     for words in rows:
         alone = words["method"] in ("local", "centralised")
         empty = [question for question, answer in words.items() if not answer]
-        assert empty == (["combined", "learns with"] if alone else [])
+        assert empty == (["combined", "learns with", "order"] if alone else [])
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,21 @@ def test_settings_go_to_the_parts_that_they_are_of(
 
 def test_every_setting_of_a_row_is_a_key_and_every_key_is_of_some_row() -> None:
     used = {key for entry in METHODS.values() for key in entry.settings}
-    assert used == set(MethodConfig.model_fields) - {"name"}
+    assert used == set(MethodConfig.model_fields) - {"name", "turns"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_turns_are_for_all_methods_whose_clients_learn_from_each_other(name: str) -> None:
+    assert made(name).order == Order()
+    if name in ("local", "centralised"):
+        with pytest.raises(ConfigError, match=rf"^method\.turns: clients of {name} do not learn .*; leave it out$"):
+            made(name, turns=2)
+        return
+    method = made(name, turns=6)
+    assert dataclasses.replace(method, order=Order()) == made(name)
+    assert method.order == Order(6)
+    assert method.describe()["order"] == "in turn, in up to 6 turns a round"
+    assert made(name, turns=1).describe()["order"] == "together"
 
 
 # -- refused -------------------------------------------------------------------------------------------------------
@@ -98,6 +113,7 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     own = {"own": row(alpha_f=0.3), "fedit": row()}
     assert build(MethodConfig(name="own"), 0, own) is own["own"]
     assert build(MethodConfig(name="fedit"), 0, own) is own["fedit"]  # it goes before the table's
+    assert build(MethodConfig(name="own", turns=3), 0, own) == dataclasses.replace(own["own"], order=Order(3))
     with pytest.raises(ConfigError, match=r"method\.alpha_f: own does not use it"):
         build(MethodConfig(name="own", alpha_f=0.1), 0, own)
     with pytest.raises(ConfigError, match=r"there is no method 'other'; choose from .*, own"):
@@ -108,12 +124,13 @@ def test_a_row_of_ones_own_has_its_settings_already() -> None:
     ("parts", "reason"),
     [
         *(({"combine": combine, "factors": factors}, "needs both factors of every client; use factors = BOTH")
-          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct()) for factors in (ONLY_A, ONLY_B, IN_TURN)),
+          for combine in (CorrectedB(), TruncatedProduct(), ExactProduct())
+          for factors in (ONLY_A, ONLY_B, ALTERNATING)),
         ({"combine": ExactProduct(), "grouping": Peers()}, "all of them learn together, with all ranks; use"),
         ({"combine": ExactProduct(), "ranks": Shares((1.0,))}, "all of them learn together, with all ranks; use"),
-        ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or IN_TURN"),
-        ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or IN_TURN"),
+        ({"grouping": Peers(), "factors": ONLY_A}, "peers share a whole adapter; use factors = BOTH or ALTERNATING"),
+        ({"grouping": Peers(), "factors": NOTHING}, "peers share a whole adapter; use factors = BOTH or ALTERNATING"),
+        ({"ranks": Posterior(), "factors": ONLY_B}, "only of a whole adapter; use factors = BOTH or ALTERNATING"),
         ({"alpha_f": 0.1, "factors": NOTHING}, "nothing travels; use alpha_f = 0"),
         ({"takes_home": Own()}, "keep no adapter that they could take home; use takes_home"),
         ({"takes_home": Own(), "factors": ONLY_A}, "keep no adapter that they could take home; use takes_home"),
@@ -130,7 +147,7 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
 @pytest.mark.parametrize(
     "parts",
     [
-        {"grouping": Peers(), "factors": IN_TURN, "ranks": Posterior(), "alpha_f": 0.1},
+        {"grouping": Peers(), "factors": ALTERNATING, "ranks": Posterior(), "alpha_f": 0.1},
         {"grouping": Peers(), "takes_home": Own()},
         {"factors": NOTHING, "takes_home": Own()},
         {"factors": ONLY_B, "takes_home": NearServer(), "alpha_f": 0.1},

@@ -17,7 +17,7 @@ from capfl.methods.take_home import AfterSteps, NearServer, Own, proximal
 from capfl.roles.client import personal
 from capfl.types import Adapter, ClientState
 from fake import steps
-from parts import INITIAL, Federation, description, pair, row
+from parts import INITIAL, Federation, pair, row
 
 KNOWN = algebra.add(INITIAL, steps("b", 1))
 OWN = algebra.add(INITIAL, steps("c", 1))
@@ -30,7 +30,7 @@ def taken(method: Method, memory: ClientState) -> Adapter | None:
 
 
 def memory(n_peers: int = 0) -> ClientState:
-    kept = PeersMemory(description("a"), n_peers=n_peers)
+    kept = PeersMemory(n_peers=n_peers)
     return ClientState("a", trained=3, known=KNOWN, adapter=OWN, grouping=kept)
 
 
