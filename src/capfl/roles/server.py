@@ -164,9 +164,7 @@ class Aggregation:
         return replace(state, ranks=self._agreement.method.ranks.combine(state, self._updates))
 
 
-def introduced(
-    state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement
-) -> ServerState:
+def introduced(state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement) -> ServerState:
     """The state with clients that have said what their data are like, in the groups that this leads to.
 
     A group begins as that of everybody. A client that has been placed in one that there was before, or has left its

@@ -116,9 +116,7 @@ def decode_update(
     _, ranks = _read_records(beside, kinds)
     counted = parts(body)
     counted["header"] += len(blob) - len(body)
-    update = Update(
-        header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest)
-    )
+    update = Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest))
     return update, counted
 
 
