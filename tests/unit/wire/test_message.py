@@ -192,6 +192,7 @@ def test_a_golden_introduction():
         (resealed(introduced()[:-4] + bytes.fromhex(GROUPING) + bytes(4)), Records(Said), "GROUPING comes twice"),
         (update(TERNARY), Records(Said), "kind 2 where kind 5 was expected"),
     ],
+    ids=range(6),
 )
 def test_introductions_that_are_none(blob, kinds, message):
     with pytest.raises(WireError, match=message):
