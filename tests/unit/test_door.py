@@ -81,7 +81,7 @@ def test_a_description_has_the_models_width() -> None:
         (replace(introduction, grouping=replace(said, deviation=torch.zeros(3))), "3 numbers of deviation, expected 2"),
         (
             replace(introduction, grouping=replace(said, answers=torch.zeros(1))),
-            "answers has numbers that are not betw",
+            "answers has numbers that are not",
         ),
         (replace(introduction, grouping=None), "does not describe the client's data"),
         (replace(introduction, n_train=101), "101 training items, federation.max_items is 100"),
@@ -147,4 +147,4 @@ def test_what_may_be_sent_follows_from_the_number_of_the_version_and_not_from_th
         said = update(agreed.up.decode(memoryview(body), INITIAL, number))
         door.admit(said, state, agreed)
         with pytest.raises(WireError, match="has values where client 'a' sends none in round 1"):
-            door.admit(said, replace(state, version=2 - state.version), agreed)
+            door.admit(said, replace(state, version=1 - state.version), agreed)
