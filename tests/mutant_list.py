@@ -248,16 +248,19 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("roles/client.py", "conformance/test_history.py"): {
         "the residual is not added": ("compensate(change, memory.residual,", "compensate(change, {},"),
-        "a client is told of its peers before it has described itself": (
-            "memory = received(message, described(memory, trainer, agreement), agreement)",
-            "memory = described(received(message, memory, agreement), trainer, agreement)",
-        ),
+    },
+    ("roles/client.py", "unit/test_turns.py"): {
+        "masks are drawn by the round": ("message.version + 1", "message.round"),
     },
     ("roles/client.py", "unit/test_client.py"): {
         "a residual is not kept": ("residual=residual,", "residual={},"),
     },
     ("roles/door.py", "unit/test_door.py"): {
-        "any number of items comes in": ("update.n_train > limits.max_items:", "False:"),
+        "any number of items comes in": ("and n_train > limits.max_items:", "and False:"),
+        "who trains in a later turn is let in by the masks of the first": (
+            "agreement.initial, state.version + 1, importance",
+            "agreement.initial, state.round + 1, importance",
+        ),
         "any number of steps comes in": (
             "if limits and update.steps > limits.train.steps_of(update.n_train):",
             "if False:",
@@ -269,10 +272,14 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):",
             "for name in (EVERYBODY,):",
         ),
-        "a client that comes into a group is believed to know its adapter": (
-            "and group in old.groups",
-            "and group not in old.groups",
+    },
+    ("roles/server.py", "unit/test_turns.py"): {
+        "a client that comes into a group is believed to know its adapter": ("(new, lost)", "(new, set())"),
+        "a client that comes into a group is believed to have made a version": (
+            "versions=versions, own=own)",
+            "versions=versions)",
         ),
+        "nothing is relayed": ("return len(self._bodies[group]) == 1 and", "return False and"),
     },
     ("roles/server.py", "unit/test_client.py"): {
         "missing scores are not missed": ("if tuple(evaluation.scores) != agreement.scored:", "if False:"),
@@ -290,6 +297,16 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "again = False",
         ),
         "stop skips": ('self.config.on_failure == "stop"', "False"),
+    },
+    ("round.py", "unit/test_introductions.py"): {
+        "who introduces itself at the second try is left out": (
+            "unknown = method.grouping.unknown(state, chosen)",
+            "unknown = {failure.client for failure in met.failures}",
+        ),
+        "introductions pass the door": ("door.admit_introduction(reply, self.agreement)", "pass"),
+    },
+    ("round.py", "unit/test_turns.py"): {
+        "all turns start from the same state": ("        talk.state = aggregation.state\n", ""),
     },
     ("site.py", "test_site.py"): {
         "what the server never used is kept at a site": (
@@ -335,8 +352,12 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("wire/downlink.py", "unit/wire/test_downlink.py"): {
         "a client that missed rounds is sent the last difference": (
-            "n_missed = newest - version",
-            "n_missed = min(1, newest - version)",
+            "n_missed = state.version - version",
+            "n_missed = min(1, state.version - version)",
+        ),
+        "a client applies what it has sent wherever it is told to": (
+            "not (version == memory.version + 1 and memory.sent)",
+            "not memory.sent",
         ),
         "what the downlink lost is lost": (
             "algebra.subtract(target, group.known)",
