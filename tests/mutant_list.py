@@ -255,10 +255,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("roles/door.py", "unit/test_door.py"): {
         "any number of items comes in": ("and n_train > limits.max_items:", "and False:"),
-        "the door goes by the masks of the first turn": (
-            "state.version + 1, importance",
-            "state.round + 1, importance",
-        ),
+        "the door goes by the masks of turn 1": ("state.version + 1, importance", "state.round + 1, importance"),
         "any number of steps comes in": (
             "if limits and update.steps > limits.train.steps_of(update.n_train):",
             "if False:",
@@ -273,7 +270,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("roles/server.py", "unit/test_client.py unit/test_turns.py"): {
         "missing scores are not missed": ("if tuple(evaluation.scores) != agreement.scored:", "if False:"),
-        "a client that comes into a group is believed to know its adapter": ("(new, lost)", "(new, set())"),
+        "who comes into a group is believed to know its adapter": ("(new, lost)", "(new, set())"),
         "what a client has made of itself is not forgotten": ("versions=versions, own=own)", "versions=versions)"),
         "nothing is relayed": ("return len(self._bodies[group]) == 1 and", "return False and"),
     },

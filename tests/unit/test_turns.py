@@ -279,34 +279,34 @@ def test_a_client_that_lost_its_state_is_sent_everything_again() -> None:
 # -- who is placed in another group, or asked once more -----------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Moves(Grouping):
-    """Whoever introduces itself goes to the group ``old``, or to the group ``new`` if its name is c."""
+    """Whoever introduces itself goes to the group ``old``, but for ``stranger``, who goes to ``new``, which is new."""
 
+    stranger: ClientId
     about = "a stub"
 
     def form(self, state: ServerState, introductions: object) -> ServerState:
-        placed = {client: "new" if client == "c" else "old" for client in introductions}  # type: ignore[attr-defined]
+        placed = {client: "new" if client == self.stranger else "old" for client in introductions}  # type: ignore[attr-defined]
         return replace(state, group_of={**state.group_of, **placed}, groups={"new": state.everybody, **state.groups})
 
 
 def test_who_is_placed_in_a_group_that_there_was_knows_no_version_of_it() -> None:
     """Nor is it taken to have made one, though its update alone led to version 1 of the adapter that it had."""
     played = Federation(codec=CODECS["default"], uneven=True)
-    ((first,), *_) = played.order()
+    ((first,), (second,), _) = played.order()
     played.play()
     elsewhere = Federation(codec=CODECS["default"], uneven=True)
     elsewhere.clients = ["d"]
     elsewhere.play()
     group = replace(elsewhere.state.everybody, log=3 * elsewhere.state.everybody.log)
     state = replace(played.state, groups={**played.state.groups, "old": group})
-    moving = replace(played.agreed, method=replace(played.agreed.method, grouping=Moves()))
-    said = {client: Introduction(2, client, 10, None) for client in {first, "c"}}
+    moving = replace(played.agreed, method=replace(played.agreed.method, grouping=Moves(second)))
+    said = {client: Introduction(2, client, 10, None) for client in (first, second)}
     after = server.introduced(state, said, moving)
-    lost = {first} - {"c"}
-    assert after.versions.keys() == after.own.keys() == set("abc") - lost
-    for client in lost:
-        message = decode_broadcast(server.request(after, client, moving).blob, moving.down, moving.schema)
-        assert message.differences == group.log  # from version 0, and nothing of its own
+    assert after.versions.keys() == after.own.keys() == set("abc") - {first}
+    message = decode_broadcast(server.request(after, first, moving).blob, moving.down, moving.schema)
+    assert message.differences == group.log  # from version 0, and nothing of its own
 
 
 def test_asked_once_more_nothing_is_taken_for_granted() -> None:
