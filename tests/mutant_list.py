@@ -331,7 +331,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("wire/codec.py", "unit/wire/test_codec.py unit/wire/test_importance.py"): {
         "the reach of a mask is everything": (
-            "kept = self._drawn(layout, whole, round, budget)\n        if kept",
+            "kept = self._drawn(layout, whole, number, budget)\n        if kept",
             "kept = None\n        if kept",
         ),
     },
@@ -385,7 +385,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "the ledger takes positions for values": ('Section.POSITIONS: "positions",', 'Section.POSITIONS: "values",'),
     },
     ("wire/select.py", "unit/wire/test_select.py"): {
-        "the mask stands still": ("np.uint32(round_ * width % _CIRCLE)", "np.uint32(0)"),
+        "the mask stands still": ("np.uint32(number * width % _CIRCLE)", "np.uint32(0)"),
         "the mask of a part is drawn for that part": (
             "place = _places(whole, seed)[_within(layout, whole)]",
             "place = _places(layout, seed)",
