@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
 
-Valid updates, broadcasts (of one difference, of three, of the whole adapter) and evaluations of every values kind,
-dense, the largest of each tensor, under a random mask, and drawn by the importance of ranks, are damaged in one of
-these ways:
+Valid updates, broadcasts (of one difference, of three of which one is relayed and one the client's own, of the whole
+adapter), evaluations and introductions of every values kind, dense, the largest of each tensor, under a random mask,
+and drawn by the importance of ranks, are damaged in one of these ways:
 
 ``bytes``    one to eight bytes changed, removed or put in, anywhere
 ``values``   one to eight bytes behind the header changed, so that every length stays right
@@ -41,7 +41,18 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
-from capfl.types import Adapter, ClientState, Evaluation, Group, HeldOut, Score, Update
+from capfl.types import (
+    EVERYBODY,
+    Adapter,
+    ClientState,
+    Evaluation,
+    Group,
+    HeldOut,
+    Introduction,
+    Score,
+    ServerState,
+    Update,
+)  # fmt: skip
 from capfl.usage import peak_memory
 from capfl.wire import (
     Codec,
@@ -51,12 +62,18 @@ from capfl.wire import (
     compensate,
     decode_broadcast,
     decode_evaluation,
+    decode_introduction,
     decode_update,
     encode_broadcast,
     encode_evaluation,
+    encode_introduction,
     encode_update,
+    is_relayed,
     receive,
+    relay,
+    relayed,
     schema_hash,
+    with_version,
 )
 from capfl.wire.records import vector
 from capfl.wire.values import VALUES
@@ -67,6 +84,7 @@ CHUNK = 5000  # messages that a process is handed at once
 SHAPES = {"q.A": (2, 12), "q.B": (16, 2), "v.A": (2, 12), "v.B": (8, 2)}
 TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 SCHEMA = schema_hash(TEMPLATE, "fuzz")
+NUMBER = 4  # of the version to come
 
 
 @dataclass(frozen=True)
@@ -136,25 +154,34 @@ def normal(seed: int) -> Adapter:
 
 
 START = normal(0)
-MEMORY = ClientState("site", version=2, known=normal(1))
 
 
 @cache
 def valid(codec: int) -> list[bytes]:
     """Messages as they should be."""
     chosen, importance = CODECS[codec], IMPORTANCE[codec]
-    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, 4, importance)
+    body, _ = compensate(normal(2), {}, chosen, TEMPLATE, NUMBER, importance)
     group = Group(START, START)
-    for round in (1, 2, 3):
-        target = {name: t + normal(10 + round)[name] for name, t in START.items()}
-        group = advance(replace(group, adapter=target), target, round, chosen, TEMPLATE, importance)
-    told = [broadcast(group, 3, "site", version, TEMPLATE) for version in (2, 0)]
-    told += [broadcast(Group(START, group.known), 3, "site", 0, TEMPLATE)]
+    for number in (1, 2, 3):
+        target = {name: t + normal(10 + number)[name] for name, t in START.items()}
+        if number == 2:  # a difference as a client sent it
+            passed = relay([(12, chosen.encode(algebra.subtract(target, group.known), TEMPLATE, number, importance))])
+            group = with_version(group, changed(chosen, group.known, passed, number), passed)
+        else:
+            group = advance(replace(group, adapter=target), target, number, chosen, TEMPLATE, importance)
+    state = ServerState(5, {EVERYBODY: group}, version=3)  # more than a turn in some rounds
+    if len(group.log) < 3:  # a codec that loses nothing: its whole adapters need no differences
+        group = replace(group, log=3 * (passed,))
+    knowing = replace(state, groups={EVERYBODY: group}, versions={"site": 2})
+    told = [broadcast(knowing, "site", TEMPLATE)]
+    told += [replace(told[0], differences=(b"", *group.log[-2:]))]
+    told += [broadcast(replace(state, groups={EVERYBODY: Group(START, group.known)}), "site", TEMPLATE)]
     scored = Evaluation(4, "site", 12, HeldOut(8, 0.25, 0.5), {"base": Score(3, 8, 4.5)}, algebra.ranks(TEMPLATE))
     return [
-        encode_update(Update(4, "site", {}, 12, 7, 1.25, **SAID), body, chosen, SCHEMA),
+        encode_update(Update(4, "site", {}, 12, 7, 1.25, SAID["ranks"]), body, chosen, SCHEMA),
         *(encode_broadcast(replace(message, **SAID), chosen, SCHEMA).blob for message in told),
         encode_evaluation(scored, chosen, SCHEMA, TEMPLATE),
+        encode_introduction(Introduction(4, "site", 12, SAID["grouping"]), chosen, SCHEMA),
     ]
 
 
@@ -216,16 +243,23 @@ DAMAGE = {
 def decode(blob: bytes, codec: Codec, which: int) -> bool:
     """Message number ``which`` of ``valid``, all the way. Does what comes out fit?"""
     if which == 0:
-        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, RECORDS)
+        message, parts = decode_update(blob, codec, SCHEMA, TEMPLATE, NUMBER, RECORDS)
         found, whole = message.adapter, message.n_train > 0 and sum(parts.values()) == len(blob)
-        said = (message.grouping, message.ranks)
+        said = (message.ranks,)
+    elif which == 5:
+        introduction, parts = decode_introduction(blob, codec, SCHEMA, RECORDS)
+        found, whole = {}, introduction.n_train > 0 and sum(parts.values()) == len(blob)
+        said = (introduction.grouping,)
     elif which == 4:
         scored, parts = decode_evaluation(blob, codec, SCHEMA, TEMPLATE)
         ranks = list(scored.ranks.values()) == [2, 2] or min(scored.ranks.values()) == 1
         return ranks and all(s.correct <= s.total for s in scored.scores.values()) and sum(parts.values()) == len(blob)
     else:
         told = decode_broadcast(blob, codec, SCHEMA, RECORDS)
-        memory = receive(told, MEMORY, partial(changed, codec), TEMPLATE, START)
+        memory = ClientState("site", version=2, known=normal(1))
+        if which == 2:  # it has trained on version 0, and been alone in that turn
+            memory = ClientState("site", sent=relay([(12, codec.encode(normal(2), TEMPLATE, 1))]))
+        memory = receive(told, memory, partial(changed, codec), TEMPLATE, START)
         found, whole, said = memory.known, memory.version >= 0, (told.grouping, told.ranks)
     vectors = [getattr(record, f.name) for record in said if record is not None for f in fields(record)]
     whole = whole and all(t is None or bool(t.isfinite().all()) for t in vectors)
@@ -233,6 +267,11 @@ def decode(blob: bytes, codec: Codec, which: int) -> bool:
 
 
 def changed(codec: Codec, version: Adapter, difference: bytes, number: int) -> Adapter:
+    if is_relayed(difference):
+        mean = algebra.Mean()
+        for weight, body in relayed(difference):
+            mean.add(codec.decode(body, TEMPLATE, number), weight)
+        return algebra.add(version, mean.value())
     return algebra.add(version, codec.decode(memoryview(difference), TEMPLATE, number))
 
 
@@ -256,7 +295,7 @@ def chunk(seed: int, number: int, n_messages: int) -> Found:
     rng, found, before = random.Random(f"{seed}/{number}"), Found(), peak_mib()
     for _ in range(n_messages):
         codec, damage = rng.randrange(len(CODECS)), rng.choice(list(DAMAGE))
-        which = rng.randrange(5)
+        which = rng.randrange(len(valid(codec)))
         blob = bytes(DAMAGE[damage](bytearray(valid(codec)[which]), codec, rng))
         if rng.random() < 0.5:
             blob = blob[:-4] + struct.pack("<I", zlib.crc32(blob[:-4]))

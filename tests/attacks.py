@@ -17,7 +17,7 @@ from capfl.errors import WireError
 from capfl.experiment import Engine
 from capfl.roles.agreement import Agreement
 from capfl.types import Adapter, ClientId, Exchange, Failure, Update
-from capfl.wire import decode_update, encode_update, schema_hash
+from capfl.wire import decode_update, encode_update, round_of, schema_hash
 from capfl.wire.body import pack
 from capfl.wire.layout import Layout
 
@@ -26,7 +26,8 @@ Attack = Callable[[bytes, Agreement, bytes], bytes]
 
 
 def opened(reply: bytes, agreed: Agreement) -> Update:
-    return decode_update(reply, agreed.up, agreed.schema, agreed.initial, agreed.records_up)[0]
+    """An update of a run without turns, in which round r makes version r."""
+    return decode_update(reply, agreed.up, agreed.schema, agreed.initial, round_of(reply), agreed.records_up)[0]
 
 
 def forged(reply: bytes, agreed: Agreement, change: Adapter | None = None, **claims: Any) -> bytes:
@@ -124,7 +125,7 @@ def attacked(engine: Engine, attack: Attack, villains: Sequence[ClientId]) -> En
             for client, reply in inner(*asked):
                 try:
                     is_update = client in villains and isinstance(reply, bytes) and opened(reply, agreement).adapter
-                except WireError:  # a score, say
+                except WireError:  # a score or an introduction
                     is_update = False
                 yield client, attack(reply, agreement, first.setdefault(client, reply)) if is_update else reply
 

@@ -260,11 +260,13 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("roles/client.py", "conformance/test_history.py"): {
         "the residual is not added": ("compensate(change, memory.residual,", "compensate(change, {},"),
     },
-    ("roles/client.py", "unit/test_client.py"): {
+    ("roles/client.py", "unit/test_client.py unit/test_turns.py"): {
+        "masks are drawn by the round": ("message.version + 1", "message.round"),
         "a residual is not kept": ("residual=residual,", "residual={},"),
     },
     ("roles/door.py", "unit/test_door.py"): {
-        "any number of items comes in": ("n_train > limits.max_items:", "False:"),
+        "any number of items comes in": ("and n_train > limits.max_items:", "and False:"),
+        "the door goes by the masks of turn 1": ("state.version + 1, importance", "state.round + 1, importance"),
         "any number of steps comes in": (
             "if limits and update.steps > limits.train.steps_of(update.n_train):",
             "if False:",
@@ -276,17 +278,16 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):",
             "for name in (EVERYBODY,):",
         ),
-        "a client that comes into a group is believed to know its adapter": (
-            "return forgotten(new, lost)",
-            "return new",
-        ),
         "two updates of a turn are passed on as one": (
             "len(self._bodies[group]) == 1 and combine.passes_one",
             "len(self._bodies[group]) > 0 and combine.passes_one",
         ),
     },
-    ("roles/server.py", "unit/test_client.py"): {
+    ("roles/server.py", "unit/test_client.py unit/test_turns.py"): {
         "missing scores are not missed": ("if tuple(evaluation.scores) != agreement.scored:", "if False:"),
+        "who comes into a group is believed to know its adapter": ("(new, lost)", "(new, set())"),
+        "what a client has made of itself is not forgotten": ("versions=versions, own=own)", "versions=versions)"),
+        "nothing is relayed": ("return len(self._bodies[group]) == 1 and", "return False and"),
     },
     ("round.py", "conformance/test_history.py"): {
         "every turn starts where the round began": ("talk.state = aggregation.state", "pass"),
@@ -302,6 +303,11 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "again = False",
         ),
         "stop skips": ('self.config.on_failure == "stop"', "False"),
+    },
+    ("round.py", "unit/test_introductions.py unit/test_turns.py"): {
+        "who introduces itself at the second try is left out": ("in unknown]", "in [f.client for f in met.failures]]"),
+        "introductions pass the door": ("door.admit_introduction(reply, self.agreement)", "pass"),
+        "all turns start from the same state": ("        talk.state = aggregation.state\n", ""),
     },
     ("site.py", "test_site.py"): {
         "what the server never used is kept at a site": (
@@ -341,7 +347,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("wire/codec.py", "unit/wire/test_codec.py unit/wire/test_importance.py"): {
         "the reach of a mask is everything": (
-            "kept = self._drawn(layout, whole, round, budget)\n        if kept",
+            "kept = self._drawn(layout, whole, number, budget)\n        if kept",
             "kept = None\n        if kept",
         ),
     },
@@ -350,6 +356,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "n_missed = state.version - version",
             "n_missed = min(1, state.version - version)",
         ),
+        "a client applies its own update anywhere": ("version == memory.version + 1 and memory.sent", "memory.sent"),
         "what the downlink lost is lost": (
             "algebra.subtract(target, group.known)",
             "algebra.subtract(target, group.adapter)",
@@ -394,7 +401,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "the ledger takes positions for values": ('Section.POSITIONS: "positions",', 'Section.POSITIONS: "values",'),
     },
     ("wire/select.py", "unit/wire/test_select.py"): {
-        "the mask stands still": ("np.uint32(round_ * width % _CIRCLE)", "np.uint32(0)"),
+        "the mask stands still": ("np.uint32(number * width % _CIRCLE)", "np.uint32(0)"),
         "the mask of a part is drawn for that part": (
             "place = _places(whole, seed)[_within(layout, whole)]",
             "place = _places(layout, seed)",

@@ -35,9 +35,11 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_cannot_be_is_refused_and_leaves_no_trace(method: str) -> None:
-    """Client b attacks each round in another way; beside it, one whose reply does not come."""
+    """Client b attacks each round but the first in another way; beside it, one whose reply does not come."""
     codec = "fp32" if method in ("fedit", "fedex-lora", "flexlora") else "default"
     played, absent = (Federation(build(MethodConfig(name=method)), codec) for _ in range(2))
+    for federation in (played, absent):  # clients introduce themselves
+        federation.rounds(1)
     first: list[bytes] = []
     for name, attack in (CLAIMS if method == "local" else REFUSED).items():  # local sends no change
 

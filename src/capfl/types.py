@@ -184,8 +184,7 @@ class Group:
 class ServerState:
     """All that the server remembers. ``round`` is the number of rounds completed.
 
-    ``version`` is the number of turns completed. In every round there is at least one, and in every turn each group gets
-    its next version.
+    ``version`` is the number of turns completed: at least one in every round. Each gives all groups a new version.
 
     ``grouping`` and ``ranks`` are what the method's two parts with a memory keep (None: nothing): frozen dataclasses of
     their own. ``lines`` are digests of rounds.jsonl, of which one must be that of the file beside this state.

@@ -29,7 +29,9 @@ READER = StateReader(build(MethodConfig(name="fedit")), START)
 
 def state(round: int) -> ServerState:
     moved = {name: t + round for name, t in START.items()}
-    return ServerState(round, {EVERYBODY: Group(moved, moved, (b"one", b"\x00two"))}, versions={"b": round, "a": 0})
+    group = Group(moved, moved, (b"one", b"\x00two"))
+    said: dict[str, dict[str, int]] = {"versions": {"b": round, "a": 0}, "own": {"b": round + 1}, "heard": {"b": round}}
+    return ServerState(round, {EVERYBODY: group}, version=2 * round, **said)  # type: ignore[arg-type]
 
 
 def record(round: int) -> RoundRecord:

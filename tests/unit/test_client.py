@@ -35,7 +35,7 @@ from capfl.types import (
 START = {"m.A": torch.tensor([[1.0], [2.0]]), "m.B": torch.zeros(1, 2)}
 SENT = {"m.A": torch.tensor([[3.0], [4.0]]), "m.B": torch.tensor([[5.0, 0.0]])}
 FP32, BF16 = CodecConfig(values="fp32"), CodecConfig(values="bf16", mask="top", density=0.5)
-STATE = ServerState(4, {EVERYBODY: Group(SENT, SENT)})  # of a federation whose clients begin with START
+STATE = ServerState(4, {EVERYBODY: Group(SENT, SENT)}, version=4)  # of a federation whose clients begin with START
 ITEMS = 1000
 
 
@@ -79,7 +79,7 @@ def ask(
 def test_an_update_is_what_changed_and_the_client_remembers_where_it_stands() -> None:
     site, agreed = Site(), of("fedit")
     reply, after = ask("train", agreed, ClientState("a", steps=9, trained=2), site)
-    said, parts = server.read_update(reply, "a", 5, agreed)
+    said, parts = server.read_update(reply, "a", STATE, agreed)
     assert {name: t.unique().tolist() for name, t in said.adapter.items()} == {"m.A": [1.0], "m.B": [1.0]}
     assert (said.n_train, said.steps, said.loss) == (7, 2, 0.75)
     assert sum(parts.values()) == len(reply)
@@ -91,20 +91,20 @@ def test_an_update_is_what_changed_and_the_client_remembers_where_it_stands() ->
 def test_with_feedback_a_client_keeps_what_it_could_not_send_and_what_it_knows() -> None:
     site, agreed = Site(), of("fedit", BF16)
     first, memory = ask("train", agreed, ClientState("a"), site)
-    sent = server.read_update(first, "a", 5, agreed)[0].adapter
+    sent = server.read_update(first, "a", STATE, agreed)[0].adapter
     assert sum(int(t.count_nonzero()) for t in sent.values()) == 2  # half of four
     assert total(sent) + total(memory.residual) == 4
     assert torch.equal(memory.known["m.B"], SENT["m.B"])
     second, after = ask("train", agreed, memory, site, replace(STATE, versions={"a": 4}))
-    assert total(server.read_update(second, "a", 5, agreed)[0].adapter) + total(after.residual) == 2 + 4
+    assert total(server.read_update(second, "a", STATE, agreed)[0].adapter) + total(after.residual) == 2 + 4
     assert total(memory.residual) == 2, "what the client remembered was changed in place"
 
 
 def test_factors_of_its_own_stay_with_the_client() -> None:
     site, agreed = Site(), of("fedsa-lora")
-    only_a = ServerState(4, {EVERYBODY: Group(SENT, {"m.A": SENT["m.A"]})})
+    only_a = ServerState(4, {EVERYBODY: Group(SENT, {"m.A": SENT["m.A"]})}, version=4)
     reply, memory = ask("train", agreed, ClientState("a", adapter={"m.B": torch.tensor([[7.0, 7.0]])}), site, only_a)
-    assert list(server.read_update(reply, "a", 5, agreed)[0].adapter) == ["m.A"]
+    assert list(server.read_update(reply, "a", STATE, agreed)[0].adapter) == ["m.A"]
     assert {name: t.tolist() for name, t in memory.adapter.items()} == {"m.B": [[8.0, 8.0]]}  # its own, and a step
 
 
@@ -115,7 +115,7 @@ def test_ditto_trains_its_own_adapter_near_the_servers_first() -> None:
     assert site.trained == [(5, 3, True), (5, 3, False)]
     assert total(memory.adapter) == total(own) + 4
     assert memory.steps == 5
-    assert total(server.read_update(reply, "a", 5, agreed)[0].adapter) == 4
+    assert total(server.read_update(reply, "a", STATE, agreed)[0].adapter) == 4
 
 
 def test_a_client_of_fewer_ranks_trains_and_sends_those() -> None:
@@ -125,7 +125,7 @@ def test_a_client_of_fewer_ranks_trains_and_sends_those() -> None:
     reply, memory = ask("train", agreed, ClientState("a"), site, state)
     assert isinstance(memory.ranks, GivenRanks)
     assert memory.ranks.marks.tolist() == [1.0, 0.0]
-    change = server.read_update(reply, "a", 5, agreed)[0].adapter
+    change = server.read_update(reply, "a", STATE, agreed)[0].adapter
     assert change["m.A"].tolist() == [[1.0], [0.0]]
     assert change["m.B"].tolist() == [[1.0, 0.0]]
     ask("evaluate", agreed, memory, site, state)
@@ -138,7 +138,7 @@ def test_a_client_of_fewer_ranks_trains_and_sends_those() -> None:
 def test_an_evaluation_scores_every_model_and_changes_no_memory() -> None:
     site, memory, agreed = Site(), ClientState("a", steps=9, trained=4), of("fedit")
     reply, after = ask("evaluate", agreed, memory, site)
-    said, parts = server.read_evaluation(reply, "a", 5, agreed)
+    said, parts = server.read_evaluation(reply, "a", STATE, agreed)
     assert after is memory
     assert (said.n_train, said.test) == (7, HeldOut(ITEMS, 0.25, 0.5))
     assert said.scores == {name: Score(n, ITEMS, 0.5) for name, n in (("base", 3), ("global", 12), ("personal", 16))}
@@ -160,7 +160,7 @@ def test_what_a_client_takes_home() -> None:
         site, agreed = Site(), of(name, takes_home=takes)
         state = STATE if name == "fedit" else agreed.method.start(START)
         reply, _ = ask("evaluate", agreed, ClientState("a", adapter=own), site, state)
-        said = server.read_evaluation(reply, "a", state.round + 1, agreed)[0]
+        said = server.read_evaluation(reply, "a", state, agreed)[0]
         assert (said.scores["personal"].correct, said.ranks, len(site.trained)) == (score, {"m": ranks}, trained)
         assert algebra.ranks(site.kept[0]) == {"m": ranks}
 
@@ -168,17 +168,17 @@ def test_what_a_client_takes_home() -> None:
 def test_no_personal_model_where_none_is_asked_for() -> None:
     site, shared = Site(), replace(of("fedit"), models=("base", "global"))
     reply, _ = ask("evaluate", shared, ClientState("a"), site)
-    assert list(server.read_evaluation(reply, "a", 5, shared)[0].scores) == ["base", "global"]
+    assert list(server.read_evaluation(reply, "a", STATE, shared)[0].scores) == ["base", "global"]
     assert (site.trained, site.kept) == ([], [])
     with pytest.raises(WireError, match="scored base, global, and was asked for base, global, personal: the sites'"):
-        server.read_evaluation(reply, "a", 5, of("fedit"))
+        server.read_evaluation(reply, "a", STATE, of("fedit"))
 
 
 def test_models_that_there_are_not() -> None:
     assert of("fedsa-lora").scored == of("local").scored == ("base", "personal")
     pooled = of("centralised")
     reply, _ = ask("evaluate", pooled, ClientState("a"), Site())
-    assert server.read_evaluation(reply, "a", 5, pooled)[0].scores == {}
+    assert server.read_evaluation(reply, "a", STATE, pooled)[0].scores == {}
     assert of("local").whole({}) == START
 
 
@@ -189,7 +189,7 @@ def test_a_validation_scores_what_was_sent_and_remembers_it() -> None:
     site, agreed = Site(), of("fedit", BF16)
     memory = ClientState("a", steps=9, trained=3, residual={"m.A": torch.ones(2, 1)})
     reply, after = ask("validate", agreed, memory, site)
-    assert server.read_validation(reply, "a", 5, agreed)[0].score == Score(12, ITEMS + 1, 0.5)
+    assert server.read_validation(reply, "a", STATE, agreed)[0].score == Score(12, ITEMS + 1, 0.5)
     assert (after.version, total(after.known), site.trained) == (4, 12, [])
     assert (after.steps, after.trained, after.residual) == (9, 3, memory.residual)
     knowing = replace(STATE, versions={"a": 4})
@@ -229,9 +229,9 @@ def test_a_reply_of_another_client_or_round() -> None:
     ):  # fmt: skip
         reply, _ = ask(kind, of("fedit"), ClientState("a"), Site())  # type: ignore[arg-type]
         with pytest.raises(WireError, match="reply of client 'b' says that it comes from 'a'"):
-            read(reply, "b", 5, of("fedit"))
+            read(reply, "b", STATE, of("fedit"))
         with pytest.raises(WireError, match="is for round 5, this is round 6"):
-            read(reply, "a", 6, of("fedit"))
+            read(reply, "a", replace(STATE, round=5), of("fedit"))
 
 
 # -- what is agreed on -----------------------------------------------------------------------------------------------

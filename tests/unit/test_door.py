@@ -16,7 +16,7 @@ from capfl.methods.peers import Description
 from capfl.roles import door, server
 from capfl.roles.agreement import Agreement
 from capfl.roles.door import Limits
-from capfl.types import Adapter, Update
+from capfl.types import Adapter, Introduction, Update
 from capfl.wire import encode_update
 from capfl.wire.body import pack
 from capfl.wire.layout import Layout
@@ -73,12 +73,22 @@ def test_items_and_steps(claims: dict[str, object], message: str) -> None:
 
 
 def test_a_description_has_the_models_width() -> None:
-    agreed = agreement("fedit", limits=replace(LIMITS, described={"features": 6, "deviation": 2, "answers": 1}))
+    agreed = agreement("ca-pfl", limits=replace(LIMITS, described={"features": 6, "deviation": 2, "answers": 1}))
     said = Description(torch.zeros(6), torch.zeros(2), torch.ones(1))
-    admit(update(filled(0.1), grouping=said), agreed)
-    admit(update(filled(0.1)), agreed)
-    with pytest.raises(WireError, match="3 numbers of deviation, expected 2"):
-        admit(update(filled(0.1), grouping=replace(said, deviation=torch.zeros(3))), agreed)
+    introduction = Introduction(1, "a", 10, said)
+    door.admit_introduction(introduction, agreed)
+    for wrong, message in (
+        (replace(introduction, grouping=replace(said, deviation=torch.zeros(3))), "3 numbers of deviation, expected 2"),
+        (
+            replace(introduction, grouping=replace(said, answers=torch.zeros(1))),
+            "answers has numbers that are not",
+        ),
+        (replace(introduction, grouping=None), "does not describe the client's data"),
+        (replace(introduction, n_train=101), "101 training items, federation.max_items is 100"),
+    ):
+        with pytest.raises(WireError, match=message):
+            door.admit_introduction(wrong, agreed)
+    door.admit_introduction(replace(introduction, n_train=101), replace(agreed, limits=None))
 
 
 # -- tensors and elements ------------------------------------------------------------------------------------------
@@ -107,7 +117,9 @@ def test_an_element_that_chance_has_left_out_may_not_be_sent_all_the_same(codec:
     layout = Layout.of(plain, INITIAL)
     outside = np.flatnonzero(layout.flatten({name: (~t).float() for name, t in reach.items()}))
     body = pack(layout.flatten(plain), outside[:1], agreed.up.values, layout, INITIAL)
-    said, _ = server.read_update(encode_update(update({}), body, agreed.up, agreed.schema), "a", 1, agreed)
+    said, _ = server.read_update(
+        encode_update(update({}), body, agreed.up, agreed.schema), "a", agreed.method.start(INITIAL), agreed
+    )
     with pytest.raises(WireError, match="has values where client 'a' sends none in round 1"):
         admit(said, agreed)
 
@@ -124,3 +136,15 @@ def test_the_budget_of_a_rank_is_the_servers_to_set(codec: str) -> None:
     admit(said(np.ones(N)), agreed)
     with pytest.raises(WireError, match="has values where"):
         admit(said(np.arange(1.0, N + 1)), agreed)
+
+
+def test_what_may_be_sent_follows_from_the_number_of_the_version_and_not_from_the_round() -> None:
+    """In the second turn of round 1 the third of the elements that comes next is sent."""
+    agreed = agreement(codec="default")
+    later = replace(agreed.method.start(INITIAL, CLIENTS), version=1)
+    for number, state in ((1, agreed.method.start(INITIAL, CLIENTS)), (2, later)):
+        body = agreed.up.encode(filled(0.1), INITIAL, number)
+        said = update(agreed.up.decode(memoryview(body), INITIAL, number))
+        door.admit(said, state, agreed)
+        with pytest.raises(WireError, match="has values where client 'a' sends none in round 1"):
+            door.admit(said, replace(state, version=1 - state.version), agreed)

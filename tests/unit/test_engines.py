@@ -59,7 +59,7 @@ def test_clients_work_in_order_when_their_replies_are_asked_for_and_their_states
     for number, (client, reply) in enumerate(replies, start=1):
         assert visited == ["a", "c"][:number]
         assert isinstance(reply, bytes)
-        got, _ = decode_update(reply, AGREED.up, AGREED.schema, START)
+        got, _ = decode_update(reply, AGREED.up, AGREED.schema, START, 1)
         assert (got.client, got.round, got.n_train, got.steps, got.loss) == (client, 1, 7, 2, 2.0)
         memory = store.load(client, before=2)
         assert memory.steps == 2

@@ -40,7 +40,7 @@ Reply = Callable[[int], bytes | Failure]
 
 
 def after(rounds: int, log: tuple[bytes, ...] = (), **changes: object) -> ServerState:
-    return ServerState(rounds, {EVERYBODY: Group(START, START, log)}, **changes)  # type: ignore[arg-type]
+    return ServerState(rounds, {EVERYBODY: Group(START, START, log)}, version=rounds, **changes)  # type: ignore[arg-type]
 
 
 def update(client: ClientId, round: int, **changes: object) -> bytes:

@@ -48,8 +48,10 @@ class Codec:
         """Does everything arrive as it was?"""
         return self.values.exact and self.density == 1.0
 
-    def encode(self, adapter: Adapter, template: Adapter, round: int, importance: npt.ArrayLike | None = None) -> bytes:
-        """The body of a message in a round (1, 2, ...): the selected elements of an adapter, or of a part of one.
+    def encode(
+        self, adapter: Adapter, template: Adapter, number: int, importance: npt.ArrayLike | None = None
+    ) -> bytes:
+        """The body of a message for version 1, 2, ...: the selected elements of an adapter, or of a part of one.
 
         Args:
             importance: of every rank of the template, which has both factors of every module then: (n,), in the order
@@ -66,7 +68,7 @@ class Codec:
             raise WireError(f"{bad!r} has values that are not finite")
         coded = None if importance is None else write_importance(importance, whole.n_ranks)
         budget = self._by_rank(coded, layout, whole)
-        drawn = self._drawn(layout, whole, round, budget)
+        drawn = self._drawn(layout, whole, number, budget)
         kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
         if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
             flat = flat / (np.float32(self.density) if budget is None else budget.share())
@@ -74,7 +76,7 @@ class Codec:
             return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.unbiased)
         return pack(flat, kept, self.values, layout, template, False, self.unbiased, coded)
 
-    def decode(self, body: memoryview, template: Adapter, round: int) -> Adapter:
+    def decode(self, body: memoryview, template: Adapter, number: int) -> Adapter:
         """What arrives: zero where nothing was sent.
 
         Raises:
@@ -83,7 +85,7 @@ class Codec:
         layout, found = unpack(body, template)
         flat = np.zeros(layout.size, np.float32)
         if Section.VALUES in found:
-            kept = self._kept(found, layout, Layout.of(template, template), round)
+            kept = self._kept(found, layout, Layout.of(template, template), number)
             if not len(kept):
                 raise WireError("body has values of no elements")
             scales = found.get(Section.SCALES, memoryview(b""))
@@ -94,8 +96,8 @@ class Codec:
                 raise WireError(f"{name!r} has values that are not finite")
         return adapter
 
-    def reach(self, part: Adapter, template: Adapter, round: int, importance: npt.ArrayLike | None = None) -> Adapter:
-        """Which elements of a message of a round may be other than zero: marks (bool) by the names of ``part``.
+    def reach(self, part: Adapter, template: Adapter, number: int, importance: npt.ArrayLike | None = None) -> Adapter:
+        """Which elements of a message for a version may be other than zero: marks (bool) by the names of ``part``.
 
         All, but for those on which chance has not decided, and those of ranks that get nothing. ``importance`` is of
         the ranks, as for ``encode``.
@@ -103,20 +105,20 @@ class Codec:
         layout, whole = Layout.of(part, template), Layout.of(template, template)
         coded = None if importance is None else write_importance(importance, whole.n_ranks)
         budget = self._by_rank(coded, layout, whole)
-        kept = self._drawn(layout, whole, round, budget)
+        kept = self._drawn(layout, whole, number, budget)
         if kept is None:
             kept = np.arange(layout.size) if budget is None else np.flatnonzero((budget.counts > 0)[budget.owner])
         marks = np.zeros(layout.size, np.float32)
         marks[kept] = 1
         return {name: t.bool() for name, t in layout.unflatten(marks).items()}
 
-    def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, round: int) -> Ints:
+    def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, number: int) -> Ints:
         """The positions (n,) of a body's values, by its sections."""
         if Section.POSITIONS in found:
             return positions.decode(found[Section.POSITIONS], layout.size)
         if Section.RANKS in found and self.mask != "random":
             raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
-        drawn = self._drawn(layout, whole, round, self._by_rank(found.get(Section.RANKS), layout, whole))
+        drawn = self._drawn(layout, whole, number, self._by_rank(found.get(Section.RANKS), layout, whole))
         return np.arange(layout.size) if drawn is None else drawn
 
     def _by_rank(self, coded: bytes | memoryview | None, layout: Layout, whole: Layout) -> Budget | None:
@@ -125,13 +127,13 @@ class Codec:
             return None
         return Budget.by_rank(read_importance(memoryview(coded), whole.n_ranks), self.density, layout, whole)
 
-    def _drawn(self, layout: Layout, whole: Layout, round: int, budget: Budget | None) -> Ints | None:
+    def _drawn(self, layout: Layout, whole: Layout, number: int, budget: Budget | None) -> Ints | None:
         """The positions (n,) of what chance selects, which both sides know. None: chance has no say."""
         if self.mask != "random" or (budget is None and self.density == 1):
             return None
         if budget is None:
-            return select.drawn(round, self.density, layout, whole, self.seed)
-        return select.windows(round, budget, layout, whole, self.seed)
+            return select.drawn(number, self.density, layout, whole, self.seed)
+        return select.windows(number, budget, layout, whole, self.seed)
 
 
 def compensate(
@@ -139,7 +141,7 @@ def compensate(
     residual: Adapter,
     codec: Codec,
     template: Adapter,
-    round: int,
+    number: int,
     importance: npt.ArrayLike | None = None,
 ) -> tuple[bytes, Adapter]:
     """The body that carries a change, and the new residual: what it does not carry is carried over to the next one.
@@ -153,8 +155,8 @@ def compensate(
         WireError: as ``Codec.encode``.
     """
     whole = {name: t + residual[name] if name in residual else t for name, t in change.items()}
-    body = codec.encode(whole, template, round, importance)
-    kept = residual | algebra.subtract(whole, codec.decode(memoryview(body), template, round))
+    body = codec.encode(whole, template, number, importance)
+    kept = residual | algebra.subtract(whole, codec.decode(memoryview(body), template, number))
     return body, {name: t for name, t in kept.items() if bool(t.any())}
 
 

@@ -26,30 +26,30 @@ def largest(flat: Floats, budget: Budget) -> Ints:
     return np.flatnonzero(there)
 
 
-def drawn(round_: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
-    """Positions that follow from the run's seed and the round, so they need not be sent.
+def drawn(number: int, density: float, layout: Layout, whole: Layout, seed: int) -> Ints:
+    """Positions that follow from the run's seed and the number of the version, so they need not be sent.
 
     Each element of the ``whole`` adapter has a random place on a circle, and is there while a window as wide as the
-    density, which moves on by its own width every round, lies over that place: with probability ``density``, and every
-    1 / density rounds. All clients of a round have the same mask, so their mean is of all of them wherever it is of
-    any, and the server answers with the same elements.
+    density, which moves on by its own width from version to version, lies over that place: with probability
+    ``density``, and every 1 / density versions. All clients of a turn have the same mask, so their mean is of all of
+    them wherever it is of any, and the server answers with the same elements.
     """
     place = _places(whole, seed)[_within(layout, whole)]
     width = min(_CIRCLE - 1, round(density * _CIRCLE))
-    return np.flatnonzero(place - np.uint32(round_ * width % _CIRCLE) < np.uint32(width))
+    return np.flatnonzero(place - np.uint32(number * width % _CIRCLE) < np.uint32(width))
 
 
-def windows(round_: int, budget: Budget, layout: Layout, whole: Layout, seed: int) -> Ints:
-    """Positions of as many elements of every rank as its budget that follow from the run's seed and the round.
+def windows(number: int, budget: Budget, layout: Layout, whole: Layout, seed: int) -> Ints:
+    """Positions of as many elements of every rank as its budget that follow from the seed and the version's number.
 
     A rank's elements stand in the order of their random places, and a window of as many as it may send moves over
-    them, round by round, in steps of the golden section: each comes up evenly often, however wide the window is. A
-    round's windows begin at the same place, so one client has whatever another has that sends less of the rank.
+    them, version by version, in steps of the golden section: each comes up evenly often, however wide the window is. A
+    version's windows begin at the same place, so one client has whatever another has that sends less of the rank.
     """
     sent, of_all = _within(layout, whole), _by_place(whole, seed)
     order = (np.cumsum(sent) - 1)[of_all[sent[of_all]]]
     sizes, counts = budget.sizes, budget.counts
-    start = (round_ * _GOLDEN % _CIRCLE) * sizes >> 32
+    start = (number * _GOLDEN % _CIRCLE) * sizes >> 32
     beyond = np.maximum(0, start + counts - sizes)  # what of the window is at the beginning again
     within = counts - beyond
     runs = np.stack([beyond, start - beyond, within, sizes - start - within], axis=1)  # in, out, in, out of it

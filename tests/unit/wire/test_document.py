@@ -69,11 +69,11 @@ def places_of(seed: int, template: Adapter) -> list[int]:
     return found
 
 
-def drawn(seed: int, round_: int, density: float, there: list[str], template: Adapter) -> list[int]:
+def drawn(seed: int, number: int, density: float, there: list[str], template: Adapter) -> list[int]:
     places = iter(places_of(seed, template))
     named = [place for name, t in template.items() for place in itertools.islice(places, t.numel()) if name in there]
     width = min(2**32 - 1, round(density * 2**32))
-    return [p for p, place in enumerate(named) if (place - round_ * width) % 2**32 < width]
+    return [p for p, place in enumerate(named) if (place - number * width) % 2**32 < width]
 
 
 def record_of(data: bytes) -> dict[int, tuple[int, bytes]]:
@@ -85,15 +85,15 @@ def record_of(data: bytes) -> dict[int, tuple[int, bytes]]:
     return found
 
 
-def by_importance(data: bytes, codec: Codec, round_: int, there: list[str], template: Adapter) -> list[int]:
-    number = [(name[:-2], row) for name, t in template.items() if name.endswith(".A") and name[:-2] + ".B" in template
+def by_importance(data: bytes, codec: Codec, number: int, there: list[str], template: Adapter) -> list[int]:
+    ranks_ = [(name[:-2], row) for name, t in template.items() if name.endswith(".A") and name[:-2] + ".B" in template
               for row in range(t.shape[0])]  # fmt: skip
     said = record_of(data)
-    marks = bits_of(said[1][1]) if 1 in said else "1" * len(number)
-    marked = [rank for rank, bit in zip(number, marks, strict=False) if bit == "1"]
+    marks = bits_of(said[1][1]) if 1 in said else "1" * len(ranks_)
+    marked = [rank for rank, bit in zip(ranks_, marks, strict=False) if bit == "1"]
     importance = dict(zip(marked, scales_of(said[0][1], said[0][0], 20), strict=True))
     places = iter(places_of(codec.seed, template))
-    elements: dict[tuple[str, int], list[tuple[int, int]]] = {rank: [] for rank in number}  # by place, then position
+    elements: dict[tuple[str, int], list[tuple[int, int]]] = {rank: [] for rank in ranks_}  # by place, then position
     position = 0
     for name, t in template.items():
         run = t.numel() // t.shape[int(name.endswith(".B"))]
@@ -102,14 +102,14 @@ def by_importance(data: bytes, codec: Codec, round_: int, there: list[str], temp
                 elements[name[:-2], e // run].append((place, position))
                 position += 1
     counts = counts_of(
-        [importance.get(rank, 0.0) for rank in number],
-        [len(elements[rank]) for rank in number],
+        [importance.get(rank, 0.0) for rank in ranks_],
+        [len(elements[rank]) for rank in ranks_],
         round(codec.density * sum(len(elements[rank]) for rank in marked)),
     )
     found = []
-    for rank, n in zip(number, counts, strict=True):
+    for rank, n in zip(ranks_, counts, strict=True):
         s, own = len(elements[rank]), sorted(elements[rank])
-        p = (round_ * 2654435769 % 2**32) * s // 2**32
+        p = (number * 2654435769 % 2**32) * s // 2**32
         found += [own[(p + k) % s][1] for k in range(n)]
     return sorted(found)
 
@@ -141,11 +141,11 @@ def scales_of(data: bytes, n: int, cut: int) -> list[float]:
     return [struct.unpack("<f", struct.pack("<I", code << cut))[0] for code in codes]
 
 
-def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
+def read(blob: bytes, template: Adapter, codec: Codec, number: int) -> dict[str, object]:
     magic, version, kind, values, zero, round, schema, items, steps, loss, n = struct.unpack_from(
         "<4sBBBBI8sIIdH", blob
     )
-    assert (magic, version, kind, zero) == (b"CPFL", 2, 2, 0)
+    assert (magic, version, kind, zero) == (b"CPFL", 3, 2, 0)
     lines = ["base", *(f"{name} ({t.shape[0]}, {t.shape[1]})" for name, t in template.items())]
     assert schema == hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     assert struct.unpack("<I", blob[-4:])[0] == zlib.crc32(blob[:-4])
@@ -159,9 +159,9 @@ def read(blob: bytes, template: Adapter, codec: Codec) -> dict[str, object]:
         if 2 in body:
             kept = positions_of(body[2], sum(sizes))
         elif 6 in body:
-            kept = by_importance(body[6], codec, round, there, template)
+            kept = by_importance(body[6], codec, number, there, template)
         elif codec.mask == "random" and codec.density < 1:
-            kept = drawn(codec.seed, round, codec.density, there, template)
+            kept = drawn(codec.seed, number, codec.density, there, template)
         # for each element of the vector its tensor and its rank
         runs = [size // rank for size, rank in zip(sizes, ranks(there, template), strict=True)]
         owner = [(i, (i, e // run)) for i, (size, run) in enumerate(zip(sizes, runs, strict=True)) for e in range(size)]
@@ -214,14 +214,14 @@ RANDOM = {name: codec for name, codec in EVERY.items() if codec.mask == "random"
 }
 
 
-def both_read(sent: Adapter, template: Adapter, codec: Codec, round: int, client: str, *importance: object) -> Adapter:
+def both_read(sent: Adapter, template: Adapter, codec: Codec, number: int, client: str, *importance: object) -> Adapter:
     """What arrives, in which our reader and the one above agree."""
     schema = schema_hash(template, "base")
-    body = codec.encode(sent, template, round, *importance)  # type: ignore[arg-type]
-    blob = encode_update(Update(round, client, {}, 12, 7, 1.25), body, codec, schema)
-    ours, _ = decode_update(blob, codec, schema, template)
-    assert read(blob, template, codec) == {
-        "round": round, "client": client, "items": 12, "steps": 7, "loss": 1.25,
+    body = codec.encode(sent, template, number, *importance)  # type: ignore[arg-type]
+    blob = encode_update(Update(9, client, {}, 12, 7, 1.25), body, codec, schema)
+    ours, _ = decode_update(blob, codec, schema, template, number)
+    assert read(blob, template, codec, number) == {
+        "round": 9, "client": client, "items": 12, "steps": 7, "loss": 1.25,
         "names": list(ours.adapter), "vector": vector_of(ours.adapter),
     }  # fmt: skip
     return ours.adapter
@@ -229,23 +229,23 @@ def both_read(sent: Adapter, template: Adapter, codec: Codec, round: int, client
 
 @pytest.mark.parametrize("name", EVERY)
 @settings(max_examples=8)
-@given(adapter=filled(st.floats(-(2.0**40), 2.0**40, width=32)), round=st.integers(1, 5), client=st.text(max_size=4))
-def test_a_reader_that_knows_the_document_alone(name, adapter, round, client):
+@given(adapter=filled(st.floats(-(2.0**40), 2.0**40, width=32)), number=st.integers(1, 5), client=st.text(max_size=4))
+def test_a_reader_that_knows_the_document_alone(name, adapter, number, client):
     for sent in (adapter, dict(list(adapter.items())[1:])):
-        arrived = both_read(sent, adapter, EVERY[name], round, client)
+        arrived = both_read(sent, adapter, EVERY[name], number, client)
         assert list(arrived) == list(sent)
         assert same(arrived, sent) or not EVERY[name].exact
 
 
 @pytest.mark.parametrize("name", RANDOM)
 @settings(max_examples=12)
-@given(data=st.data(), template=paired(), round=st.integers(1, 2**32 - 1))
-def test_a_reader_of_what_is_drawn_by_importance(name, data, template, round):
+@given(data=st.data(), template=paired(), number=st.integers(1, 2**32 - 1))
+def test_a_reader_of_what_is_drawn_by_importance(name, data, template, number):
     importance = data.draw(important(template))
     names = data.draw(st.sets(st.sampled_from(list(template))))
     for there in (set(template), names):
         sent = {n: t for n, t in normal(0, template).items() if n in there}
-        both_read(sent, template, RANDOM[name], round, "site", importance)
+        both_read(sent, template, RANDOM[name], number, "site", importance)
 
 
 def test_the_example_of_the_document():
@@ -253,7 +253,7 @@ def test_the_example_of_the_document():
     blob = bytes.fromhex("".join(line[4:28] for line in section.splitlines() if line.startswith("    ")))
     template = {"q.A": torch.zeros(1, 4), "q.B": torch.zeros(2, 1)}
     codec = Codec(VALUES["ternary"], 0.5)
-    got = read(blob, template, codec)
+    got = read(blob, template, codec, 3)
     assert (got["client"], got["round"], got["loss"]) == ("site", 3, 1.25)
     assert got["vector"] == [0, 0, -4, 4, 0.5, 0]
     change = {"q.A": torch.tensor([[1.0, 2.0, -3.0, 5.0]]), "q.B": torch.tensor([[0.5], [-0.25]])}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapters import CODECS, SMALL, normal, same
 from capfl import adapter as algebra
 from capfl.errors import VersionError, WireError
-from capfl.types import Adapter, Broadcast, ClientState, Group
+from capfl.types import EVERYBODY, Adapter, Broadcast, ClientState, Group, ServerState
 from capfl.wire import (
     Codec,
     advance,
@@ -21,12 +21,14 @@ from capfl.wire import (
     decode_broadcast,
     down_codec,
     encode_broadcast,
+    is_relayed,
     receive,
     relay,
     relayed,
     schema_hash,
     with_version,
 )
+from capfl.wire.sections import parts
 from capfl.wire.values import VALUES
 
 SCHEMA = schema_hash(SMALL, "base")
@@ -62,14 +64,22 @@ class Server:
         group = replace(self.group, adapter=target)
         self.group = advance(group, target, self.round, self.codec, self.template, importance)
 
-    def told(self, version: int, with_log: bool = True) -> Broadcast:
-        """What a client ``a`` that knows a version is sent."""
-        group = self.group if with_log else replace(self.group, log=())
-        return broadcast(group, self.round, "a", version, self.template)
+    def passes(self, change: Adapter) -> bytes:
+        """The next version is what a client's change alone leads to, as it came. Returns what the client has sent."""
+        self.round += 1
+        body = relay([(10, self.codec.encode(change, self.template, self.round))])
+        self.group = with_version(self.group, self.lead(self.known, body, self.round), body)
+        return body
 
-    def receive(self, told: Broadcast, memory: ClientState) -> ClientState:
+    def told(self, version: int, with_log: bool = True, own: int = 0) -> Broadcast:
+        """What a client ``a`` that knows a version is sent; its update alone has led to the version ``own``."""
+        group = self.group if with_log else replace(self.group, log=())
+        state = ServerState(self.round, {EVERYBODY: group}, versions={"a": version}, version=self.round, own={"a": own})
+        return broadcast(state, "a", self.template)
+
+    def receive(self, told: Broadcast, memory: ClientState, missed: bool = False) -> ClientState:
         """By way of the bytes."""
-        message = encode_broadcast(told, self.codec, SCHEMA, always_whole=self.codec.exact)
+        message = encode_broadcast(told, self.codec, SCHEMA, missed)
         assert sum(message.parts.values()) == len(message.blob)
         self.parts = message.parts
         decoded = decode_broadcast(message.blob, self.codec, SCHEMA)
@@ -77,6 +87,9 @@ class Server:
         return receive(decoded, memory, self.lead, self.template, self.start)
 
     def lead(self, version: Adapter, difference: bytes, number: int) -> Adapter:
+        if is_relayed(difference):
+            ((_, body),) = relayed(difference)
+            return self.lead(version, bytes(body), number)
         return algebra.add(version, self.codec.decode(memoryview(difference), self.template, number))
 
 
@@ -130,7 +143,7 @@ def test_an_exact_codec_sends_the_whole_adapter_and_keeps_no_log():
     assert server.log == server.told(2).differences == ()
     server.receive(server.told(2), ClientState("a", version=2))
     assert server.parts == dict.fromkeys(server.parts, 0) | {"header": 38 + 1 + 4 + 5 + 11, "values": 4 * 24}
-    assert server.told(3) == Broadcast(4, "a", None, ())  # nothing is missing
+    assert server.told(3) == Broadcast(4, "a", 3, None, ())  # nothing is missing
 
 
 def test_a_difference_has_the_factors_that_moved():
@@ -156,8 +169,8 @@ def test_differences_are_kept_as_long_as_the_whole_adapter_is_longer():
     for version in range(41):
         missed = server.log[n - (40 - version) :]
         expected = (None, missed) if 40 - version <= n else (whole, ())
-        assert server.told(version) == Broadcast(41, "a", *expected)
-    memory = server.receive(server.told(0), ClientState("a"))  # in place of differences it is catch-up
+        assert server.told(version) == Broadcast(41, "a", 40, *expected)
+    memory = server.receive(server.told(0), ClientState("a"), missed=True)  # in place of differences it is catch-up
     assert bits(memory.known) == bits(server.known)
     assert server.parts == dict.fromkeys(server.parts, 0) | {"header": 38 + 1 + 4 + 5, "catch-up": len(whole)}
     assert len(with_version(server.group, server.known, bytes(10**4)).log) == 1  # the newest stays
@@ -170,9 +183,9 @@ def test_which_versions_a_difference_serves():
     server = Server(SPARSE, 5, LARGE)
     at = {0: ClientState("a")}
     for version in range(1, 6):  # those that are known are skipped
-        at[version] = server.receive(Broadcast(version + 1, "a", None, server.log[:version]), at[version - 1])
+        at[version] = server.receive(Broadcast(version + 1, "a", version, None, server.log[:version]), at[version - 1])
         assert at[version].version == version
-    told = Broadcast(6, "a", None, server.log[3:])  # from 3 to 5
+    told = Broadcast(6, "a", 5, None, server.log[3:])  # from 3 to 5
     for version in (3, 4, 5):
         assert bits(server.receive(told, at[version]).known) == bits(server.known)
     assert at[3].version == 3  # a memory is replaced and not changed
@@ -184,7 +197,7 @@ def test_which_versions_a_difference_serves():
 def test_what_leads_from_the_beginning_and_the_whole_adapter_serve_everybody():
     """A client that is ahead, of a server that lost its last rounds, begins anew: the server asked again for this."""
     server = Server(SPARSE, 3, LARGE)
-    for told in (Broadcast(4, "a", None, server.log), server.told(0, with_log=False)):
+    for told in (Broadcast(4, "a", 3, None, server.log), server.told(0, with_log=False)):
         for version in (0, 1, 3, 9):
             memory = server.receive(told, ClientState("a", steps=7, known=normal(5, LARGE), version=version))
             assert (memory.version, memory.steps, bits(memory.known)) == (3, 7, bits(server.known))
@@ -194,19 +207,67 @@ def test_a_whole_adapter_says_no_ranks():
     server, codec = Server(), Codec(VALUES["fp32"], 0.25, mask="random")
     body = codec.encode(normal(0), SMALL, 1, np.array([4.0, 0, 2, 1]))
     with pytest.raises(WireError, match="nothing is drawn by that"):
-        server.receive(Broadcast(2, "a", body, ()), ClientState("a"))
+        server.receive(Broadcast(2, "a", 1, body, ()), ClientState("a"))
 
 
 def test_what_a_client_missed_is_charged_as_catch_up():
     server = Server(SPARSE, 5, LARGE)
     server.receive(server.told(4), ClientState("a", version=4, known=server.start))
     punctual = server.parts
-    server.receive(server.told(2), ClientState("a", version=2, known=server.start))
+    server.receive(server.told(2), ClientState("a", version=2, known=server.start), missed=True)
     assert punctual["catch-up"] == 0
     more = {"catch-up": len(server.log[2]) + len(server.log[3]), "header": punctual["header"] + 2 * 5}
     assert server.parts == punctual | more
     (body,) = Server(SPARSE, 1).log  # equal differences are counted each
-    assert encode_broadcast(Broadcast(4, "a", None, 3 * (body,)), SPARSE, SCHEMA).parts["catch-up"] == 2 * len(body)
+    told = Broadcast(4, "a", 3, None, 3 * (body,))
+    assert encode_broadcast(told, SPARSE, SCHEMA, missed=True).parts["catch-up"] == 2 * len(body)
+    several = encode_broadcast(told, SPARSE, SCHEMA).parts  # of the turns of one round: nothing was missed
+    assert (several["catch-up"], several["values"]) == (0, 3 * parts(body)["values"])
+
+
+# -- a client whose own update became the next version -------------------------------------------------------------
+
+
+def test_a_client_whose_update_became_the_next_version_applies_it_itself():
+    """From version 2 to 3 by its own update, which it is not sent again; it ends with the bits of all the others."""
+    server = Server(SPARSE, 2, LARGE)
+    memory = server.receive(server.told(0), ClientState("a"))
+    other = memory
+    memory = replace(memory, sent=server.passes(normal(7, LARGE)))
+    for later in (0, 1):
+        for _ in range(later):
+            server.next()
+        told, plain = server.told(2, own=3), server.told(2)
+        assert told.differences == (b"", *plain.differences[1:])
+        own, theirs = server.receive(told, memory), server.receive(plain, other)
+        assert bits(own.known) == bits(theirs.known) == bits(server.known)
+        assert (own.version, own.sent) == (3 + later, b"")  # it is of no more use
+        assert server.told(1, own=3) == server.told(1)  # the version that it knows is not the one before
+    assert server.receive(server.told(4, own=3), replace(own, sent=b"kept")).sent == b"kept"  # nothing new, yet
+
+
+def test_who_does_not_have_the_update_that_became_the_next_version_says_so():
+    """It is asked again, with everything."""
+    server = Server(SPARSE, 2, LARGE)
+    memory = server.receive(server.told(0), ClientState("a"))
+    sent = server.passes(normal(7, LARGE))
+    server.next()
+    told = server.told(2, own=3)
+    assert told.differences == (b"", server.log[-1])
+    for lost, said in (
+        (memory, "was told to apply an update of its own that it does not have"),
+        (replace(memory, version=1, sent=sent), "knows version 1"),
+        (replace(memory, version=0, sent=sent), "knows version 0"),
+    ):
+        with pytest.raises(VersionError, match=f"'a' {said}"):
+            server.receive(told, lost)
+    with pytest.raises(VersionError, match="update of its own"):  # in any other place than the first
+        server.receive(replace(told, differences=(b"", b"")), replace(memory, sent=sent))
+    ahead = ClientState("a", version=9, sent=sent)  # what it has sent led to version 10 of something else
+    with pytest.raises(VersionError, match=r"'a' (was told to apply an update of its own|knows version 9)"):
+        server.receive(Broadcast(5, "a", 4, None, (b"", *server.log[1:])), ahead)
+    whole = server.told(0, with_log=False)
+    assert bits(server.receive(whole, replace(memory, sent=b"x")).known) == bits(server.known)
 
 
 # -- relayed updates ---------------------------------------------------------------------------------------
@@ -222,7 +283,6 @@ def test_a_relay_by_hand():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "there are none"),
         (relay([(0, b"body")]), "has no weight"),
         (relay([(1, b"")])[:-1], "is cut off"),
         (b"\x0b\x02\x00\x00\x00ab", "has no weight"),
@@ -237,7 +297,7 @@ def test_what_is_no_relay(data, message):
 def test_a_whole_version_has_its_patch():
     start = SMALL | algebra.blank(SMALL)  # a version of a method that relays has a patch, of zeros at first
     version = start | {"q.W": torch.arange(12.0).reshape(4, 3), "q.A": torch.ones(2, 3)}
-    told = broadcast(Group(version, version), 2, "a", 0, start)
+    told = broadcast(ServerState(2, {EVERYBODY: Group(version, version)}, version=2), "a", start)
     assert told.state is not None
     assert same(receive(told, ClientState("a"), lambda *_: {}, start, start).known, version)
     assert len(told.state) < 4 * (11 + 6) + 60  # zeros are not sent

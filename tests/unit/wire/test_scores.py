@@ -42,7 +42,7 @@ def read(blob: bytes) -> Evaluation:
 
 def test_golden_validation():
     blob = encode_validation(VALID, FP32, SCHEMA)
-    told = "4350464c0203010004000000" + SCHEMA.hex() + "00" * 16 + "0400" + b"site".hex()
+    told = "4350464c0303010004000000" + SCHEMA.hex() + "00" * 16 + "0400" + b"site".hex()
     body = (
         "0823000000" "0003000100" "40" "0103001800" "0000000000000840" "0000000000001c40" "000000000000f83f"
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_golden_validation():
 
 def test_golden_evaluation():
     blob = evaluation()
-    told = "4350464c020401000b000000" + SCHEMA.hex() + "0c000000" + "00" * 12 + "0400" + b"site".hex()
+    told = "4350464c030401000b000000" + SCHEMA.hex() + "0c000000" + "00" * 12 + "0400" + b"site".hex()
     body = (
         "0885000000" "0003000100" "e0" "0109004800"
         "000000000000f03f" "0000000000002040" "0000000000000440"  # 1 of 8, 2.5
