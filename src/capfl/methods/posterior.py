@@ -37,7 +37,7 @@ from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.maths import modulator
 from capfl.maths.gamma import Gamma, barycentre, moved
-from capfl.maths.huber import huber
+from capfl.maths.huber import huber, shrinkage
 from capfl.maths.modulator import Modulator
 from capfl.methods.peers import PeersMemory
 from capfl.methods.ranks import Ranks
@@ -144,12 +144,14 @@ class Posterior(Ranks):
         weights = self.alpha_s / n_train * _memory(memory).posterior.gamma.mean_inverse()
         constants = dict(algebra.by_module(weights.float(), received))
 
-        def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
-            ups = [name.removesuffix(".B") for name in algebra.factor(now, "B")]  # none while A alone is trained
-            terms = [(constants[module] * huber(_column_norms(now[f"{module}.B"]), DELTA)).sum() for module in ups]
-            return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
+        def step(now: Adapter, constants: Mapping[str, Tensor], rate: float) -> Adapter:
+            shorter = {}
+            for name, up in algebra.factor(now, "B").items():  # none while A alone is trained
+                weight = constants[name.removesuffix(".B")]
+                shorter[name] = up * shrinkage(_column_norms(up), rate * weight, DELTA)
+            return now | shorter
 
-        return Penalty(term, constants)
+        return Penalty(step, constants)
 
     def learn(self, trained: Trained, memory: ClientState, n_train: int) -> PosteriorMemory:
         """What training has shown of the ranks so far, and the posterior that follows."""
