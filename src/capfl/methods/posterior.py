@@ -11,8 +11,9 @@ modulator to
 
 where :math:`e_i` is how sensitive the loss was to the rank during training, in units that keep the mean of :math:`h`.
 
-**Local training** has the term :math:`\frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i`, with the posterior of the
-round before.
+**Local training** is regularised by :math:`\frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i`, with the posterior of
+the round before. It is no term of the loss. After each step of the optimiser, every column keeps its direction, and the
+proximal operator shortens its mean :math:`\lVert b_i \rVert_1 / d_{out}`, with the learning rate as its step.
 
 **Ranks.** A rank with :math:`E_q[\kappa]` below a floor is missing from the client's own model, B column and A row. Its
 peers may need it, so it is trained and sent all the same. The budget of a message is shared over the ranks in
