@@ -119,8 +119,8 @@ class Posterior(Ranks):
         seed: draws the modulator's first layer.
     """
 
-    alpha_s: float = 1e-4
-    alpha_p: float = 1e-5
+    alpha_s: float = 0.01
+    alpha_p: float = 0.01
     hidden: int = 16
     floor: float = 0.5
     seed: int = 0
