@@ -125,8 +125,8 @@ class MethodConfig(Section):
     )
     alpha_f: NonNegative | None = Field(
         None,
-        description="weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards the server's adapter after "
-        "each step; by default 0.1 (ca-pfl, ditto) or 0; fedit with it is FedProx",
+        description="weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards the server's adapter "
+        "after each step; by default 0.1 (ca-pfl, ditto) or 0; fedit with it is FedProx",
     )
     alpha_s: NonNegative | None = Field(
         None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 0.01"

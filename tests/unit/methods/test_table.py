@@ -42,7 +42,11 @@ def made(name: str, seed: int = 0, **settings: object):  # type: ignore[no-untyp
 def test_a_row_has_the_parts_that_it_is_made_of(name: str) -> None:
     method = made(name)
     assert (method.factors, method.combine, method.grouping, method.ranks, method.takes_home) == PARTS[name]
-    assert (method.name, method.pooled, method.alpha_f) == (name, name == "centralised", 0.1 if name == "ca-pfl" else 0.0)
+    assert (method.name, method.pooled, method.alpha_f) == (
+        name,
+        name == "centralised",
+        0.1 if name == "ca-pfl" else 0.0,
+    )
     assert method.has_server_model == (name not in ("local", "fedsa-lora"))
     assert dataclasses.is_dataclass(method)
 
