@@ -1,8 +1,8 @@
-"""What CA-PFL adds to a client's time: its term of the loss, its fit after a round, and its description of the data.
+"""What CA-PFL adds to a client's time: its regulariser, its fit after a round, and its description of the data.
 
     python benchmarks/overhead.py [--model smollm2] [--layers top:6] [--steps 6] [--repeats 9]
 
-In one process, alternating, on `helpdesk` items: a round of steps without any extra term, the same with CA-PFL's, and
+In one process, alternating, on `helpdesk` items: a round of steps by itself, the same with CA-PFL's regulariser, and
 the same with CA-PFL's and the proximal one. Prints each as a ratio to the first, median over repeats with the 10th and
 90th percentile, and the fit and the description in units of one step.
 """
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.schema import MethodConfig
 from capfl.data import deal
@@ -68,33 +69,34 @@ def main() -> None:
         assert trainer.describe is not None
         said, describing = timed(trainer.describe)
 
-        # a client that has been sent its first message and has a peer, or else there is no such term to measure
+        # a client that has been sent its first message and has a peer, or else there is no regulariser to measure
         agreed = Agreement(ours, config.codec, initial)
         request = server.request(ours.start(initial, federation.clients), client, agreed)
         memory = received(opened(request.blob, trainer, agreed), ClientState(client), agreed)
         assert isinstance(said, Description)
         assert isinstance(memory.ranks, PosteriorMemory)
-        memory = replace(memory, grouping=PeersMemory(said, torch.ones(256) / 16, n_peers=2))
-        terms = {
+        memory = replace(memory, grouping=PeersMemory(torch.ones(256) / 16, n_peers=2))
+        penalties = {
             "plain": None,
             "ca-pfl": ours.penalty(memory, trainer.n_train),
             "ca-pfl, alpha_f 0.1": anchored.penalty(memory, trainer.n_train),
         }
         moved = {name: factor.detach() + 0.01 for name, factor in initial.items()}
-        values = [float(term.term(moved, term.constants)) for term in terms.values() if term]
-        assert len(values) == 2
-        assert 0 < values[0] < values[1]
+        after = [one.step(moved, one.constants, 1.0) for one in penalties.values() if one]
+        assert len(after) == 2
+        distances = [algebra.norm(algebra.subtract(moved, one)) for one in after]
+        assert 0 < distances[0] < distances[1]
 
-        seconds: dict[str, list[float]] = {name: [] for name in terms}
+        seconds: dict[str, list[float]] = {name: [] for name in penalties}
         fitting = []
         for _ in range(args.repeats):
-            for name, term in terms.items():
-                trained, taken = timed(lambda term=term: trainer.train(initial, 1, 0, term))
+            for name, penalty in penalties.items():
+                trained, taken = timed(lambda penalty=penalty: trainer.train(initial, 1, 0, penalty))
                 seconds[name].append(taken)
             fitting.append(timed(lambda trained=trained: ours.ranks.learn(trained, memory, trainer.n_train))[1])
     step = statistics.median(seconds["plain"]) / args.steps
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "seconds_per_step": step}
-    for name in list(terms)[1:]:
+    for name in list(penalties)[1:]:
         ratios = sorted(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
         tenth = len(ratios) // 10
         found[name] = {"median": statistics.median(ratios), "low": ratios[tenth], "high": ratios[-1 - tenth]}

@@ -216,6 +216,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("model/train.py", "unit/model/test_train.py"): {
         "gradients are not clipped": ("torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)", "pass"),
+        "a penalty does not go by the schedule": ("constants, learning_rate)", "constants, config.learning_rate)"),
     },
     ("packing.py", "unit/test_packing.py"): {
         "a flipped byte of a state is read": ("hashlib.blake2b(body, digest_size=DIGEST).digest() != digest", "False"),

@@ -57,9 +57,14 @@ Scoring = Literal["letter", "text"]
 
 @dataclass(frozen=True)
 class Penalty:
-    """A term of the local loss, ``term(trained factors, constants)``. Constants follow the model to its device."""
+    """What moves the factors after each step of the optimiser, as weight decay does in AdamW; no term of the loss.
 
-    term: Callable[[Adapter, Mapping[str, torch.Tensor]], torch.Tensor]
+    ``step(trained factors, constants, learning rate)`` gives the factors after it and changes none in place. Adam would
+    make full steps of a term's gradient once the task's is small: Loshchilov & Hutter, arXiv:1711.05101. Constants
+    follow the model to its device.
+    """
+
+    step: Callable[[Adapter, Mapping[str, torch.Tensor], float], Adapter]
     constants: Mapping[str, torch.Tensor]
 
 
@@ -68,7 +73,7 @@ class Trained:
     """What local training leaves."""
 
     adapter: Adapter
-    losses: tuple[float, ...]  # task loss of every step, nats a token, without the penalty
+    losses: tuple[float, ...]  # of every step, nats a token
     sensitivity: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     """Of the loss to each rank, (n,) float32, nats, in the adapter's order: the root mean square, over steps, of the
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""

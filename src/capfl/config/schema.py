@@ -125,13 +125,13 @@ class MethodConfig(Section):
     )
     alpha_f: NonNegative | None = Field(
         None,
-        description="weight of alpha_f / 2 ||theta - theta_g||^2, which holds clients near the server's adapter; by "
-        "default 0.1 (ditto) or 0; fedit with it is FedProx",
+        description="weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards the server's adapter "
+        "after each step; by default 0.1 (ca-pfl, ditto) or 0; fedit with it is FedProx",
     )
     alpha_s: NonNegative | None = Field(
-        None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 1e-4"
+        None, description="ca-pfl: weight of the rank regulariser, sum of E[h / kappa] / n_train; by default 0.01"
     )
-    alpha_p: NonNegative | None = Field(None, description="ca-pfl: weight of KL(q || prior) / n_train; by default 1e-5")
+    alpha_p: NonNegative | None = Field(None, description="ca-pfl: weight of KL(q || prior) / n_train; by default 0.01")
     rff_output_dim: Annotated[int, Field(ge=2, multiple_of=2)] | None = Field(
         None, description="ca-pfl: number of random Fourier features of a client; by default 256"
     )

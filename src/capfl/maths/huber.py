@@ -13,3 +13,12 @@ def huber(x: Tensor, delta: float) -> Tensor:
     Same shape and floating-point dtype as x; gradients flow.
     """
     return F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none", beta=delta)
+
+
+def shrinkage(x: Tensor, step: Tensor, delta: float) -> Tensor:
+    """What x >= 0 is multiplied by to minimise step · huber(y) + (y - x)² / 2 over y: in (0, 1], so never too far.
+
+    That is its proximal operator over x: δ / (δ + step) for x < δ + step, and 1 - step / x elsewhere (Parikh & Boyd,
+    Proximal algorithms, 2014). ``step`` >= 0 and what is returned are like x in shape and floating-point dtype.
+    """
+    return 1 - step / torch.maximum(x, delta + step)

@@ -32,7 +32,7 @@ class Method:
         order: in which order the members of a group train.
         ranks: which ranks a client has.
         takes_home: what a client's personal model is.
-        alpha_f: weight of the proximal term alpha_f / 2 ||theta - theta_g||^2 in the local loss (FedProx).
+        alpha_f: weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards what they were sent (FedProx).
         pooled: a reference that trains one model on all clients' data in one place.
 
     Raises:
@@ -105,12 +105,12 @@ class Method:
         return start if has is None else algebra.without(start, ~has)
 
     def penalty(self, memory: ClientState, n_train: int) -> Penalty | None:
-        """What is added to the local loss of a client that learns with others."""
+        """What moves the factors of a client that learns with others after each of its steps."""
         if not self.grouping.has_peers(memory):
             return None
-        terms = [self.ranks.penalty(memory.known, memory, n_train)]
-        terms += [proximal(self.alpha_f, memory.known)] if self.alpha_f else []
-        return _sum([term for term in terms if term is not None])
+        parts = [self.ranks.penalty(memory.known, memory, n_train)]
+        parts += [proximal(self.alpha_f, memory.known)] if self.alpha_f else []
+        return _in_turn([part for part in parts if part is not None])
 
     def change(self, start: Adapter, trained: Trained, round: int) -> Adapter:
         """What a client sends of its training in a round."""
@@ -148,13 +148,14 @@ class Method:
         }
 
 
-def _sum(terms: Sequence[Penalty]) -> Penalty | None:
-    """One term for the sum of several. Their constants have different names."""
-    if len(terms) < 2:
-        return terms[0] if terms else None
+def _in_turn(parts: Sequence[Penalty]) -> Penalty | None:
+    """One penalty for several, one after another. Their constants have different names."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
 
-    def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
-        parts = [one.term(now, {name: constants[name] for name in one.constants}) for one in terms]
-        return sum(parts[1:], parts[0])
+    def step(now: Adapter, constants: Mapping[str, Tensor], rate: float) -> Adapter:
+        for one in parts:
+            now = one.step(now, {name: constants[name] for name in one.constants}, rate)
+        return now
 
-    return Penalty(term, {name: t for one in terms for name, t in one.constants.items()})
+    return Penalty(step, {name: t for one in parts for name, t in one.constants.items()})

@@ -11,8 +11,9 @@ modulator to
 
 where :math:`e_i` is how sensitive the loss was to the rank during training, in units that keep the mean of :math:`h`.
 
-**Local training** has the term :math:`\frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i`, with the posterior of the
-round before.
+**Local training** is regularised by :math:`\frac{\alpha_s}{n_k} \sum_i E_q[1 / \kappa_i] h_i`, with the posterior of
+the round before. It is no term of the loss. After each step of the optimiser, every column keeps its direction, and the
+proximal operator shortens its mean :math:`\lVert b_i \rVert_1 / d_{out}`, with the learning rate as its step.
 
 **Ranks.** A rank with :math:`E_q[\kappa]` below a floor is missing from the client's own model, B column and A row. Its
 peers may need it, so it is trained and sent all the same. The budget of a message is shared over the ranks in
@@ -37,7 +38,7 @@ from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.maths import modulator
 from capfl.maths.gamma import Gamma, barycentre, moved
-from capfl.maths.huber import huber
+from capfl.maths.huber import huber, shrinkage
 from capfl.maths.modulator import Modulator
 from capfl.methods.peers import PeersMemory
 from capfl.methods.ranks import Ranks
@@ -118,8 +119,8 @@ class Posterior(Ranks):
         seed: draws the modulator's first layer.
     """
 
-    alpha_s: float = 1e-4
-    alpha_p: float = 1e-5
+    alpha_s: float = 0.01
+    alpha_p: float = 0.01
     hidden: int = 16
     floor: float = 0.5
     seed: int = 0
@@ -144,12 +145,14 @@ class Posterior(Ranks):
         weights = self.alpha_s / n_train * _memory(memory).posterior.gamma.mean_inverse()
         constants = dict(algebra.by_module(weights.float(), received))
 
-        def term(now: Adapter, constants: Mapping[str, Tensor]) -> Tensor:
-            ups = [name.removesuffix(".B") for name in algebra.factor(now, "B")]  # none while A alone is trained
-            terms = [(constants[module] * huber(_column_norms(now[f"{module}.B"]), DELTA)).sum() for module in ups]
-            return torch.stack(terms).sum() if terms else next(iter(now.values())).new_zeros(())
+        def step(now: Adapter, constants: Mapping[str, Tensor], rate: float) -> Adapter:
+            shorter = {}
+            for name, up in algebra.factor(now, "B").items():  # none while A alone is trained
+                weight = constants[name.removesuffix(".B")]
+                shorter[name] = up * shrinkage(_column_norms(up), rate * weight, DELTA)
+            return now | shorter
 
-        return Penalty(term, constants)
+        return Penalty(step, constants)
 
     def learn(self, trained: Trained, memory: ClientState, n_train: int) -> PosteriorMemory:
         """What training has shown of the ranks so far, and the posterior that follows."""

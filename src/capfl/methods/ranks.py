@@ -54,7 +54,7 @@ class Ranks(Part):
         return None
 
     def penalty(self, received: Adapter, memory: ClientState, n_train: int) -> Penalty | None:
-        """A term of the local loss."""
+        """What moves the factors after each of its steps."""
         return None
 
     def report(self, memory: ClientState) -> object | None:

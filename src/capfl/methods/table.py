@@ -45,7 +45,7 @@ def _ca_pfl(seed: int, given: Settings) -> Method:
             seed=seed,
         ),
         takes_home=AfterSteps(0.5),
-        **_of(given, alpha_f="alpha_f"),
+        alpha_f=given.get("alpha_f", 0.1),
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from capfl import adapter as algebra
 from capfl.types import Adapter, Penalty
 
 
@@ -38,8 +37,8 @@ class NearServer:
     r"""Ditto: Li et al., arXiv:2012.04221.
 
     Beside its part in the federation, client k takes as many steps on its own adapter :math:`v_k`, which never travels,
-    with the loss :math:`F_k(v) + \frac{\lambda}{2} \lVert v - \theta_g \rVert^2`. Training takes twice as long. The
-    paper chooses :math:`\lambda` (``strength``) among 0.1, 1 and 2.
+    for :math:`F_k(v) + \frac{\lambda}{2} \lVert v - \theta_g \rVert^2`. Training takes twice as long. The paper
+    chooses :math:`\lambda` (``strength``) among 0.1, 1 and 2.
     """
 
     strength: float = 0.1
@@ -53,9 +52,14 @@ TakeHome = AfterSteps | Own | NearServer
 
 
 def proximal(strength: float, received: Adapter) -> Penalty:
-    """strength / 2 ||theta - theta_g||^2 over the factors that are trained and travel: FedProx, arXiv:1812.06127."""
+    r"""Towards the server's adapter: the proximal operator of strength / 2 ||theta - theta_g||^2.
 
-    def term(now: Adapter, held: Mapping[str, Tensor]) -> Tensor:
-        return strength / 2 * algebra.squared_distance({name: t for name, t in now.items() if name in held}, held)
+    :math:`\theta_g + (\theta - \theta_g) / (1 + \eta \cdot strength)` with the learning rate :math:`\eta`, for the
+    factors that are trained and travel. The term is that of FedProx, arXiv:1812.06127.
+    """
 
-    return Penalty(term, received)
+    def step(now: Adapter, held: Mapping[str, Tensor], rate: float) -> Adapter:
+        kept = 1 / (1 + rate * strength)
+        return {name: held[name] + kept * (t - held[name]) if name in held else t for name, t in now.items()}
+
+    return Penalty(step, received)

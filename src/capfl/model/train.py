@@ -37,6 +37,7 @@ def local_steps(
     Args:
         first_step: the number of the first step, for error messages.
         rate: what the learning rate is multiplied by, see ``scheduled``.
+        penalty: follows every step of the optimiser, with the same learning rate.
 
     Raises:
         TrainingError: a loss or the trained adapter is not finite; says at which step.
@@ -47,7 +48,8 @@ def local_steps(
     for name, p in model.parameters.items():
         p.requires_grad_(name in live)
     constants = {name: t.to(model.base.device) for name, t in penalty.constants.items()} if penalty else {}
-    optimiser = torch.optim.AdamW(live.values(), lr=rate * config.learning_rate, weight_decay=0.0)
+    learning_rate = rate * config.learning_rate
+    optimiser = torch.optim.AdamW(live.values(), lr=learning_rate, weight_decay=0.0)
     losses, squares = [], torch.zeros(())
     model.train(True, config.checkpointing)
     try:
@@ -66,11 +68,14 @@ def local_steps(
                         f"the loss is {losses[-1]} at step {step}; lower train.learning_rate, "
                         "or use model.dtype = float32 or bfloat16"
                     )
-                last = part is parts[-1]
-                (loss + penalty.term(dict(live), constants) if penalty and last else loss).backward()
+                loss.backward()
             squares = squares + _by_rank(dict(model.parameters), live.keys()).square()
             torch.nn.utils.clip_grad_norm_(live.values(), config.max_grad_norm)
             optimiser.step()
+            if penalty:
+                with torch.no_grad():
+                    for name, t in penalty.step(dict(live), constants, learning_rate).items():
+                        live[name].copy_(t)
     finally:
         model.train(False)
         optimiser.zero_grad(set_to_none=True)

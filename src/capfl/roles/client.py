@@ -47,7 +47,7 @@ class LocalTrainer:
 
     Attributes:
         n_train: items that it trains on.
-        train: (start, round, steps taken before, term added to the loss) -> what training leaves.
+        train: (start, round, steps taken before, what follows each step) -> what training leaves.
         describe: what its data are like: the record ``up`` of the method's grouping.
         score: an adapter, on one split.
         test: how many test items there are.

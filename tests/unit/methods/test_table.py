@@ -43,7 +43,11 @@ def made(name: str, seed: int = 0, **settings: object):  # type: ignore[no-untyp
 def test_a_row_has_the_parts_that_it_is_made_of(name: str) -> None:
     method = made(name)
     assert (method.factors, method.combine, method.grouping, method.ranks, method.takes_home) == PARTS[name]
-    assert (method.name, method.pooled, method.alpha_f) == (name, name == "centralised", 0.0)
+    assert (method.name, method.pooled, method.alpha_f) == (
+        name,
+        name == "centralised",
+        0.1 if name == "ca-pfl" else 0.0,
+    )
     assert method.has_server_model == (name not in ("local", "fedsa-lora"))
     assert dataclasses.is_dataclass(method)
 
@@ -63,7 +67,7 @@ def test_the_table_in_words_has_every_row_and_says_all_of_it() -> None:
         ("ca-pfl", {"peer_distance": 0.5, "rff_output_dim": 8}, "grouping", Peers(0.5, 8, seed=3)),
         ("ca-pfl", {"alpha_s": 0.0, "alpha_p": 0.2, "mlp_hidden_dim": 4, "rank_floor": 0.1}, "ranks",
          Posterior(0.0, 0.2, 4, 0.1, seed=3)),
-        ("ca-pfl", {"alpha_f": 0.1}, "alpha_f", 0.1),
+        ("ca-pfl", {"alpha_f": 0.0}, "alpha_f", 0.0),
         ("fedit", {"alpha_f": 0.1}, "source", "arXiv:1812.06127"),  # FedProx
         ("fedit", {"alpha_f": 0.0}, "source", "arXiv:2305.05644"),
         ("flexlora", {"rank_shares": (1.0, 0.5)}, "ranks", Shares((1.0, 0.5))),

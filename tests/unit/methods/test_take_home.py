@@ -1,4 +1,4 @@
-"""What a client takes home, and the proximal term."""
+"""What a client takes home, and the pull towards the server's adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from adapters import same
 from capfl import adapter as algebra
-from capfl.methods.factors import NOTHING, ONLY_A, ONLY_B
+from capfl.methods.factors import BOTH, NOTHING, ONLY_A, ONLY_B, Factors
 from capfl.methods.method import Method
 from capfl.methods.peers import Peers, PeersMemory
 from capfl.methods.posterior import Importance, Posterior, PosteriorMemory
@@ -91,31 +91,40 @@ def test_an_adapter_of_its_own_is_trained_beside_and_never_travels(factors) -> N
 
 def test_it_is_held_near_the_servers() -> None:
     held = NearServer(0.5).penalty(KNOWN)
-    expected = 0.25 * sum(float((OWN[name] - t).square().sum()) for name, t in KNOWN.items())
-    assert float(held.term(OWN, held.constants)) == pytest.approx(expected, rel=1e-5)
+    found = held.step(OWN, held.constants, 2.0)
+    for name, t in KNOWN.items():  # half of the way at learning rate 2
+        torch.testing.assert_close(found[name], (OWN[name] + t) / 2)
 
 
-# -- the proximal term -------------------------------------------------------------------------------------------
+# -- the pull towards the server's -------------------------------------------------------------------------------
 
 
-def test_the_proximal_term_by_hand() -> None:
-    start = pair([1.0, 2.0, 3.0], 0.5)
+def test_the_pull_by_hand() -> None:
+    """theta_g + (theta - theta_g) / (1 + rate alpha_f): at most there, never beyond; nothing changes in place."""
+    start, now = pair([1.0, 2.0, 3.0], 0.5), pair([2.0, 2.0, 0.0], 1.5)
     held = proximal(0.5, start)
-    now = {name: t.clone().requires_grad_() for name, t in pair([2.0, 2.0, 0.0], 1.5).items()}
-    value = held.term(now, held.constants)
-    assert float(value.detach()) == 0.25 * (1 + 0 + 9 + 1)  # alpha_f / 2 times the squared distance
-    value.backward()
-    assert now["m.A"].grad.tolist() == [[0.5, 0.0, -1.5]]  # type: ignore[union-attr]
-    assert float(held.term(start, held.constants)) == 0.0
-    assert float(held.term({"m.B": torch.tensor([[2.5]])}, held.constants)) == 1.0  # frozen factors do not count
+    found = held.step(now, held.constants, 2.0)
+    assert found["m.A"].tolist() == [[1.5, 2.0, 1.5]]
+    assert found["m.B"].tolist() == [[1.0]]
+    assert same(now, pair([2.0, 2.0, 0.0], 1.5))
+    assert same(held.step(start, held.constants, 2.0), start)
+    assert same(held.step(now, held.constants, 1e30), start)
+    assert set(held.step({"m.B": now["m.B"]}, held.constants, 2.0)) == {"m.B"}  # a frozen factor stays
 
 
-def test_it_is_in_the_loss_of_methods_that_ask_for_it_and_is_about_what_the_server_sent() -> None:
-    assert row().penalty(ClientState("a", known=KNOWN), 10) is None
-    for factors in (row().factors, ONLY_A, ONLY_B):
-        method = row(alpha_f=2.0, factors=factors)
-        term = method.penalty(ClientState("a", known=factors.travelling(KNOWN)), 10)
-        assert term is not None
-        trained = {name: t for name, t in OWN.items() if factors.trains(1, name)}
-        apart = float(algebra.squared_distance(factors.travelling(trained), KNOWN))
-        assert float(term.term(trained, term.constants)) == pytest.approx(apart, rel=1e-6)
+@pytest.mark.parametrize("factors", [BOTH, ONLY_A, ONLY_B])
+def test_it_acts_on_what_the_server_sent_in_methods_that_ask_for_it(factors: Factors) -> None:
+    assert row(factors=factors).penalty(ClientState("a", known=factors.travelling(KNOWN)), 10) is None
+    held = row(alpha_f=2.0, factors=factors).penalty(ClientState("a", known=factors.travelling(KNOWN)), 10)
+    assert held is not None
+    found = held.step(OWN, held.constants, 0.5)
+    for name, t in OWN.items():
+        torch.testing.assert_close(found[name], (t + KNOWN[name]) / 2 if factors.travels(name) else t)
+
+
+def test_the_smaller_the_step_the_nearer_to_gradient_descent_on_the_term() -> None:
+    held, rate = proximal(0.7, KNOWN), 1e-3
+    now = {name: t.clone().requires_grad_() for name, t in OWN.items()}
+    (0.35 * algebra.squared_distance(now, KNOWN)).backward()
+    for name, t in held.step(OWN, held.constants, rate).items():
+        torch.testing.assert_close((OWN[name] - t) / rate, now[name].grad, rtol=1e-2, atol=1e-3)
