@@ -16,6 +16,7 @@ from capfl.maths.peers import Clients, Doubles, Ints, clusters, without_nearest
 
 WITNESSES = 32  # members that stand for a group, evenly over the order in which they came
 BLOCK = 1000  # clients that are compared with each other at once
+DOUBT = 0.5  # of ``Rule.near``: how much farther a group of one client counts, and one of k by 1 / sqrt(k) of it
 COLUMNS = 4096  # members that are compared with a block of clients at once
 
 Groups = list[list[int]]
@@ -102,6 +103,8 @@ def _nearest(
 ) -> Ints:
     """The number of the group nearest to each client, or -1 where none is near enough.
 
+    Of two that are about as near it is the one of more members: where there are many small ones, one is near by chance.
+
     Args:
         among: groups that can be chosen; None: all.
         own: of each client, one that cannot.
@@ -116,8 +119,9 @@ def _nearest(
                 far[np.array(own[block])[:, None] == numbers] = np.inf
             least = far.argmin(1)
             mean = far[np.arange(len(far)), least]
-            better = (mean < best[block]) & (mean <= rule.near)
-            best[block] = np.where(better, mean, best[block])
+            score = mean + DOUBT * rule.near / witnesses.shape[1] ** 0.5
+            better = (score < best[block]) & (mean <= rule.near)
+            best[block] = np.where(better, score, best[block])
             found[block] = np.where(better, numbers[least], found[block])
     return found
 
