@@ -60,9 +60,9 @@ class World:
             else (0.5 * rng.standard_normal(D), 0.15 * rng.standard_normal(PATTERNS * D))
         )
         prompts = place + rng.standard_normal(DIRECTIONS) @ self.directions / n**0.5
-        bound = rule + np.concatenate([
-            rng.standard_normal(DIRECTIONS) @ self.directions / (n - 1) ** 0.5 for _ in range(PATTERNS)
-        ])
+        bound = rule + np.concatenate(
+            [rng.standard_normal(DIRECTIONS) @ self.directions / (n - 1) ** 0.5 for _ in range(PATTERNS)]
+        )
         deviation = self.spread * rng.uniform(0.9, 1.1, D)
         if kind == -2:
             return LIES[int(rng.integers(len(LIES)))](self, prompts, bound, deviation)

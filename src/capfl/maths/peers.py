@@ -6,7 +6,7 @@ Glass's estimator of effect size, J. Educ. Stat. 6(2), 1981), averaged over feat
 1958.
 
 A client may lie. So each pair of clients counts for a bounded distance, what all clients have in common is a trimmed
-mean, and who is to be near a group has to be near without the third of it that is nearest.
+mean, and the third of a group that is nearest cannot vouch alone for who is near.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.floating]  # float32 where there are many clients
 Ints = npt.NDArray[np.int64]
 
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
-LEFT_OUT = 1 / 3  # of a group: they cannot vouch alone for who is near
+NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class Clients:
     signal: float | None
 
     def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
-        """Distances (len(rows), len(others)) of clients by their numbers, from 0 to ``far``.
+        """Distances (len(rows), len(others)) of clients by their numbers, from -near / 2 to ``far``.
 
-        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree.
-        Neither is below 0 for any pair, so that no client makes up for what parts others.
+        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. A
+        distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts by
+        itself as well, so that no client makes up for what parts others: one that says it has a single item claims much
+        chance.
         """
         unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
-        found = near / largest * np.maximum(unlike, 0.0)
+        found = np.maximum(near / largest * unlike, -near / 2)
         if self.signal is not None:
-            found += np.maximum(1 - self.bound[rows] @ self.bound[others].T / self.signal, 0.0)
-        least: Doubles = np.minimum(found, far)
-        return least
+            found += 1 - self.bound[rows] @ self.bound[others].T / self.signal
+        bounded: Doubles = np.clip(found, -near / 2, far)
+        return bounded
 
 
 def scaled(means: Floats, spread: Floats) -> Floats:
@@ -109,10 +111,10 @@ def signal(w: Floats, items: Doubles, answers: Doubles) -> float | None:
     return found if found > SIGNAL * error else None
 
 
-def without_nearest(apart: Doubles, itself: npt.NDArray[np.bool_] | None = None) -> Doubles:
-    """Mean distance (n,) of n clients to the m members of a group, without the third that is nearest, rounded up.
+def from_group(apart: Doubles, itself: npt.NDArray[np.bool_] | None = None) -> Doubles:
+    """Mean distance (n,) of n clients to the m members of a group, of whom the nearest third counts as the next.
 
-    A member that is alone is not left out.
+    The third is rounded up, and of one member it is none.
 
     Args:
         apart: (n, m).
@@ -120,14 +122,15 @@ def without_nearest(apart: Doubles, itself: npt.NDArray[np.bool_] | None = None)
     """
     n, m = apart.shape
     itself = np.zeros((n, m), bool) if itself is None else itself
-    ranked = np.sort(np.where(itself, -1.0, apart), axis=1)
+    ranked = np.sort(np.where(itself, -np.inf, apart), axis=1)
     is_in = itself.any(1)
     found = np.zeros(n)
     for rows, first in ((~is_in, 0), (is_in, 1)):
         others = m - first
-        out = ceil(others * LEFT_OUT) if others > 1 else 0
+        next = first + (ceil(others * NEAREST) if others > 1 else 0)
         if rows.any() and others:
-            found[rows] = ranked[rows, first + out :].mean(1)
+            counted = ranked[rows]
+            found[rows] = np.maximum(counted[:, first:], counted[:, next, None]).mean(1)
     return found
 
 
@@ -135,11 +138,13 @@ def clusters(apart: Doubles, largest: float) -> Ints:
     """Labels 0, 1, ... (n,) of clusters whose mean distance is at most ``largest``, numbered as they first appear.
 
     Args:
-        apart: distances (n, n), not negative.
+        apart: distances (n, n). They may be negative: then the mean over pairs is still right.
     """
     if len(apart) < 2:
         return np.zeros(len(apart), np.int64)
-    raw = fcluster(linkage(squareform(apart, checks=False), "average"), largest, "distance")
+    pairs = squareform(apart, checks=False)
+    least = min(0.0, float(pairs.min()))
+    raw = fcluster(linkage(pairs - least, "average"), largest - least, "distance")
     _, first, labels = np.unique(raw, return_index=True, return_inverse=True)
     found: Ints = np.argsort(np.argsort(first))[labels]
     return found

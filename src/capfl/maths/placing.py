@@ -1,8 +1,8 @@
 """Clients by groups: who joins one that there is, and who forms a new one. Time is near linear where groups are few.
 
 A client joins the nearest group, if that is near enough. Those for whom there is none form groups by average linkage, a
-block of them at a time. A group is as near as its members are on average, without the third that is nearest: a few that
-stand between two groups, or claim to be near to everybody, cannot bring others together.
+block of them at a time. A group is as near as its members are on average, of whom the nearest third counts as the next: a
+few that stand between two groups, or claim to be near to everybody, cannot bring others together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capfl.maths.peers import Clients, Doubles, Ints, clusters, without_nearest
+from capfl.maths.peers import Clients, Doubles, Ints, clusters, from_group
 
 WITNESSES = 32  # members that stand for a group, evenly over the order in which they came
 BLOCK = 1000  # clients that are compared with each other at once
@@ -114,7 +114,7 @@ def _nearest(
         for first in range(0, len(rows), BLOCK):
             block = slice(first, first + BLOCK)
             apart = _apart(clients, rows[block], witnesses.ravel().tolist(), rule)
-            far = without_nearest(apart.reshape(-1, witnesses.shape[1])).reshape(-1, len(numbers))
+            far = from_group(apart.reshape(-1, witnesses.shape[1])).reshape(-1, len(numbers))
             if own is not None:
                 far[np.array(own[block])[:, None] == numbers] = np.inf
             least = far.argmin(1)
@@ -148,7 +148,7 @@ def _vouched(clients: Clients, group: list[int], joining: list[int], rule: Rule)
     while True:
         witnesses = np.array(_witnesses([*group, *joining]))
         itself = np.array(joining)[:, None] == witnesses
-        far = without_nearest(_apart(clients, joining, witnesses.tolist(), rule), itself)
+        far = from_group(_apart(clients, joining, witnesses.tolist(), rule), itself)
         wrong = np.flatnonzero(far > rule.near)
         if not len(wrong):
             return joining, out
