@@ -20,7 +20,7 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
-from capfl.round import run_round, validate_round
+from capfl.round import Talk, run_round, validate_round
 from capfl.site import visit
 from capfl.types import (
     Adapter,
@@ -48,13 +48,15 @@ LIMITS = Limits(
 SETTINGS: dict[str, dict[str, object]] = {
     "ca-pfl": {"rff_output_dim": 16, "mlp_hidden_dim": 4},  # small
     "flexlora": {"rank_shares": (1.0, 0.5)},  # clients have both ranks or one of them, in turn
+    "ca-pfl in turn": {"name": "ca-pfl", "turns": 4, "rff_output_dim": 16, "mlp_hidden_dim": 4},  # always alone
+    "fedit in turns": {"name": "fedit", "turns": 2},  # two in a turn, or one
 }
 SKIP = FederationConfig(on_failure="skip")
 
 
 def of(method: str, codec: str) -> Agreement:
     """What is agreed on for a method and a codec by name."""
-    config = MethodConfig(name=method, **SETTINGS.get(method, {}))
+    config = MethodConfig(**{"name": method} | SETTINGS.get(method, {}))  # type: ignore[arg-type]
     return Agreement(build(config), CODECS[codec], initial(), "base", seed=3, limits=LIMITS)
 
 
@@ -133,6 +135,7 @@ class Fake:
         self.state: ServerState = agreement.method.start(agreement.initial, CLIENTS)
         self.disk = Disk(self.reader, packed)
         self.crossed: list[tuple[ClientId, str, int]] = []  # client, direction and length of every message
+        self.turns: list[list[ClientId]] = []  # who was asked to train at the same time
         self.trainings: list[Training] = []
         self.lost: set[ClientId] = set()  # their next replies do not arrive
         self.forged: dict[ClientId, Callable[[bytes], bytes]] = {}  # what arrives in place of their replies
@@ -159,6 +162,8 @@ class Fake:
         self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         replies: dict[ClientId, bytes | Failure] = {}
+        if kind == "train":
+            self.turns.append(list(clients))
         for client in reversed(clients) if self.backwards else clients:
             blob = request(client)
             self.crossed.append((client, "down", len(blob)))
@@ -168,10 +173,10 @@ class Fake:
             except WireError as error:
                 replies[client] = Failure(client, kind, str(error), error.code)
                 continue
-            if self.packed:
-                self._check(client, blob, before)
+            if self.packed and kind != "introduce" and client not in self.forged:
+                self._check(client, blob, before, _state_behind(request))
             if kind == "train":
-                self._record(round, client, before, reply)
+                self._record(client, before, reply, _state_behind(request))
             if client in self.lost:
                 self.lost.remove(client)
                 replies[client] = Failure(client, kind, "gone")
@@ -199,18 +204,26 @@ class Fake:
             records.append(record)
         return records
 
-    def _check(self, client: ClientId, blob: bytes, before: ClientState) -> None:
+    def _check(self, client: ClientId, blob: bytes, before: ClientState, state: ServerState) -> None:
         """The newest version of its group's adapter is what a client has that was sent a message."""
-        heard, group = self.received(client, blob, before), self.state.group(client)
+        heard, group = self.received(client, blob, before), state.group(client)
         assert bits(heard.known) == bits(group.known)
         assert bits(self.agreement.whole(heard.known)) == bits(group.adapter | group.known)
-        assert heard.version == self.state.round
+        assert heard.version == state.version
 
-    def _record(self, round: int, client: ClientId, before: ClientState, reply: bytes) -> None:
+    def _record(self, client: ClientId, before: ClientState, reply: bytes, state: ServerState) -> None:
+        round = state.round + 1
         change = self.agreement.method.change(self._started, self._trained, round)
-        arrived = server.read_update(reply, client, round, self.agreement)[0].adapter
+        arrived = server.read_update(reply, client, state, self.agreement)[0].adapter
         self.trainings = [t for t in self.trainings if (t.round, t.client) != (round, client)]  # it is repeated
         self.trainings.append(Training(round, client, change, before.residual, arrived))
+
+
+def _state_behind(request: Request) -> ServerState:
+    """The server's state that a request is made of: within a round, after the turns so far."""
+    talk = request.__self__  # type: ignore[attr-defined]
+    assert isinstance(talk, Talk)
+    return talk.state
 
 
 @dataclass
@@ -221,6 +234,7 @@ class History:
     states: dict[int, ServerState] = field(default_factory=dict)  # after each round
     records: dict[int, RoundRecord] = field(default_factory=dict)
     crossed: dict[int, list[tuple[ClientId, str, int]]] = field(default_factory=dict)  # messages of each round
+    turns: dict[int, list[list[ClientId]]] = field(default_factory=dict)  # of each round
     replayed: list[tuple[ServerState, ServerState]] = field(default_factory=list)  # pairs that should be equal
 
 
@@ -235,13 +249,15 @@ def play_history(fake: Fake) -> History:
 
     def keep(record: RoundRecord) -> None:
         made.states[fake.state.round], made.records[fake.state.round] = fake.state, record
-        made.crossed[fake.state.round], fake.crossed = fake.crossed, []
+        made.crossed[fake.state.round], made.turns[fake.state.round] = fake.crossed, fake.turns
+        fake.crossed, fake.turns = [], []
 
     def again(clients: str) -> ServerState:
         """The state after a round that then did not happen."""
         before, trainings = fake.state, list(fake.trainings)
         fake.play(1, list(clients))
-        after, fake.state, fake.trainings, fake.crossed = fake.state, before, trainings, []
+        after, fake.state, fake.trainings = fake.state, before, trainings
+        fake.crossed, fake.turns = [], []
         return after
 
     keep(*fake.play(1, ["a", "b", "c"]))
@@ -268,7 +284,7 @@ def _validate(made: History) -> None:
     fake = made.fake
     record = made.records[fake.state.round]
     fake.state, longer = validate_round(fake.state, record, CLIENTS, fake.agreement, fake.exchange, SKIP)
-    assert fake.state.versions == dict.fromkeys(CLIENTS, fake.state.round)
+    assert fake.state.versions == dict.fromkeys(CLIENTS, fake.state.version)
     made.records[fake.state.round] = longer
     made.crossed[fake.state.round] += fake.crossed
     fake.crossed = []

@@ -47,14 +47,18 @@ def place(clients: Clients, members: Sequence[Sequence[int]], new: Sequence[int]
     while pending:
         nearest = _nearest(clients, pending, groups, rule)
         strangers = [row for row, group in zip(pending, nearest, strict=True) if group < 0]
+        waiting: list[int] = []
         for group in sorted(set(nearest[nearest >= 0].tolist())):
             joining = [row for row, its in zip(pending, nearest, strict=True) if its == group]
-            stay, out = _vouched(clients, groups[group], joining, rule)
+            joining, late = joining[:BLOCK], joining[BLOCK:]
+            like, unlike = _like_each_other(clients, groups[group], joining, rule)
+            stay, out = _vouched(clients, groups[group], like, rule)
             groups[group] += stay
-            strangers += out
+            strangers += unlike + out
+            waiting += late
         place_of = {row: i for i, row in enumerate(pending)}
         strangers.sort(key=place_of.__getitem__)
-        block, pending = strangers[:BLOCK], strangers[BLOCK:]
+        block, pending = strangers[:BLOCK], strangers[BLOCK:] + waiting
         labels = clusters(_apart(clients, block, block, rule), rule.near)
         found: Groups = [[] for _ in range(int(labels.max(initial=-1)) + 1)]
         for row, label in zip(block, labels, strict=True):
@@ -139,21 +143,36 @@ def _chunks(groups: Groups, among: Sequence[int]) -> Iterator[tuple[Ints, Ints]]
             yield np.array(chunk), np.array([_witnesses(groups[i]) for i in chunk])
 
 
+def _like_each_other(clients: Clients, group: list[int], joining: list[int], rule: Rule) -> tuple[list[int], list[int]]:
+    """Of clients that are near to a group of few, those who are also like each other, and the others.
+
+    They are clustered with its members, who alone cannot tell whether those who join them belong together.
+    """
+    if len(joining) < 2 or len(group) >= WITNESSES:
+        return joining, []
+    together = [*group, *joining]
+    labels = clusters(_apart(clients, together, together, rule), rule.near)
+    main = np.bincount(labels[: len(group)]).argmax()
+    is_in = labels[len(group) :] == main
+    return [row for row, own in zip(joining, is_in, strict=True) if own], [
+        row for row, own in zip(joining, is_in, strict=True) if not own
+    ]
+
+
 def _vouched(clients: Clients, group: list[int], joining: list[int], rule: Rule) -> tuple[list[int], list[int]]:
     """Those of the clients that join a group together who are near the rest of it, and those who are not.
 
     The worst half of those who are not goes first, because others may have been far for its sake.
     """
     out: list[int] = []
-    while True:
+    while joining:
         witnesses = np.array(_witnesses([*group, *joining]))
         itself = np.array(joining)[:, None] == witnesses
         far = from_group(_apart(clients, joining, witnesses.tolist(), rule), itself)
         wrong = np.flatnonzero(far > rule.near)
         if not len(wrong):
-            return joining, out
+            break
         worst = set(wrong[np.argsort(-far[wrong], kind="stable")][: (len(wrong) + 1) // 2].tolist())
         out += [row for i, row in enumerate(joining) if i in worst]
         joining = [row for i, row in enumerate(joining) if i not in worst]
-        if not joining:
-            return joining, out
+    return joining, out
