@@ -44,7 +44,7 @@ class Clients:
     signal: float | None
 
     def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
-        """Distances (len(rows), len(others)) of clients by their numbers, from -near / 2 to ``far``.
+        """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
         ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. A
         distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts by
@@ -52,10 +52,10 @@ class Clients:
         chance.
         """
         unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
-        found = np.maximum(near / largest * unlike, -near / 2)
+        found = np.maximum(near / largest * unlike, -near / 4)
         if self.signal is not None:
             found += 1 - self.bound[rows] @ self.bound[others].T / self.signal
-        bounded: Doubles = np.clip(found, -near / 2, far)
+        bounded: Doubles = np.clip(found, -near / 4, far)
         return bounded
 
 

@@ -45,12 +45,12 @@ def test_distances_of_pairs_are_bounded():
     # 0-1: 0.5 of prompts (0.01 / 0.02 of near: 0.25), and 1 + 1/2 of answers; 0-2 and 1-2 are far
     np.testing.assert_allclose(found, [[0.5, 1.75, 1.9], [1.75, 0.5, 1.9]], atol=1e-4)
     agreeing = Clients(prompts, 9 * np.ones((3, 1)), np.array([1e6, 1e6, 1.0]), 2.0)
-    assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == -0.25
+    assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == -0.125
     told_nothing = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), None).apart(rows[:1], rows[:2], 0.02, 0.5, 1.9)
     np.testing.assert_allclose(told_nothing, [[0.0, 0.25]], atol=1e-4)
     # one that says it has a single item is near in prompts, and its answers part it all the same
     lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.0]]), np.array([50.0, 1.0]), 1.0)
-    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == 0.75
+    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == 0.875
 
 
 def test_the_nearest_third_of_a_group_counts_as_the_next_and_itself_not_at_all():
