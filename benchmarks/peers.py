@@ -147,17 +147,28 @@ def main() -> None:
     parser.add_argument("--clients", default="10,100,1000,10000")
     parser.add_argument("--liars", default="0,0.1")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--one", action="store_true", help="measure in this process")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     results = []
     for n in map(int, args.clients.split(",")):
         for liars in args.liars.split(","):
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 if args.one:
                     print(json.dumps(measure(n, float(liars), int(seed))))
                     continue
-                command = [sys.executable, __file__, "--one", "--clients", str(n), "--liars", liars]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    "--clients",
+                    str(n),
+                    "--liars",
+                    liars,
+                    "--first-seed",
+                    str(seed),
+                ]
                 results.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
                 print(json.dumps(results[-1]), flush=True)
     if args.json:

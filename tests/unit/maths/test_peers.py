@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capfl.maths.peers import Clients, clusters, effect_sizes, scaled, signal, from_group
+from capfl.maths.peers import Clients, clusters, effect_sizes, from_group, scaled, signal
 
 
 def test_effect_sizes_of_three_clients():
