@@ -4,9 +4,9 @@
 
 Without a model: descriptions are drawn as those of SmolLM2 are, 576 features of prompts and 1,152 bound to answers.
 Every client has 20 to 60 items, whose states differ by 20 independent directions. A kind of clients has prompts of its
-own; every second kind shares its prompts with the kind before, and answers them by another rule. One client in ten is of
-no kind. Liars are of five sorts, see ``LIES``. A client is placed right that is with all others of its kind, and with no
-honest client of another; one that is of no kind should be with no honest client.
+own; every second kind shares its prompts with the kind before, and answers them by another rule. One client in ten is
+of no kind. Liars are of five sorts, see ``LIES``. A client is placed right that is with all others of its kind, and
+with no honest client of another; one that is of no kind should be with no honest client.
 
 For each number of clients, in a process of its own: all at once, and 1 % a round (at least one) after the first tenth.
 """

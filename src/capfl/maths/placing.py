@@ -1,8 +1,8 @@
 """Clients by groups: who joins one that there is, and who forms a new one. Time is near linear where groups are few.
 
-A client joins the nearest group, if that is near enough. Those for whom there is none form groups by average linkage, a
-block of them at a time. A group is as near as its members are on average, of whom the nearest third counts as the next: a
-few that stand between two groups, or claim to be near to everybody, cannot bring others together.
+A client joins the nearest group, if that is near enough. Those for whom there is none form groups by average linkage,
+a block of them at a time. A group is as near as its members are on average, of whom the nearest third counts as the
+next: a few that stand between two groups, or claim to be near to everybody, cannot bring others together.
 """
 
 from __future__ import annotations
