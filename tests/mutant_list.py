@@ -98,10 +98,10 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "the modulator sees no features": ("@ z.double())", "@ torch.ones_like(z).double())"),
     },
     ("maths/peers.py", "unit/maths/test_peers.py"): {
-        "distances of peers keep the bias of small samples": (" - (1 / items[:, None] + 1 / items[None, :])", ""),
+        "distances of peers keep the bias of small samples": (" - (1 / items[:, None] + 1 / others[None, :])", ""),
         "agreement keeps the noise that a client shares with itself": (
-            "np.diag(products) - (1 - 1 / answers) / np.maximum(items - 1, 1)",
-            "np.diag(products)",
+            "(w**2).sum(1) - (1 - 1 / answers) / np.maximum(items - 1, 1)",
+            "(w**2).sum(1)",
         ),
     },
     ("maths/privacy.py", "unit/methods/test_private.py"): {
@@ -151,14 +151,13 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "the last turn is of all that are left": ("place * n // len(group)", "min(place, n - 1)"),
     },
     ("methods/peers.py", "conformance/test_history.py"): {
-        "a client joins the farthest group": ("nearest = min(means,", "nearest = max(means,"),
         "a client that knows no peers starts from everybody's adapter": (
             "return n == 0 or (n == 1 and memory.trained > 0)",
             "return n == 1 and memory.trained > 0",
         ),
     },
-    ("methods/peers.py", "unit/methods/test_peers.py"): {
-        "nobody is near enough": ("means[nearest] <= NEAR", "means[nearest] <= -1e9"),
+    ("maths/placing.py", "unit/methods/test_peers.py"): {
+        "nobody is near enough": ("& (mean <= rule.near)", "& (mean <= -1e9)"),
     },
     ("methods/posterior.py", "unit/methods/test_posterior.py"): {
         "the prior stands still": ("PRIOR_STEP = 0.5", "PRIOR_STEP = 0.0"),

@@ -16,6 +16,7 @@ from capfl.rng import stream
 
 Doubles = npt.NDArray[np.float64]
 
+ENOUGH = 300  # clients whose pairs tell how wide the kernel is
 _ROUNDING = 1e-6  # features are computed in float32: one that varies by less has nothing to say
 
 
@@ -37,15 +38,17 @@ class Frame:
 def frame_of(features: Doubles, spread: Doubles) -> Frame:
     """The median of every feature (n, d) over n clients, at least one; σ is the median distance of two of them.
 
-    The median is over the pairs of standardised clients that differ, and √d where no two do.
+    The median is over the pairs of standardised clients that differ, and √d where no two do; of many clients, over the
+    pairs of ``ENOUGH`` of them, evenly over their order.
 
     Args:
         spread: what divides the features, (d,), such as their standard deviation over the items of a client. Where it
             is nothing, within float32 rounding, it becomes 1.
     """
     centre = np.median(features, axis=0)
-    spread = np.where(spread <= _ROUNDING * np.abs(features).max(axis=0), 1.0, spread)
-    u = (features - centre) / spread
+    spread = np.where(spread <= _ROUNDING * np.median(np.abs(features), axis=0), 1.0, spread)
+    n = min(len(features), ENOUGH)
+    u = (features[np.arange(n) * len(features) // n] - centre) / spread
     # row by row and not from inner products, which would leave a distance between rows that are equal
     distances = np.concatenate([np.linalg.norm(u[i + 1 :] - u[i], axis=1) for i in range(len(u))])
     apart = distances[distances > 0]

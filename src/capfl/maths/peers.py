@@ -4,9 +4,15 @@ Distances of mean features are in units of the variance over a client's own item
 samples of one distribution: the squared effect size of two groups, without its bias (Hedges, Distribution theory for
 Glass's estimator of effect size, J. Educ. Stat. 6(2), 1981), averaged over features. Average linkage: Sokal & Michener,
 1958.
+
+A client may lie. So each pair of clients counts for a bounded distance, what all clients have in common is a trimmed
+mean, and the third of a group that is nearest cannot vouch alone for who is near.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
@@ -14,57 +20,125 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]  # float32 where there are many clients
 Ints = npt.NDArray[np.int64]
 
-OUTLYING = 10.0  # times the median: no client's answers count for more than that
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
+NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 
 
-def effect_sizes(means: Doubles, spread: Doubles, items: Doubles) -> Doubles:
-    """Squared effect sizes (n, n) between n clients: near 0 for one distribution, and negative by chance.
+@dataclass(frozen=True)
+class Clients:
+    """What n clients' data are like, in common units.
+
+    Attributes:
+        prompts: mean features of their prompts, (n, d), ``scaled``.
+        bound: mean features of prompts bound to answers, (n, b), ``scaled``.
+        items: of how many items each row is the mean, (n,), positive.
+        signal: what a client's bound features have in common with themselves; None: that cannot be told.
+    """
+
+    prompts: Floats
+    bound: Floats
+    items: Doubles
+    signal: float | None
+
+    def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
+        """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
+
+        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. A
+        distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts by
+        itself as well, so that no client makes up for what parts others: one that says it has a single item claims much
+        chance.
+        """
+        unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
+        found = np.maximum(near / largest * unlike, -near / 4)
+        if self.signal is not None:
+            found += 1 - self.bound[rows] @ self.bound[others].T / self.signal
+        bounded: Doubles = np.clip(found, -near / 4, far)
+        return bounded
+
+
+def scaled(means: Floats, spread: Floats) -> Floats:
+    """Features in units of their spread and over the root of their number, so that squares sum to a mean.
 
     Args:
         means: of the features of a client's items, (n, d).
         spread: standard deviation of each feature over the items of a client, (d,), positive.
-        items: (n,), of how many items each row is the mean, positive.
     """
-    u = _scaled(means, spread)
-    squares = (u**2).sum(1)
-    found: Doubles = squares[:, None] + squares[None, :] - 2 * u @ u.T - (1 / items[:, None] + 1 / items[None, :])
-    np.fill_diagonal(found, 0.0)
+    found: Floats = means / (spread * len(spread) ** 0.5)
     return found
 
 
-def agreement(means: Doubles, spread: Doubles, items: Doubles, answers: Doubles) -> Doubles:
-    """How alike clients answer like prompts, (n, n): about 1 alike, 0 or less by other rules or to other prompts.
-
-    Inner products of mean features whose expectation is zero for unrelated clients (``model.features.bound``), over the
-    mean of a client's with itself, less what noise has in common with itself: with states centred over a client's n
-    items and shares p_a of answers, (1 - sum_a p_a^2) / (n - 1) variances. Where the mean is not ``SIGNAL`` standard
-    errors above zero, nothing can be told: 1 for all.
+def effect_sizes(u: Floats, items: Doubles, v: Floats, others: Doubles) -> Doubles:
+    """Squared effect sizes (n, m) between n clients and m: near 0 for one distribution, and negative by chance.
 
     Args:
-        means, spread, items: as for ``effect_sizes``.
+        u, v: mean features, (n, d) and (m, d), ``scaled``.
+        items, others: of how many items each row is the mean, (n,) and (m,), positive.
+    """
+    squares = (u**2).sum(1)[:, None] + (v**2).sum(1)[None, :] - 2 * u @ v.T
+    found: Doubles = squares - (1 / items[:, None] + 1 / others[None, :])
+    return found
+
+
+def signal(w: Floats, items: Doubles, answers: Doubles) -> float | None:
+    """What clients' bound features have in common with themselves beyond noise; None: that cannot be told.
+
+    Two clients that answer like prompts alike have an inner product of so much, others one near zero
+    (``model.features.bound``). It is the mean over clients, without the quarter that has least and the quarter that
+    has most, weighted by items up to the median. It can be told where it is ``SIGNAL`` standard errors above zero
+    (Yuen, The two-sample trimmed t for unequal population variances, Biometrika 61(1), 1974).
+
+    With states centred over n items and shares p_a of answers, noise has (1 - sum_a p_a^2) / (n - 1) variances in
+    common with itself.
+
+    Args:
+        w: mean features (n, b), ``scaled``.
+        items: of how many items each row is the mean, (n,), positive.
         answers: effective number of answers of each client, 1 / sum_a p_a^2, (n,).
     """
-    w = _scaled(means, spread)
-    products = w @ w.T
-    own = np.diag(products) - (1 - 1 / answers) / np.maximum(items - 1, 1)
-    if (middle := np.median(own)) > 0:  # one client that lies must not hide what the others have in common
-        own = np.minimum(own, OUTLYING * middle)
-    signal = np.average(own, weights=items)
-    error = own.std(ddof=1) / len(own) ** 0.5 if len(own) > 1 else np.inf
-    if not signal > SIGNAL * error:
-        return np.ones_like(products)
-    found: Doubles = products / signal
-    np.fill_diagonal(found, 1.0)
+    own = (w**2).sum(1) - (1 - 1 / answers) / np.maximum(items - 1, 1)
+    n, cut = len(own), len(own) // 4
+    left = n - 2 * cut
+    if left < 2:
+        return None
+    order = np.argsort(own, kind="stable")
+    middle = order[cut : n - cut]
+    found = float(np.average(own[middle], weights=np.minimum(items, np.median(items))[middle]))
+    bounded = np.clip(own, own[middle[0]], own[middle[-1]])
+    error = (((bounded - bounded.mean()) ** 2).sum() / (left * (left - 1))) ** 0.5
+    return found if found > SIGNAL * error else None
+
+
+def from_group(apart: Doubles, itself: npt.NDArray[np.bool_] | None = None) -> Doubles:
+    """Mean distance (n,) of n clients to the m members of a group, of whom the nearest third counts as the next.
+
+    The third is rounded up, and of one member it is none.
+
+    Args:
+        apart: (n, m).
+        itself: (n, m), where a client is the member, which does not count. Who is the only member is at distance 0.
+    """
+    n, m = apart.shape
+    itself = np.zeros((n, m), bool) if itself is None else itself
+    ranked = np.sort(np.where(itself, -np.inf, apart), axis=1)
+    is_in = itself.any(1)
+    found = np.zeros(n)
+    for rows, first in ((~is_in, 0), (is_in, 1)):
+        others = m - first
+        next = first + (ceil(others * NEAREST) if others > 1 else 0)
+        if rows.any() and others:
+            counted = ranked[rows]
+            found[rows] = np.maximum(counted[:, first:], counted[:, next, None]).mean(1)
     return found
 
 
 def clusters(apart: Doubles, largest: float) -> Ints:
     """Labels 0, 1, ... (n,) of clusters whose mean distance is at most ``largest``, numbered as they first appear.
 
-    Distances (n, n) may be negative: then the mean over pairs is still right.
+    Args:
+        apart: distances (n, n). They may be negative: then the mean over pairs is still right.
     """
     if len(apart) < 2:
         return np.zeros(len(apart), np.int64)
@@ -74,9 +148,3 @@ def clusters(apart: Doubles, largest: float) -> Ints:
     _, first, labels = np.unique(raw, return_index=True, return_inverse=True)
     found: Ints = np.argsort(np.argsort(first))[labels]
     return found
-
-
-def _scaled(means: Doubles, spread: Doubles) -> Doubles:
-    """Features in units of their spread and over the root of their number, so that squares sum to a mean."""
-    scaled: Doubles = means / spread / len(spread) ** 0.5
-    return scaled

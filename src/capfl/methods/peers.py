@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import cast
 
 import numpy as np
@@ -18,12 +18,15 @@ from torch import Tensor
 
 from capfl.errors import WireError
 from capfl.maths.fourier import Doubles, Frame, fourier, frame_of, frequencies
-from capfl.maths.peers import agreement, clusters, effect_sizes
+from capfl.maths.peers import Clients, scaled, signal
+from capfl.maths.placing import Rule, joined, place
 from capfl.methods.grouping import Grouping
 from capfl.types import ClientId, ClientState, Introduction, ServerState
 from capfl.wire.records import vector
 
 NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
+FAR = 1.2  # no two clients count as farther apart: one of them may lie
+MANY = 10  # times the median of the clients' items: nobody counts for more
 LARGEST_STATE = 1e6  # of a base model, in any dimension
 
 
@@ -54,13 +57,18 @@ class PeersMemory:
 
 @dataclass(frozen=True)
 class Known:
-    """What the server keeps of one client's description."""
+    """What the server keeps of clients' descriptions: a row of each, in the order in which they came."""
 
-    features: Tensor
-    deviation: Tensor
-    answers: float
-    items: int
-    round: int  # in which the client described its data
+    clients: tuple[ClientId, ...]
+    features: Tensor  # (n, d + b), as they came
+    deviation: Tensor  # (n, d)
+    answers: Tensor  # (n,)
+    items: Tensor  # (n,) int64, as the clients say
+    rounds: Tensor  # (n,) int64: in which they described their data
+
+    @cached_property
+    def row(self) -> Mapping[ClientId, int]:
+        return {client: i for i, client in enumerate(self.clients)}
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,10 @@ class FrameState:
 class PeersState:
     """What the server keeps."""
 
-    clients: Mapping[ClientId, Known]
+    known: Known | None = None
     frame: FrameState | None = None
     formed: int = 0  # groups so far, those that have been left included: no name is given twice
+    sizes: Mapping[str, int] = field(default_factory=dict)  # clients in each group
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Peers(Grouping):
     up = Description
 
     def start(self) -> PeersState:
-        return PeersState({})
+        return PeersState()
 
     # -- client --------------------------------------------------------------------------------------
 
@@ -133,16 +142,18 @@ class Peers(Grouping):
     # -- server --------------------------------------------------------------------------------------
 
     def announce(self, state: ServerState, client: ClientId) -> Placement | None:
-        known = _kept(state).clients.get(client)
-        is_new = known is not None and state.heard.get(client, 0) < max(known.round, _frame(state).round)
-        group = state.group_of.get(client)
+        kept, group = _kept(state), state.group_of.get(client)
+        row = _row(state).get(client)
+        is_new = row is not None and state.heard.get(client, 0) < max(
+            int(_known(state).rounds[row]), _frame(state).round
+        )
         if not is_new and group is None:
             return None
-        n_peers = torch.tensor([float(Counter(state.group_of.values())[group])]) if group is not None else None
+        n_peers = torch.tensor([float(kept.sizes[group])]) if group is not None else None
         return Placement(z=self.z(state, client) if is_new else None, n_peers=n_peers)
 
     def unknown(self, state: ServerState, clients: Sequence[ClientId]) -> list[ClientId]:
-        return [client for client in clients if client not in _kept(state).clients]
+        return [client for client in clients if client not in _row(state)]
 
     def check(self, said: Introduction) -> None:
         """Numbers that a model and data can give."""
@@ -156,53 +167,63 @@ class Peers(Grouping):
 
     def z(self, state: ServerState, client: ClientId) -> Tensor:
         """The client's random Fourier features, (dim,) float32 of length 1."""
-        frame = _frame(state).frame()
+        return self._z(state, [_row(state)[client]])[0]
+
+    def _z(self, state: ServerState, rows: list[int]) -> Tensor:
+        frame, known = _frame(state).frame(), _known(state)
         d = len(frame.centre)
         omega = _frequencies(self.seed, d, self.dim)
-        return torch.from_numpy(fourier(_kept(state).clients[client].features[:d].numpy(), frame, omega)).float()
+        return torch.from_numpy(fourier(known.features[rows, :d].double().numpy(), frame, omega)).float()
 
     def form(self, state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
         """Take down descriptions, and place their clients.
 
-        A client goes to the group whose members are nearest on average, if that is near enough. Those for whom there is
-        none form groups among themselves, with the adapter of everybody to begin with. A client that is alone in its
-        group joins another one that turns out to be near.
+        A client goes to the nearest group, if that is near enough. Those for whom there is none form groups among
+        themselves, with the adapter of everybody to begin with. A client that is alone in its group joins another one
+        that turns out to be near: such as has changed, or any where the units have. See ``maths.placing``.
         """
+        before = _kept(state).frame
         state = _taken_down(state, introductions)
         new = [client for client in sorted(introductions) if client not in state.group_of]
         if not new:
             return state
-        members = [client for client in state.group_of if client in _kept(state).clients]
-        names = members + new
-        apart = _distances(state, names, self.distance)
+        known, row, rule = _known(state), _row(state), Rule(self.distance, NEAR, FAR)
+        members: dict[str, list[int]] = {}
+        for client in known.clients:
+            if client in state.group_of:
+                members.setdefault(state.group_of[client], []).append(row[client])
+        names, old = list(members), list(members.values())
+        clients = _compared(known, _frame(state).frame())
+        placed = place(clients, old, [row[client] for client in new], rule)
+        alone = [i for i, group in enumerate(old) if len(group) == len(placed[i]) == 1]
+        same_units = _kept(state).frame is before
+        changed = [i for i, group in enumerate(placed) if not same_units or i >= len(old) or len(group) > len(old[i])]
+        placed = joined(clients, placed, alone, changed, rule)
 
+        formed = _kept(state).formed + len(placed) - len(old)
+        names += [f"group-{1 + _kept(state).formed + i}" for i in range(len(placed) - len(old))]
         groups, group_of = dict(state.groups), dict(state.group_of)
-        strangers: list[int] = []
-        for at in range(len(members), len(names)):
-            if (near := _nearest(at, apart, names, state.group_of)) is not None:
-                group_of[names[at]] = near
-            else:
-                strangers.append(at)
-        labels, formed = clusters(apart[np.ix_(strangers, strangers)], NEAR), _kept(state).formed
-        for at, label in zip(strangers, labels, strict=True):
-            group_of[names[at]] = name = f"group-{1 + formed + label}"
-            groups[name] = replace(state.everybody, since=state.round)
-        state = replace(state, grouping=replace(_kept(state), formed=formed + len(set(labels))))
-        for at, client in enumerate(names):
-            own = group_of[client]
-            if list(group_of.values()).count(own) == 1 and (near := _nearest(at, apart, names, group_of)) is not None:
-                group_of[client] = near
-                del groups[own]
-        return replace(state, groups=groups, group_of=group_of)
+        for name, rows in zip(names, placed, strict=True):
+            if not rows:
+                groups.pop(name, None)
+            elif name not in groups:
+                groups[name] = replace(state.everybody, since=state.round)
+            group_of |= {known.clients[i]: name for i in rows}
+        kept = replace(_kept(state), formed=formed, sizes=Counter(group_of.values()))
+        return replace(state, grouping=kept, groups=groups, group_of=group_of)
 
     def alike(self, state: ServerState, client: ClientId) -> dict[ClientId, float]:
-        """The others of its group, or all others where it has none there: n_k max(0, z . z_k)."""
-        clients, group = _kept(state).clients, state.group_of.get(client)
-        others = [name for name in clients if name != client]
-        own = [name for name in others if group is not None and state.group_of.get(name) == group]
-        z = self.z(state, client)
-        weights = {name: clients[name].items * float(z @ self.z(state, name)) for name in own or others}
-        return {name: weight for name, weight in weights.items() if weight > 0}
+        """The others of its group, or all others where it has none there: n_k max(0, z . z_k).
+
+        n_k is up to ten times the median.
+        """
+        known, group = _known(state), state.group_of.get(client)
+        others = [name for name in known.clients if name != client]
+        chosen = [name for name in others if group is not None and state.group_of.get(name) == group] or others
+        rows = [known.row[name] for name in chosen]
+        items = known.items.clamp(max=MANY * int(known.items.median()))[rows]
+        weights = items * (self._z(state, rows) @ self.z(state, client))
+        return {name: weight for name, weight in zip(chosen, weights.tolist(), strict=True) if weight > 0}
 
 
 @lru_cache(maxsize=4)
@@ -212,6 +233,17 @@ def _frequencies(seed: int, d: int, dim: int) -> Doubles:
 
 def _kept(state: ServerState) -> PeersState:
     return cast(PeersState, state.grouping)
+
+
+def _known(state: ServerState) -> Known:
+    known = _kept(state).known
+    assert known is not None
+    return known
+
+
+def _row(state: ServerState) -> Mapping[ClientId, int]:
+    known = _kept(state).known
+    return known.row if known else {}
 
 
 def _n_peers(memory: ClientState) -> int:
@@ -231,51 +263,42 @@ def _taken_down(state: ServerState, introductions: Mapping[ClientId, Introductio
     The frame is made anew when twice as many clients have described their data as when it was made, so that a few that
     came first do not decide for all.
     """
-    kept = _kept(state)
-    new = {client: said for client, said in introductions.items() if client not in kept.clients}
+    kept, round, before = _kept(state), state.round + 1, _row(state)
+    new = {client: said for client, said in sorted(introductions.items()) if client not in before}
     if not new:
         return state
-    known = dict(kept.clients)
-    for client, said in new.items():
-        of = cast(Description, said.grouping)
-        known[client] = Known(of.features, of.deviation, float(of.answers[0]), said.n_train, state.round + 1)
+    said = [cast(Description, one.grouping) for one in new.values()]
+    known = Known(
+        tuple(new),
+        torch.stack([one.features for one in said]).bfloat16(),
+        torch.stack([one.deviation for one in said]).bfloat16(),
+        torch.cat([one.answers for one in said]).float(),
+        torch.tensor([one.n_train for one in new.values()]),
+        torch.full((len(new),), round),
+    )
+    if kept.known is not None:
+        tensors = ("features", "deviation", "answers", "items", "rounds")
+        grown = {name: torch.cat([getattr(kept.known, name), getattr(known, name)]) for name in tensors}
+        known = Known(kept.known.clients + known.clients, **grown)
     frame = kept.frame
-    if frame is None or len(known) >= 2 * frame.clients:
-        frame = _frame_of(list(known.values()), state.round + 1)
-    return replace(state, grouping=replace(kept, clients=known, frame=frame))
+    if frame is None or len(known.clients) >= 2 * frame.clients:
+        frame = _frame_of(known, round)
+    return replace(state, grouping=replace(kept, known=known, frame=frame))
 
 
-def _frame_of(known: list[Known], round: int) -> FrameState:
+def _frame_of(known: Known, round: int) -> FrameState:
     """Origin and units as the median client gives them: how many items a client has is its own claim."""
-    spread = np.median([one.deviation.double().numpy() for one in known], axis=0)
-    prompts = np.stack([one.features.double().numpy()[: len(spread)] for one in known])
-    frame = frame_of(prompts, spread=spread)
-    return FrameState(
-        torch.from_numpy(frame.centre), torch.from_numpy(frame.spread), frame.sigma, len(known), round
-    )  # fmt: skip
+    spread = np.median(known.deviation.float().numpy(), axis=0).astype(np.float64)
+    frame = frame_of(known.features[:, : len(spread)].double().numpy(), spread=spread)
+    centre, units = torch.from_numpy(frame.centre), torch.from_numpy(frame.spread)
+    return FrameState(centre, units, frame.sigma, len(known.clients), round)
 
 
-def _nearest(at: int, apart: Doubles, names: list[ClientId], group_of: Mapping[ClientId, str]) -> str | None:
-    """The group, other than its own, whose members are nearest to client number ``at`` on average.
-
-    None: none is near enough.
-    """
-    members: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        if name in group_of and group_of[name] != group_of.get(names[at]):
-            members.setdefault(group_of[name], []).append(i)
-    means = {group: float(np.mean(apart[at, own])) for group, own in members.items()}
-    nearest = min(means, key=lambda group: means[group], default=None)
-    return nearest if nearest is not None and means[nearest] <= NEAR else None
-
-
-def _distances(state: ServerState, names: list[ClientId], largest: float) -> Doubles:
-    """Distances (n, n) with NEAR the largest between peers: half of it may come from prompts, or all from answers."""
-    frame, known = _frame(state).frame(), [_kept(state).clients[name] for name in names]
-    features = np.stack([one.features.double().numpy() for one in known])
-    items, answers = np.array([float(one.items) for one in known]), np.array([one.answers for one in known])
-    prompts, bound = np.split(features, [len(frame.centre)], axis=1)
-    spread = np.tile(frame.spread, bound.shape[1] // len(frame.spread))  # signs do not change it
-    unlike = effect_sizes(prompts - frame.centre, frame.spread, items)
-    apart: Doubles = NEAR * unlike / largest + 1 - agreement(bound, spread, items, answers)
-    return apart
+def _compared(known: Known, frame: Frame) -> Clients:
+    """All clients in the frame's units, in float32: features came as bfloat16."""
+    features, d = known.features.float().numpy(), len(frame.centre)
+    spread = frame.spread.astype(np.float32)
+    bound_spread = np.tile(spread, (features.shape[1] - d) // d)  # signs do not change it
+    prompts = scaled(features[:, :d] - frame.centre.astype(np.float32), spread)
+    bound, items = scaled(features[:, d:], bound_spread), known.items.double().numpy()
+    return Clients(prompts, bound, items, signal(bound, items, known.answers.double().numpy()))

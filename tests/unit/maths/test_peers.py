@@ -5,28 +5,63 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capfl.maths.peers import agreement, clusters, effect_sizes
+from capfl.maths.peers import Clients, clusters, effect_sizes, from_group, scaled, signal
 
 
 def test_effect_sizes_of_three_clients():
-    means = np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 6.0]])
-    found = effect_sizes(means, np.array([2.0, 3.0]), np.array([10.0, 20.0, 5.0]))
+    means = scaled(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 6.0]]), np.array([2.0, 3.0]))
+    items = np.array([10.0, 20.0, 5.0])
+    found = effect_sizes(means[:2], items[:2], means, items)
     # ((2 / 2)^2 + 0) / 2 - 1/10 - 1/20 and so on
-    np.testing.assert_allclose(found[0, 1], 0.5 - 0.15)
-    np.testing.assert_allclose(found[1, 2], 2.0 - 0.25)
-    np.testing.assert_allclose(found[0, 2], 2.5 - 0.3)
-    np.testing.assert_array_equal(found, found.T)
-    np.testing.assert_array_equal(np.diag(found), 0)
+    np.testing.assert_allclose(found, [[-0.2, 0.5 - 0.15, 2.5 - 0.3], [0.5 - 0.15, -0.1, 2.0 - 0.25]])
 
 
-def test_agreement_of_two_clients_by_hand():
-    means = np.array([[2.0, 0.0], [2.0, 2.0]])
-    found = agreement(means, np.array([2.0, 1.0]), np.array([5.0, 9.0]), np.array([2.0, 4.0]))
+def test_the_signal_of_two_clients_by_hand():
+    means = scaled(np.array([[2.0, 0.0], [2.0, 2.0]]), np.array([2.0, 1.0]))
     # scaled by 1 / 2 and 1, squares are means: own 1/2 and 5/2, less (1 - 1/2) / 4 and (1 - 1/4) / 8
     own = [1 / 2 - 1 / 8, 5 / 2 - 3 / 32]
-    signal = (5 * own[0] + 9 * own[1]) / 14
-    assert signal > 1.5 * np.std(own, ddof=1) / np.sqrt(2) - 1  # else nothing could be told
-    np.testing.assert_allclose(found, [[1, 0.5 / signal], [0.5 / signal, 1]])
+    # 5 and 7 items: 9 count as the median of both
+    expected = (5 * own[0] + 7 * own[1]) / 12
+    assert expected > 1.5 * np.std(own, ddof=1) / np.sqrt(2)
+    assert signal(means, np.array([5.0, 9.0]), np.array([2.0, 4.0])) == pytest.approx(expected)
+    assert signal(means * [[0.5], [1.0]], np.array([5.0, 9.0]), np.array([2.0, 4.0])) is None
+
+
+def test_the_signal_is_without_the_least_and_the_most_quarter():
+    own = np.array([1.0, 0.0, 1.25, 1e9, 1.5])
+    ones = np.ones(5)
+    assert signal(own[:, None] ** 0.5, ones, ones) == pytest.approx(1.25)
+    # Yuen: bounded to (1, 1, 1.25, 1.5, 1.5), whose squared deviations sum to 4 * 0.25^2, over 3 * 2
+    error = (4 * 0.25**2 / 6) ** 0.5
+    for times, is_told in ((1.4, False), (1.6, True)):
+        shifted = own + times * error - 1.25 + 1  # all of one item and many answers: 1 is noise
+        assert (signal(shifted[:, None] ** 0.5, ones, 1e12 * ones) is not None) == is_told
+
+
+def test_distances_of_pairs_are_bounded():
+    prompts, bound = np.array([[0.0], [0.1], [9.0]]), np.array([[1.0], [-1.0], [3.0]])
+    clients, rows = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), 2.0), np.arange(3)
+    found = clients.apart(rows[:2], rows, largest=0.02, near=0.5, far=1.9)
+    # 0-1: 0.5 of prompts (0.01 / 0.02 of near: 0.25), and 1 + 1/2 of answers; 0-2 and 1-2 are far
+    np.testing.assert_allclose(found, [[0.5, 1.75, 1.9], [1.75, 0.5, 1.9]], atol=1e-4)
+    agreeing = Clients(prompts, 9 * np.ones((3, 1)), np.array([1e6, 1e6, 1.0]), 2.0)
+    assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == -0.125
+    told_nothing = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), None).apart(rows[:1], rows[:2], 0.02, 0.5, 1.9)
+    np.testing.assert_allclose(told_nothing, [[0.0, 0.25]], atol=1e-4)
+    # one that says it has a single item is near in prompts, and its answers part it all the same
+    lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.0]]), np.array([50.0, 1.0]), 1.0)
+    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == 0.875
+
+
+def test_the_nearest_third_of_a_group_counts_as_the_next_and_itself_not_at_all():
+    apart = np.array([[0.1, 0.9, 0.5, 0.7]])
+    assert from_group(apart) == pytest.approx(0.75)  # 0.7 for two of four, rounded up
+    assert from_group(apart[:, :3]) == pytest.approx((0.5 + 0.5 + 0.9) / 3)
+    assert from_group(apart[:, :2]) == pytest.approx(0.9)
+    assert from_group(apart[:, :1]) == pytest.approx(0.1)
+    itself = np.array([[False, True, False, False]])
+    assert from_group(apart, itself) == pytest.approx((0.5 + 0.5 + 0.7) / 3)
+    assert from_group(apart[:, :1], np.array([[True]])) == 0
 
 
 def bound_means(books, n, seed, weight, d=300):
@@ -51,19 +86,26 @@ def bound_means(books, n, seed, weight, d=300):
 SAME, SHIFTED = [0, 1, 2, 3], [1, 2, 3, 0]
 
 
+def agreement(means, spread, items, answers):
+    w = scaled(means, spread)
+    found = signal(w, items, answers)
+    return None if found is None else w @ w.T / found
+
+
 def test_agreement_is_one_alike_and_not_positive_apart():
-    found = np.mean([agreement(*bound_means([SAME, SAME, SHIFTED, SHIFTED], 30, s, 0.7)) for s in range(40)], 0)
-    np.testing.assert_array_equal(np.diag(found), 1)
+    told = [agreement(*bound_means([SAME, SAME, SHIFTED, SHIFTED], 30, s, 0.7)) for s in range(40)]
+    found = np.mean([one for one in told if one is not None], 0)
+    assert sum(one is None for one in told) < 4
     assert found[0, 1] == pytest.approx(1, abs=0.1)
     assert found[2, 3] == pytest.approx(1, abs=0.1)
     np.testing.assert_allclose(found[:2, 2:], -1 / 3, atol=0.1)  # four kinds that are centred have -1/3 in common
 
 
-def test_where_answers_do_not_follow_prompts_nothing_is_told():
-    told = [not (agreement(*bound_means([SAME] * 8, 20, s, 0.0)) == 1).all() for s in range(100)]
+@pytest.mark.parametrize("n", [4, 8])
+def test_where_answers_do_not_follow_prompts_nothing_is_told(n):
+    told = [agreement(*bound_means([SAME] * n, 20, s, 0.0)) is not None for s in range(100)]
     assert 0 < np.mean(told) < 0.2  # one in fifteen, were the errors normal
-    one = np.ones(1)
-    np.testing.assert_array_equal(agreement(np.ones((1, 3)), np.ones(3), one, one), 1)
+    assert signal(np.ones((1, 3)), np.ones(1), np.ones(1)) is None
 
 
 def test_clusters_are_numbered_as_they_appear():

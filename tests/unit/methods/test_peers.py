@@ -15,25 +15,29 @@ from capfl.methods.combine import WeightedMean
 from capfl.methods.grouping import Everybody
 from capfl.methods.peers import Description, Peers, PeersMemory, Placement
 from capfl.methods.posterior import Posterior
-from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, ServerState
+from capfl.types import EVERYBODY, Adapter, ClientId, ClientState, Introduction, ServerState
 from fake import bits, n_train, steps
-from parts import CLIENTS, INITIAL, Federation, description, folded, row, update
+from parts import CLIENTS, INITIAL, Federation, description, folded, row
 
 PEERS = Peers()
 METHOD = row(grouping=PEERS)
 
 
 def told(n_peers: int | None, trained: int = 0, **kept: object) -> ClientState:
-    memory = PeersMemory(description("a"), **({} if n_peers is None else {"n_peers": n_peers}))  # type: ignore[arg-type]
+    memory = PeersMemory() if n_peers is None else PeersMemory(n_peers=n_peers)
     return ClientState("a", trained=trained, grouping=memory, **kept)  # type: ignore[arg-type]
+
+
+def says(client: ClientId, one: Description, n: int | None = None) -> Introduction:
+    return Introduction(1, client, n or n_train(client), one)
 
 
 def formed(*rounds: dict[ClientId, Description]) -> ServerState:
     """The server's state after rounds in which these clients described their data."""
     state = METHOD.start(INITIAL, CLIENTS)
     for said in rounds:
+        state = PEERS.form(state, {client: says(client, one) for client, one in said.items()})
         state = replace(state, round=state.round + 1)
-        state = PEERS.form(state, {client: update(client, grouping=one) for client, one in said.items()})
     return state
 
 
@@ -51,11 +55,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_clients_with_like_data_share_a_group_and_others_are_alone_in_theirs() -> None:
-    for order in ("abc", "cba"):  # updates come in any order
+    for order in ("abc", "cba"):  # introductions come in any order
         state = formed(of(*order))
         assert state.group_of == {"a": "group-1", "b": "group-1", "c": "group-2"}
         for name in ("group-1", "group-2"):  # split off from everybody's
-            assert state.groups[name] == replace(state.everybody, since=1)
+            assert state.groups[name] == replace(state.everybody, since=0)
 
 
 def test_a_newcomer_joins_its_like_and_nobody_is_moved() -> None:
@@ -63,15 +67,15 @@ def test_a_newcomer_joins_its_like_and_nobody_is_moved() -> None:
     state = formed(of("a", "c"), of("b"))
     assert before.group_of == {"a": "group-1", "c": "group-2"}
     assert state.group_of == before.group_of | {"b": "group-1"}
-    assert {name: group.since for name, group in state.groups.items()} == {EVERYBODY: 0, "group-1": 1, "group-2": 1}
+    assert {name: group.since for name, group in state.groups.items()} == {EVERYBODY: 0, "group-1": 0, "group-2": 0}
     third = formed(of("a", "c"), of("b"), {"d": description("d", kind=2)})
     assert third.group_of == state.group_of | {"d": "group-3"}
-    assert third.groups["group-3"].since == 3
+    assert third.groups["group-3"].since == 2
 
 
 def test_a_second_description_of_a_client_changes_nothing() -> None:
     state = formed(of("a", "b", "c"))
-    again = PEERS.form(state, {"c": update("c", grouping=description("c", kind=0))})
+    again = PEERS.form(state, {"c": says("c", description("c", kind=0))})
     assert again.grouping == state.grouping
     assert again.group_of == state.group_of
 
@@ -99,12 +103,57 @@ def test_a_lie_about_deviations_parts_nobody_for_good(deviation: float, first: s
     everyone = {"z": lie} | honest
     state = METHOD.start(INITIAL, CLIENTS)
     for round, said in enumerate([first, *"abcd"], 1):
-        state = replace(state, round=round)
-        updates = {c: update(c, n=10**6 if c == "z" else 20, grouping=everyone[c]) for c in said}
-        state = PEERS.form(state, {c: one for c, one in updates.items() if c not in state.group_of})
+        met = {c: says(c, everyone[c], 10**6 if c == "z" else 20) for c in said if c not in state.group_of}
+        state = replace(PEERS.form(state, met), round=round)
     groups = [state.group_of[client] for client in "abcd"]
     assert groups[0] == groups[1] != groups[2] == groups[3]
     assert set(state.groups) == {EVERYBODY, *state.group_of.values()}
+
+
+KINDS = "aaaaccccee"  # of honest clients: a and c have like prompts and answer by two rules, e has other prompts
+
+
+def honest(i: int) -> Description:
+    kind = torch.randn(192, generator=torch.Generator().manual_seed(ord(KINDS[i])))
+    if KINDS[i] == "c":
+        kind[:64] = torch.randn(192, generator=torch.Generator().manual_seed(ord("a")))[:64]
+    noise = 0.05 * torch.randn(192, generator=torch.Generator().manual_seed(100 + i))
+    return Description(0.1 * (kind + noise), torch.full((64,), 0.1), torch.tensor([4.0]))
+
+
+def of_kind(*kinds: str) -> torch.Tensor:
+    """The sum of what two kinds have bound to their answers, and the prompts of the first."""
+    found = [honest(KINDS.index(kind)).features for kind in kinds]
+    return torch.cat([found[0][:64], sum(one[64:] for one in found)])  # type: ignore[arg-type]
+
+
+LIES = {
+    "of huge deviation": lambda: (10**6, replace(honest(0), deviation=torch.full((64,), 1e6))),
+    "of no deviation": lambda: (10**6, replace(honest(0), deviation=torch.zeros(64))),
+    "of huge features": lambda: (10**6, replace(honest(0), features=1e6 * torch.ones(192))),
+    "that shares much with itself": lambda: (10**6, replace(honest(0), features=100 * honest(0).features)),
+    "that shares nothing with itself": lambda: (1, replace(honest(0), features=0 * honest(0).features)),
+    "of a million answers": lambda: (1, replace(honest(0), answers=torch.tensor([1e6]))),
+    "between two rules": lambda: (40, replace(honest(0), features=of_kind("a", "c"))),
+    "of one item between two rules": lambda: (1, replace(honest(0), features=of_kind("a", "c"))),
+    "near to all": lambda: (1, replace(honest(0), features=5 * of_kind("a", "c", "e"))),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("first", [0, 3, 10])
+def test_a_lie_leaves_honest_clients_where_they_are(lie: str, alone: bool, first: int) -> None:
+    """The liar comes after so many others, in a round of its own or together with all that follow."""
+    n, said = LIES[lie]()
+    everyone = {f"{i}": says(f"{i}", honest(i), 40) for i in range(len(KINDS))}
+    names = list(everyone)
+    rounds = [names[:first], ["liar"], names[first:]] if alone else [names[:first], ["liar", *names[first:]]]
+    state = METHOD.start(INITIAL, CLIENTS)
+    for round in rounds:
+        state = replace(PEERS.form(state, {c: (everyone | {"liar": says("liar", said, n)})[c] for c in round}), round=1)
+    together = {frozenset(c for c in names if state.group_of[c] == name) for name in state.group_of.values()}
+    assert together - {frozenset()} == {frozenset("0123"), frozenset("4567"), frozenset("89")}
 
 
 # -- what groups learn -----------------------------------------------------------------------------------------
@@ -121,25 +170,18 @@ def test_a_group_learns_from_its_members_alone_and_everybody_from_all() -> None:
         assert same(played.state.groups[name].adapter, folded(WeightedMean(), changes, before.groups[name].adapter))
 
 
-def test_a_newcomers_first_change_goes_to_everybody_and_it_is_sent_its_groups_whole_adapter() -> None:
+def test_a_newcomer_is_sent_its_groups_whole_adapter_and_its_first_change_goes_there() -> None:
     played = Federation(METHOD, "bf16")
     played.clients = ("a", "c")
     played.rounds(2)
     before, played.clients = played.state, CLIENTS
-    played.rounds(1)
-    changes = [(played.changes("a")[2], 10.0)]
-    after = played.state.groups["group-1"]
-    torch.testing.assert_close(
-        after.adapter["q.B"],
-        folded(WeightedMean(), changes, before.groups["group-1"].adapter)["q.B"],
-        atol=1e-3,
-        rtol=0,
-    )
-    assert "b" not in played.state.versions
     record = played.rounds(1)
-    catch_up = {entry.client: entry.parts["catch-up"] for entry in record.ledger if entry.direction == "down"}
+    catch_up = {entry.client: entry.parts.get("catch-up") for entry in record.ledger if entry.direction == "down"}
     assert {client for client, n in catch_up.items() if n} == {"b"}
-    assert bits(played.memory("b").known) == bits(after.known)
+    assert bits(played.memory("b").known) == bits(before.groups["group-1"].known)
+    changes = [(played.changes(client)[-1], float(n_train(client))) for client in "ab"]
+    expected = folded(WeightedMean(), changes, before.groups["group-1"].adapter)
+    torch.testing.assert_close(played.state.groups["group-1"].adapter["q.B"], expected["q.B"], atol=1e-3, rtol=0)
 
 
 def averaged(clients: str, rounds: int) -> Adapter:
@@ -172,13 +214,18 @@ def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_client_without_peers_has_what_training_alone_gives(codec: str) -> None:
-    """Whenever it is asked: c is like nobody. What its messages could not carry is in its adapter all the same."""
+    """From what all have when it comes, and whenever it is asked: c is like nobody.
+
+    What its messages could not carry is in its adapter all the same.
+    """
     played = Federation(row(grouping=Peers(dim=8), ranks=Posterior(hidden=2)), codec)
-    asked = [n for n in range(1, 6) if "c" in played.rounds(1, fraction=0.6).clients]
-    assert 1 < len(asked) < 5
-    alone = INITIAL
-    for n in asked:
-        alone = algebra.add(alone, steps("c", n))
+    asked, alone = 0, INITIAL
+    for n in range(1, 6):
+        known = played.state.everybody.known
+        if "c" in played.rounds(1, fraction=0.6).clients:
+            alone = algebra.add(alone if asked else INITIAL | known, steps("c", n))
+            asked += 1
+    assert 1 < asked < 5
     assert bits(played.memory("c").adapter) == bits(alone)
 
 
@@ -201,20 +248,27 @@ def test_a_client_that_has_no_peers_or_does_not_know_goes_on_by_itself(
 # -- what is said ----------------------------------------------------------------------------------------------
 
 
-def test_a_description_is_sent_until_the_client_is_told_its_place() -> None:
+def test_a_client_remembers_what_it_was_told_last() -> None:
     memory = told(None)
-    assert PEERS.report(memory) == memory.grouping.description  # type: ignore[union-attr]
-    placed = replace(memory, grouping=PEERS.remember(Placement(z=torch.ones(2)), memory))
-    assert PEERS.report(placed) is None
-    later = PEERS.remember(Placement(n_peers=torch.tensor([3.0])), placed)
+    assert memory.grouping == PEERS.described(description("a")) == PeersMemory()
+    placed = PEERS.remember(Placement(z=torch.ones(2)), memory)
+    later = PEERS.remember(Placement(n_peers=torch.tensor([3.0])), replace(memory, grouping=placed))
     assert isinstance(later, PeersMemory)
     assert (later.n_peers, later.z.tolist()) == (3, [1.0, 1.0])  # type: ignore[union-attr]
     assert PEERS.remember(None, replace(memory, grouping=later)) is later
 
 
+def test_clients_are_asked_to_introduce_themselves_once() -> None:
+    start = METHOD.start(INITIAL, CLIENTS)
+    assert PEERS.unknown(start, CLIENTS) == ["a", "b", "c"]
+    assert PEERS.unknown(formed(of("b")), CLIENTS) == ["a", "c"]
+    with pytest.raises(WireError, match="does not describe"):
+        PEERS.check(Introduction(1, "a", 10, None))
+
+
 def test_z_is_told_until_the_client_must_know_it_and_the_number_of_peers_always() -> None:
     assert PEERS.announce(METHOD.start(INITIAL, CLIENTS), "a") is None
-    state = replace(formed(of("a", "b", "c")), versions={"a": 0, "b": 1})
+    state = replace(formed(of("a", "b", "c")), heard={"b": 1})
     said = {client: PEERS.announce(state, client) for client in CLIENTS}
     assert [one.n_peers.tolist() for one in said.values()] == [[2.0], [2.0], [1.0]]  # type: ignore[union-attr]
     assert [one.z is not None for one in said.values()] == [True, False, True]  # type: ignore[union-attr]
@@ -253,9 +307,8 @@ def test_a_newcomer_is_like_its_group_or_if_it_has_none_there_like_all() -> None
     ],
 )
 def test_numbers_that_no_model_and_no_data_give_are_refused(field: str, value: float) -> None:
-    state, honest = METHOD.start(INITIAL, CLIENTS), description("a")
-    PEERS.check(state, update("a", grouping=honest))
-    PEERS.check(state, update("a"))
+    honest = description("a")
+    PEERS.check(says("a", honest))
     lie = replace(honest, **{field: getattr(honest, field).index_fill(0, torch.tensor(0), value)})
     with pytest.raises(WireError, match=rf"Description\.{field} has numbers that are not between"):
-        PEERS.check(state, update("a", grouping=lie))
+        PEERS.check(says("a", lie))
