@@ -110,7 +110,7 @@ def test_every_byte_is_of_a_client_and_of_a_part(finished: Path, page: ElementTr
             assert sum(summary.parts(direction, client.id).values()) == getattr(client, f"bytes_{direction}")
         heads, *rows, total = table_of(page, n)
         assert [row[0] for row in rows] == ["north", "south", "west"]
-        assert total[1:3] == ["12", size(summary.total_bytes(direction))]  # three rounds and the evaluation
+        assert total[1:3] == ["15", size(summary.total_bytes(direction))]  # introductions, three rounds, the evaluation
         parts = {part: size(n_bytes) for part, n_bytes in summary.parts(direction).items() if n_bytes}
         assert dict(zip(heads[3:], total[3:], strict=True)) == parts
         assert "records" in parts

@@ -183,7 +183,7 @@ class Peers(Grouping):
         that turns out to be near: such as has changed, or any where the units have. See ``maths.placing``.
         """
         before = _kept(state).frame
-        state = _taken_down(state, introductions)
+        state = taken_down(state, introductions)
         new = [client for client in sorted(introductions) if client not in state.group_of]
         if not new:
             return state
@@ -257,7 +257,7 @@ def _frame(state: ServerState) -> FrameState:
     return frame
 
 
-def _taken_down(state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
+def taken_down(state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
     """The state with the descriptions of clients that had given none.
 
     The frame is made anew when twice as many clients have described their data as when it was made, so that a few that
