@@ -15,6 +15,7 @@ TINY = {
     "model.path": "tiny",
     "method.name": "fedit",  # the simplest; tests of ca-pfl name it
     "lora.layers": "top:2",
+    "lora.targets": ["q_proj", "v_proj"],
     "data.items": 30,
     "data.sites": 2,
     "federation.rounds": 2,

@@ -29,6 +29,8 @@ from support import tiny_config, tiny_run
 ALIKE: dict[str, object] = {"train__steps": 5, "evaluation__every": 0, "evaluation__personal": False}
 ONE_GROUP: dict[str, object] = {"data__sites": 2, "partition__kind": "iid", "partition__clients": 4}
 
+QV: dict[str, object] = {"lora.layers": "all", "lora.targets": ["q_proj", "v_proj"]}
+
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
@@ -127,7 +129,7 @@ def test_local_sends_nothing_but_headers() -> None:
 
 def test_llama_is_planned_without_weights_or_network() -> None:
     """One bit for each of a third of the values; what stands beside them is less than two percent."""
-    settings = {"model.path": "meta-llama/Llama-3.2-3B", "runtime.threads": 1, "lora.layers": "top:4"}
+    settings = {"model.path": "meta-llama/Llama-3.2-3B", "runtime.threads": 1, **QV, "lora.layers": "top:4"}
     made = make_plan(load_config(None, settings))
     assert made.parameters == 4 * 2_293_760 // 28
     assert made.bytes_up == pytest.approx(made.parameters / 3 / 8, rel=0.02)
@@ -227,7 +229,9 @@ def test_the_cache_counts_where_it_is_in_memory() -> None:
 
 @pytest.mark.parametrize("layers", ["all", "top:2"])
 def test_activations_are_about_what_torch_keeps(layers: str) -> None:
-    model = AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu")), LoraConfig(layers=layers))
+    model = AdaptedModel(
+        load_base(ModelConfig(path="tiny", device="cpu")), LoraConfig(layers=layers, targets=("q_proj", "v_proj"))
+    )
     model.write({name: torch.full(p.shape, 0.01) for name, p in model.parameters.items()})
     weights = {p.untyped_storage().data_ptr() for p in model.base.module.parameters()}
     ids = torch.arange(4 * 64).reshape(4, 64) % 250
@@ -270,7 +274,7 @@ def test_advice_for_llama_3b_at_2048_tokens() -> None:
         14: half | again | {"train.accumulate": 2, "evaluation.batch_size": 16},
         5: half | again | {"train.accumulate": 8, "evaluation.batch_size": 2},
     }
-    llama = {"model.path": "meta-llama/Llama-3.2-3B", "data.max_length": 2048, "model.device": "cpu"}
+    llama = {"model.path": "meta-llama/Llama-3.2-3B", "data.max_length": 2048, "model.device": "cpu", **QV}
     config = load_config(None, llama)
     module = skeleton(config.model)
     shapes = adapter_shapes(module, config.lora)

@@ -13,6 +13,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+ALL_LINEAR = "all-linear"
+"""In ``lora.targets``: every linear layer of a decoder layer."""
+
 HELPDESK = "helpdesk"
 """The name of the built-in data in ``data.sets``."""
 
@@ -34,9 +37,12 @@ class LoraConfig(Section):
     rank: Positive = Field(8, description="rank r of every adapter")
     alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="lora_alpha; updates are scaled by alpha / r")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout on the input of A")
-    targets: tuple[str, ...] = Field(("q_proj", "v_proj"), min_length=1, description="names of adapted linear layers")
-    layers: Annotated[str, Field(pattern=r"^(all|top:[1-9]\d*|\d+(,\d+)*)$")] = Field(
-        "all", description="adapted layers: `all`, `top:N` (the last N) or a list such as `4,5,6`"
+    targets: tuple[str, ...] = Field(
+        (ALL_LINEAR,), min_length=1, description="names of adapted linear layers, or `all-linear`"
+    )
+    layers: Annotated[str, Field(pattern=r"^(all|top:[1-9]\d*|top:([1-9]\d?|100)%|\d+(,\d+)*)$")] = Field(
+        "top:20%",
+        description="adapted layers: `all`, `top:N` (the last N), `top:N%` of them, or a list such as `4,5,6`",
     )
 
 

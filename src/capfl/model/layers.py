@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from capfl.config.schema import LoraConfig
+from capfl.config.schema import ALL_LINEAR, LoraConfig
 from capfl.errors import ConfigError, ModelError
 
 Shapes = dict[str, tuple[int, int]]
@@ -32,12 +32,17 @@ def adapted_layers(module: nn.Module, config: LoraConfig) -> Shapes:
     for i in chosen_layers(config.layers, len(layers)):
         linear = linear_layers(layers[i])
         for target in config.targets:
-            fitting = [name for name in linear if name == target or name.endswith("." + target)]
+            fitting = [name for name in linear if fits(name, target)]
             if not fitting:
                 choices = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
                 raise ConfigError(f"lora.targets: layer {i} has no linear layer {target!r}; choose from {choices}")
             found |= {f"{prefix}.{i}.{name}": linear[name] for name in fitting}
     return found
+
+
+def fits(name: str, target: str) -> bool:
+    """Does an entry of ``lora.targets`` name a linear layer, by its name within a decoder layer?"""
+    return target in (ALL_LINEAR, name) or name.endswith("." + target)
 
 
 def decoder_layers(module: nn.Module) -> nn.ModuleList:
@@ -61,6 +66,9 @@ def chosen_layers(spec: str, depth: int) -> list[int]:
     """
     if spec == "all":
         return list(range(depth))
+    if spec.endswith("%"):  # at least one
+        share = int(spec.removeprefix("top:").removesuffix("%"))
+        return list(range(depth - max(1, depth * share // 100), depth))
     if spec.startswith("top:"):
         count = int(spec.removeprefix("top:"))
         if count > depth:

@@ -42,7 +42,7 @@ from capfl.config.schema import Config
 from capfl.errors import ConfigError
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
-from capfl.model.layers import Shapes, chosen_layers, decoder_layers, linear_layers
+from capfl.model.layers import Shapes, chosen_layers, decoder_layers, fits, linear_layers
 from capfl.report.tables import size
 from capfl.usage import total_memory
 
@@ -100,7 +100,7 @@ def estimate(
 def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
     """Bytes that one layer keeps of one token for the backward pass."""
     linear = linear_layers(layer)
-    copies = sum(d_in for name, (d_in, _) in linear.items() if name.rpartition(".")[2] in config.lora.targets)
+    copies = sum(d_in for name, (d_in, _) in linear.items() if any(fits(name, t) for t in config.lora.targets))
     return element * sum(map(max, linear.values())) + 8 * hidden + (4 * copies if element < 4 else 0)
 
 

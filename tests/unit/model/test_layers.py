@@ -28,8 +28,11 @@ def lora(**settings: object) -> LoraConfig:
 @pytest.mark.parametrize(
     ("settings", "layers", "names"),
     [
-        ({"layers": "all"}, {0, 1, 2, 3}, {"self_attn.q_proj", "self_attn.v_proj"}),
-        ({"layers": "top:1"}, {3}, {"self_attn.q_proj", "self_attn.v_proj"}),
+        ({"layers": "all", "targets": ["q_proj", "v_proj"]}, {0, 1, 2, 3}, {"self_attn.q_proj", "self_attn.v_proj"}),
+        ({"layers": "top:1", "targets": ["down_proj"]}, {3}, {"mlp.down_proj"}),
+        ({"layers": "top:50%", "targets": ["down_proj"]}, {2, 3}, {"mlp.down_proj"}),
+        ({"layers": "top:99%", "targets": ["down_proj"]}, {1, 2, 3}, {"mlp.down_proj"}),  # rounded down
+        ({}, {3}, {*(f"self_attn.{n}_proj" for n in "qkvo"), *(f"mlp.{n}_proj" for n in ("gate", "up", "down"))}),
         ({"layers": "3,1,3", "targets": ["mlp.up_proj", "o_proj"]}, {1, 3}, {"mlp.up_proj", "self_attn.o_proj"}),
     ],
 )
@@ -80,7 +83,7 @@ def test_known_models_need_neither_files_nor_network(path: str, elements: int, o
     module = skeleton(ModelConfig(path=path))
     assert {p.device.type for p in module.parameters()} == {"meta"}
     assert sum(p.numel() for p in module.parameters()) == weights
-    shapes = adapter_shapes(module, lora(rank=8))
+    shapes = adapter_shapes(module, lora(rank=8, layers="all", targets=["q_proj", "v_proj"]))
     assert sum(map(prod, shapes.values())) == elements
     assert sum(prod(shape) for name, shape in shapes.items() if name.endswith(".A")) == of_a
 
