@@ -41,7 +41,7 @@ def forged(reply: bytes, agreed: Agreement, change: Adapter | None = None, **cla
     flat = layout.flatten(change)
     if values.name not in ("fp32", "bf16"):
         flat = np.nan_to_num(flat, nan=3e38, posinf=3e38)
-    body = pack(flat, kept, values, layout, agreed.initial, listed=False, unbiased=agreed.up.unbiased)
+    body = pack(flat, kept, values, layout, agreed.initial, listed=False, unbiased=agreed.up.scales)
     return encode_update(said, body, agreed.up, agreed.schema)
 
 
@@ -64,7 +64,7 @@ def farthest(reply: bytes, agreed: Agreement, first: bytes) -> bytes:
     """Backwards, as far as the door lets in."""
     said = opened(reply, agreed)
     assert agreed.limits is not None
-    longest = agreed.limits.longest(said.n_train, algebra.size(said.adapter), agreed.up.density)
+    longest = agreed.limits.longest(said.n_train, algebra.size(said.adapter), agreed.up.gain)
     return flipped(0.9 * longest / max(1e-9, algebra.norm(said.adapter)))(reply, agreed, first)
 
 

@@ -341,7 +341,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("wire/codec.py", "unit/wire/test_codec.py"): {
         "unbiased codecs do not scale what is left": (
-            "if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):",
+            "if self.scales and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):",
             "if False:",
         ),
     },

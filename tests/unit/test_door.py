@@ -45,10 +45,10 @@ def admit(said: Update, agreed: Agreement) -> float:
 
 
 def test_the_longest_update_by_hand() -> None:
-    assert LIMITS.longest(n_train=10, n_elements=16, density=1.0) == 2 * 0.5 * 3 * 4
-    assert LIMITS.longest(n_train=10, n_elements=16, density=0.25) == 4 * 2 * 0.5 * 3 * 4
+    assert LIMITS.longest(n_train=10, n_elements=16, gain=1.0) == 2 * 0.5 * 3 * 4
+    assert LIMITS.longest(n_train=10, n_elements=16, gain=4.0) == 4 * 2 * 0.5 * 3 * 4
     by_epochs = replace(LIMITS, train=TrainConfig(epochs=2, batch_size=8, learning_rate=0.5))
-    assert by_epochs.longest(n_train=17, n_elements=1, density=1.0) == 2 * 0.5 * (2 * 3)
+    assert by_epochs.longest(n_train=17, n_elements=1, gain=1.0) == 2 * 0.5 * (2 * 3)
 
 
 def test_a_norm_just_within_and_just_beyond() -> None:

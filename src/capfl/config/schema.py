@@ -127,7 +127,7 @@ class MethodConfig(Section):
     turns: Positive | None = Field(
         None,
         description="most turns in which the members of a group train in a round, each from what the one before left; "
-        "1: all train together",
+        "1: all train together; by default 3 (ca-pfl) or 1",
     )
     alpha_f: NonNegative | None = Field(
         None,
@@ -163,21 +163,22 @@ ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
 class CodecConfig(Section):
     values: ValuesName = Field("ternary", description="how each value that is sent is written")
     density: Density | None = Field(
-        None, description="share of the values that is sent; by default 1/3 of ternary, or 1"
+        None, description="share of the values that is sent; by default 0.2 of ternary, or 1"
     )
     down_values: ValuesName | None = Field(None, description="values on the downlink; by default as on the uplink")
     down_density: Density | None = Field(None, description="density on the downlink; by default as on the uplink")
     mask: Literal["random", "top"] = Field(
         "random", description="`random`: costs no positions; `top`: the largest of each tensor"
     )
-    compensation: Literal["unbiased", "feedback", "off"] | None = Field(
+    compensation: Literal["unbiased", "length", "feedback", "off"] | None = Field(
         None,
-        description="`unbiased`: scale what is sent (default of random); `feedback`: carry over the rest (of top)",
+        description="`unbiased`: what is sent is scaled by 1 / density (default of random); `length`: by its root "
+        "(default of random where clients train in turn); `feedback`: the rest is carried over (default of top)",
     )
 
     @model_validator(mode="after")
     def _can_be_unbiased(self) -> Self:
-        if self.compensation == "unbiased" and self.mask == "top":
+        if self.compensation in ("unbiased", "length") and self.mask == "top":
             raise ValueError("codec.compensation: the largest values are no fair sample; use codec.mask = random")
         return self
 

@@ -18,6 +18,7 @@ from capfl.methods.ranks import AllRanks, Shares
 from capfl.methods.take_home import AfterSteps, NearServer
 
 Settings = Mapping[str, Any]
+TURNS = 3  # of CA-PFL in a round: most of what a chain gives, at three messages down
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ def _of(settings: Settings, **names: str) -> dict[str, Any]:
 
 def _ca_pfl(seed: int, given: Settings) -> Method:
     return Method(
-        "ca-pfl", "peers found by their data, ranks by a variational posterior", "YanDang/CA-PFL",
+        "ca-pfl", "peers found by their data, who train in turn; ranks by a variational posterior", "YanDang/CA-PFL",
         grouping=Peers(**_of(given, distance="peer_distance", dim="rff_output_dim"), seed=seed),
         ranks=Posterior(
             **_of(given, alpha_s="alpha_s", alpha_p="alpha_p", hidden="mlp_hidden_dim", floor="rank_floor"),
             seed=seed,
         ),
+        order=Order(TURNS),
         takes_home=AfterSteps(0.5),
         alpha_f=given.get("alpha_f", 0.1),
     )  # fmt: skip

@@ -46,11 +46,13 @@ class Agreement:
 
     @cached_property
     def up(self) -> Codec:
-        return up_codec(self.codec, self.seed)
+        return up_codec(self.codec, self.seed, self.method.order.turns > 1)
 
     @cached_property
     def down(self) -> Codec:
-        return full_codec(self.codec, self.seed) if self._scaled_again else down_codec(self.codec, self.seed)
+        if self._scaled_again:
+            return full_codec(self.codec, self.seed)
+        return down_codec(self.codec, self.seed, self.method.order.turns > 1)
 
     @property
     def _scaled_again(self) -> bool:
@@ -59,7 +61,7 @@ class Agreement:
         A random mask is scaled by 1 / p. Clients' changes are sent by it; their mean has just these elements and is
         sent whole. What a server rewrites has all elements, and clients of different ranks have different masks.
         """
-        return self.up.unbiased and (self.method.combine.rewrites or self.method.ranks.differ)
+        return self.up.scales and (self.method.combine.rewrites or self.method.ranks.differ)
 
     @property
     def records_up(self) -> Records:

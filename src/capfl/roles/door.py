@@ -25,15 +25,15 @@ class Limits:
     max_norm: float
     described: Mapping[str, int]  # how many numbers there are in each part of a description of data
 
-    def longest(self, n_train: int, n_elements: int, density: float) -> float:
+    def longest(self, n_train: int, n_elements: int, gain: float) -> float:
         """L2 norm of the longest update that is let in.
 
         A step of AdamW moves an element by the learning rate at most, but for gradients that come and go (Kingma & Ba,
         arXiv:1412.6980, section 2.1); so many steps, all elements in one direction, and what compression adds:
-        values that are right on average, or what waited until it was sent, are larger by 1 / density.
+        what is scaled for what is not sent, or has waited until it was, is longer by a codec's ``gain``.
         """
         steps = self.train.steps_of(n_train)
-        return self.max_norm * self.train.learning_rate * steps * math.sqrt(n_elements) / density
+        return self.max_norm * self.train.learning_rate * steps * math.sqrt(n_elements) * gain
 
 
 def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
@@ -66,7 +66,7 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
             raise WireError(f"{name!r} has values where client {update.client!r} sends none in round {update.round}")
     norm = algebra.norm(update.adapter)
     if limits:
-        longest = limits.longest(update.n_train, algebra.size(update.adapter), agreement.up.density)
+        longest = limits.longest(update.n_train, algebra.size(update.adapter), agreement.up.gain)
         if norm > longest:
             raise WireError(f"update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")
 

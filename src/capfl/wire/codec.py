@@ -1,9 +1,11 @@
 """Codecs: a chain of stages that says what is sent, how values are written, and how positions are.
 
 select (all, the largest, or a random mask that both sides know) -> values (plain, ternary, or levels) -> positions.
-What the stages lose is made up for in one of two ways. ``feedback`` carries it over to the next message. ``unbiased``
-scales what is sent, so that each message is right on average and the mean over clients and rounds is what settles it:
-noisier, but never late. Where ranks have an importance, each has a density of its own in proportion to it.
+What the stages lose is made up for in one of three ways. ``feedback`` carries it over to the next message. ``unbiased``
+scales what is sent by 1 / density, so that each message is right on average and the mean over clients and rounds is
+what settles it: noisier, but never late. ``length`` scales by the root of that, so that a message is as long as what it
+stands for: for one that nothing is averaged with, where 1 / density would be mostly noise (docs/LOG.md, 2026-11-29).
+Where ranks have an importance, each has a density of its own in proportion to it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from capfl.wire.sections import Section
 from capfl.wire.values import VALUES, Values
 
 COARSE = ("ternary", "2bit", "3bit")
-THIRD = 1 / 3  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
+SCALED = ("unbiased", "length")
+FIFTH = 0.2  # of ternary values, unless the config says otherwise: see docs/results/codecs.md
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,14 @@ class Codec:
     seed: int = 0
 
     @property
-    def unbiased(self) -> bool:
-        """Is every message right on average, with nothing carried over?"""
-        return self.compensation == "unbiased"
+    def scales(self) -> bool:
+        """Is what is sent scaled for what is not, with nothing carried over?"""
+        return self.compensation in SCALED
+
+    @property
+    def gain(self) -> float:
+        """By how much a message may be longer than the change that it stands for."""
+        return float(self.density ** (-0.5 if self.compensation == "length" else -1.0))
 
     @property
     def exact(self) -> bool:
@@ -70,11 +78,12 @@ class Codec:
         budget = self._by_rank(coded, layout, whole)
         drawn = self._drawn(layout, whole, number, budget)
         kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
-        if self.unbiased and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
-            flat = flat / (np.float32(self.density) if budget is None else budget.share())
+        if self.scales and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
+            share = np.float32(self.density) if budget is None else budget.share()
+            flat = flat / (share if self.compensation == "unbiased" else np.sqrt(share))
         if drawn is None:
-            return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.unbiased)
-        return pack(flat, kept, self.values, layout, template, False, self.unbiased, coded)
+            return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.scales)
+        return pack(flat, kept, self.values, layout, template, False, self.scales, coded)
 
     def decode(self, body: memoryview, template: Adapter, number: int) -> Adapter:
         """What arrives: zero where nothing was sent.
@@ -163,14 +172,18 @@ def compensate(
 # -- from a config -----------------------------------------------------------------------------------
 
 
-def up_codec(config: CodecConfig, seed: int) -> Codec:
-    """From client to server. ``seed`` draws random masks."""
-    return _codec(config, config.values, config.density, seed)
+def up_codec(config: CodecConfig, seed: int, in_turn: bool = False) -> Codec:
+    """From client to server. ``seed`` draws random masks.
+
+    Args:
+        in_turn: do clients train one after the other, so that a message may go on as it came?
+    """
+    return _codec(config, config.values, config.density, seed, in_turn)
 
 
-def down_codec(config: CodecConfig, seed: int) -> Codec:
+def down_codec(config: CodecConfig, seed: int, in_turn: bool = False) -> Codec:
     """From server to client."""
-    return _codec(config, config.down_values or config.values, config.down_density or config.density, seed)
+    return _codec(config, config.down_values or config.values, config.down_density or config.density, seed, in_turn)
 
 
 def full_codec(config: CodecConfig, seed: int) -> Codec:
@@ -179,14 +192,15 @@ def full_codec(config: CodecConfig, seed: int) -> Codec:
     One bit has no zero, and a rewritten adapter has elements that hardly change: docs/LOG.md, 2026-11-28.
     """
     values = config.down_values or ("4bit" if config.values in COARSE else config.values)
-    return _codec(config, values, 1.0, seed)
+    return _codec(config, values, 1.0, seed, False)
 
 
-def _codec(config: CodecConfig, values: str, density: float | None, seed: int) -> Codec:
+def _codec(config: CodecConfig, values: str, density: float | None, seed: int, in_turn: bool) -> Codec:
+    scaled = "length" if in_turn else "unbiased"
     return Codec(
         values=VALUES[values],
-        density=density or (THIRD if values == "ternary" else 1.0),
+        density=density or (FIFTH if values == "ternary" else 1.0),
         mask=config.mask,
-        compensation=config.compensation or ("unbiased" if config.mask == "random" else "feedback"),
+        compensation=config.compensation or (scaled if config.mask == "random" else "feedback"),
         seed=seed,
     )

@@ -46,7 +46,7 @@ def advance(
     difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
     body = codec.encode(difference, template, number, importance)
     known = algebra.add(group.known, codec.decode(memoryview(body), template, number))
-    if codec.unbiased:  # nothing is carried over: what clients know is the adapter
+    if codec.scales:  # nothing is carried over: what clients know is the adapter
         group = replace(group, adapter=group.adapter | known)
     return with_version(group, known, body)
 

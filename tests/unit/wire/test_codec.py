@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adapters import KINDS, SMALL, normal, same, total
+from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig
 from capfl.errors import WireError
 from capfl.types import Adapter
@@ -139,6 +140,19 @@ def test_sent_and_residual_sum_to_the_changes_exactly(kind, mask, density):
 # -- from a config -----------------------------------------------------------------------------------------
 
 
+def test_a_message_that_is_scaled_by_the_root_is_as_long_as_the_change():
+    """Where all values are as large as each other; and what is longer by how much is what the codec says."""
+    adapter = {"m.A": torch.full((4, 50), 0.5), "m.B": torch.full((50, 4), -0.5)}
+    for compensation, gain in (("unbiased", 4.0), ("length", 2.0), ("feedback", 4.0)):
+        codec = Codec(VALUES["ternary"], 0.25, "random", compensation)
+        assert codec.gain == gain
+        arrived = arrives(adapter, codec, adapter)
+        scale = {"unbiased": 4.0, "length": 2.0, "feedback": 1.0}[compensation]
+        assert {abs(float(v)) for v in torch.cat([t.flatten() for t in arrived.values()])} == {0.0, 0.5 * scale}
+    long = arrives(adapter, Codec(VALUES["ternary"], 0.25, "random", "length"), adapter)
+    assert algebra.norm(long) == pytest.approx(algebra.norm(adapter), rel=0.05)  # about a quarter is drawn
+
+
 def test_codecs_of_a_config():
     config = CodecConfig(values="4bit", density=0.1, mask="top")
     expected = Codec(VALUES["4bit"], 0.1, "top", "feedback", 9)
@@ -147,9 +161,13 @@ def test_codecs_of_a_config():
     assert up_codec(other, 9) == expected
     assert down_codec(other, 9) == replace(expected, values=VALUES["ternary"], density=0.3)
     # what is left open follows from the rest
-    assert up_codec(CodecConfig(), 0) == Codec(VALUES["ternary"], 1 / 3, "random", compensation="unbiased")
+    assert up_codec(CodecConfig(), 0) == Codec(VALUES["ternary"], 0.2, "random", compensation="unbiased")
+    in_turn = [make(CodecConfig(), 0, in_turn=True) for make in (up_codec, down_codec)]
+    assert in_turn == 2 * [Codec(VALUES["ternary"], 0.2, "random", compensation="length")]
+    assert up_codec(CodecConfig(compensation="unbiased"), 0, in_turn=True).compensation == "unbiased"
+    assert up_codec(config, 9, in_turn=True) == expected
     assert up_codec(CodecConfig(values="bf16"), 0).density == 1
-    assert down_codec(CodecConfig(values="bf16", down_values="ternary"), 0).density == 1 / 3
+    assert down_codec(CodecConfig(values="bf16", down_values="ternary"), 0).density == 0.2
     assert full_codec(CodecConfig(), 0) == Codec(VALUES["4bit"], 1.0, "random", compensation="unbiased")
     assert full_codec(CodecConfig(down_values="bf16"), 0).values is VALUES["bf16"]
     assert up_codec(CodecConfig(values="fp32"), 0).exact
