@@ -106,7 +106,7 @@ REFUSED: dict[str, Attack] = {
     "NaN": filled(float("nan")),
     "infinite": filled(float("inf")),
     "huge": filled(1e30),
-    "a thousand times too long": flipped(1000.0),
+    "ten thousand times too long": flipped(10_000.0),
 }
 """What no client can have to say."""
 

@@ -23,7 +23,7 @@ IDS = torch.arange(1, 13).reshape(2, 6)
 
 
 def adapted(**settings: object) -> AdaptedModel:
-    config = LoraConfig.model_validate({"layers": "top:2", "alpha": 4.0} | settings)
+    config = LoraConfig.model_validate({"layers": "top:2", "targets": ("q_proj", "v_proj"), "alpha": 4.0} | settings)
     return AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu")), config)
 
 

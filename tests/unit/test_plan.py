@@ -52,7 +52,7 @@ def plan(**changes: object) -> Plan:
         (0.001, {"codec__values": "bf16", "federation__fraction": 0.5, "data__sites": 4, "federation__rounds": 7}),
         (0.001, {"method__name": "fedex-lora", "federation__fraction": 0.5, "data__sites": 4, "federation__rounds": 6}),
         (0.01, {"method__name": "rolora", "codec__values": "bf16", "federation__rounds": 7}),  # A and B in turn
-        (0.03, {"method__name": "ca-pfl", "codec__values": "ternary", **ONE_GROUP}),
+        (0.05, {"method__name": "ca-pfl", "codec__values": "ternary", **ONE_GROUP}),
         (0, {"method__turns": 3, "codec__values": "bf16", "federation__fraction": 0.75, "data__sites": 4,
              "federation__rounds": 6}),  # two in a turn, one, or none of one's own
         (0, {"method__turns": 9, "data__sites": 4, "federation__rounds": 3}),  # the whole adapter every turn
@@ -92,7 +92,9 @@ def test_all_updates_of_a_round_go_down_where_they_are_relayed() -> None:
 
 
 def test_descriptions_are_paid_for_once_up_and_down() -> None:
-    one, two, three = (plan(method__name="ca-pfl", federation__rounds=n, **ONE_GROUP).totals for n in (1, 2, 3))
+    one, two, three = (
+        plan(method__name="ca-pfl", method__turns=1, federation__rounds=n, **ONE_GROUP).totals for n in (1, 2, 3)
+    )
     up, down = (
         [own[f"bytes_{way}"] - own["final_delivery"] * (way == "down") for own in (one, two, three)]
         for way in ("up", "down")
@@ -128,11 +130,11 @@ def test_local_sends_nothing_but_headers() -> None:
 
 
 def test_llama_is_planned_without_weights_or_network() -> None:
-    """One bit for each of a fifth of the values; what stands beside them is less than two percent."""
+    """One bit for each of a fifth of the values; what stands beside them is less than three percent."""
     settings = {"model.path": "meta-llama/Llama-3.2-3B", "runtime.threads": 1, **QV, "lora.layers": "top:4"}
     made = make_plan(load_config(None, settings))
     assert made.parameters == 4 * 2_293_760 // 28
-    assert made.bytes_up == pytest.approx(made.parameters / 5 / 8, rel=0.02)
+    assert made.bytes_up == pytest.approx(made.parameters / 5 / 8, rel=0.03)
     assert made.seconds is None
     assert str(made.seconds_reason).startswith("meta-llama/Llama-3.2-3B is not on this machine")
 

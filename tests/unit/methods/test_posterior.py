@@ -229,7 +229,7 @@ def test_a_message_has_exactly_its_budget_of_values(floor: float, monkeypatch: p
     for _ in range(4):
         record = played.rounds(1)
         for arrived in played.arrived().values():
-            assert sum(int(t.count_nonzero()) for t in arrived.values()) == algebra.size(INITIAL) // 3
+            assert sum(int(t.count_nonzero()) for t in arrived.values()) == algebra.size(INITIAL) // 5
     assert (min(record.ranks["a"]) < 2) == (floor > 0)
     assert record.kappa["a"][0] < record.kappa["a"][1]
 

@@ -17,6 +17,8 @@ from capfl.types import Adapter
 
 Adapt = Callable[..., AdaptedModel]
 
+QV = ("q_proj", "v_proj")
+
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -32,7 +34,7 @@ def adapt() -> Adapt:
     made: dict[str, AdaptedModel] = {}
 
     def _adapt(dtype: str = "float32", fresh: bool = False, **settings: object) -> AdaptedModel:
-        config = LoraConfig.model_validate({"rank": 2, "alpha": 8.0, "layers": "top:2"} | settings)
+        config = LoraConfig.model_validate({"rank": 2, "alpha": 8.0, "layers": "top:2", "targets": QV} | settings)
         key = f"{dtype} {config}"
         if fresh or key not in made:
             model = AdaptedModel(load_base(ModelConfig(path="tiny", device="cpu", dtype=dtype)), config)
