@@ -66,7 +66,7 @@ METHODS = {
         ablation("all-ranks", "all ranks kept and sent alike", ranks=AllRanks()),
         ablation("random-ranks", "as many ranks dropped, at random", ranks=ShuffledRanks()),
         ablation("no-features", "a posterior that knows no features", ranks=OwnPosterior()),
-        ablation("in-turn", "B in odd rounds, A in even ones", factors=ALTERNATING),
+        ablation("alternating", "B in odd rounds, A in even ones", factors=ALTERNATING),
         ablation("whole-step", "the whole last round of steps taken home", takes_home=AfterSteps(1.0)),
     )
 }

@@ -18,8 +18,10 @@ from capfl.experiment import Engine
 from capfl.roles.agreement import Agreement
 from capfl.types import Adapter, ClientId, Exchange, Failure, Update
 from capfl.wire import decode_update, encode_update, round_of, schema_hash
-from capfl.wire.body import pack
+from capfl.wire.body import pack, unpack
+from capfl.wire.budget import read_importance
 from capfl.wire.layout import Layout
+from capfl.wire.sections import Section
 
 Attack = Callable[[bytes, Agreement, bytes], bytes]
 """(a client's honest update, what was agreed on, its first update of the run) -> what it sends in its place."""
@@ -36,12 +38,18 @@ def forged(reply: bytes, agreed: Agreement, change: Adapter | None = None, **cla
     if change is None:
         return encode_update(said, said.body, agreed.up, agreed.schema)
     layout, values = Layout.of(change, agreed.initial), agreed.up.values
-    reach = agreed.up.reach(change, agreed.initial, said.round)
+    coded = unpack(memoryview(said.body), agreed.initial)[1].get(Section.RANKS)
+    n_ranks = Layout.of(agreed.initial, agreed.initial).n_ranks
+    importance = None if coded is None else read_importance(coded, n_ranks)
+    reach = agreed.up.reach(change, agreed.initial, said.round, importance)
     kept = np.flatnonzero(layout.flatten({name: t.float() for name, t in reach.items()}))
     flat = layout.flatten(change)
     if values.name not in ("fp32", "bf16"):
         flat = np.nan_to_num(flat, nan=3e38, posinf=3e38)
-    body = pack(flat, kept, values, layout, agreed.initial, listed=False, unbiased=agreed.up.scales)
+    body = pack(
+        flat, kept, values, layout, agreed.initial, listed=False, unbiased=agreed.up.scales,
+        importance=None if coded is None else bytes(coded),
+    )  # fmt: skip
     return encode_update(said, body, agreed.up, agreed.schema)
 
 
@@ -106,7 +114,7 @@ REFUSED: dict[str, Attack] = {
     "NaN": filled(float("nan")),
     "infinite": filled(float("inf")),
     "huge": filled(1e30),
-    "ten thousand times too long": flipped(10_000.0),
+    "a thousand times too long": flipped(1000.0),
 }
 """What no client can have to say."""
 
