@@ -111,6 +111,7 @@ CHANGES = DEALT | {
     "train.max_grad_norm": Change(1e-3, "state"),
     "method.name": Change("local", "planned"),
     "method.turns": Change(2, "state", SOME),
+    "method.server_step": Change(2.0, "state"),
     "method.alpha_f": Change(1.0, "state", TWO),
     "method.alpha_s": Change(1.0, "state", CAPFL),
     "method.alpha_p": Change(1.0, "state", CAPFL),

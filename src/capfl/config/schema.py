@@ -129,6 +129,9 @@ class MethodConfig(Section):
         description="most turns in which the members of a group train in a round, each from what the one before left; "
         "1: all train together; by default 3 (ca-pfl) or 1",
     )
+    server_step: PositiveFloat | None = Field(
+        None, description="what the mean change of a group is multiplied by; by default 1"
+    )
     alpha_f: NonNegative | None = Field(
         None,
         description="weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards the server's adapter "

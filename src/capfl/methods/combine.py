@@ -64,7 +64,11 @@ class Combine:
 
 @dataclass(frozen=True)
 class WeightedMean(Combine):
-    """McMahan et al., arXiv:1602.05629; of LoRA factors: FedIT, Zhang et al., arXiv:2305.05644."""
+    """McMahan et al., arXiv:1602.05629; of LoRA factors: FedIT, Zhang et al., arXiv:2305.05644.
+
+    Attributes:
+        step: what the mean change is multiplied by (the server's learning rate of Reddi et al., arXiv:2003.00295).
+    """
 
     step: float = 1.0
     about = "mean of A, mean of B"

@@ -24,7 +24,7 @@ from torch import Tensor
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ConfigError
-from capfl.methods.combine import Combine, Fold
+from capfl.methods.combine import Combine, Fold, WeightedMean
 from capfl.methods.grouping import Everybody
 from capfl.methods.method import Method
 from capfl.methods.ranks import AllRanks
@@ -149,6 +149,11 @@ def refuse_no_mean(method: Method, key: str) -> None:
         raise ConfigError(
             f"{key}: the clients of {method.name} train in {method.order.turns} turns, and an update may be the only "
             "one of its turn, with no others to be measured by or to hide among; leave it out, or set method.turns to 1"
+        )
+    if isinstance(method.combine, WeightedMean) and method.combine.step != 1:
+        raise ConfigError(
+            f"{key}: another mean takes the place of {method.name}'s own, and nothing would be multiplied by "
+            f"{method.combine.step:g}; leave it out, or leave out method.server_step"
         )
     if method.combine.relays:
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
-from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct
+from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
 from capfl.methods.factors import ALTERNATING, NOTHING, ONLY_A, ONLY_B
 from capfl.methods.method import Method
 from capfl.methods.order import Order
@@ -18,6 +18,7 @@ from capfl.methods.ranks import AllRanks, Shares
 from capfl.methods.take_home import AfterSteps, NearServer
 
 Settings = Mapping[str, Any]
+OF_ALL = ("turns", "server_step")  # settings of every method whose clients learn from each other
 TURNS = 3  # of CA-PFL in a round: most of what a chain gives, at three messages down
 
 
@@ -116,15 +117,18 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
     if name not in METHODS and name not in own:
         raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
     used = () if name in own else METHODS[name].settings
-    if unused := [key for key in given if key not in used and key != "turns"]:
+    if unused := [key for key in given if key not in (*used, *OF_ALL)]:
         users = [other for other, row in METHODS.items() if unused[0] in row.settings]
         raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")
     method = own[name] if name in own else METHODS[name].make(seed, given)
-    if "turns" not in given:
-        return method
-    if method.pooled or not method.factors.travel:
-        raise ConfigError(f"method.turns: clients of {name} do not learn from each other; leave it out")
-    return replace(method, order=Order(given["turns"]))
+    for key in (key for key in OF_ALL if key in given):
+        if method.pooled or not method.factors.travel:
+            raise ConfigError(f"method.{key}: clients of {name} do not learn from each other; leave it out")
+    if "server_step" in given:
+        if not isinstance(method.combine, WeightedMean):
+            raise ConfigError(f"method.server_step: the server of {name} does more than to add a mean; leave it out")
+        method = replace(method, combine=WeightedMean(given["server_step"]))
+    return replace(method, order=Order(given["turns"])) if "turns" in given else method
 
 
 def describe() -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
@@ -16,6 +17,7 @@ from capfl.methods.order import Order
 from capfl.methods.peers import Peers
 from capfl.methods.posterior import Posterior
 from capfl.methods.ranks import AllRanks, Shares
+from capfl.methods.table import OF_ALL
 from capfl.methods.take_home import AfterSteps, NearServer, Own
 from capfl.roles.client import personal
 from parts import Federation, row
@@ -83,7 +85,17 @@ def test_settings_go_to_the_parts_that_they_are_of(
 
 def test_every_setting_of_a_row_is_a_key_and_every_key_is_of_some_row() -> None:
     used = {key for entry in METHODS.values() for key in entry.settings}
-    assert used == set(MethodConfig.model_fields) - {"name", "turns"}
+    assert used == set(MethodConfig.model_fields) - {"name", *OF_ALL}
+
+
+def test_the_mean_change_may_be_multiplied_where_a_mean_is_added() -> None:
+    assert made("ca-pfl", server_step=2.0).combine == WeightedMean(2.0)
+    fold = made("fedit", server_step=2.0).combine.start({"q.A": torch.ones(1, 1)}, 1)
+    fold.add({"q.A": torch.full((1, 1), 0.5)}, 1.0)
+    assert fold.value()["q.A"].item() == 2.0
+    for name, reason in (("flexlora", "does more than to add a mean"), ("local", "do not learn from each other")):
+        with pytest.raises(ConfigError, match=rf"^method\.server_step: .*{reason}; leave it out$"):
+            made(name, server_step=2.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
