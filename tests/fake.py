@@ -46,7 +46,7 @@ LIMITS = Limits(
     TrainConfig(steps=STEPS, learning_rate=0.01), 1000, 2.0, {"features": 48, "deviation": 16, "answers": 1}
 )  # what honest clients keep to, under every method and codec
 SETTINGS: dict[str, dict[str, object]] = {
-    "ca-pfl": {"rff_output_dim": 16, "mlp_hidden_dim": 4},  # small
+    "ca-pfl": {"turns": 1, "rff_output_dim": 16, "mlp_hidden_dim": 4},  # small
     "flexlora": {"rank_shares": (1.0, 0.5)},  # clients have both ranks or one of them, in turn
     "ca-pfl in turn": {"name": "ca-pfl", "turns": 4, "rff_output_dim": 16, "mlp_hidden_dim": 4},  # always alone
     "fedit in turns": {"name": "fedit", "turns": 2},  # two in a turn, or one

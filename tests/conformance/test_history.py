@@ -43,8 +43,7 @@ from fake import (
     without_time,
 )  # fmt: skip
 
-IN_TURN = [name for name, settings in SETTINGS.items() if "turns" in settings]
-THREE_METHODS = ("fedit", "ca-pfl", "fedex-lora")  # plain, with groups and importance, relayed
+IN_TURN = [name for name in SETTINGS if name not in METHODS]
 THREE_CODECS = ("default", "fp32", "ternary")  # right in the mean, exact, with error feedback
 TRAINED = {"a": range(1, 7), "b": (5, 6), "c": (1, 2, 3, 5, 6), "d": range(3, 7)}
 
@@ -58,7 +57,7 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def pairs() -> Iterator[object]:
     for method in [*METHODS, *IN_TURN]:
         for codec in CODECS:
-            quick = codec in THREE_CODECS or method in THREE_METHODS
+            quick = codec in THREE_CODECS or method == "fedit" or (method, codec) == ("ca-pfl", "random")
             yield pytest.param(method, codec, marks=() if quick else pytest.mark.slow)
 
 
