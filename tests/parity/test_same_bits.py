@@ -11,11 +11,11 @@ from parity.digests import RUNS, arithmetic, digests
 
 FIRST = json.loads((Path(__file__).parent / "digests-first-edition.json").read_text(encoding="utf-8"))
 SAMPLE = ("fedit feedback", "fedsa-lora ternary")
-LYING = (
-    "the frame of descriptions is of medians, and posteriors count near the median, so that a client that lies has "
-    "less say; at commit e0c5cb2, before that, these bits were the same too"
+CHANGED = (
+    "clients introduce themselves before they train, the regulariser is a step of its own, peers train in turn, and a "
+    "client that lies has less say; at commit e0c5cb2, before that, these bits were the same too"
 )
-DIFFERS = {"ca-pfl ternary": LYING, "ca-pfl feedback": LYING}
+DIFFERS = {"ca-pfl ternary": CHANGED, "ca-pfl feedback": CHANGED}
 """Why a run is no longer the same. A reason for every run that is left out."""
 
 pytestmark = pytest.mark.skipif(
