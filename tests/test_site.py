@@ -125,7 +125,7 @@ def test_a_run_over_sites_is_the_serial_run_to_the_byte(method: str, tmp_path: P
     "changes",
     [
         {"method__name": "ca-pfl"},
-        {"codec__values": "bf16", "codec__mask": "top", "codec__density": 0.3},
+        pytest.param({"codec__values": "bf16", "codec__mask": "top", "codec__density": 0.3}, marks=pytest.mark.slow),
         pytest.param({"codec__values": "fp32", "federation__robust": "median"}, marks=pytest.mark.slow),
         pytest.param(
             {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 3}, marks=pytest.mark.slow

@@ -58,6 +58,7 @@ def pairs() -> Iterator[object]:
     for method in [*METHODS, *IN_TURN]:
         for codec in CODECS:
             quick = codec in THREE_CODECS or method == "fedit" or (method, codec) == ("ca-pfl", "random")
+            quick &= (method, codec) != ("ca-pfl in turn", "fp32")
             yield pytest.param(method, codec, marks=() if quick else pytest.mark.slow)
 
 

@@ -147,7 +147,13 @@ def losing(lost: set[About]) -> Any:
 # -- the same bits -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [CA_PFL, FEEDBACK | {"evaluation__references": ["local"]}], ids=["ca-pfl", "top"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(CA_PFL, id="ca-pfl"),
+        pytest.param(FEEDBACK | {"evaluation__references": ["local"]}, id="top", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_over_nodes_is_the_serial_run(
     method: dict[str, Any], place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

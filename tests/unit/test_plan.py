@@ -52,13 +52,14 @@ def plan(**changes: object) -> Plan:
         pytest.param(0.001, {"codec__values": "bf16", "federation__fraction": 0.5, "data__sites": 4,
                              "federation__rounds": 7}, marks=pytest.mark.slow),
         (0.001, {"method__name": "fedex-lora", "federation__fraction": 0.5, "data__sites": 4, "federation__rounds": 6}),
-        (0.01, {"method__name": "rolora", "codec__values": "bf16", "federation__rounds": 7}),  # A and B in turn
+        pytest.param(0.01, {"method__name": "rolora", "codec__values": "bf16", "federation__rounds": 7},
+                     marks=pytest.mark.slow),  # A and B in alternate rounds
         pytest.param(0.05, {"method__name": "ca-pfl", "codec__values": "ternary", **ONE_GROUP}, marks=pytest.mark.slow),
         (0, {"method__turns": 3, "codec__values": "bf16", "federation__fraction": 0.75, "data__sites": 4,
              "federation__rounds": 6}),  # two in a turn, one, or none of one's own
         pytest.param(0, {"method__turns": 9, "data__sites": 4, "federation__rounds": 3},  # the whole adapter every turn
                      marks=pytest.mark.slow),
-        (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 4,
+        (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 3,
                 **ONE_GROUP}),
         pytest.param(0.02, {"codec__values": "8bit", "codec__density": 0.15, "codec__mask": "top",
                             "lora__layers": "all"}, marks=pytest.mark.slow),
