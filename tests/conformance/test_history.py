@@ -305,7 +305,7 @@ def test_a_client_that_lost_its_state_is_told_its_features_again() -> None:
 
 
 @pytest.mark.parametrize("method", IN_TURN)
-@pytest.mark.parametrize("codec", ["default", "down"])
+@pytest.mark.parametrize("codec", ["default", pytest.param("down", marks=pytest.mark.slow)])
 def test_a_server_that_is_killed_between_turns_comes_to_the_same_bits(method: str, codec: str) -> None:
     """After every message that it sends in round 2."""
     whole, killed = Fake(of(method, codec)), Fake(of(method, codec))
@@ -346,7 +346,7 @@ def test_a_validation_that_is_asked_for_twice_fails_nobody(method: str) -> None:
     assert found[0][0].own == {}  # from then on they know more than that
 
 
-@pytest.mark.parametrize("method", ["ca-pfl", "fedit", "flexlora", *IN_TURN])
+@pytest.mark.parametrize("method", ["fedit", "flexlora", "ca-pfl in turn"])
 def test_whatever_is_in_a_message_the_server_goes_on(method: str) -> None:
     """Bytes of b's update are changed, and its checksum fits."""
     draw = torch.Generator().manual_seed(0)
