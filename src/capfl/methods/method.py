@@ -110,7 +110,7 @@ class Method:
             return None
         parts = [self.ranks.penalty(memory.known, memory, n_train)]
         parts += [proximal(self.alpha_f, memory.known)] if self.alpha_f else []
-        return _in_turn([part for part in parts if part is not None])
+        return _one_after_another([part for part in parts if part is not None])
 
     def change(self, start: Adapter, trained: Trained, round: int) -> Adapter:
         """What a client sends of its training in a round."""
@@ -148,7 +148,7 @@ class Method:
         }
 
 
-def _in_turn(parts: Sequence[Penalty]) -> Penalty | None:
+def _one_after_another(parts: Sequence[Penalty]) -> Penalty | None:
     """One penalty for several, one after another. Their constants have different names."""
     if len(parts) < 2:
         return parts[0] if parts else None
