@@ -272,7 +272,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("roles/server.py", "conformance/test_history.py"): {
         "a group learns from nobody": (
-            "for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):",
+            "for name in dict.fromkeys((EVERYBODY, state.group_name(update.client))):",
             "for name in (EVERYBODY,):",
         ),
         "two updates of a turn are passed on as one": (

@@ -208,9 +208,13 @@ class ServerState:
     ranks: object | None = None
     lines: tuple[str, ...] = ()
 
+    def group_name(self, client: ClientId) -> str:
+        """The name of the group whose adapter a client is sent."""
+        return self.group_of.get(client, EVERYBODY)
+
     def group(self, client: ClientId) -> Group:
         """The group whose adapter a client is sent."""
-        return self.groups[self.group_of.get(client, EVERYBODY)]
+        return self.groups[self.group_name(client)]
 
     @property
     def everybody(self) -> Group:

@@ -109,7 +109,7 @@ class Aggregation:
                 self.capped[update.client] = most
             importance = method.ranks.of_client(state, update.client)
             ranks = None if importance is None else importance > 0
-            for name in dict.fromkeys((EVERYBODY, state.group_of.get(update.client, EVERYBODY))):
+            for name in dict.fromkeys((EVERYBODY, state.group_name(update.client))):
                 self._folds[name].add(update.adapter, update.n_train, ranks)
                 self._keep_body(name, update)
             self._turn.append(update.client)
@@ -127,8 +127,7 @@ class Aggregation:
         self._fold()
         old, number = forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
-        groups_of = {client: old.group_of.get(client, EVERYBODY) for client in self._turn}
-        alone = {client: number for client, name in groups_of.items() if self._relays_one(name)}
+        alone = {client: number for client in self._turn if self._relays_one(old.group_name(client))}
         self.state = replace(
             old,
             groups=groups,
