@@ -75,6 +75,7 @@ DEALT = {  # what is seen in who holds what; nothing is trained
     "partition.kind": Change("dirichlet", "dealt", {"partition.clients": 2, "partition.min_items": 3}),
     "partition.clients": Change(4, "dealt"),
     "partition.alpha": Change(9.0, "dealt", {**IID, "partition.kind": "dirichlet", "partition.min_items": 3}),
+    "partition.spread": Change(0.8, "dealt", {**IID, "partition.min_items": 3}),
     "partition.max_items": Change(14, "dealt"),
     "partition.min_items": Change(21, "error"),
     "partition.validation": Change(0.3, "dealt"),

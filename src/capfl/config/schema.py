@@ -84,6 +84,9 @@ class PartitionConfig(Section):
     )
     clients: Positive | None = Field(None, description="number of clients; by default as many as groups, or 10")
     alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="dirichlet: concentration; smaller is more skewed")
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="standard deviation of the logarithm of clients' sizes (log-normal); 0: equal sizes"
+    )
     max_items: Positive | None = Field(None, description="most items that a client keeps; by default all")
     min_items: Annotated[int, Field(ge=3)] = Field(10, description="a client with fewer items is an error")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of a client's items for validation")

@@ -22,7 +22,8 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
 
     ``iid`` deals at random; ``dirichlet`` draws each value's shares of the clients; ``by:FIELD`` keeps natural
     groups together, ``by_task`` data sets or files; ``conflict`` deals at random, for ``relabel`` to change the
-    labels. Every item goes to one client, unless ``max_items`` cuts some off.
+    labels. Every item goes to one client, unless ``max_items`` cuts some off. Clients of one pool have equal shares of
+    it or, with ``spread``, log-normal ones.
 
     Raises:
         ConfigError: a number of clients, a field or an option that does not go with the kind or the data.
@@ -33,6 +34,8 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
             f"partition.max_items {config.max_items} is below partition.min_items {config.min_items}; "
             "raise the first or lower the second"
         )
+    if config.spread and config.kind.startswith("dirichlet"):
+        raise ConfigError("partition.spread does not go with dirichlet: its sizes follow from alpha; set one of them")
     kind, _, field = ("by:task" if config.kind == "by_task" else config.kind).partition(":")
     name = f"by:{field}" if kind == "by" else kind  # a Dirichlet draw does not depend on the field's name
     generator = stream(seed, "partition", name)
@@ -44,7 +47,7 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
         if kind == "dirichlet":
             pieces = _dirichlet(items, field or "label", n_clients, config.alpha, generator)
         else:
-            pieces = cut(generator.permutation(len(items)), np.ones(n_clients))
+            pieces = cut(generator.permutation(len(items)), _shares(n_clients, config.spread, generator))
         parts = dict(zip(numbered(n_clients), pieces, strict=True))
     if config.max_items is not None:
         cap = stream(seed, "partition cap", name)
@@ -90,8 +93,13 @@ def _groups(
     parts: dict[ClientId, np.ndarray] = {}
     for v, ids in enumerate(group_names(names.tolist(), each)):
         pool = generator.permutation(np.flatnonzero(value == v))
-        parts.update(zip(ids, cut(pool, np.ones(each[v])), strict=True))
+        parts.update(zip(ids, cut(pool, _shares(each[v], config.spread, generator)), strict=True))
     return parts
+
+
+def _shares(n_clients: int, spread: float, generator: np.random.Generator) -> np.ndarray:
+    """(n_clients,) positive weights: all 1, or log-normal with the standard deviation of their logarithms."""
+    return generator.lognormal(0.0, spread, n_clients) if spread else np.ones(n_clients)
 
 
 def _field_values(items: Sequence[Item], field: str) -> list[str]:

@@ -81,6 +81,15 @@ def test_max_items_caps_at_random():
     assert all({k % 5 for k in part} == set(range(5)) for part in skewed.values())
 
 
+@pytest.mark.parametrize("kind", ["iid", "by:label"])
+def test_spread_is_that_of_log_sizes(kind):
+    """Six hundred clients: their log sizes have about that standard deviation, and no item is lost or doubled."""
+    parts = partition(make(60_000), config(kind, clients=600, spread=0.7), 3)
+    sizes = [len(part) for part in parts.values()]
+    assert sum(sizes) == len({k for part in parts.values() for k in part}) == 60_000
+    assert np.log(sizes).std() == pytest.approx(0.7, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("n", "made", "error", "message"),
     [
@@ -91,6 +100,7 @@ def test_max_items_caps_at_random():
         (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 10 "
          "or --partition.kind by:label$"),
         (40, config("by:label", clients=2), ConfigError, "clients is 2, but label has 5 values.*give at least 5"),
+        (20, config("dirichlet:label", spread=0.5), ConfigError, "spread does not go with dirichlet.*set one of them"),
         (20, config("iid", max_items=5, min_items=6), ConfigError, "max_items 5 is below partition.min_items 6"),
     ],
 )  # fmt: skip
