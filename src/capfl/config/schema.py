@@ -16,8 +16,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
 
-HELPDESK = "helpdesk"
-"""The name of the built-in data in ``data.sets``."""
+BUILT_IN = ("helpdesk", "replies")
+"""The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
 
 
 class Section(BaseModel):
@@ -48,7 +48,9 @@ class LoraConfig(Section):
 
 class DataConfig(Section):
     sets: tuple[str, ...] = Field(
-        (HELPDESK,), min_length=1, description="names of public data sets, paths of your own JSONL files, or `helpdesk`"
+        BUILT_IN[:1],
+        min_length=1,
+        description="names of public data sets, paths of your own JSONL files, or built-in data: `helpdesk`, `replies`",
     )
     dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl of public data sets; without it, the Hub")
     split: str = Field("train", description="split of a public data set that the clients share out between them")
@@ -61,9 +63,13 @@ class DataConfig(Section):
         description="all labels of text-and-label files, in the order of their letters; by default each file's own",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; a longer prompt loses its beginning")
-    sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="helpdesk: number of sites")
-    items: Annotated[int, Field(ge=12)] = Field(400, description="helpdesk: requests for each site")
-    conflict: Share = Field(0.5, description="helpdesk: share of the kinds of request that no two sites label alike")
+    sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="built-in data: number of sites")
+    items: Annotated[int, Field(ge=12)] = Field(400, description="built-in data: requests for each site")
+    conflict: Share = Field(
+        0.5,
+        description="helpdesk: share of the kinds of request that no two sites label alike; replies: above 0, sites "
+        "write in two styles",
+    )
 
     @model_validator(mode="after")
     def _labels_are_several(self) -> Self:
@@ -265,9 +271,9 @@ def is_path(name: str) -> bool:
 
 def usual_kind(sets: Sequence[str]) -> str:
     """The ``partition.kind`` of data for which none is given: what is apart stays apart, public data are dealt out."""
-    if len(sets) == 1 and (sets[0] == HELPDESK or is_path(sets[0])):
+    if len(sets) == 1 and (sets[0] in BUILT_IN or is_path(sets[0])):
         return "by:site"
-    return "by_task" if any(name == HELPDESK or is_path(name) for name in sets) else "iid"
+    return "by_task" if any(name in BUILT_IN or is_path(name) for name in sets) else "iid"
 
 
 class Config(Section):
