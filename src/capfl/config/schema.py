@@ -136,7 +136,7 @@ class MethodConfig(Section):
     turns: Positive | None = Field(
         None,
         description="most turns in which the members of a group train in a round, each from what the one before left; "
-        "1: all train together; by default 3 (ca-pfl) or 1",
+        "1: all train together; by default 6 (ca-pfl) or 1",
     )
     server_step: PositiveFloat | None = Field(
         None, description="what the mean change of a group is multiplied by; by default 1"
