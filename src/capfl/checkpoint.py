@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
 from capfl.errors import CheckpointError
-from capfl.files import naming, write_atomically
+from capfl.files import read_json, write_atomically
+from capfl.history import History, chained, line_of
 from capfl.methods import Method
 from capfl.packing import pack, unpack
-from capfl.types import Adapter, ClientId, ClientState, Entry, Failure, RoundRecord, ServerState
+from capfl.types import Adapter, ClientId, ClientState, RoundRecord, ServerState
 from capfl.vault import Vault
 
 
@@ -115,55 +113,43 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.history = History(path / "rounds.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
         write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises CheckpointError: there is no such file, or it holds no JSON object."""
-        try:
-            value = json.loads((self.path / name).read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.path / name}: {error}; is {self.path} a run folder?") from error
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path / name} is damaged: it holds no JSON object; restore it from a copy")
-        return value
+        return read_json(self.path / name)
 
     def clients(self, reader: StateReader, vault: Vault | None = None) -> ClientStore:
         return ClientStore(self.path / "state" / "clients", reader, vault)
 
     def commit(self, state: ServerState, record: RoundRecord) -> ServerState:
         """Append the record, then replace the server's state. Returns the state as it was written."""
-        line = _line(record)
-        state = replace(state, lines=(_chained(state.lines[-1] if state.lines else "", line),))
-        with naming(self._records):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with open(self._records, "a") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+        line = line_of(record)
+        state = replace(state, lines=(_next(state, line),))
+        self.history.append(line)
         self._write_state(state)
         return state
 
     def amend(self, before: ServerState, after: ServerState, record: RoundRecord) -> ServerState:
-        """Replace the record of the last committed round, then the server's state, by what has been added to them.
+        """Add to the record of the last committed round, then to the server's state.
 
         Between the two, what clients have been sent is forgotten: they are sent it again, and it is charged again.
         """
-        lines = [*self._lines()[:-1], _line(record)]
-        amended = _chain(lines)
-        self._write_state(replace(before, lines=(*before.lines, amended)))  # whichever record is there fits
-        write_atomically(self._records, "".join(lines).encode())
+        line = line_of(record)
+        amended = _next(before, line)
+        self._write_state(replace(before, lines=(*before.lines, amended)))  # with the line or without it fits
+        self.history.append(line)
         after = replace(after, lines=(amended,))
         self._write_state(after)
         return after
 
     def resumed(self, reader: StateReader) -> ServerState | None:
         """As ``state``, to go on with: what was written of a round that did not happen is dropped."""
-        state = self.state(reader)
-        kept = "".join(self._lines()[: state.round if state else 0])
-        if self._records.is_file() and kept != self._text():
-            write_atomically(self._records, kept.encode())
+        state, length = self._checked(reader)
+        self.history.cut(length)
         return state
 
     def state(self, reader: StateReader) -> ServerState | None:
@@ -172,81 +158,38 @@ class RunFolder:
         Raises:
             CheckpointError: the state is damaged, or the records are not those that were written with it.
         """
-        path, lines = self.path / "state" / "server", self._lines()
+        return self._checked(reader)[0]
+
+    def rounds(self) -> list[RoundRecord]:
+        """The records of all rounds. Raises CheckpointError: a line is no record; names it."""
+        return self.history.read()[0]
+
+    def _checked(self, reader: StateReader) -> tuple[ServerState | None, int]:
+        """The state, and how many bytes of the records belong to it."""
+        path = self.path / "state" / "server"
         if not path.is_file():
-            if len(lines) > 1:  # the first is on disk before there is a state
+            if len(list(islice(self.history.lines(), 2))) > 1:  # the first is on disk before there is a state
                 raise CheckpointError(f"{path} is not there; restore it from a copy, or start a new run")
-            return None
+            return None, 0
         try:
             state = reader.server(path.read_bytes())
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}; restore it from a copy, or start a new run") from error
         try:
-            found = _chain(lines[: state.round])
+            found, length = self.history.digest(state.round)
         except (ValueError, TypeError, AttributeError):
-            found = "no record"
+            found, length = "no record", 0
         if found not in state.lines:
             raise CheckpointError(
-                f"{self._records} is not what this run wrote: lines are missing, doubled or changed; "
+                f"{self.history.path} is not what this run wrote: lines are missing, doubled or changed; "
                 "restore it from a copy"
             )
-        return replace(state, lines=(found,))
-
-    def rounds(self, after: int = 0) -> list[RoundRecord]:
-        """All complete records of the rounds after one; a line that was cut off by a crash is not one.
-
-        Raises:
-            CheckpointError: a line is no record; names it.
-        """
-        records = []
-        for n, line in enumerate(self._lines()[after:], after + 1):
-            try:
-                records.append(_record(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise CheckpointError(
-                    f"{self._records}, line {n}, is no record of a round ({error}); restore the file from a copy"
-                ) from error
-        return records
-
-    @property
-    def _records(self) -> Path:
-        return self.path / "rounds.jsonl"
-
-    def _lines(self) -> list[str]:
-        return [line for line in self._text().splitlines(keepends=True) if line.endswith("\n")]
-
-    def _text(self) -> str:
-        """All of rounds.jsonl. A byte that is no text is damage, which the digests show."""
-        return self._records.read_text(encoding="utf-8", errors="replace") if self._records.is_file() else ""
+        return replace(state, lines=(found,)), length
 
     def _write_state(self, state: ServerState) -> None:
         write_atomically(self.path / "state" / "server", pack(state))
 
 
-def _line(record: RoundRecord) -> str:
-    return json.dumps(dataclasses.asdict(record)) + "\n"
-
-
-def _record(row: dict[str, Any]) -> RoundRecord:
-    row["clients"] = tuple(row["clients"])
-    row["failures"] = tuple(Failure(**failure) for failure in row["failures"])
-    row["ledger"] = tuple(Entry(**entry) for entry in row["ledger"])
-    return RoundRecord(**row)
-
-
-def _chain(lines: Iterable[str]) -> str:
-    digest = ""
-    for line in lines:
-        digest = _chained(digest, line)
-    return digest
-
-
-def _chained(before: str, line: str) -> str:
-    """A digest of a record and of all before it. The time that a round took is not in it: equal runs have equal states.
-
-    Raises:
-        ValueError, TypeError, AttributeError: the line is no record.
-    """
-    row = json.loads(line)
-    row.pop("seconds", None)
-    return hashlib.blake2b(f"{before}{json.dumps(row)}".encode(), digest_size=16).hexdigest()
+def _next(state: ServerState, line: str) -> str:
+    """The digest of the records once there is one more line."""
+    return chained(state.lines[-1] if state.lines else "", line)

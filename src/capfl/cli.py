@@ -23,6 +23,9 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(flower, name="flower")
 
+METHOD_LIST = Path(__file__).parent / "methods" / "list.json"
+"""What ``capfl.methods.describe`` says, so that torch is not loaded for it. A test compares the two."""
+
 _Tracker = Annotated[
     str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb, trackio, ..., too")
 ]
@@ -80,10 +83,12 @@ def evaluate(
     sets: Sets = None,
 ) -> None:
     """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
-    from capfl.scoring import score_adapter
-
     with errors():
-        result = score_adapter(adapter, load_command(None, sets or [], list(context.args)), only or [])
+        config = load_command(None, sets or [], list(context.args))  # what is wrong is said before torch is loaded
+
+        from capfl.scoring import score_adapter
+
+        result = score_adapter(adapter, config, only or [])
         Console().print_json(data=result)
 
 
@@ -110,11 +115,13 @@ def plan(
     calibrate: Annotated[bool, typer.Option(help="load the model and time a few steps, if it is here")] = True,
 ) -> None:
     """Say what a run will cost before it runs: bytes each way, memory, time. Takes what `capfl run` takes."""
-    from capfl.plan import make_plan
-    from capfl.plan.table import plan_tables
-
     with errors():
-        made = make_plan(load_given(context, config, sets), calibrate)
+        given = load_given(context, config, sets)
+
+        from capfl.plan import make_plan
+        from capfl.plan.table import plan_tables
+
+        made = make_plan(given, calibrate)
         if as_json:
             typer.echo(json.dumps(made.to_json(), indent=1))
         else:
@@ -176,9 +183,7 @@ def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished r
 @app.command()
 def methods() -> None:
     """List the methods: what each does, what travels, who learns with whom."""
-    from capfl.methods import describe
-
-    for row in describe():
+    for row in json.loads(METHOD_LIST.read_text(encoding="utf-8")):
         (_, name), *parts = row.items()
         Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -14,7 +15,7 @@ from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.round import Talk
-from capfl.types import Adapter, ClientId, Entry, Evaluation, Exchange, Failure, RoundRecord, ServerState
+from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, ServerState
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ def evaluate(
     name, main = next(iter(finished.items()))
     evaluations, talk = main.evaluations(config, callback)
     ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
+    sent: Counter[tuple[ClientId, str]] = Counter()
+    for entry in ledger:
+        sent[entry.client, entry.direction] += entry.bytes
     failures: list[Failure] = talk.failures
     of_local: dict[ClientId, Evaluation] = evaluations if name == "local" else {}
     if "local" in finished and name != "local":
@@ -64,7 +68,7 @@ def evaluate(
     central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
-        local, messages = of_local.get(client), [entry for entry in ledger if entry.client == client]
+        local = of_local.get(client)
         return ClientRow(
             id=client,
             n_train=own.n_train,
@@ -80,8 +84,8 @@ def evaluate(
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
-            bytes_up=_bytes(messages, "up"),
-            bytes_down=_bytes(messages, "down"),
+            bytes_up=sent[client, "up"],
+            bytes_down=sent[client, "down"],
         )
 
     rows = tuple(row(client, own) for client, own in sorted(evaluations.items()))
@@ -116,7 +120,3 @@ def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Ev
 def _accuracy(evaluation: Evaluation | None, model: str) -> float | None:
     score = evaluation.scores.get(model) if evaluation else None
     return score.accuracy if score else None
-
-
-def _bytes(messages: Sequence[Entry], direction: str) -> int:
-    return sum(entry.bytes for entry in messages if entry.direction == direction)

@@ -344,9 +344,9 @@ def run_method(
         after, record = validate_round(state, record, participants, agreement, exchange, config.federation)
         return folder.amend(state, after, record), record
 
-    for record in folder.rounds()[-1:]:  # the run was stopped between a round and its validation
-        if due(record):
-            state, _ = ask(state, record)
+    record = folder.history.last()
+    if record and due(record):  # the run was stopped between a round and its validation
+        state, _ = ask(state, record)
     while state.round < rounds:
         state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
         if isinstance(method.combine, Noisy):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from capfl.errors import CheckpointError
 
@@ -35,6 +37,17 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.replace(work, path)
         finally:
             work.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run. Raises CheckpointError: there is no such file, or it holds no JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; is {path.parent} a run folder?") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object; restore it from a copy")
+    return value
 
 
 def new_folder(path: Path) -> None:

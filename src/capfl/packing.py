@@ -111,7 +111,7 @@ def _put_together(kind: Any, tree: Any, tensors: Mapping[str, torch.Tensor], par
 
 @cache
 def _fields(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, localns={"torch": torch})  # ``types`` does without
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 

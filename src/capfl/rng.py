@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, purpose: str, *keys: int | str) -> int:
@@ -24,5 +27,7 @@ def stream(seed: int, purpose: str, *keys: int | str) -> np.random.Generator:
 @contextmanager
 def torch_stream(seed: int, purpose: str, *keys: int | str) -> Iterator[torch.Generator]:
     """Seed torch's global generator within the block (dropout reads no other) and restore it after."""
+    import torch
+
     with torch.random.fork_rng():
         yield torch.manual_seed(derive(seed, purpose, *keys) % 2**63)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # what a run has left on disk is read without torch, which takes seconds to load
+    import torch
 
 ClientId = str
 
-Adapter = dict[str, torch.Tensor]
+Adapter = dict[str, "torch.Tensor"]
 """LoRA factors by name: ``"<module>.A"`` of shape (r, d_in) and ``"<module>.B"`` of shape (d_out, r).
 
 A part of an adapter (only the A factors, say) is an Adapter with fewer names. A method that changes the base has a
@@ -68,13 +69,19 @@ class Penalty:
     constants: Mapping[str, torch.Tensor]
 
 
+def _no_numbers() -> torch.Tensor:
+    import torch
+
+    return torch.zeros(0)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What local training leaves."""
 
     adapter: Adapter
     losses: tuple[float, ...]  # of every step, nats a token
-    sensitivity: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    sensitivity: torch.Tensor = field(default_factory=_no_numbers)
     """Of the loss to each rank, (n,) float32, nats, in the adapter's order: the root mean square, over steps, of the
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
 
@@ -261,7 +268,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round did. A line of rounds.jsonl."""
+    """What one round did. A line of rounds.jsonl (``history``)."""
 
     round: int
     clients: tuple[ClientId, ...]  # whose updates were used

@@ -17,6 +17,7 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config.schema import MethodConfig
 from capfl.errors import CheckpointError
 from capfl.files import write_atomically
+from capfl.history import line_of
 from capfl.methods import build
 from capfl.packing import pack
 from capfl.types import EVERYBODY, Adapter, ClientState, Entry, Failure, Group, RoundRecord, ServerState
@@ -265,24 +266,58 @@ def test_killed_in_the_first_commit(folder: RunFolder, monkeypatch: pytest.Monke
     assert folder.rounds() == []
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_killed_in_an_amendment(three: RunFolder, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("length", [0, -1, None])
+def test_killed_in_an_amendment(three: RunFolder, n: int, length: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the record is the old one or the new one, the state fits it, and both can be gone on from."""
+    path = three.path / "rounds.jsonl"
+    records = path.read_bytes()
     before = three.resumed(READER)
     assert before is not None
     longer, after = replace(record(3), validation_loss=0.5), replace(before, versions={"a": 3, "b": 3})
     with monkeypatch.context() as patch, suppress(Killed):
         patch.setattr(os, "replace", killing(n))
         three.amend(before, after, longer)
-        assert n == 4
+        assert n == 3
+    assert path.read_bytes().startswith(records), "what was written has been changed"
+    if n < 3:  # when nothing of the line, all but its end, or all of it was on disk
+        path.write_bytes(records + path.read_bytes().removeprefix(records)[:length])
     found = three.resumed(READER)
     assert found is not None
-    assert three.rounds()[-1] == (longer if n >= 3 else record(3))
-    assert found.versions == (after if n == 4 else before).versions
+    is_there = n == 3 or (n == 2 and length is None)
+    assert three.rounds()[-1] == three.history.last() == (longer if is_there else record(3))
+    assert found.versions == (after if n == 3 else before).versions
     amended = three.amend(found, replace(found, versions=after.versions), longer)
     three.commit(replace(state(4), lines=amended.lines), record(4))
     assert three.resumed(READER) is not None
     assert three.rounds() == [record(1), record(2), longer, record(4)]
+
+
+def test_records_are_read_from_where_one_stopped(three: RunFolder) -> None:
+    records, end = three.history.read()
+    assert len(records) == 3
+    assert three.history.read(end) == ([], end)
+    before = three.resumed(READER)
+    assert before is not None
+    three.amend(before, before, replace(record(3), validation_loss=0.5))
+    three.commit(replace(state(4), lines=before.lines), record(4))
+    assert [r.round for r in three.history.read(end)[0]] == [3, 4]
+    assert [(r.round, r.validation_loss) for r in three.rounds()] == [(1, None), (2, None), (3, 0.5), (4, None)]
+    with (three.path / "rounds.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(CheckpointError, match=r"rounds\.jsonl, line 6, is no record"):
+        three.history.read(end)
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**16])
+def test_the_last_record_is_read_from_the_end(folder: RunFolder, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capfl.history.BLOCK", block)
+    assert folder.history.last() is None
+    for round in (1, 2, 3):
+        folder.history.append(line_of(record(round)))
+        assert folder.history.last() == record(round)
+    folder.history.append("{cut off")
+    assert folder.history.last() == record(3)
 
 
 def test_records_are_on_disk_before_the_state_that_makes_them_count(

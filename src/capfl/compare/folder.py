@@ -7,17 +7,15 @@ people.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from capfl.checkpoint import RunFolder
-from capfl.compare.rows import load_rows
 from capfl.compare.runs import read_results, run_all, unfinished
 from capfl.compare.spec import Cell, Plan
 from capfl.compare.table import Row, by_split, make_rows, markdown
 from capfl.errors import CheckpointError, ConfigError
 from capfl.files import write_atomically
-from capfl.methods import METHODS
 
 ROWS = "rows.py"  # a copy of the file of methods
 
@@ -39,14 +37,15 @@ def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note:
     text = _text(rows, missing, plan)
     write_atomically(out / "table.md", text.encode())
     _draw(rows, plan, out / "figure.svg")
-    RunFolder(out).write_json("comparison.json", {
+    found = {
         "command": ["capfl", *command],
         "version": importlib.metadata.version("capfl"),
         "score": plan.spec.score,
         "baseline": plan.baseline,
         "unfinished": missing,
         "rows": [row.to_json() for row in rows],
-    })  # fmt: skip
+    }
+    write_atomically(out / "comparison.json", (json.dumps(found, indent=1) + "\n").encode())
     note(f"\n{text}\ncomparison.json, table.md and figure.svg are in {out}")
     return failed
 
@@ -82,6 +81,9 @@ def _draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
 
 def _check_methods(plan: Plan, out: Path) -> None:
     """Are all methods there, and is the file of methods that which the folder's runs were made with?"""
+    from capfl.compare.rows import load_rows  # a table of what is finished needs no methods, and no torch
+    from capfl.methods import METHODS
+
     known = METHODS.keys() | (load_rows(plan.rows).keys() if plan.rows else ())
     for cell in plan.cells:
         if (name := cell.config.method.name) not in known:

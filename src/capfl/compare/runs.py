@@ -9,13 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from capfl.checkpoint import RunFolder
 from capfl.compare.spec import Cell, Plan
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
 from capfl.config.load import from_toml
 from capfl.errors import CheckpointError, ConfigError, DataError
-from capfl.files import write_atomically
+from capfl.files import read_json, write_atomically
 from capfl.report.summary import Summary, read_summary
 
 Results = dict[str, dict[str, dict[int, Summary]]]
@@ -104,20 +103,20 @@ def read_results(plan: Plan, out: Path) -> Results:
     found: Results = {}
     data: dict[tuple[str, int], tuple[str, Path]] = {}
     for cell in plan.cells:
-        folder = RunFolder(out / cell.name)
-        if not (folder.path / "config.toml").is_file():
+        folder = out / cell.name
+        if not (folder / "config.toml").is_file():
             continue
-        _check(folder.path, cell)
-        if not (folder.path / "summary.json").is_file():
+        _check(folder, cell)
+        if not (folder / "summary.json").is_file():
             continue
-        digest = folder.read_json("run.json")["data"]
-        other, where = data.setdefault((cell.split, cell.seed), (digest, folder.path))
+        digest = read_json(folder / "run.json")["data"]
+        other, where = data.setdefault((cell.split, cell.seed), (digest, folder))
         if other != digest:
             raise CheckpointError(
-                f"{folder.path} and {where} had other data or another partition; only what stands under [splits.*] "
+                f"{folder} and {where} had other data or another partition; only what stands under [splits.*] "
                 "may change them. Move one away and run it again"
             )
-        found.setdefault(cell.split, {}).setdefault(cell.variant, {})[cell.seed] = read_summary(folder.path)
+        found.setdefault(cell.split, {}).setdefault(cell.variant, {})[cell.seed] = read_summary(folder)
     return found
 
 

@@ -9,8 +9,8 @@ from statistics import fmean
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from capfl.checkpoint import RunFolder
 from capfl.files import write_atomically
+from capfl.history import History
 from capfl.report import charts
 from capfl.report.summary import MODELS, Summary, read_summary
 from capfl.report.tables import MOST_ROWS, bytes_table, client_table, duration, group_lines, notes, scored_words
@@ -34,7 +34,7 @@ def write_page(path: Path, out: Path) -> Path:
         clients=client_table(summary, len(summary.rows)).html(),
         groups=group_lines(summary),
         notes=notes(summary),
-        figures=figures(summary, RunFolder(path).rounds()),
+        figures=figures(summary, History(path / "rounds.jsonl").read()[0]),
         bytes=[bytes_table(summary, direction).html() for direction in ("up", "down")],
         files={name: (path / name).read_text(encoding="utf-8") for name in ("config.toml", "run.json")},
     )

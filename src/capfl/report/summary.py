@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from capfl.checkpoint import RunFolder
 from capfl.errors import CheckpointError
+from capfl.files import read_json
+from capfl.history import History
 from capfl.types import EVERYBODY, ClientId, Entry, Failure, RoundRecord
 
 MODELS = {
@@ -203,12 +204,13 @@ def read_summary(path: Path) -> Summary:
     Raises:
         CheckpointError: the folder is no run, the run is not finished, or its files do not agree.
     """
-    folder, file = RunFolder(path), path / "summary.json"
+    file = path / "summary.json"
     if not (path / "config.toml").is_file():
         raise CheckpointError(f"{path} has no config.toml: not a run folder; give the folder that `capfl run` names")
     if not file.is_file():
         raise CheckpointError(f"{path} is not finished; go on with: capfl run --resume {path}")
-    said, rounds = folder.read_json(file.name), [entry for record in folder.rounds() for entry in record.ledger]
+    records, _ = History(path / "rounds.jsonl").read()
+    said, rounds = read_json(file), [entry for record in records for entry in record.ledger]
     try:
         values = said | {"rows": said["clients"], "ledger": [*rounds, *said["bytes"]["delivery"]]}
         summary = TypeAdapter(Summary).validate_python(values)

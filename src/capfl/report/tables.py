@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -214,15 +215,18 @@ def _against_alone(summary: Summary, metric: str) -> list[str]:
 def bytes_table(summary: Summary, direction: str) -> Table:
     """A line for each client: its messages of one direction, their bytes, and the parts that they are made of."""
     parts = [part for part, n in summary.parts(direction).items() if n]
+    counts, of_client = Counter[ClientId](), dict[ClientId, Counter[str]]()
+    for entry in summary.messages(direction):
+        counts[entry.client] += 1
+        of_client.setdefault(entry.client, Counter()).update(entry.parts)
 
-    def line(name: str, client: ClientId | None) -> list[str]:
-        messages, own = summary.messages(direction, client), summary.parts(direction, client)
-        return [name, str(len(messages)), *map(size, [sum(own.values()), *(own.get(part, 0) for part in parts)])]
+    def line(name: str, messages: int, own: Mapping[str, int]) -> list[str]:
+        return [name, str(messages), *map(size, [sum(own.values()), *(own.get(part, 0) for part in parts)])]
 
     head = {"up": "left the site", "down": "came back"}[direction]
     clients = sorted({entry.client for entry in summary.ledger})
-    rows = _first(MOST_ROWS, [line(client, client) for client in clients])
-    return Table([head, "messages", "bytes", *parts], rows, [line("all", None)])
+    rows = _first(MOST_ROWS, [line(client, counts[client], of_client.get(client, {})) for client in clients])
+    return Table([head, "messages", "bytes", *parts], rows, [line("all", counts.total(), summary.parts(direction))])
 
 
 # -- cells -----------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from capfl.cli import METHOD_LIST
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build, describe
@@ -56,6 +58,8 @@ def test_a_row_has_the_parts_that_it_is_made_of(name: str) -> None:
 
 def test_the_table_in_words_has_every_row_and_says_all_of_it() -> None:
     rows = describe()
+    written = json.loads(METHOD_LIST.read_text(encoding="utf-8"))
+    assert written == rows, f"write {METHOD_LIST} anew: json.dumps(capfl.methods.describe(), indent=1)"
     assert [words["method"] for words in rows] == list(METHODS)
     for words in rows:
         alone = words["method"] in ("local", "centralised")

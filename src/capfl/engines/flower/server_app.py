@@ -78,12 +78,15 @@ def exchange_with(nodes: Nodes, agreement: Agreement, config: Config, path: Path
     method, name = agreement.method.name, name_of(path)
     folder = RunFolder(path if method == config.method.name else path / "references" / method)
     used: dict[ClientId, int] = {}  # the last round in which each client's update was used
+    seen = 0  # bytes of the records, of which ``used`` is
     longest = 2**20 + 16 * algebra.size(agreement.initial)  # bytes; no codec sends more a value
 
     def exchange(
         kind: Kind, round: int, clients: Sequence[ClientId], make: MakeRequest
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for record in folder.rounds(after=max(used.values(), default=0)):
+        nonlocal seen
+        records, seen = folder.history.read(seen)
+        for record in records:
             used.update(dict.fromkeys(record.clients, record.round))
 
         def request(client: ClientId) -> Request:
