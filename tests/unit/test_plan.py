@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.load import changed
-from capfl.config.schema import LoraConfig, ModelConfig
+from capfl.config.schema import CodecConfig, FederationConfig, LoraConfig, MethodConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
+from capfl.methods import build
 from capfl.model import tiny
 from capfl.model.base import load_base, skeleton
 from capfl.model.layers import adapter_shapes
@@ -23,6 +26,8 @@ from capfl.plan import Plan, make_plan
 from capfl.plan.memory import ABOVE, advise, estimate
 from capfl.plan.table import duration, plan_tables
 from capfl.plan.time import Calibration
+from capfl.plan.traffic import measure, totals
+from capfl.roles.agreement import Agreement
 from support import tiny_config, tiny_run
 
 # five steps, because after two Adam has moved all elements of A by the same amount, which cancels between clients
@@ -140,7 +145,7 @@ def test_llama_is_planned_without_weights_or_network() -> None:
     assert made.parameters == 4 * 2_293_760 // 28
     assert made.bytes_up == pytest.approx(made.parameters / 5 / 8, rel=0.03)
     assert made.seconds is None
-    assert str(made.seconds_reason).startswith("meta-llama/Llama-3.2-3B is not on this machine")
+    assert str(made.seconds_reason).startswith("the weights of meta-llama/Llama-3.2-3B are not here")
 
 
 # -- clients ---------------------------------------------------------------------------------------------
@@ -169,6 +174,65 @@ def test_mistakes_are_those_of_a_run() -> None:
         plan(model__path="no/model")
 
 
+# -- a large adapter is measured by a few of its modules ------------------------------------------------
+
+
+def of_modules(method: str, **codec: object) -> Agreement:
+    """Four modules of 8 ranks in each of four layers; 70,000 elements."""
+    shapes = {f"m.{i}.{j}": d for i in range(4) for j, d in enumerate([(256, 256), (256, 128), (192, 384), (384, 320)])}
+    initial = {
+        name: torch.zeros(shape)
+        for module, (d_in, d_out) in shapes.items()
+        for name, shape in ((f"{module}.A", (8, d_in)), (f"{module}.B", (d_out, 8)))
+    }
+    settings: dict[str, object] = {"rank_shares": (1.0, 0.5)} if method == "flexlora" else {}
+    return Agreement(build(MethodConfig(name=method, **settings)), CodecConfig(**codec), initial)  # type: ignore[arg-type]
+
+
+def check_that_few_stand_for_all(agreement: Agreement, apart: float, patch: pytest.MonkeyPatch) -> None:
+    clients, federation = ["a", "bb", "c", "d"], FederationConfig(rounds=6, fraction=0.75)
+    patch.setattr("capfl.plan.scaled.LARGE", 10**9)
+    exact = measure(agreement, clients)
+    patch.setattr("capfl.plan.scaled.LARGE", algebra.size(agreement.initial) // 3)
+    found = measure(agreement, clients)
+    for key, bytes in totals(exact, federation, 0).items():
+        assert totals(found, federation, 0)[key] == pytest.approx(bytes, rel=apart), key
+    assert found.whole.sum() == pytest.approx(exact.whole.sum(), rel=0.001)
+    assert (found.limit, found.group) == (exact.limit, exact.group)
+
+
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [
+        ("ca-pfl", {}),
+        ("fedit", {"density": 0.1}),  # chance decides how many elements are sent
+        ("fedit", {"values": "4bit", "density": 0.15, "mask": "top"}),
+        ("rolora", {"values": "bf16", "density": 0.3}),
+        ("ffa-lora", {"values": "8bit", "down_values": "fp32"}),
+        ("flexlora", {}),
+        ("fedex-lora", {"values": "bf16"}),
+        ("local", {}),
+    ],
+)
+def test_a_few_modules_stand_for_all(method: str, codec: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within 3 %, where messages are so short that chance has a say in what scales and records take."""
+    check_that_few_stand_for_all(of_modules(method, **codec), 0.03, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [("ca-pfl", {}), ("fedit", {"density": 0.1}), ("fedit", {"values": "8bit", "density": 0.1, "mask": "top"})],
+)
+def test_a_few_modules_stand_for_all_of_smollm2(
+    method: str, codec: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = skeleton(ModelConfig(path="smollm2"))
+    shapes = adapter_shapes(module, LoraConfig(layers="top:6", targets=("all-linear",)))
+    initial = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}
+    check_that_few_stand_for_all(replace(of_modules(method, **codec), initial=initial), 0.01, monkeypatch)
+
+
 # -- time ------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +251,9 @@ def test_time_is_measured_where_model_and_data_are_here(tmp_path: Path) -> None:
     assert plan().seconds_reason == "--no-calibrate was given"
     assert plan().round_seconds is None
     tiny.model(layers=2).config.save_pretrained(tmp_path)  # a folder without weights
-    assert "cannot load" in str(make_plan(tiny_config("unused", model__path=str(tmp_path))).seconds_reason)
+    assert f"the weights of {tmp_path} are not here" in str(
+        make_plan(tiny_config("unused", model__path=str(tmp_path))).seconds_reason
+    )
 
 
 def test_a_round_takes_as_many_visits_as_it_has_turns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +376,10 @@ def test_table_and_json_say_all_of_it() -> None:
     agreed = "bytes_up bytes_down bytes_round_trip dense_fp32_round_trip parameters clients rounds totals memory parts"
     assert set(agreed.split()) <= said.keys()
     assert said["bytes_round_trip"] == said["bytes_up"] + said["bytes_down"] == made.bytes_round_trip
+    of_rows = [n for _, n in sorted(made.activations.items())]
+    assert list(made.activations) == [256, 1024, 4096]
+    assert of_rows[0] == made.memory["activations"]  # data.max_length is 256
+    assert of_rows[2] > 3.9 * of_rows[1] > 15 * of_rows[0]
     console = Console(width=80)
     with console.capture() as capture:
         console.print(plan_tables(made))

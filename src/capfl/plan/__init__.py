@@ -27,6 +27,8 @@ from capfl.round import sample_size
 from capfl.types import ClientId, Item
 from capfl.usage import peak_memory
 
+LENGTHS = (256, 1024, 4096)  # tokens of rows whose activations are stated
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,6 +44,7 @@ class Plan:
         turns: of a round, at most: clients are taken to be one group.
         memory: bytes at the peak by what they are for, and their ``total``.
         memory_row_tokens: tokens of a row that ``memory`` reckons with.
+        activations: bytes of them in ``memory``, by tokens of a row, were rows so long.
         seconds: by what they are spent on, one client after the other on this machine; None if it is not known, and
             then ``seconds_reason`` says why.
         round_seconds: of the training of a round, where every client has a machine like this: as many times the
@@ -61,6 +64,7 @@ class Plan:
     totals: Mapping[str, int]
     memory: Mapping[str, int]
     memory_row_tokens: int
+    activations: Mapping[int, int]
     memory_advice: Advice
     seconds: Mapping[str, float] | None
     round_seconds: float | None
@@ -105,7 +109,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
 
     # bytes
     who = [POOLED] if method.pooled else list(clients.ids)
-    agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
+    blank = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}  # whatever its size, no memory
+    agreement = agreements(config, blank, config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
     traffic = measure(agreement, who, int(cast(Any, module).config.hidden_size))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
@@ -116,7 +121,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     if not calibration:
         reason = "--no-calibrate was given"
     elif not weights_are_here(config.model.path):
-        reason = f"{config.model.path} is not on this machine, and a plan fetches no weights; give a folder with them"
+        reason = f"the weights of {config.model.path} are not here, and a plan fetches none; give a folder with them"
     elif clients.missing:
         reason = f"the data are not here: {clients.missing}"
     else:
@@ -128,17 +133,20 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     # memory
     length = measured.length if measured else config.data.max_length
     letters = config.data.scoring == "letter" and all(item.choices for item in clients.items)
-    estimated = partial(
+    answers = measured.answers if measured else 1 if letters else length
+    of_length = partial(
         estimate,
         module=module,
         shapes=shapes,
-        length=length,
-        answers=measured.answers if measured else 1 if letters else length,
         rows=None if clients.missing else len(clients.items),
         lossy=not (agreement.up.exact and agreement.down.exact),
         patched=method.combine.relays,
         process=process,
     )
+    estimated = partial(of_length, length=length, answers=answers)
+    activations = {
+        n: of_length(config, length=n, answers=max(1, n * answers // length))["activations"] for n in LENGTHS
+    }
     return Plan(
         model=config.model.path,
         method=method.name,
@@ -153,6 +161,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         totals=totals(traffic, config.federation, config.seed),
         memory=estimated(config),
         memory_row_tokens=length,
+        activations=activations,
         memory_advice=advise(config, estimated),
         seconds=measured.seconds if measured else None,
         round_seconds=n_turns * measured.visit if measured else None,

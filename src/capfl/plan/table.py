@@ -46,6 +46,8 @@ def _run(plan: Plan) -> Grid:
     grid.add_row("bytes down", size(total["bytes_down"]), delivery)
     tokens = f"estimate for rows of {plan.memory_row_tokens} tokens: {memory}"
     grid.add_row("peak memory", size(plan.memory["total"]), tokens)
+    lengths = ", ".join(f"{size(n)} for rows of {tokens:,} tokens" for tokens, n in plan.activations.items())
+    grid.add_row("activations", "", lengths)
     if advice := str(plan.memory_advice):
         grid.add_row("", "", advice)
     if plan.seconds is None:

@@ -50,7 +50,10 @@ class Calibration:
 
 def weights_are_here(path: str) -> bool:
     """Can the base be loaded without a download?"""
-    return path in ("tiny", "smollm2") or Path(path).expanduser().is_dir()
+    if path in ("tiny", "smollm2"):
+        return True
+    folder = Path(path).expanduser()
+    return folder.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
 
 
 def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Mapping[ClientId, Split]) -> Calibration:

@@ -2,9 +2,9 @@
 
 The messages go through the code that real rounds go through, but nobody trains: every trained element changes by a
 normal number. What a message costs hardly depends on it, because the config sets how many elements are sent; only the
-levels of 8bit to 2bit follow the values' distribution. Then every request is charged for the versions that its client
-has missed since its last turn. Where clients say what their data are like, all are taken to be alike: most goes down
-in a group of all of them.
+levels of 8bit to 2bit follow the values' distribution. Of a large adapter a few modules stand for all (``scaled``).
+Then every request is charged for the versions that its client has missed since its last turn. Where clients say what
+their data are like, all are taken to be alike: most goes down in a group of all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from capfl import adapter as algebra
@@ -24,6 +23,8 @@ from capfl.methods.combine import WeightedMean
 from capfl.methods.order import Order
 from capfl.methods.peers import Description
 from capfl.model.features import PATTERNS
+from capfl.plan.messages import PARTS, Client, Measured, Parts, counted
+from capfl.plan.scaled import scaled
 from capfl.rng import derive
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
@@ -38,46 +39,7 @@ CLIENTS = 3  # simulated: those whose messages are counted, and others that thei
 ROUNDS = 3  # simulated; the last two stand in turn for all that follow
 CHANGE = 1e-3  # standard deviation of what "training" changes
 ITEMS = 100  # that a simulated client says it has
-PARTS = ("header", "positions", "scales", "values", "records")
-
-Parts = npt.NDArray[np.int64]
-"""Bytes by part, (5,), in the order of ``PARTS``."""
-
 T = TypeVar("T")
-
-
-def _parts(counted: Mapping[str, int], header: int = 0) -> Parts:
-    """Parts as the ledger has them, and so many bytes of header more."""
-    return np.array([counted.get(part, 0) + header * (part == "header") for part in PARTS], np.int64)
-
-
-@dataclass(frozen=True)
-class Client:
-    """The messages of one client.
-
-    Attributes:
-        met: the request for an introduction, and the introduction; empty if the method asks for none.
-        first: its first request, without any difference.
-        later: the same for all that follow.
-        stranger: the same for the final delivery to a client that was never asked before.
-        up: its update in round 1, 2, ...
-        alone: the difference in round 1, 2, ... that is its update as it came.
-    """
-
-    met: tuple[Parts, ...]
-    first: Parts
-    later: Parts
-    stranger: Parts
-    up: Sequence[Parts]
-    alone: Sequence[Parts]
-
-    def called(self, longer: int) -> Client:
-        """A client like this, with an id of so many bytes more."""
-        more = _parts({}, longer)
-        return replace(
-            self, met=tuple(n + more for n in self.met), first=self.first + more, later=self.later + more,
-            stranger=self.stranger + more, up=[n + more for n in self.up],
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +101,7 @@ class _Versions:
 
     def __init__(self, traffic: Traffic) -> None:
         self._of, self._combine = traffic, traffic.agreement.method.combine
-        self._until = [_parts({})]  # the sum of all differences up to version 0, 1, ...
+        self._until = [counted({})]  # the sum of all differences up to version 0, 1, ...
         self._log: list[int] = []  # lengths of those that are kept
         self._known: dict[ClientId, int] = {}
         self._own: dict[ClientId, int] = {}
@@ -152,7 +114,7 @@ class _Versions:
         first = known
         if self._own.get(client) == known + 1:  # its own difference is sent as a section of nothing
             first = known + 1
-        return self._until[newest] - self._until[first] + _parts({}, HEAD * (first - known))
+        return self._until[newest] - self._until[first] + counted({}, HEAD * (first - known))
 
     def end(self, turn: Sequence[ClientId], round: int) -> None:
         """The next version, after the updates of a turn."""
@@ -163,7 +125,7 @@ class _Versions:
         if passed_on:
             difference = relayed[0]
         elif self._combine.relays:  # one section of all of them
-            difference = sum(relayed, _parts({})) - _parts({}, HEAD * (len(turn) - 1))
+            difference = sum(relayed, counted({})) - counted({}, HEAD * (len(turn) - 1))
         self._until.append(self._until[-1] + difference)
         self._log = [] if self._of.agreement.always_whole else [*self._log, int(difference.sum()) - HEAD]
         while len(self._log) > 1 and sum(self._log) > self._of.limit:
@@ -182,20 +144,35 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
     """What the messages of a run are made of. Clients with the same ranks differ by the length of their ids alone.
 
     Args:
+        agreement: of whose initial adapter the shapes count alone.
         clients: all that take part in the run.
         hidden: width of the model's hidden states, of which clients may describe their data.
     """
-    run, patch = agreement, 0
-    if agreement.method.combine.relays:  # the patch is as large as the base's weights, and only its size matters here
-        patch = sum(4 * up.shape[0] * down.shape[1] for _, down, up in algebra.factors(agreement.initial))
+    initial, run = agreement.initial, replace(agreement, method=replace(agreement.method, order=Order()))
+    patch = 0
+    if run.method.combine.relays:  # the patch is as large as the base's weights, and only its size matters here
+        patch = sum(4 * up.shape[0] * down.shape[1] for _, down, up in algebra.factors(initial))
         run = replace(run, method=replace(run.method, combine=WeightedMean()))
-    run = replace(run, method=replace(run.method, order=Order()))
-    start = run.method.start(run.initial, clients)
-    alike: dict[str, list[ClientId]] = {}
+    start = run.method.start(initial, clients)
+    alike: dict[bytes, list[ClientId]] = {}
     for client in clients:
         ranks = run.method.ranks.of_client(start, client)
-        alike.setdefault("" if ranks is None else str(ranks.tolist()), []).append(client)
-    measured = [members[0] for members in alike.values()]
+        alike.setdefault(b"" if ranks is None else ranks.numpy().tobytes(), []).append(client)
+    found = scaled(run, lambda part: _simulated(part, [members[0] for members in alike.values()], clients, hidden))
+    named = {
+        client: one.called(len(client.encode()) - len(members[0].encode()))
+        for one, members in zip(found.clients, alike.values(), strict=True)
+        for client in members
+    }
+    return Traffic(
+        agreement, {client: named[client] for client in clients}, found.group, found.together,
+        found.whole + counted({"values": patch}), 4 * algebra.size(run.version_0) + patch,
+    )  # fmt: skip
+
+
+def _simulated(run: Agreement, measured: Sequence[ClientId], clients: Sequence[ClientId], hidden: int) -> Measured:
+    """A few rounds of messages of some clients, and of some others beside them."""
+    start = run.method.start(run.initial, clients)
     others = [client for client in clients if client not in measured]
     simulated = sorted([*measured, *others[: max(0, CLIENTS - len(measured))]])
     memory = {client: ClientState(client) for client in simulated}
@@ -212,7 +189,7 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
     def beside(state: ServerState) -> dict[ClientId, Parts]:
         """Requests without any difference."""
         state = replace(state, version=0, versions={})
-        return {client: _parts(server.request(state, client, run).parts) for client in measured}
+        return {client: counted(server.request(state, client, run).parts) for client in measured}
 
     config, stranger = FederationConfig(), beside(start)
     state, met = introduce(start, run.method.grouping.unknown(start, simulated), run, exchange, config)
@@ -224,29 +201,20 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
         number = state.version + 1
         state, record = run_round(state, simulated, run, exchange, config, run.seed)
         for client in measured:
-            up[client] += [_parts(e.parts) for e in _of(client, record.ledger) if e.direction == "up"]
+            up[client] += [counted(e.parts) for e in _of(client, record.ledger) if e.direction == "up"]
             update, _ = decode_update(replies[client], run.up, run.schema, run.initial, number, run.records_up)
-            alone[client].append(_parts(parts(relay([(1, update.body)])), HEAD))
-        together.append(_parts(parts(b"".join(state.group(measured[0]).log[-1:])), HEAD))
+            alone[client].append(counted(parts(relay([(1, update.body)])), HEAD))
+        together.append(counted(parts(b"".join(state.group(measured[0]).log[-1:])), HEAD))
     later = beside(state)
     found = [
         Client(
-            tuple(_parts(e.parts) for e in _of(client, introductions)), first[client], later[client], stranger[client],
+            tuple(counted(e.parts) for e in _of(client, introductions)), first[client], later[client], stranger[client],
             up[client], alone[client],
         )
         for client in measured
     ]  # fmt: skip
-    named = {
-        client: one.called(len(client.encode()) - len(members[0].encode()))
-        for one, members in zip(found, alike.values(), strict=True)
-        for client in members
-    }
     changed = {name: t + 1 for name, t in run.version_0.items()}
-    whole = _parts(parts(WHOLE.encode(changed, run.template, 1)), HEAD)
-    return Traffic(
-        agreement, {client: named[client] for client in clients}, group, together,
-        whole + _parts({"values": patch}), 4 * algebra.size(run.version_0) + patch,
-    )  # fmt: skip
+    return Measured(found, group, together, counted(parts(WHOLE.encode(changed, run.template, 1)), HEAD))
 
 
 def _of(client: ClientId, ledger: Iterable[Entry]) -> list[Entry]:

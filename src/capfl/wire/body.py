@@ -8,7 +8,7 @@ from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.types import Adapter
 from capfl.wire import positions, rice
-from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.layout import Floats, Layout, Places
 from capfl.wire.sections import Section, read, split, write
 from capfl.wire.values import Values
 
@@ -17,7 +17,7 @@ SECTIONS = (Section.NAMES, Section.RANKS, Section.POSITIONS, Section.SCALES, Sec
 
 def pack(
     flat: Floats,
-    kept: Ints,
+    kept: Places,
     values: Values,
     layout: Layout,
     template: Adapter,
@@ -36,7 +36,8 @@ def pack(
     body = write(Section.NAMES, np.packbits(np.array([name in names for name in template], np.bool_)).tobytes())
     if not len(kept):
         return body
-    scales, coded = values.encode(flat[kept], kept, layout, unbiased)
+    sent = flat if len(kept) == len(flat) else flat[kept]
+    scales, coded = values.encode(sent, kept, layout, unbiased)
     if importance is not None:
         body += write(Section.RANKS, importance)
     if listed:

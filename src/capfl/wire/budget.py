@@ -27,20 +27,24 @@ class Budget:
     """A message's elements in n groups, the ranks of the agreed adapter or the tensors of the message.
 
     Attributes:
-        owner: the group that each element belongs to, (size,).
+        owner: the group of each run of elements, (runs,): a rank of a tensor, or a tensor.
+        lengths: elements of each run, (runs,).
         sizes: how many elements each group has, (n,).
         counts: how many of them are sent, (n,).
     """
 
     owner: Ints
+    lengths: Ints
     sizes: Ints
     counts: Ints
 
     @staticmethod
     def by_tensor(density: float, layout: Layout) -> Budget:
         """The same share of every tensor: round(density * size of the message) elements in all."""
-        owner, sizes = np.repeat(np.arange(len(layout.sizes)), layout.sizes), layout.sizes
-        return Budget(owner, sizes, allocate(np.ones(len(sizes)), sizes, round(density * layout.size)))
+        sizes = layout.sizes
+        return Budget(
+            np.arange(len(sizes)), sizes, sizes, allocate(np.ones(len(sizes)), sizes, round(density * layout.size))
+        )
 
     @staticmethod
     def by_rank(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Budget:
@@ -48,12 +52,14 @@ class Budget:
 
         In all density * size of the ranks of any importance: a sender of half the ranks sends half as much.
         """
-        owner = layout.owners(whole)
-        sizes: Ints = np.bincount(owner, minlength=whole.n_ranks).astype(np.int64)
-        return Budget(owner, sizes, allocate(importance, sizes, round(density * int(sizes[importance > 0].sum()))))
+        owner, lengths = layout.owners(whole), layout.rank_sizes
+        sizes: Ints = np.bincount(owner, lengths, minlength=whole.n_ranks).astype(np.int64)
+        return Budget(
+            owner, lengths, sizes, allocate(importance, sizes, round(density * int(sizes[importance > 0].sum())))
+        )
 
     def share(self) -> Floats:
-        """What share of its group is sent, for every element, (size,); 1 where nothing is."""
+        """What share of its group is sent, for every run, (runs,); 1 where nothing is."""
         shares = np.where(self.counts > 0, self.counts / np.maximum(self.sizes, 1), 1.0)
         found: Floats = shares.astype(np.float32)[self.owner]
         return found

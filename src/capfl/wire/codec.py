@@ -22,7 +22,7 @@ from capfl.types import Adapter
 from capfl.wire import positions, select
 from capfl.wire.body import pack, unpack
 from capfl.wire.budget import Budget, read_importance, write_importance
-from capfl.wire.layout import Ints, Layout
+from capfl.wire.layout import Layout, Places
 from capfl.wire.sections import Section
 from capfl.wire.values import VALUES, Values
 
@@ -71,7 +71,7 @@ class Codec:
         """
         layout, whole = Layout.of(adapter, template), Layout.of(template, template)
         flat = layout.flatten(adapter)
-        if not np.isfinite(flat).all():
+        if not all(np.isfinite(flat[block.elements]).all() for block in layout.blocks()):
             bad = next(name for name, t in adapter.items() if not bool(t.isfinite().all()))
             raise WireError(f"{bad!r} has values that are not finite")
         coded = None if importance is None else write_importance(importance, whole.n_ranks)
@@ -79,8 +79,10 @@ class Codec:
         drawn = self._drawn(layout, whole, number, budget)
         kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
         if self.scales and np.count_nonzero(flat) > np.count_nonzero(flat[kept]):  # something is left out
-            share = np.float32(self.density) if budget is None else budget.share()
-            flat = flat / (share if self.compensation == "unbiased" else np.sqrt(share))
+            share = np.full(len(layout.rank_sizes), self.density, np.float32) if budget is None else budget.share()
+            share = share if self.compensation == "unbiased" else np.sqrt(share)
+            for block in layout.blocks():
+                flat[block.elements] /= np.repeat(share[block.ranks], layout.rank_sizes[block.ranks])
         if drawn is None:
             return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.scales)
         return pack(flat, kept, self.values, layout, template, False, self.scales, coded)
@@ -92,13 +94,18 @@ class Codec:
             WireError: the body is not one of this codec, for this template.
         """
         layout, found = unpack(body, template)
-        flat = np.zeros(layout.size, np.float32)
+        flat = np.zeros(layout.size, np.float32)  # no memory yet
         if Section.VALUES in found:
             kept = self._kept(found, layout, Layout.of(template, template), number)
             if not len(kept):
                 raise WireError("body has values of no elements")
             scales = found.get(Section.SCALES, memoryview(b""))
-            flat[kept] = self.values.decode(scales, found[Section.VALUES], kept, layout)
+            values = self.values.decode(scales, found[Section.VALUES], kept, layout)
+            if len(kept) == layout.size:
+                flat = values
+            else:
+                flat[kept] = values
+            del kept, values
         adapter = layout.unflatten(flat)
         for name, t in adapter.items():
             if not bool(t.isfinite().all()):
@@ -116,19 +123,21 @@ class Codec:
         budget = self._by_rank(coded, layout, whole)
         kept = self._drawn(layout, whole, number, budget)
         if kept is None:
-            kept = np.arange(layout.size) if budget is None else np.flatnonzero((budget.counts > 0)[budget.owner])
-        marks = np.zeros(layout.size, np.float32)
-        marks[kept] = 1
-        return {name: t.bool() for name, t in layout.unflatten(marks).items()}
+            sent = True if budget is None else np.repeat((budget.counts > 0)[budget.owner], budget.lengths)
+            marks = np.full(layout.size, sent)
+        else:
+            marks = np.zeros(layout.size, np.bool_)
+            marks[kept] = True
+        return layout.unflatten(marks)
 
-    def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, number: int) -> Ints:
+    def _kept(self, found: dict[Section, memoryview], layout: Layout, whole: Layout, number: int) -> Places:
         """The positions (n,) of a body's values, by its sections."""
         if Section.POSITIONS in found:
             return positions.decode(found[Section.POSITIONS], layout.size)
         if Section.RANKS in found and self.mask != "random":
             raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
         drawn = self._drawn(layout, whole, number, self._by_rank(found.get(Section.RANKS), layout, whole))
-        return np.arange(layout.size) if drawn is None else drawn
+        return layout.all() if drawn is None else drawn
 
     def _by_rank(self, coded: bytes | memoryview | None, layout: Layout, whole: Layout) -> Budget | None:
         """The budget that coded importance gives; None for none."""
@@ -136,7 +145,7 @@ class Codec:
             return None
         return Budget.by_rank(read_importance(memoryview(coded), whole.n_ranks), self.density, layout, whole)
 
-    def _drawn(self, layout: Layout, whole: Layout, number: int, budget: Budget | None) -> Ints | None:
+    def _drawn(self, layout: Layout, whole: Layout, number: int, budget: Budget | None) -> Places | None:
         """The positions (n,) of what chance selects, which both sides know. None: chance has no say."""
         if self.mask != "random" or (budget is None and self.density == 1):
             return None

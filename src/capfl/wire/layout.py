@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,18 @@ from capfl.types import Adapter
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.signedinteger[Any]]
+"""Positions of elements, in 32 bits where these are enough."""
+
+BLOCK = 2**18  # elements that are worked on at once: what they need beside them stays small, and in the cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ranks of a layout, one after the other, and their elements."""
+
+    ranks: slice
+    elements: slice
 
 
 @dataclass(frozen=True)
@@ -54,21 +68,25 @@ class Layout:
     def size(self) -> int:
         return int(self.sizes.sum())
 
+    @cached_property
+    def rank_of(self) -> dict[str, int]:
+        """How many ranks each module has."""
+        return {name[:-2]: shape[_axis(name)] for name, shape in self.shapes}
+
     @property
     def n_ranks(self) -> int:
         """How many ranks all modules have together; a layout of whole modules."""
         return sum(shape[0] for name, shape in self.shapes if name.endswith(".A"))
 
     def owners(self, whole: Layout) -> Ints:
-        """The rank that each element belongs to, (size,): its number among those of all modules of ``whole``."""
+        """Whose each rank of each tensor is, (ranks,): its number among the ranks of all modules of ``whole``."""
         first, n = dict[str, int](), 0
         for name, (r, _) in whole.shapes:
             if name.endswith(".A"):
                 first[name.removesuffix(".A")], n = n, n + r
         ranks = [np.zeros(0, np.int64)]
         ranks += [first[name[:-2]] + np.arange(shape[_axis(name)], dtype=np.int64) for name, shape in self.shapes]
-        owners: Ints = np.repeat(np.concatenate(ranks), np.diff(self.rank_starts, append=self.size))
-        return owners
+        return np.concatenate(ranks)
 
     @cached_property
     def rank_starts(self) -> Ints:
@@ -79,6 +97,27 @@ class Layout:
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
+    @cached_property
+    def rank_sizes(self) -> Ints:
+        """Elements of every rank of every tensor, (ranks,)."""
+        return np.diff(self.rank_starts, append=self.size)
+
+    def blocks(self) -> Iterator[Block]:
+        """All ranks, about ``BLOCK`` elements at a time."""
+        first = 0
+        while first < len(self.rank_starts):
+            begin = int(self.rank_starts[first])
+            end = max(first + 1, int(np.searchsorted(self.rank_starts, begin + BLOCK, side="right")) - 1)
+            if end == len(self.rank_starts) - 1 and self.size - begin <= BLOCK:
+                end += 1
+            stop = int(self.rank_starts[end]) if end < len(self.rank_starts) else self.size
+            yield Block(slice(first, end), slice(begin, stop))
+            first = end
+
+    def all(self) -> Places:
+        """The positions of all elements, (size,)."""
+        return np.arange(self.size, dtype=place_type(self.size))
+
     def flatten(self, adapter: Adapter) -> Floats:
         """(size,) values."""
         if not self.shapes:
@@ -87,13 +126,29 @@ class Layout:
         flat: Floats = torch.cat([t.detach().to("cpu", torch.float32) for t in parts]).numpy()
         return flat
 
-    def unflatten(self, flat: Floats) -> Adapter:
-        """The adapter whose values these are. Tensors of their own, float32."""
+    def unflatten(self, flat: npt.NDArray[Any]) -> Adapter:
+        """The adapter whose values these are. Tensors of their own, of the same type."""
         adapter: Adapter = {}
         for (name, (a, b)), start, size in zip(self.shapes, self.starts, self.sizes, strict=True):
             piece = torch.from_numpy(flat[start : start + size])
             adapter[name] = (piece.reshape(b, a).T if _axis(name) else piece.reshape(a, b)).clone().contiguous()
         return adapter
+
+
+def place_type(size: int) -> type[np.signedinteger[Any]]:
+    """What positions among so many elements are written in."""
+    return np.int32 if size < 2**31 else np.int64
+
+
+def places_of(marks: Bools) -> Places:
+    """The positions of what is marked, ascending."""
+    found = np.empty(np.count_nonzero(marks), place_type(len(marks)))
+    n = 0
+    for begin in range(0, len(marks), BLOCK):
+        here = np.flatnonzero(marks[begin : begin + BLOCK])
+        np.add(here, begin, out=found[n : n + len(here)], casting="same_kind")
+        n += len(here)
+    return found
 
 
 def _axis(name: str) -> int:

@@ -10,22 +10,22 @@ import numpy as np
 
 from capfl.errors import WireError
 from capfl.wire import rice
-from capfl.wire.layout import Ints
+from capfl.wire.layout import Places, places_of
 
 _HEAD = 4  # bytes of their number
 
 
-def encode(kept: Ints, size: int) -> bytes:
+def encode(kept: Places, size: int) -> bytes:
     """Positions (n,), ascending, in a vector (size,)."""
     listed = kept
     if 2 * len(kept) > size:
         missing = np.ones(size, np.bool_)
         missing[kept] = False
-        listed = np.flatnonzero(missing)
+        listed = places_of(missing)
     return len(kept).to_bytes(_HEAD, "little") + rice.write(np.diff(listed, prepend=-1) - 1)
 
 
-def decode(data: memoryview, size: int) -> Ints:
+def decode(data: memoryview, size: int) -> Places:
     """Positions (n,), ascending.
 
     Raises:
@@ -40,4 +40,4 @@ def decode(data: memoryview, size: int) -> Ints:
         raise WireError(f"a position is not one of {size}")
     there = np.full(size, 2 * n > size)
     there[listed] ^= True
-    return np.flatnonzero(there)
+    return places_of(there)

@@ -9,26 +9,47 @@ two runs ends on a whole byte, so that numpy packs it in one go.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from capfl.errors import WireError
-from capfl.wire.layout import Ints
+from capfl.wire.layout import BLOCK, Ints
 
+Places = npt.NDArray[np.integer[Any]]
 MAX_K = 31
 
 
-def write(values: Ints) -> bytes:
+def write(values: Places) -> bytes:
     """Numbers >= 0 (n,) as bytes."""
     k = best_k(int(values.sum()), len(values))
-    ends = np.cumsum((values >> k) + 1)
-    unary = np.zeros(int(ends[-1]) if len(ends) else 0, np.bool_)
-    unary[ends - 1] = True
+    unary, end = np.zeros(_n_unary(values, k), np.bool_), 0
+    for begin in range(0, len(values), BLOCK):
+        ends = end + np.cumsum((values[begin : begin + BLOCK] >> k).astype(np.int64) + 1)
+        unary[ends - 1] = True
+        end = int(ends[-1])
     return bytes([k]) + np.packbits(unary).tobytes() + pack(values, k)
 
 
-def read(data: memoryview, n: int) -> Ints:
+def length(values: Places) -> int:
+    """How many bytes ``write`` makes."""
+    k = best_k(int(values.sum()), len(values))
+    return 1 + _n_bytes(_n_unary(values, k), 1) + _n_bytes(len(values), k)
+
+
+def _n_unary(values: Places, k: int) -> int:
+    """Bits of the unary parts of all numbers."""
+    blocks = (values[begin : begin + BLOCK] >> k for begin in range(0, len(values), BLOCK))
+    return len(values) + sum(int(block.sum(dtype=np.int64)) for block in blocks)
+
+
+def read(data: memoryview, n: int, kind: type[np.integer[Any]] = np.int64) -> npt.NDArray[Any]:
     """The n numbers that ``write`` was given, from exactly its bytes.
+
+    Args:
+        kind: what they are read into; a number that is too large for it becomes the largest that is not.
 
     Raises:
         WireError: the bytes do not hold so many numbers, or hold more.
@@ -38,36 +59,63 @@ def read(data: memoryview, n: int) -> Ints:
     k, n_unary = data[0], len(data) - 1 - _n_bytes(n, data[0])
     if n_unary < _n_bytes(n, 1):
         raise WireError(f"{len(data)} bytes are too few for {n} numbers")
-    ends = np.flatnonzero(np.unpackbits(np.frombuffer(data[1 : 1 + n_unary], np.uint8)))
-    if len(ends) != n or n_unary != (int(ends[-1]) // 8 + 1 if n else 0):
-        raise WireError(f"{n_unary} bytes of unary code hold {len(ends)} numbers, expected {n}")
-    quotients: Ints = np.diff(ends, prepend=-1) - 1
-    return (quotients << k) | unpack(data[1 + n_unary :], n, k)
+    unary = np.frombuffer(data[1 : 1 + n_unary], np.uint8)
+    held = sum(int(np.bitwise_count(unary[begin : begin + BLOCK]).sum()) for begin in range(0, n_unary, BLOCK))
+    if held != n or (n_unary and not unary[-1]):
+        raise WireError(f"{n_unary} bytes of unary code hold {held} numbers, expected {n}")
+    found, low, done, before = np.empty(n, kind), _chunks(data[1 + n_unary :], n, k), 0, -1
+    rest = np.zeros(0, np.int64)
+    for begin in range(0, n_unary, BLOCK // 8):
+        ends = 8 * begin + np.flatnonzero(np.unpackbits(unary[begin : begin + BLOCK // 8]))
+        quotients = np.diff(ends, prepend=before) - 1
+        before = int(ends[-1]) if len(ends) else before
+        while len(rest) < len(quotients):
+            rest = np.concatenate([rest, next(low)])
+        numbers = np.minimum((quotients << k) | rest[: len(ends)], np.iinfo(kind).max)
+        found[done : done + len(ends)], rest, done = numbers, rest[len(ends) :], done + len(ends)
+    return found
 
 
-def pack(values: Ints, width: int) -> bytes:
+def pack(values: Places, width: int) -> bytes:
     """The ``width`` low bits of every number, at most 31, highest bit first, with zeros up to a whole byte."""
-    bits = np.empty((len(values), width), np.uint8)
-    for place in range(width):
-        bits[:, place] = (values >> (width - 1 - place)) & 1
-    return np.packbits(bits).tobytes()
+    packed = []
+    for begin in range(0, len(values), BLOCK):  # a block of numbers is whole bytes
+        block = values[begin : begin + BLOCK]
+        bits = np.empty((len(block), width), np.uint8)
+        for place in range(width):
+            bits[:, place] = (block >> (width - 1 - place)) & 1
+        packed.append(np.packbits(bits).tobytes())
+    return b"".join(packed)
 
 
-def unpack(data: memoryview, n: int, width: int) -> Ints:
+def unpack(data: memoryview, n: int, width: int, kind: type[np.integer[Any]] = np.int64) -> npt.NDArray[Any]:
     """``n`` numbers of ``width`` bits.
+
+    Args:
+        kind: what they are read into, wide enough for them.
 
     Raises:
         WireError: the bytes are too few or too many, or the spare bits at their end are not zero.
     """
+    found, done = np.empty(n, kind), 0
+    for block in _chunks(data, n, width):
+        found[done : done + len(block)], done = block, done + len(block)
+    return found
+
+
+def _chunks(data: memoryview, n: int, width: int) -> Iterator[Ints]:
+    """The numbers that ``unpack`` gives, some at a time. Raises as it does, with the first."""
     if len(data) != _n_bytes(n, width):
         raise WireError(f"{len(data)} bytes, {n} numbers of {width} bits take {_n_bytes(n, width)}")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[n * width :].any():
+    if n * width % 8 and data[-1] & ((1 << (-n * width % 8)) - 1):
         raise WireError("spare bits are not zero")
-    values = np.zeros(n, np.int64)
-    for place in range(width):
-        values = values << 1 | bits[place : n * width : width]
-    return values
+    for begin in range(0, n, BLOCK):
+        count = min(BLOCK, n - begin)
+        bits = np.unpackbits(np.frombuffer(data[begin * width // 8 : _n_bytes(begin + count, width)], np.uint8))
+        values = np.zeros(count, np.int64)
+        for place in range(width):
+            values = values << 1 | bits[place : count * width : width]
+        yield values
 
 
 def best_k(total: int, n: int) -> int:

@@ -10,19 +10,22 @@ Scales have two bits of mantissa (ternary) or three (levels), which also keeps s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from capfl.errors import WireError
 from capfl.wire import rice
-from capfl.wire.layout import Floats, Ints, Layout
+from capfl.wire.layout import BLOCK, Floats, Ints, Layout, Places
 from capfl.wire.scales import DOWN, NEAREST, UP, Doubles, Scales
 
 _TERNARY, _LEVELS = Scales(mantissa=2), Scales(mantissa=3)  # the error of one bit drowns that of its scale
 _FIXED = 0xFF  # levels of fixed width, in the place of a Rice parameter
+
+Levels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,18 @@ class Values:
 
     name: str
     tag: int
-    encode: Callable[[Floats, Ints, Layout, bool], tuple[bytes, bytes]]
-    decode: Callable[[memoryview, memoryview, Ints, Layout], Floats]
+    encode: Callable[[Floats, Places, Layout, bool], tuple[bytes, bytes]]
+    decode: Callable[[memoryview, memoryview, Places, Layout], Floats]
     exact: bool = False
 
 
 def _plain(name: str, tag: int, dtype: torch.dtype) -> Values:
     """Every value in one dtype, little-endian."""
 
-    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
+    def encode(values: Floats, kept: Places, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
         return b"", torch.from_numpy(values).to(dtype).view(torch.uint8).numpy().tobytes()
 
-    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+    def decode(scales: memoryview, data: memoryview, kept: Places, layout: Layout) -> Floats:
         if len(scales) or len(data) != dtype.itemsize * len(kept):
             raise WireError(f"{len(data)} bytes of values, {len(kept)} in {name} take {dtype.itemsize * len(kept)}")
         found: Floats = torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32).numpy()
@@ -55,19 +58,24 @@ def _plain(name: str, tag: int, dtype: torch.dtype) -> Values:
 
 
 def _ternary() -> Values:
-    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
+    def encode(values: Floats, kept: Places, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
         ranks = Groups.of(kept, layout.rank_starts)
-        magnitude = np.abs(values).astype(np.float64)
-        scales = np.add.reduceat(magnitude, ranks.first) / ranks.counts
-        if unbiased:
-            energy = np.add.reduceat(magnitude**2, ranks.first) / ranks.counts
-            scales = np.divide(energy, scales, out=scales, where=scales > 0)
-        negative = (values < 0) | ((values == 0) & (kept % 2 == 1))  # zeros push to both sides alike
+        scales, negative = np.empty(len(ranks.first)), np.empty(len(values), np.bool_)
+        for own, rows in ranks.blocks():
+            magnitude, n = np.abs(values[rows]).astype(np.float64), ranks.counts[own]
+            mean = np.add.reduceat(magnitude, ranks.first[own] - rows.start) / n
+            if unbiased:
+                energy = np.add.reduceat(magnitude**2, ranks.first[own] - rows.start) / n
+                mean = np.divide(energy, mean, out=mean, where=mean > 0)
+            scales[own] = mean
+            zero = (values[rows] == 0) & (kept[rows] % 2 == 1)  # zeros push to both sides alike
+            negative[rows] = (values[rows] < 0) | zero
         return _TERNARY.write(_TERNARY.code(scales, NEAREST)), np.packbits(negative).tobytes()
 
-    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+    def decode(scales: memoryview, data: memoryview, kept: Places, layout: Layout) -> Floats:
         ranks = Groups.of(kept, layout.rank_starts)
-        return _signed(np.repeat(_TERNARY.read(scales, len(ranks.first)), ranks.counts), data)
+        scale = _TERNARY.read(scales, len(ranks.first)).astype(np.float32)
+        return _signed(np.repeat(scale, ranks.counts), data)
 
     return Values("ternary", 3, encode, decode)
 
@@ -77,26 +85,36 @@ def _levels(name: str, tag: int, bits: int) -> Values:
     n_levels = 2 ** (bits - 1)
 
     def grid(scale: Doubles, ranks: Groups, tensors: Groups) -> tuple[Doubles, Doubles]:
-        """(lowest magnitude, width of a level) of every value, from the tensors' lo and the ranks' hi."""
-        low = np.repeat(scale[: len(tensors.first)], tensors.counts)
-        return low, np.maximum(0.0, np.repeat(scale[len(tensors.first) :], ranks.counts) - low) / n_levels
+        """(lowest magnitude, width of a level) of every rank, from the tensors' lo and the ranks' hi."""
+        low = scale[np.searchsorted(tensors.first, ranks.first, side="right") - 1]
+        return low, np.maximum(0.0, scale[len(tensors.first) :] - low) / n_levels
 
-    def encode(values: Floats, kept: Ints, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
-        magnitude = np.abs(values)
+    def encode(values: Floats, kept: Places, layout: Layout, unbiased: bool = False) -> tuple[bytes, bytes]:
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
-        lo, hi = np.minimum.reduceat(magnitude, tensors.first), np.maximum.reduceat(magnitude, ranks.first)
-        codes = np.concatenate([_LEVELS.code(lo, DOWN), _LEVELS.code(hi, UP)])
+        least, most = np.empty(len(ranks.first), np.float32), np.empty(len(ranks.first), np.float32)
+        for own, rows in ranks.blocks():
+            magnitude, first = np.abs(values[rows]), ranks.first[own] - rows.start
+            least[own], most[own] = np.minimum.reduceat(magnitude, first), np.maximum.reduceat(magnitude, first)
+        lowest = np.minimum.reduceat(least, np.searchsorted(ranks.first, tensors.first))
+        codes = np.concatenate([_LEVELS.code(lowest, DOWN), _LEVELS.code(most, UP)])
         low, width = grid(_LEVELS.value(codes), ranks, tensors)
-        place = np.floor((magnitude - low) / np.where(width > 0, width, np.inf))
-        level = np.clip(place, 0, n_levels - 1).astype(np.int64)
+        width, level = np.where(width > 0, width, np.inf), np.empty(len(values), np.uint8)
+        for own, rows in ranks.blocks():
+            lo, step = (np.repeat(of_rank[own], ranks.counts[own]) for of_rank in (low, width))
+            place = np.floor((np.abs(values[rows]) - lo) / step)
+            level[rows] = np.clip(place, 0, n_levels - 1)
         return _LEVELS.write(codes), np.packbits(values < 0).tobytes() + _pack_levels(level, bits - 1)
 
-    def decode(scales: memoryview, data: memoryview, kept: Ints, layout: Layout) -> Floats:
+    def decode(scales: memoryview, data: memoryview, kept: Places, layout: Layout) -> Floats:
         ranks, tensors = Groups.of(kept, layout.rank_starts), Groups.of(kept, layout.starts)
         low, width = grid(_LEVELS.read(scales, len(tensors.first) + len(ranks.first)), ranks, tensors)
         n_signs = (len(kept) + 7) // 8
         level = unpack_levels(data[n_signs:], len(kept), bits - 1)
-        return _signed(low + (level + 0.5) * width, data[:n_signs])
+        magnitude = np.empty(len(kept), np.float32)
+        for own, rows in ranks.blocks():
+            lo, step = (np.repeat(of_rank[own], ranks.counts[own]) for of_rank in (low, width))
+            magnitude[rows] = lo + (level[rows] + 0.5) * step
+        return _signed(magnitude, data[:n_signs])
 
     return Values(name, tag, encode, decode)
 
@@ -121,30 +139,41 @@ class Groups:
     counts: Ints
 
     @staticmethod
-    def of(kept: Ints, starts: Ints) -> Groups:
+    def of(kept: Places, starts: Ints) -> Groups:
         first = np.searchsorted(kept, starts)
         counts = np.diff(first, append=len(kept))
         return Groups(first[counts > 0], counts[counts > 0])
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """All groups, about ``BLOCK`` values at a time: which they are, and their values."""
+        ends, begin = self.first + self.counts, 0
+        while begin < len(self.first):
+            start = int(self.first[begin])
+            end = max(begin + 1, int(np.searchsorted(ends, start + BLOCK, side="right")))
+            yield slice(begin, end), slice(start, int(ends[end - 1]))
+            begin = end
 
 
 # -- signs and levels -----------------------------------------------------------------------------
 
 
-def _signed(magnitude: Doubles, signs: memoryview) -> Floats:
-    found: Floats = magnitude.astype(np.float32)
-    return np.negative(found, out=found, where=rice.unpack(signs, len(found), 1).astype(np.bool_))
+def _signed(magnitude: Floats, signs: memoryview) -> Floats:
+    """The values, in the place of their magnitudes."""
+    negative = rice.unpack(signs, len(magnitude), 1, np.uint8).view(np.bool_)
+    return np.negative(magnitude, out=magnitude, where=negative)
 
 
-def _pack_levels(levels: Ints, width: int) -> bytes:
+def _pack_levels(levels: Levels, width: int) -> bytes:
     """The levels in whichever code is shorter."""
-    return min(bytes([_FIXED]) + rice.pack(levels, width), rice.write(levels), key=len)
+    fixed = 1 + (len(levels) * width + 7) // 8
+    return rice.write(levels) if rice.length(levels) < fixed else bytes([_FIXED]) + rice.pack(levels, width)
 
 
-def unpack_levels(data: memoryview, n: int, width: int) -> Ints:
+def unpack_levels(data: memoryview, n: int, width: int) -> Levels:
     """The n levels of ``width`` bits that ``_pack_levels`` wrote. Raises WireError: the bytes are none."""
     if len(data) and data[0] == _FIXED:
-        return rice.unpack(data[1:], n, width)
-    levels = rice.read(data, n)
+        return rice.unpack(data[1:], n, width, np.uint8)
+    levels = rice.read(data, n, np.uint8)
     if (levels >= 2**width).any():
         raise WireError(f"a level is not below {2**width}")
     return levels

@@ -13,7 +13,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig
 from capfl.errors import WireError
 from capfl.types import Adapter
-from capfl.wire import Codec, compensate, down_codec, full_codec, up_codec
+from capfl.wire import Codec, compensate, down_codec, full_codec, select, up_codec
 from capfl.wire.body import pack
 from capfl.wire.layout import Layout
 from capfl.wire.sections import Section, read, write
@@ -213,3 +213,22 @@ def test_values_that_are_not_finite_are_named():
         FP32.decode(memoryview(body), SMALL, 1)
     with pytest.raises(WireError, match=r"'q.B' has values that are not finite"):  # beyond the largest bfloat16
         arrives({"q.B": torch.full((4, 2), 3.4e38)}, Codec(VALUES["bf16"]))
+
+
+@pytest.mark.parametrize("values", ["bf16", "ternary", "8bit", "2bit"])
+@pytest.mark.parametrize("mask", ["top", "random"])
+def test_messages_are_the_same_however_large_the_blocks_are(values, mask, monkeypatch):
+    """What is worked on at once is a matter of memory alone."""
+    adapter = {f"{i}.{factor}": 10.0**i * t for i in range(3) for factor, t in normal(i, {
+        "A": torch.zeros(4, 37), "B": torch.zeros(51, 4)}).items()}  # fmt: skip
+    adapter["1.B"][:20] = 0
+    codec, found = Codec(VALUES[values], 0.4, mask, "off", 3), set()
+    for block in (8, 64, 2**18):
+        for room in ("layout", "rice", "values"):
+            monkeypatch.setattr(f"capfl.wire.{room}.BLOCK", block)
+        select._all_turns.cache_clear()
+        for importance in (None, np.arange(12.0)):
+            body = codec.encode(adapter, adapter, 2, importance)
+            got = codec.decode(memoryview(body), adapter, 2)
+            found.add((importance is None, body, b"".join(t.numpy().tobytes() for t in got.values())))
+    assert len(found) == 2

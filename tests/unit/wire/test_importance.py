@@ -20,7 +20,7 @@ from capfl.wire.sections import Section, read, write
 from capfl.wire.values import VALUES
 
 WHOLE = Layout.of(SMALL, SMALL)
-OWNER = WHOLE.owners(WHOLE)
+OWNER = np.repeat(WHOLE.owners(WHOLE), WHOLE.rank_sizes)
 FOUR = np.array([4.0, 0.0, 2.0, 1.0])  # these arrive as they are
 DRAWN = Codec(VALUES["fp32"], 0.25, mask="random", compensation="unbiased", seed=3)
 LARGEST = Codec(VALUES["fp32"], 0.25)
@@ -76,7 +76,9 @@ def test_what_is_sent_of_each_rank(kind, data, template, mask, density, seed):
     assert ((arrived > 0) == (importance > 0)).all()  # whatever is not zero stays so
     budget = Budget.by_rank(arrived, density, layout, whole)
     assert budget.counts.sum() == round(density * budget.sizes[importance > 0].sum())
-    sent_of_each = np.bincount(budget.owner[flat(got, template) != 0], minlength=whole.n_ranks)
+    sent_of_each = np.bincount(
+        np.repeat(budget.owner, budget.lengths)[flat(got, template) != 0], minlength=whole.n_ranks
+    )
     assert sent_of_each.tolist() == budget.counts.tolist()
     reach = codec.reach(sent, template, 1, importance)
     assert all(bool((t == 0)[~reach[name]].all()) for name, t in got.items())

@@ -26,7 +26,7 @@ def test_rows_of_a_then_columns_of_b_in_the_order_of_the_template():
 
 def test_every_element_has_its_rank():
     def owned(layout: Layout, whole: Layout) -> list[int]:
-        return layout.owners(whole).tolist()
+        return np.repeat(layout.owners(whole), layout.rank_sizes).tolist()
 
     whole = Layout.of(SMALL, SMALL)
     assert owned(whole, whole) == [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 2, 2, 3, 3]
@@ -65,3 +65,18 @@ def test_what_the_template_does_not_have_is_refused():
     ]:
         with pytest.raises(WireError, match=message):
             Layout.of(adapter, PAIR)
+
+
+@pytest.mark.parametrize("block", [1, 4, 7, 8, 23, 24, 100])
+def test_blocks_are_whole_ranks_one_after_the_other(block, monkeypatch):
+    monkeypatch.setattr("capfl.wire.layout.BLOCK", block)
+    layout = Layout.of(SMALL, SMALL)
+    blocks = list(layout.blocks())
+    starts = [*layout.rank_starts.tolist(), layout.size]
+    assert [i for own in blocks for i in range(own.ranks.start, own.ranks.stop)] == list(range(8))
+    for own in blocks:
+        assert (own.elements.start, own.elements.stop) == (starts[own.ranks.start], starts[own.ranks.stop])
+        fits = own.elements.stop - own.elements.start <= block
+        assert fits or own.ranks.stop - own.ranks.start == 1
+        assert own.ranks.stop == 8 or starts[own.ranks.stop + 1] - own.elements.start > block
+    assert not list(Layout(()).blocks())
