@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,7 +25,11 @@ from capfl.roles.client import LocalTrainer
 from capfl.round import sample_size, total
 from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
 
+KEPT = 256  # clients whose rows are kept as the model takes them; those of others are made anew for each visit
 POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
+
+Key = TypeVar("Key", bound=Hashable)
+Made = TypeVar("Made")
 
 
 def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> list[Example]:
@@ -136,10 +141,8 @@ class Federation:
     def score(self, client: ClientId, split: SplitName, adapter: Adapter) -> Score:
         """Score an adapter on one split of one client."""
         key = (client, split)
-        if key not in self._scorable:
-            indices = self._indices(client, split)
-            self._scorable[key] = Scorable([self._examples[i] for i in indices])
-        result = score(self.model, self.cache, self._scorable[key], adapter, self.config.evaluation.batch_size)
+        items = _kept(self._scorable, key, lambda: Scorable([self._examples[i] for i in self._indices(client, split)]))
+        result = score(self.model, self.cache, items, adapter, self.config.evaluation.batch_size)
         self.cache.end_visit()
         return result
 
@@ -174,10 +177,9 @@ class Federation:
         return found
 
     def _train_rows(self, client: ClientId) -> Rows:
-        if client not in self._rows:
-            rows = [self._examples[i].train for i in self._indices(client, "train")]
-            self._rows[client] = Rows(rows)
-        return self._rows[client]
+        return _kept(
+            self._rows, client, lambda: Rows([self._examples[i].train for i in self._indices(client, "train")])
+        )
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:
         """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on."""
@@ -188,3 +190,12 @@ class Federation:
             order = batches(data.lengths, self.config.train.batch_size, self.config.seed, client, epoch)
             plan += [list(map(int, batch)) for batch in order[at : at + count - len(plan)]]
         return plan
+
+
+def _kept(made: dict[Key, Made], key: Key, make: Callable[[], Made]) -> Made:
+    """What has been made for a key, of which the newest ``KEPT`` are kept: memory does not grow with the clients."""
+    found = made.pop(key) if key in made else make()
+    made[key] = found
+    while len(made) > KEPT:
+        del made[next(iter(made))]
+    return found

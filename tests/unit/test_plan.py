@@ -221,16 +221,20 @@ def test_a_few_modules_stand_for_all(method: str, codec: dict[str, object], monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "codec"),
-    [("ca-pfl", {}), ("fedit", {"density": 0.1}), ("fedit", {"values": "8bit", "density": 0.1, "mask": "top"})],
+    ("method", "codec", "apart"),
+    [
+        ("ca-pfl", {}, 0.01),
+        ("fedit", {"density": 0.1}, 0.01),
+        ("fedit", {"values": "8bit", "density": 0.1, "mask": "top"}, 0.02),  # levels follow what is largest of a tensor
+    ],
 )
 def test_a_few_modules_stand_for_all_of_smollm2(
-    method: str, codec: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    method: str, codec: dict[str, object], apart: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = skeleton(ModelConfig(path="smollm2"))
     shapes = adapter_shapes(module, LoraConfig(layers="top:6", targets=("all-linear",)))
     initial = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}
-    check_that_few_stand_for_all(replace(of_modules(method, **codec), initial=initial), 0.01, monkeypatch)
+    check_that_few_stand_for_all(replace(of_modules(method, **codec), initial=initial), apart, monkeypatch)
 
 
 # -- time ------------------------------------------------------------------------------------------------

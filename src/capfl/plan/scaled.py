@@ -2,8 +2,8 @@
 
 What a message is made of grows with one of two things. Headers, scales and records grow with the number of modules: two
 adapters of different length say how much each adds, whatever else they have. Values, and positions that are listed,
-grow with the number of elements. These and scales have next to nothing beside. Where chance decides which elements are sent, the few
-that were measured are corrected to as many as there are in the mean.
+grow with the number of elements. These and scales have next to nothing beside. Where chance decides which elements are
+sent, the few that were measured are corrected to as many as there are in the mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capfl.roles.agreement import Agreement
 from capfl.types import Adapter
 from capfl.wire import Codec
 
-LARGE = 200_000  # elements: smaller adapters are measured as they are
+LARGE = 100_000  # elements: smaller adapters are measured as they are
 
 
 def scaled(agreement: Agreement, simulate: Callable[[Agreement], Measured]) -> Measured:

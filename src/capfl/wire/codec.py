@@ -71,6 +71,8 @@ class Codec:
         """
         layout, whole = Layout.of(adapter, template), Layout.of(template, template)
         flat = layout.flatten(adapter)
+        if not layout.size:
+            return pack(flat, layout.all(), self.values, layout, template)
         if not all(np.isfinite(flat[block.elements]).all() for block in layout.blocks()):
             bad = next(name for name, t in adapter.items() if not bool(t.isfinite().all()))
             raise WireError(f"{bad!r} has values that are not finite")

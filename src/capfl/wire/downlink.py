@@ -43,6 +43,8 @@ def advance(
     """
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
         return replace(group, known=target, log=())
+    if all(t is group.known.get(name) for name, t in target.items()):  # nobody of many groups of few has trained
+        return with_version(group, group.known, codec.encode({}, template, number))
     difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
     body = codec.encode(difference, template, number, importance)
     known = algebra.add(group.known, codec.decode(memoryview(body), template, number))

@@ -160,6 +160,20 @@ def test_a_difference_has_the_factors_that_moved():
 # -- differences, or the whole adapter ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [name for name in CODECS if not down_codec(CODECS[name], 0).exact])
+def test_a_group_that_nobody_has_trained_costs_nothing(name, monkeypatch):
+    """Of thousands of groups of few clients most have no update in a turn: nothing is computed for them."""
+    server = Server(down_codec(CODECS[name], 0))
+    before = server.group
+    monkeypatch.setattr(algebra, "subtract", lambda a, b: pytest.fail("it was compared"))
+    server.to(before.adapter)
+    assert all(t is before.known[name] for name, t in server.known.items())
+    assert parts(server.log[-1])["values"] == 0
+    monkeypatch.undo()
+    copied = {name: t.clone() for name, t in before.adapter.items()}
+    assert advance(before, copied, 1, server.codec, SMALL).log == server.log  # as if it had been compared
+
+
 def test_differences_are_kept_as_long_as_the_whole_adapter_is_longer():
     """The whole adapter is four bytes a value, and differences of 15 % in two bits are shorter for some time."""
     server = Server(SPARSE, 40, LARGE)
