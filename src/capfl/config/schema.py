@@ -8,6 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from capfl.errors import ConfigError
+from capfl.metrics import DEFAULTS, metric
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -244,6 +247,45 @@ class EvaluationConfig(Section):
     references: tuple[Literal["local", "centralised"], ...] = Field(
         ("local",), description="methods run beside this one for comparison, with the same data and steps"
     )
+    metrics: tuple[str, ...] = Field(
+        DEFAULTS,
+        min_length=1,
+        description="what models are measured by, the most important first: of options `accuracy`; of completions "
+        "`perplexity`, `token_accuracy`, `exact_match`, `token_f1`, `rouge_l`, `chrf`, `bleu`, or a function "
+        "`module:function`",
+    )
+    generated: Positive = Field(
+        32,
+        description="test items of a client, at random, to which every model writes answers where a metric of "
+        "completions asks for them: most of the time of an evaluation",
+    )
+    max_new_tokens: Positive | None = Field(
+        None, description="tokens of a written answer; by default as many as the longest right one, 256 at most"
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(
+        5, description="written answers of each client to keep, with prompt and right answer, on its own disk"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the personal model that a client keeps: of the `last` round, or of all rounds the one that was "
+        "`best` on its validation items",
+    )
+    patience: Positive | None = Field(
+        None, description="rounds without a lower validation loss after which a run ends; by default it goes on"
+    )
+
+    @model_validator(mode="after")
+    def _metrics_exist(self) -> Self:
+        try:
+            for name in self.metrics:
+                metric(name)
+        except ConfigError as error:
+            raise ValueError(f"metrics: {error}") from error
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics: {', '.join(self.metrics)} names one twice")
+        if self.patience is not None and not self.every:
+            raise ValueError("patience waits for validations, and every = 0 asks for none; give every = 1")
+        return self
 
 
 class RuntimeConfig(Section):
@@ -256,6 +298,9 @@ class RuntimeConfig(Section):
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+    own_metrics: tuple[str, ...] = Field(
+        (), description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others"
+    )
 
 
 def is_path(name: str) -> bool:
@@ -290,6 +335,13 @@ class Config(Section):
         if "kind" not in self.partition.model_fields_set:
             kind = {"kind": usual_kind(self.data.sets)}
             object.__setattr__(self, "partition", self.partition.model_copy(update=kind))  # the section is frozen
+        return self
+
+    @model_validator(mode="after")
+    def _has_validation_items_where_it_needs_them(self) -> Self:
+        needs = {"keep = best": self.evaluation.keep == "best", "patience": self.evaluation.patience is not None}
+        if found := [key for key, needed in needs.items() if needed and not self.partition.validation]:
+            raise ValueError(f"evaluation.{found[0]} needs validation items; set partition.validation above 0")
         return self
 
     @model_validator(mode="after")
