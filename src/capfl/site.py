@@ -10,11 +10,13 @@ from typing import Self
 
 import torch
 
+from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
+from capfl.config.keys import as_flag
 from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
-from capfl.federation import Federation
+from capfl.federation import Federation, check_tasks
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
@@ -22,6 +24,7 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer
+from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
 from capfl.wire import round_of
@@ -61,8 +64,9 @@ class Site:
         trained: told of every visit's mean training loss.
 
     Raises:
-        ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; or the key
-            of its states is not where ``runtime.state_key`` says.
+        ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
+            of its states is not where ``runtime.state_key`` says; or the run measures by a function that the site has
+            not allowed in ``runtime.own_metrics``.
         DataError: the data cannot be used.
         CheckpointError: the folder is another client's or another run's, or its data have changed.
     """
@@ -77,11 +81,13 @@ class Site:
         trained: Callable[[ClientId, float], None] = lambda client, loss: None,
     ) -> None:
         self.config, self.id, self.folder = config, client, folder
+        _require_metrics(config)
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
         else:
             items, splits = dealt[0], {client: dealt[1]}
+        check_tasks(items, splits, config.evaluation.metrics)
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
         initial = model.initial_adapter(config.seed)
@@ -120,7 +126,9 @@ class Site:
         if used is not None:
             store.forget(self.id, after=used)
         keep = self._keep if method == self._main else None
-        trainer = self._federation.trainer(self.id, agreement.method, keep)
+        names = OF_MAIN if method == self._main else OF_LOCAL
+        samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
+        trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
         return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:
@@ -140,6 +148,21 @@ class Site:
                     f"{self.folder} was begun by another {what} (site.json); give each client and run a folder of its "
                     "own, or restore what it began with"
                 )
+
+
+def _require_metrics(config: Config) -> None:
+    """A run's config comes from the server, which must not choose what code a site runs on what a model writes.
+
+    Raises:
+        ConfigError: a metric is a function that the site has not allowed, or something that metrics need is not here.
+    """
+    names = config.evaluation.metrics
+    if asked := [name for name in names if metrics.is_own(name) and name not in config.runtime.own_metrics]:
+        raise ConfigError(
+            f"evaluation.metrics: the run would call {', '.join(asked)} here; if that is code of yours, allow it with "
+            f"{as_flag('runtime.own_metrics', [*config.runtime.own_metrics, *asked])}"
+        )
+    metrics.require(names)
 
 
 def run_digest(config: Config) -> str:
