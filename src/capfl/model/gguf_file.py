@@ -6,7 +6,6 @@ rank of the pair's own tensors. Its converter reorders the rows of q and k for t
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +76,11 @@ def save_gguf(folder: Path, given: ModelConfig, out: Path) -> None:
     names = gguf.get_tensor_name_map(kind.arch, module.config.num_hidden_layers)
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
     for name, down, up in algebra.factors(adapter):
+        if sorted(shapes.get(f"{name}.weight", ())) != sorted((len(up), down.shape[1])):
+            raise ModelError(f"{folder}: {name} does not fit {found.path}; give its own base as --model-path")
         target = names.get_name(name)
         if target is None:
             raise ModelError(f"{name} has no name in GGUF; use --merged, and convert with llama.cpp's own converter")
-        if sorted(shapes.get(f"{name}.weight", ())) != sorted((len(up), down.shape[1])):
-            raise ModelError(f"{folder}: {name} does not fit {found.path}; give its own base as --model-path")
         if kind.reorders:
             up = _reordered(up, name, module.config)
         tensors[f"{target}.weight.lora_a"] = down
@@ -98,7 +97,6 @@ def _reordered(up: Tensor, name: str, config: Any) -> Tensor:
 
 
 def _write(out: Path, arch: MODEL_ARCH, alpha: float, tensors: dict[str, Tensor]) -> None:
-    logging.getLogger("gguf").setLevel(logging.WARNING)
     work = out.with_name(f".{out.name}.{os.getpid()}")
     with naming(out, AGAIN):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,13 @@ NEW = 12
 
 def modules() -> dict[str, nn.Module]:
     """Random models; what Gemma sees at once is less than what it is asked, and GPT-2 has positions of its own."""
-    common: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258, "initializer_range": 0.4}
+    common: dict[str, Any] = {
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+        "initializer_range": 0.4,
+        "tie_word_embeddings": False,
+    }
     gemma = Gemma3TextConfig(
         vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, sliding_window=8, max_position_embeddings=64,
