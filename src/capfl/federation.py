@@ -14,7 +14,7 @@ from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.metrics import METRICS, of_task, written
-from capfl.model.answers import Asked, compared, write_answers
+from capfl.model.written import Asked, compared, write_answers
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
@@ -225,11 +225,11 @@ class Federation:
         if not test or not all(item.choices for item in test):
             return HeldOut(number)
         answers = Counter(self.items[i].answer for i in self._indices(client, "train"))
-        most = max(sorted(answers), key=answers.__getitem__)
+        most = max(sorted(answers), key=answers.__getitem__, default=None)
         return HeldOut(
             number,
             chance=float(np.mean([1 / len(item.choices) for item in test])),
-            majority=float(np.mean([item.answer == most for item in test])),
+            majority=None if most is None else float(np.mean([item.answer == most for item in test])),
         )
 
     def _indices(self, client: ClientId, split: SplitName) -> list[int]:

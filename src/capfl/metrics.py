@@ -11,7 +11,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -198,6 +198,11 @@ def require(names: Sequence[str]) -> None:
             _function(name)
         elif name in ("chrf", "bleu"):
             _sacrebleu()
+
+
+def named(given: Iterable[str | Compare]) -> list[str]:
+    """Names of metrics, from names and functions. Raises ConfigError: as ``name_of``."""
+    return [one if isinstance(one, str) else name_of(one) for one in given]
 
 
 def name_of(function: Compare) -> str:

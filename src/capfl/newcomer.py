@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
+from capfl import metrics
 from capfl.checkpoint import RunFolder, StateReader
 from capfl.config.schema import Config
 from capfl.data import Split, load_items
@@ -36,7 +37,8 @@ class Welcome:
     rank: float  # mean over the adapted modules
     bytes_up: int
     bytes_down: int
-    accuracy: dict[str, float]  # of base, global and personal adapter on items that the features were not made of
+    scores: dict[str, dict[str, float]]
+    """Of base, global and personal adapter, by metric, on items that the features were not made of."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,9 +140,6 @@ class Run:
                 card = card_of(self.model.base, self.config.data, items, method=self.method.name, group=group)
                 save_adapter(own, self.model.peft_config(), out, card=card)
 
-            def accuracy(adapter: Adapter) -> float:
-                return federation.score(client, "test", adapter).accuracy
-
             everybody = state.everybody.adapter | state.everybody.known
             adapters = {"base": agreed.initial, "global": everybody, "personal": personal}
             return Welcome(
@@ -150,7 +149,10 @@ class Run:
                 rank=sum(algebra.ranks(own).values()) / len(algebra.ranks(own)),
                 bytes_up=len(blob),
                 bytes_down=len(message.blob),
-                accuracy={name: accuracy(adapter) for name, adapter in adapters.items()} if held_back else {},
+                scores={
+                    name: {metric: metrics.metric(metric).value(tally) for metric, tally in score.metrics.items()}
+                    for name, score in (federation.evaluate(client, adapters) if held_back else {}).items()
+                },
             )
 
 

@@ -13,7 +13,6 @@ import torch
 from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
-from capfl.config.keys import as_flag
 from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
 from capfl.federation import Federation, check_tasks
@@ -160,7 +159,7 @@ def _require_metrics(config: Config) -> None:
     if asked := [name for name in names if metrics.is_own(name) and name not in config.runtime.own_metrics]:
         raise ConfigError(
             f"evaluation.metrics: the run would call {', '.join(asked)} here; if that is code of yours, allow it with "
-            f"{as_flag('runtime.own_metrics', [*config.runtime.own_metrics, *asked])}"
+            f"--set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
         )
     metrics.require(names)
 

@@ -62,6 +62,18 @@ def load_given(context: typer.Context, config: Path | None, sets: list[str] | No
     return load_command(config, sets or [], arguments)
 
 
+def typed_lines() -> Iterator[str]:
+    """Lines of the input; somebody who types is shown where."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stdout.write("> ")
+            sys.stdout.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
 @contextmanager
 def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,15 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+)
 
-from capfl.errors import ConfigError, DataError
+from capfl.errors import ConfigError, DataError, ModelError
 from capfl.model.base import Base
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Ids
 from capfl.rng import stream
-from capfl.types import Adapter
+from capfl.types import Adapter, Prompt
 
 _MARK = "capfl"  # what an assistant says to a chat template that is asked how turns end
 
@@ -34,7 +39,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    streamer: BaseStreamer | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> list[list[int]]:
     """The new tokens after each prompt, without the token that ended it, in the order of the prompts.
 
@@ -51,13 +56,14 @@ def generate(
         temperature: 0 takes the likeliest token (greedy). Otherwise tokens are drawn, logits divided by it.
         top_p: tokens are drawn from the fewest likeliest ones with this probability together (Holtzman et al.,
             arXiv:1904.09751).
-        streamer: of transformers; is given tokens as they come. For one prompt alone.
+        on_text: is called with the answer's text bit by bit, as it comes. For one prompt alone.
 
     Raises:
         ConfigError: a setting outside its range.
         DataError: a prompt is empty, or does not fit into the model's positions with ``max_new_tokens``.
     """
     _check(model.base, prompts, max_new_tokens, batch_size, temperature, top_p)
+    streamer = _Streamer(model.base.tokenizer, on_text) if on_text else None
     model.write(adapter)
     stops = stop_tokens(model.base)
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory shows at once
@@ -69,6 +75,29 @@ def generate(
         for i, tokens in zip(rows, found, strict=True):
             answers[i] = _until(tokens, stops)
     return answers
+
+
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The tokens (n,) int32 of a prompt, as they stand before its answer in training; nothing is cut.
+
+    Raises:
+        ModelError: messages, and the tokenizer has no chat template.
+        DataError: the chat template refuses the messages.
+    """
+    text = chat(prompt.messages, tokenizer) if prompt.messages else prompt.text
+    return np.asarray(tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"], np.int32)
+
+
+def chat(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Messages as the model's chat template has them, up to where the assistant answers."""
+    if not tokenizer.chat_template:
+        raise ModelError("this tokenizer has no chat template; use prompts instead of messages")
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # templates raise whatever their author chose, also on an order of roles
+        roles = ", ".join(role for role, _ in turns)
+        raise DataError(f"the model's chat template refuses messages with roles {roles}: {error}") from error
 
 
 def stop_tokens(base: Base) -> tuple[int, ...]:
@@ -123,7 +152,7 @@ def _decode(
     stops: Sequence[int],
     max_new_tokens: int,
     processors: list[LogitsProcessor],
-    streamer: BaseStreamer | None,
+    streamer: TextStreamer | None,
 ) -> list[list[int]]:
     """One batch. Rows that have ended are followed by padding."""
     longest = max(map(len, prompts))
@@ -160,6 +189,18 @@ def _generation_config(base: Base, config: GenerationConfig) -> Iterator[Any]:
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     """The tokens before the first that ends an answer."""
     return tokens[: next((n for n, token in enumerate(tokens) if token in stops), len(tokens))]
+
+
+class _Streamer(TextStreamer):  # type: ignore[misc]
+    """Hands text on as soon as its words are whole."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
 
 
 class _Drawn(LogitsProcessor):  # type: ignore[misc]
