@@ -66,7 +66,7 @@ def newcomers_of(path: Path, data: Path) -> list[dict[str, Any]]:
             right = all(peer.startswith(domain) for peer in found.peers) and bool(found.peers) is (domain in known)
             rows.append({"seed": run.config.seed, "domain": domain, "known": domain in known, "right": right,
                          "n_test": len(held_back), **found.to_json()})  # fmt: skip
-            print(found.client, found.accuracy, "right" if right else found.peers, flush=True)
+            print(found.client, found.scores, "right" if right else found.peers, flush=True)
     return rows
 
 

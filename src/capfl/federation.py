@@ -14,13 +14,13 @@ from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.metrics import METRICS, of_task, written
-from capfl.model.written import Asked, compared, write_answers
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode_all, prompt_ids
 from capfl.model.train import local_steps, scheduled
+from capfl.model.written import Asked, compared, write_answers
 from capfl.rng import stream, torch_stream
 from capfl.roles.client import LocalTrainer
 from capfl.round import sample_size

@@ -1,4 +1,4 @@
-"""Metrics: what each is called, what it counts, and how an answer that a model has written is compared with the right one.
+"""Metrics: what each is called, what it counts, and how a written answer is compared with the right one.
 
 Every metric is a sum over items or answer tokens, and their number; so clients can say it in two numbers, and sums of
 several clients add up. docs/evaluation.md says when to use which.
@@ -224,7 +224,9 @@ def _function(name: str) -> Compare:
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"evaluation.metrics: there is no function {name}: {error}; check its name and PYTHONPATH") from error
+        raise ConfigError(
+            f"evaluation.metrics: there is no function {name}: {error}; check its name and PYTHONPATH"
+        ) from error
     if not callable(found):
         raise ConfigError(f"evaluation.metrics: {name} is no function")
     return found  # type: ignore[no-any-return]

@@ -24,7 +24,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import introduce, opened, received
-from capfl.types import Adapter, ClientId, ClientState, Item, ServerState
+from capfl.types import ClientId, ClientState, Item, ServerState
 
 
 @dataclass(frozen=True)

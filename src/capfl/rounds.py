@@ -35,7 +35,7 @@ def run_method(
         rounds: at most so many; of a reference as many as the run's own method has taken.
 
     Raises:
-        DataError: a run is to end by its validation loss, and clients have two kinds of task, whose losses have no mean.
+        DataError: a run is to end by its validation loss, and clients have two tasks, whose losses have no mean.
     """
     method = agreement.method
     state = folder.resumed(StateReader(method, agreement.initial))
@@ -80,8 +80,8 @@ def why_stopped(records: Sequence[RoundRecord], config: Config) -> str | None:
         return None
     if any(record.validation_loss is None for record in validated):
         raise DataError(
-            "evaluation.patience: some clients have options and others completions, whose losses have no mean; leave it "
-            "out, or make two runs of them"
+            "evaluation.patience: some clients have options and others completions, whose losses have no mean; leave "
+            "it out, or make two runs of them"
         )
     best = min(validated, key=lambda record: (record.validation_loss, record.round))
     last = validated[-1].round

@@ -16,8 +16,9 @@ from capfl.compare.spec import Plan, make_plan
 from capfl.compare.statistics import Interval, bootstrap
 from capfl.compare.table import against_alone, difference, make_rows, make_table, markdown
 from capfl.errors import ConfigError, DataError
-from capfl.report.summary import ClientRow, Summary
+from capfl.report.summary import Summary
 from capfl.types import Entry
+from scored import client_row
 
 ROOT = Path(__file__).parents[2]
 SPEC = """
@@ -155,12 +156,10 @@ def test_a_shift_shifts_the_interval(values: list[list[float]], by: float) -> No
 
 def run(method: str, *personal: float, local_only: float | None = None, tokens: float | None = None) -> Summary:
     """A run of one client for each score, 400 test items each; and one more client with another metric."""
-    rows = [
-        ClientRow(f"c{i}", 100, 400, 0.3, None, score, local_only, None, 4.0, {}, 0.25, 0.3, 0, 0)
-        for i, score in enumerate(personal)
-    ]
+    alone = {} if local_only is None else {"local_only": local_only}
+    rows = [client_row(f"c{i}", base=0.3, personal=score, **alone) for i, score in enumerate(personal)]
     if tokens is not None:
-        rows.append(ClientRow("t", 1, 400, 0.1, None, tokens, None, None, 4.0, {}, None, None, 0, 0, "token accuracy"))
+        rows.append(client_row("t", "token_accuracy", base=0.1, personal=tokens))
     ledger = (Entry(1, "c0", "up", 2000, {}), Entry(1, "c1", "down", 1000, {}))
     return Summary(method, 2, tuple(rows), ledger, 0, (), {}, 60.0, 2 * 10**9)
 
@@ -187,11 +186,12 @@ def test_differences_are_mine_minus_theirs_paired_by_client() -> None:
 
 def test_clients_are_held_to_what_they_have_alone(plan: Plan) -> None:
     mine = {0: run("fedit", 0.49, 0.3), 1: run("fedit", 0.9, 0.9)}
-    pairs = [(0.49, 0.5, 400), (0.3, 0.5, 400), (0.9, 0.5, 400), (0.9, 0.7, 400)]
-    assert against_alone(mine, ALONE, *METRIC) == pairs
+    pairs = [(0.49, 0.5), (0.3, 0.5), (0.9, 0.5), (0.9, 0.7)]
+    assert [(one.mine, one.alone) for one in against_alone(mine, ALONE, *METRIC)] == pairs
     assert against_alone(mine, {}, *METRIC) == []
     own = {0: run("fedit", 0.5, 0.5, local_only=0.9)}
-    assert against_alone(own, ALONE, *METRIC) == [(0.5, 0.9, 400)] * 2  # the run's own reference goes before
+    pairs = [(one.mine, one.alone) for one in against_alone(own, ALONE, *METRIC)]
+    assert pairs == [(0.5, 0.9)] * 2  # the run's own reference goes before
     local, fedit, good = make_rows({"base": {"good": BETTER, "fedit": mine, "local": ALONE}}, plan)
     assert fedit.worse_off == 0.25  # 0.49 is not clearly below 0.5, 0.3 is
     assert (local.most_lost, fedit.most_lost, good.most_lost) == (None, pytest.approx(0.2), 0.0)
@@ -220,7 +220,7 @@ def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:
     rows = make_rows({"base": runs | {"good": {0: run("ca-pfl", 0.6)}}}, plan)
     assert [(row.metric, row.label, row.values["personal"]) for row in rows] == [
         ("accuracy", "local", (0.5,)), ("accuracy", "fedit", (0.7,)), ("accuracy", "good", (0.6,)),
-        ("token accuracy", "local", (0.9,)), ("token accuracy", "fedit", (0.8,)),
+        ("token_accuracy", "local", (0.9,)), ("token_accuracy", "fedit", (0.8,)),
     ]  # fmt: skip
     assert {row.values["bytes_total"] for row in rows} == {(1500.0,)}  # for each client of the run
     assert [row.most_lost for row in rows] == [None, 0.0, 0.0, None, pytest.approx(0.1)]

@@ -194,8 +194,9 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
     parts = [
         f"Scores on the clients' own test items: {over}",
         "shared: the adapter of the client's group, or of all clients; personal: the client's own",
-        f"against {plan.baseline}: {plan.spec.score} adapter, points or perplexity, paired by seed and client, 95 % interval by a "
-        "two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is better",
+        f"against {plan.baseline}: {plan.spec.score} adapter, points or perplexity, paired by seed and client, 95 % "
+        "interval by a two-level bootstrap (seeds, then clients); where it crosses 0, the runs do not tell which is "
+        "better",
         "clearly worse off: share of clients more than 1.96 standard errors worse off than with local only",
         "most lost: by how much the client that loses most is worse off than with local only, over all seeds",
         "up and down: bytes for each client and round; in all: the whole run; final evaluation included",

@@ -299,7 +299,8 @@ class RuntimeConfig(Section):
     )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
     own_metrics: tuple[str, ...] = Field(
-        (), description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others"
+        (),
+        description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
     )
 
 

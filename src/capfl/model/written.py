@@ -9,7 +9,7 @@ from typing import Any, cast
 from capfl.metrics import metric
 from capfl.model.generate import generate
 from capfl.model.lora import AdaptedModel
-from capfl.model.tokens import Ids
+from capfl.model.text import Ids
 from capfl.types import Adapter, Tally
 
 MOST_NEW = 256  # tokens of an answer, where no number is asked for

@@ -84,9 +84,7 @@ def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Marku
     return found
 
 
-def _validations(
-    records: Sequence[RoundRecord], clients: int, metric: str
-) -> list[tuple[float, float, float, float]]:
+def _validations(records: Sequence[RoundRecord], clients: int, metric: str) -> list[tuple[float, float, float, float]]:
     points, spent, factor = [], 0, 100 if metrics.metric(metric).is_share else 1
     for record in records:
         spent += record.bytes_up + record.bytes_down

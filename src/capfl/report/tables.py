@@ -233,7 +233,9 @@ def _against_alone(summary: Summary, metric: str) -> list[str]:
     if metrics.metric(metric).is_share:
         number = sum(bool(one.is_clearly_worse) for one in pairs)
         clearly = f", {number} of them clearly (by more than 1.96 standard errors)"
-    return [f"{model} against local only: {apart(mean, metric)}; {better} clients are better off, {worse} worse{clearly}"]
+    return [
+        f"{model} against local only: {apart(mean, metric)}; {better} clients are better off, {worse} worse{clearly}"
+    ]
 
 
 # -- the messages of a run -------------------------------------------------------------------------------
