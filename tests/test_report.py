@@ -82,9 +82,10 @@ def test_every_score_is_that_of_the_adapter_that_is_named(finished: Path, tmp_pa
             said = command("eval", finished / place, "--data", own, "--threads", 1)
             assert said.exit_code == 0, said.output
             scored = json.loads(said.stdout)
-            assert (scored["items"], scored["accuracy"]) == (row.n_test, getattr(row, model)), (client, model)
-            assert scored["base_accuracy"] == row.base
-            found.add(scored["accuracy"])
+            assert (scored["items"], scored["generated"]) == (row.n_test, 0)
+            assert scored["metrics"] == {"accuracy": row.value(model)}, (client, model)
+            assert scored["base"] == {"accuracy": row.base}
+            found.add(scored["metrics"]["accuracy"])
     assert len(found) > 1  # they are not all alike
 
 

@@ -144,7 +144,7 @@ METRICS = {
         Metric("accuracy", "right answers", "choices"),
         Metric("perplexity", "perplexity of a token of the right answers", counts="tokens", is_share=False),
         Metric("token_accuracy", "tokens of the right answers that are the likeliest", counts="tokens"),
-        Metric("exact_match", "written answers that are the right one, to the letter", compare=exact_match),
+        Metric("exact_match", "written answers that are the right one, but for white space", compare=exact_match),
         Metric("token_f1", "words in common with the right answer (F1)", compare=token_f1),
         Metric("rouge_l", "words in common with the right answer, in its order (ROUGE-L)", compare=rouge_l),
         Metric("chrf", "runs of characters in common with the right answer (chrF)", compare=chrf),

@@ -106,7 +106,10 @@ def test_less_perplexity_is_better_and_all_metrics_have_a_table() -> None:
     other = replace(TEXT, id="b", scores={**TEXT.scores, "personal": TEXT.scores["local_only"]})
     made = summary(TEXT, other)
     lines = words(made)
-    assert "fedit, 3 rounds: perplexity of a token of the right answers; on each client's own test items" in lines
+    assert (
+        "fedit, 3 rounds: perplexity of a token of the right answers, less is better; on each client's own test items"
+        in lines
+    )
     assert "a 7 400 8.00 2.00 4.00 1.5 kB 2 MB" in lines
     assert "worst 8.00 2.00 4.00" in lines
     assert not any("±" in line for line in lines)  # nothing says how far a perplexity may be off

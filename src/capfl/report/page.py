@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from capfl import metrics
 from capfl.checkpoint import RunFolder
+from capfl.errors import printable
 from capfl.files import write_atomically
 from capfl.report import charts
 from capfl.report.summary import MODELS, Summary, read_summary
@@ -30,6 +31,7 @@ from capfl.samples import read_samples
 from capfl.types import RoundRecord
 
 SAMPLED, EACH = 4, 2  # clients whose samples are on the page, and how many of each
+LONGEST = 2000  # characters of a text of a sample
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -95,10 +97,15 @@ def _validations(records: Sequence[RoundRecord], clients: int, metric: str) -> l
 
 
 def shown_samples(summary: Summary, path: Path) -> list[dict[str, object]]:
-    """The first samples of the first clients: client, prompt, right answer, and (model, answer) pairs; for people."""
+    """The first samples of the first clients: client, prompt, right answer, and answers by model.
+
+    Models write what they like, so control characters are escaped; the template escapes the rest.
+    """
     found: list[dict[str, object]] = []
     for client, samples in list(read_samples(path).items())[:SAMPLED]:
         for sample in samples[:EACH]:
-            answers = [(words, sample.answers[model]) for model, words in MODELS.items() if model in sample.answers]
-            found.append({"client": client, "prompt": sample.prompt, "right": sample.right, "answers": answers})
+            texts = {"prompt": sample.prompt, "right": sample.right}
+            answers = {words: sample.answers[model] for model, words in MODELS.items() if model in sample.answers}
+            said = {key: printable(text, LONGEST) for key, text in texts.items()}
+            found.append({"client": client, **said, "answers": {k: printable(t, LONGEST) for k, t in answers.items()}})
     return found

@@ -168,7 +168,8 @@ def listed(names: Sequence[str]) -> str:
 def scored_words(summary: Summary) -> str:
     """What the scores of clients are."""
     every = " or ".join(
-        metrics.metric(name).words + (", %" if metrics.metric(name).is_share else "") for name in summary.leading
+        metrics.metric(name).words + (", %" if metrics.metric(name).is_share else ", less is better")
+        for name in summary.leading
     )
     return f"{every}; on each client's own test items"
 
