@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -63,15 +63,15 @@ def load_given(context: typer.Context, config: Path | None, sets: list[str] | No
 
 
 def typed_lines() -> Iterator[str]:
-    """Lines of the input; somebody who types is shown where."""
-    while True:
-        if sys.stdin.isatty():
-            sys.stdout.write("> ")
-            sys.stdout.flush()
-        line = sys.stdin.readline()
-        if not line:
-            return
-        yield line
+    """Lines of the input until it ends; somebody who types them is shown where, and can edit them."""
+    if not sys.stdin.isatty():
+        yield from iter(sys.stdin.readline, "")
+        return
+    with suppress(ImportError):  # not on Windows, whose terminal edits lines itself
+        import readline  # noqa: F401 - input() edits lines once it is imported
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
 
 
 @contextmanager
