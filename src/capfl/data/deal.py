@@ -130,6 +130,7 @@ def digest(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> str:
     """A name for data and who holds them: other data have another one."""
     found = hashlib.blake2b(digest_size=16)
     for item in items:
-        found.update(repr((item.question, item.choices, item.answer, item.completion, item.messages)).encode())
+        content = item.question, item.choices, item.answer, item.completion, item.messages, item.given
+        found.update(repr(content).encode())
     found.update(json.dumps({client: vars(own) for client, own in splits.items()}).encode())
     return found.hexdigest()

@@ -54,7 +54,7 @@ def describe(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> 
         batch = [rows[i] for i in order[first : first + batch_size]]
         ids = padded([row.ids for row in batch]).to(model.base.device)
         states = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
-        ends = [len(row.ids) - len(row.targets) + 1 for row in batch]  # of the prompts
+        ends = [int(row.positions[0]) + 1 for row in batch]  # of the prompts
         # not the first token, whose state is that of any first token, and many times larger than all others
         states_of += [state[min(1, n - 1) : n].mean(0) for state, n in zip(states, ends, strict=True)]
     prompts, answers = np.stack(states_of), [tuple(rows[i].targets.tolist()) for i in order]
