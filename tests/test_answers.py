@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 import capfl
 from capfl.answers import converse
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
-from capfl.errors import CapflError
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
@@ -181,12 +180,6 @@ def test_an_answer_without_words_is_no_turn(adapter: LoadedAdapter, monkeypatch:
     converse(adapter, ["a", "b"], said.append)
     assert said == ["(no answer)\n"] * 2
     assert asked[1] == [{"messages": [{"role": "user", "content": "b"}]}]
-
-
-def test_a_model_without_a_chat_template_is_refused(adapter: LoadedAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter.model.base.tokenizer, "chat_template", None)
-    with pytest.raises(CapflError, match="no chat template"):
-        converse(adapter, ["a"], lambda text: None)
 
 
 def test_a_chat_through_a_pipe(north: Path, adapter: LoadedAdapter) -> None:

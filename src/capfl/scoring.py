@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,13 +21,15 @@ from capfl.federation import tokenised
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
 from capfl.model.export import base_config, load_adapter
-from capfl.model.generate import generate, prompt_ids
+from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, options, score
+from capfl.model.tokens import prompt_ids
 from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
+_UNCUT = sys.maxsize  # tokens of a prompt: what does not fit is refused, not cut
 
 
 class LoadedAdapter:
@@ -136,9 +139,8 @@ class LoadedAdapter:
             on_text: is called with the answer's text as it comes; for one row alone.
 
         Raises:
-            DataError: rows that cannot be used, or prompts that do not fit into the model's positions.
+            DataError: rows that cannot be used, or prompts that do not fit into the model's positions; none is cut.
             ConfigError: a setting outside its range.
-            ModelError: messages, and the model has no chat template.
         """
         held: list[Any] = list(rows)
         items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held)
@@ -146,7 +148,7 @@ class LoadedAdapter:
         found = generate(
             self.model,
             self.model.initial_adapter(0) if base else self.adapter,
-            [prompt_ids(render(item, self.data.scoring), tokenizer) for item in items],
+            [prompt_ids(render(item, self.data.scoring), tokenizer, _UNCUT) for item in items],
             max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
             temperature=temperature,
