@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.keys import flags
@@ -198,6 +200,8 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
 
 def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     """As ``load``; ``config`` says what its card does not, and may not contradict it."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
     adapter, saved = load_adapter(folder)
     card = load_card(folder)
     data = card.data_config(config.data) if card else config.data
