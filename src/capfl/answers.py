@@ -77,7 +77,6 @@ def converse(
 
     Raises:
         ConfigError: a setting outside its range.
-        ModelError: the model has no chat template.
     """
     start = [{"role": "system", "content": system}] if system else []
     turns = list(start)

@@ -15,7 +15,20 @@ from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
-from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, indented, key_list, load_given, typed_lines
+from capfl.terminal import (
+    FLAGS,
+    AnswerCommand,
+    ConfigCommand,
+    ConfigFile,
+    ModelCommand,
+    Sets,
+    errors,
+    indented,
+    key_list,
+    load_given,
+    load_own,
+    typed_lines,
+)
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
@@ -100,7 +113,7 @@ _TopP = Annotated[
 _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
 
 
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=AnswerCommand)
 def generate(
     context: typer.Context,
     adapter: _Adapter,
@@ -129,7 +142,7 @@ def generate(
             raise ConfigError(
                 "give --prompt TEXT, with --chat if it is a user's message, or --data FILE and --out FILE"
             )
-        config = load_command(None, sets or [], list(context.args))
+        config = load_own(context, sets)
         if data and out:
             count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
             typer.echo(f"{count} rows with answers are in {out}")
@@ -141,7 +154,7 @@ def generate(
             typer.echo(answer)
 
 
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=AnswerCommand)
 def chat(
     context: typer.Context,
     adapter: _Adapter,
@@ -160,7 +173,7 @@ def chat(
         typer.echo(text, nl=False)
 
     with errors(go_on="the same command"):
-        config = load_command(None, sets or [], list(context.args))
+        config = load_own(context, sets)
         loaded = open_adapter(adapter, config)
         converse(
             loaded, typed_lines(), say, system=system, seed=config.seed, base=base, max_new_tokens=max_new_tokens,
@@ -168,7 +181,7 @@ def chat(
         )  # fmt: skip
 
 
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=ModelCommand)
 def export(
     context: typer.Context,
     adapter: _Adapter,
@@ -183,7 +196,7 @@ def export(
     with errors(go_on="the same command"):
         if not merged and not gguf:
             raise ConfigError("give --merged FOLDER, --gguf FILE, or both")
-        model = load_command(None, sets or [], list(context.args)).model
+        model = load_own(context, sets).model
         for out, save in ((gguf, save_gguf), (merged, save_merged)):
             if out:
                 save(adapter, model, out)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
@@ -22,14 +25,16 @@ from capfl.metrics import Compare, metric, named, require
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
 from capfl.model.export import base_config, load_adapter
-from capfl.model.generate import generate, prompt_ids
+from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, options
+from capfl.model.tokens import prompt_ids
 from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
 ROWS = "rows"  # the one client of the rows that are scored
+_UNCUT = sys.maxsize  # tokens of a prompt: what does not fit is refused, not cut
 
 
 class LoadedAdapter:
@@ -163,9 +168,8 @@ class LoadedAdapter:
             on_text: is called with the answer's text as it comes; for one row alone.
 
         Raises:
-            DataError: rows that cannot be used, or prompts that do not fit into the model's positions.
+            DataError: rows that cannot be used, or prompts that do not fit into the model's positions; none is cut.
             ConfigError: a setting outside its range.
-            ModelError: messages, and the model has no chat template.
         """
         held: list[Any] = list(rows)
         items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held)
@@ -173,7 +177,7 @@ class LoadedAdapter:
         found = generate(
             self.model,
             self.model.initial_adapter(0) if base else self.adapter,
-            [prompt_ids(render(item, self.data.scoring), tokenizer) for item in items],
+            [prompt_ids(render(item, self.data.scoring), tokenizer, _UNCUT) for item in items],
             max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
             temperature=temperature,
@@ -223,6 +227,8 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
 
 def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     """As ``load``; ``config`` says what its card does not, and may not contradict it."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
     adapter, saved = load_adapter(folder)
     card = load_card(folder)
     data = card.data_config(config.data) if card else config.data

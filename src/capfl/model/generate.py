@@ -18,12 +18,13 @@ from transformers import (
     TextStreamer,
 )
 
-from capfl.errors import ConfigError, DataError, ModelError
+from capfl.errors import CapflError, ConfigError, DataError
 from capfl.model.base import Base
+from capfl.model.chat import template_of
 from capfl.model.lora import AdaptedModel
-from capfl.model.tokens import Ids
+from capfl.model.text import Ids, special_tokens
 from capfl.rng import stream
-from capfl.types import Adapter, Prompt
+from capfl.types import Adapter
 
 _MARK = "capfl"  # what an assistant says to a chat template that is asked how turns end
 
@@ -77,29 +78,6 @@ def generate(
     return answers
 
 
-def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """The tokens (n,) int32 of a prompt, as they stand before its answer in training; nothing is cut.
-
-    Raises:
-        ModelError: messages, and the tokenizer has no chat template.
-        DataError: the chat template refuses the messages.
-    """
-    text = chat(prompt.messages, tokenizer) if prompt.messages else prompt.text
-    return np.asarray(tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"], np.int32)
-
-
-def chat(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Messages as the model's chat template has them, up to where the assistant answers."""
-    if not tokenizer.chat_template:
-        raise ModelError("this tokenizer has no chat template; use prompts instead of messages")
-    messages = [{"role": role, "content": content} for role, content in turns]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # templates raise whatever their author chose, also on an order of roles
-        roles = ", ".join(role for role, _ in turns)
-        raise DataError(f"the model's chat template refuses messages with roles {roles}: {error}") from error
-
-
 def stop_tokens(base: Base) -> tuple[int, ...]:
     """The tokens that end an answer, ascending: those of the model's generation config, the tokenizer's end of
     sequence, and the special token with which its chat template ends a turn."""
@@ -111,17 +89,19 @@ def stop_tokens(base: Base) -> tuple[int, ...]:
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that stands right behind what an assistant says; None: there is none."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    """The special token that stands right behind what an assistant says in a chat; None: there is none."""
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # templates raise whatever their author chose; such a model ends its answers as its config says
+        text = template_of(tokenizer).render([("user", "?"), ("assistant", _MARK)], asks=False)
+    except CapflError:  # a template that knows no such chat; its answers end as the config says
         return None
     _, found, rest = text.rpartition(_MARK)
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if found and rest else []
-    return int(ids[0]) if ids and ids[0] in tokenizer.all_special_ids else None
+    token = special_tokens(tokenizer).match(rest) if found else None
+    return int(tokenizer.convert_tokens_to_ids(token[0])) if token and token[0] else None
+
+
+def positions(base: Base) -> int:
+    """How many tokens a prompt and its answer may have together."""
+    return int(cast(Any, base.module).config.get_text_config().max_position_embeddings)
 
 
 def _check(
@@ -135,7 +115,7 @@ def _check(
     ):
         if not fits:
             raise ConfigError(f"{name} is {value}; it must be {allowed}")
-    limit = cast(Any, base.module).config.get_text_config().max_position_embeddings
+    limit = positions(base)
     for number, prompt in enumerate(prompts, start=1):
         if not len(prompt):
             raise DataError(f"prompt {number} is empty; give it at least one token")

@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from capfl.config.schema import LoraConfig
-from capfl.errors import ConfigError, DataError, ModelError
+from capfl.errors import ConfigError, DataError
 from capfl.model import tiny
 from capfl.model.base import Base
-from capfl.model.generate import _draw, generate, prompt_ids, stop_tokens
+from capfl.model.generate import _draw, generate, stop_tokens
 from capfl.model.lora import AdaptedModel
-from capfl.model.tokens import Ids
-from capfl.types import Adapter, Prompt
+from capfl.model.text import Ids
+from capfl.types import Adapter
 
 LENGTHS = (3, 30, 9, 17, 1)
 STOPS = [*range(100, 130), 257]
@@ -130,37 +130,28 @@ def test_tokens_are_drawn_by_their_probability() -> None:
 
 
 def test_what_ends_an_answer_is_told_by_config_tokenizer_and_template(llama: tuple[AdaptedModel, Adapter]) -> None:
-    base = llama[0].base
-    module, tokenizer = cast(Any, base.module), tiny.tokenizer()
+    base, tokenizer = llama[0].base, tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
     other = Base("other", "", base.module, tokenizer, base.device)
+    module = cast(Any, base.module)
     before, module.generation_config = module.generation_config, GenerationConfig()
     try:
-        assert stop_tokens(other) == (257,)
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
         assert stop_tokens(other) == (257,)
         tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|end|>\n{% endfor %}"
         assert stop_tokens(other) == (257, 259)
         tokenizer.chat_template = "{{ raise_exception('no') }}"
         module.generation_config = GenerationConfig(eos_token_id=[7, 9])
         assert stop_tokens(other) == (7, 9, 257)
+        tokenizer.chat_template = None
+        module.generation_config = GenerationConfig(eos_token_id=7)
+        assert stop_tokens(other) == (7, 257)
     finally:
         module.generation_config = before
 
 
-def test_a_prompt_reads_as_in_training() -> None:
-    tokenizer = tiny.tokenizer()
-    ids = prompt_ids(Prompt("", ("",), 0, (("user", "Hi"),)), tokenizer)
-    assert tokenizer.decode(ids) == "<|user|>Hi</s><|assistant|>"
-    assert ids.dtype == np.int32
-    assert prompt_ids(Prompt("Hi ", ("",), 0), tokenizer).tolist() == list(tokenizer("Hi ")["input_ids"])
-    tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
-        prompt_ids(Prompt("", ("",), 0, (("user", "Hi"),)), tokenizer)
-
-
 def test_text_comes_bit_by_bit(llama: tuple[AdaptedModel, Adapter]) -> None:
     said: list[str] = []
-    ids = prompt_ids(Prompt("ab", ("",), 0), tiny.tokenizer())
+    ids = np.array([97, 98], np.int32)
     (tokens,) = generate(*llama, [ids], max_new_tokens=8, on_text=said.append)
     assert "".join(said) == tiny.tokenizer().decode(tokens)
 
