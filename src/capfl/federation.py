@@ -27,6 +27,7 @@ from capfl.round import sample_size
 from capfl.samples import Samples
 from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
 
+SAMPLES = 5  # of a client's written answers, that are kept
 POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
 
 
@@ -37,7 +38,10 @@ def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) ->
         DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
     """
     prompts = [render(item, config.scoring) for item in items]
-    return encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
+    return encode_all(
+        prompts, config.scoring, model.base.tokenizer, config.max_length,
+        too_long=config.too_long, turns=config.assistant_turns, date=config.date,
+    )  # fmt: skip
 
 
 def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> list[Asked]:
@@ -45,7 +49,7 @@ def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> 
     tokenizer = model.base.tokenizer
     return [
         Asked(
-            prompt_ids(render(item, config.scoring), tokenizer, config.max_length),
+            prompt_ids(render(item, config.scoring), tokenizer, config.max_length, config.date),
             item.completion,
             1 + len(tokenizer(item.completion, add_special_tokens=False)["input_ids"]),
             item.fields,
@@ -188,15 +192,15 @@ class Federation:
         """
         config, found = self.config.evaluation, dict[str, Score]()
         names = of_task(config.metrics, self.held_out(client).task)
-        asked = self._asked(client)[: None if written(names) else config.samples if samples else 0]
+        asked = self._asked(client)[: None if written(names) else SAMPLES if samples else 0]
         for model, adapter in adapters.items():
             scored = self.score(client, "test", adapter)
             answers = write_answers(self.model, adapter, asked, config.max_new_tokens, config.batch_size)
             tallies = {**scored.metrics, **compared(asked, answers, written(names))}
             found[model] = Score(scored.loss, {name: tallies[name] for name in names})
-            if samples is not None and asked and config.samples:
+            if samples is not None and asked:
                 texts = [(one.text, one.right, answer) for one, answer in zip(asked, answers, strict=True)]
-                samples.add(model, texts[: config.samples])
+                samples.add(model, texts[:SAMPLES])
         return found
 
     def _asked(self, client: ClientId) -> list[Asked]:

@@ -84,7 +84,7 @@ class LoadedAdapter:
         evaluation = changed(self.config, {f"evaluation.{key}": value for key, value in given.items()}).evaluation
         held: list[Any] = list(rows)
         are_items = all(isinstance(row, Item) for row in held)
-        items: list[Item] = held if are_items else read_held("rows", held, self.data.labels or ())
+        items: list[Item] = held if are_items else read_held("rows", held, self.data.labels or (), self.data.columns)
         self._check(items)
         require(evaluation.metrics)
         config = self.config.model_copy(update={"data": self.data, "evaluation": evaluation})
