@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -83,7 +84,7 @@ def why_stopped(records: Sequence[RoundRecord], config: Config) -> str | None:
             "evaluation.patience: some clients have options and others completions, whose losses have no mean; leave "
             "it out, or make two runs of them"
         )
-    best = min(validated, key=lambda record: (record.validation_loss, record.round))
+    best = min(validated, key=lambda record: math.inf if math.isnan(loss := record.validation_loss or 0.0) else loss)
     last = validated[-1].round
     if last - best.round < patience or len(records) >= config.federation.rounds:
         return None

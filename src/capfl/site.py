@@ -84,7 +84,7 @@ class Site:
         trained: Callable[[ClientId, float], None] = lambda client, loss: None,
     ) -> None:
         self.config, self.id, self.folder = config, client, folder
-        _require_metrics(config)
+        require_metrics(config)
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
@@ -155,7 +155,7 @@ class Site:
                 )
 
 
-def _require_metrics(config: Config) -> None:
+def require_metrics(config: Config) -> None:
     """A run's config comes from the server, which must not choose what code a site runs on what a model writes.
 
     Raises:

@@ -189,6 +189,27 @@ def test_models_that_there_are_not() -> None:
     assert of("local").whole({}) == START
 
 
+def test_a_client_keeps_the_best_of_its_own_models() -> None:
+    """Of round 5 and of what it would take home in the end, by the loss on its validation items."""
+    for losses, kept in (((3.0, 2.0, 1.0), 16), ((1.0, 2.0, 2.0), 46), ((2.0, 2.0, float("nan")), 46)):
+        site, agreed, waiting = Site(), replace(of("fedit"), keep_best=True), list(losses)
+        higher = replace(STATE, groups={EVERYBODY: Group(algebra.scaled(SENT, 3.5), algebra.scaled(SENT, 3.5))})
+
+        def score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+            loss = waiting.pop(0) if split == "validation" else 0.5  # noqa: B023
+            return {model: right(0, ITEMS, loss * ITEMS) for model in adapters}
+
+        trainer = replace(site.trainer, score=score)
+        first = server.request(higher, "a", agreed).blob
+        _, memory = ANSWERS["train"](first, ClientState("a"), trainer, agreed)
+        assert (total(memory.best), memory.best_loss) == (46, losses[0])  # 3.5 times twelve, and a step
+        _, memory = ANSWERS["train"](first, memory, trainer, agreed)
+        assert memory.best_loss == min(losses[:2])
+        ANSWERS["evaluate"](server.request(STATE, "a", agreed).blob, memory, trainer, agreed)
+        assert [total(own) for own in site.kept] == [kept]
+    assert ask("train", of("fedit"), ClientState("a"), Site())[1].best == {}
+
+
 # -- validation ----------------------------------------------------------------------------------------------------
 
 

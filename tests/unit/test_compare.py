@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from capfl.compare.statistics import Interval, bootstrap
 from capfl.compare.table import against_alone, difference, make_rows, make_table, markdown
 from capfl.errors import ConfigError, DataError
 from capfl.report.summary import Summary
-from capfl.types import Entry
+from capfl.types import Entry, Tally
 from scored import client_row
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +215,31 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
     assert "**base**: accuracy; chance 25.0 ± 0.0 %; base model 30.0 ± 0.0 %" in markdown(rows, plan)
     turned = make_rows({"base": {"local": ALONE, "fedit": {0: run("fedit", 0.4, 0.6)}}}, plan)
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)
+
+
+def test_a_comparison_is_about_one_metric(tmp_path: Path) -> None:
+    def of(method: str, *nats: float) -> Summary:
+        scores = [{"personal": {"perplexity": Tally(n, 1), "rouge_l": Tally(0.5, 1)}} for n in nats]
+        rows = [replace(client_row(f"c{n}"), metrics=("perplexity", "rouge_l"), scores=own, chance=None)
+                for n, own in enumerate(scores)]  # fmt: skip
+        return replace(run(method, 0.5), rows=tuple(rows))
+
+    both = {"base": {"local": {0: of("local", 0.0, 1.0)}, "fedit": {0: of("fedit", 0.0, 2.0)}}}
+    text = 'base = "base.toml"\nseeds = [0]\n{}[variants.local]\n[variants.fedit]\n'
+    local, fedit = make_rows(both, make_plan(write(tmp_path, text.format(""))))
+    assert (local.metric, fedit.metric) == ("perplexity", "perplexity")
+    assert (fedit.values["worst"], fedit.worse_off) == ((pytest.approx(math.exp(2)),), None)
+    assert fedit.most_lost == pytest.approx(math.exp(2) - math.e)
+    chosen = make_plan(write(tmp_path, text.format('metric = "rouge_l"\n')))
+    assert {(row.metric, row.values["personal"]) for row in make_rows(both, chosen)} == {("rouge_l", (0.5,))}
+    assert "**base**: perplexity (less is better)\n" in markdown([local, fedit], chosen)
+    cells = dict(
+        zip(make_table([local, fedit], "local").heads, make_table([local, fedit], "local").rows[1], strict=True)
+    )
+    assert (cells["personal"], cells["most lost"]) == ("4.19", "4.67")
+    for wrong, said in (("chrf", "chrf is none of evaluation.metrics = accuracy, "), ("rouge", "did you mean rouge_l")):
+        with pytest.raises(ConfigError, match=said):
+            make_plan(write(tmp_path, text.format(f'metric = "{wrong}"\n')))
 
 
 def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:
