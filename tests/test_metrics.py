@@ -48,9 +48,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(files: Path, **more: object) -> dict[str, object]:
     sets = [str(files / f"{client}.jsonl") for client in ("north", "south")]
-    own = {"data__sets": sets, "evaluation__metrics": list(SCORED), "evaluation__generated": 3,
-           "evaluation__max_new_tokens": 4, "evaluation__references": ["local"], "evaluation__keep": "best"}  # fmt: skip
-    return own | more
+    own: dict[str, object] = {"metrics": list(SCORED), "generated": 3, "max_new_tokens": 4, "keep": "best"}
+    own |= {"references": ["local"]}
+    return {"data__sets": sets, **{f"evaluation__{key}": value for key, value in own.items()}} | more
 
 
 @pytest.fixture(scope="module")

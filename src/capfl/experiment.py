@@ -161,6 +161,12 @@ class _Run:
 
             check_tasks(items, splits, config.evaluation.metrics)  # an error now, not after the last round
 
+            if any(item.task == "completions" for item in items) and metrics.written(config.evaluation.metrics):
+                callback.on_note(
+                    f"in the end every model writes answers to {config.evaluation.generated} test items of each "
+                    "client; with --metrics perplexity,token_accuracy it takes less time"
+                )
+
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)

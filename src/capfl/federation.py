@@ -192,7 +192,7 @@ class Federation:
         """
         config, found = self.config.evaluation, dict[str, Score]()
         names = of_task(config.metrics, self.held_out(client).task)
-        asked = self._asked(client)[: None if written(names) else SAMPLES if samples else 0]
+        asked = self.asked(client)[: None if written(names) else SAMPLES if samples else 0]
         for model, adapter in adapters.items():
             scored = self.score(client, "test", adapter)
             answers = write_answers(self.model, adapter, asked, config.max_new_tokens, config.batch_size)
@@ -203,7 +203,7 @@ class Federation:
                 samples.add(model, texts[:SAMPLES])
         return found
 
-    def _asked(self, client: ClientId) -> list[Asked]:
+    def asked(self, client: ClientId) -> list[Asked]:
         """The test items to which models write answers: completions, so many of them at random."""
         indices = self._indices(client, "test")
         if self.held_out(client).task == "choices":
