@@ -13,7 +13,7 @@ Values = Mapping[str, Any]
 Messages = tuple[tuple[str, str], ...]
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SPEAKERS = ROLES | {"human": "user", "gpt": "assistant"}
-"""Who speaks in a row of ShareGPT."""
+"""Who speaks in a row of ShareGPT, and what that means."""
 TOOLS = ("tool_calls", "function_call", "tool_call_id", "tools")
 UNREAD = {
     **dict.fromkeys(TOOLS, "calls of tools are not read; delete the row, or write the call into the text"),
@@ -51,8 +51,7 @@ def messages(values: Values) -> Item:
 def conversation(values: Values) -> Item:
     """A chat as ShareGPT has it: messages with ``from`` and ``value``, and perhaps a text ``system`` beside them."""
     _refuse_unread(values, "")
-    said = turns(values["conversations"], "conversations", SPEAKERS)
-    return _chat(_system(values) + said, "conversations")
+    return _chat(_system(values) + turns(values["conversations"], "conversations"), "conversations")
 
 
 def instruction(values: Values) -> Item:
@@ -60,17 +59,15 @@ def instruction(values: Values) -> Item:
     if values.get("history"):
         raise RowError("history", "has earlier turns", "write rows with history as messages")
     asked = [text_of(values, "instruction")]
-    if values.get("input") not in (None, ""):
+    extra = values.get("input")
+    if extra is not None and (not isinstance(extra, str) or extra.strip()):
         asked.append(text_of(values, "input"))
     said = (*_system(values), ("user", "\n\n".join(asked)))
     return Item("", messages=said, completion=text_of(values, "output"))
 
 
-def turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> Messages:
-    """A list of messages as pairs of role and text.
-
-    Args:
-        roles: what may be written as the role, and what it means.
+def turns(value: Any, field: str) -> Messages:
+    """A list of messages, with ``role`` and ``content`` or ``from`` and ``value``, as pairs of role and text.
 
     Raises:
         RowError: a message cannot be read, or has more than text.
@@ -86,13 +83,14 @@ def turns(value: Any, field: str, roles: Mapping[str, str] = ROLES) -> Messages:
             value = [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     if not isinstance(value, list) or not value:
         raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
-    return tuple(_turn(message, f"{field}[{number}]", roles) for number, message in enumerate(value, start=1))
+    return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
 
 
-def _turn(message: Any, name: str, roles: Mapping[str, str]) -> tuple[str, str]:
+def _turn(message: Any, name: str) -> tuple[str, str]:
     if not isinstance(message, Mapping):
         raise RowError(name, f"is {message!r:.60}", "it must be {role, content}")
-    who, what = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+    by_speaker = "from" in message and "role" not in message
+    who, what, roles = ("from", "value", SPEAKERS) if by_speaker else ("role", "content", ROLES)
     role = message.get(who)
     if not isinstance(role, str) or role not in roles:
         remedy = f"use one of {', '.join(roles)}"
@@ -112,7 +110,7 @@ def _content(value: Any, name: str) -> str:
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise RowError(
-                    f"{name}[{number}]", f"is of the type {kind!r:.40}", "text alone is read; delete the row"
+                    f"{name}[{number}]", f"is of the type {kind!r:.40}", "only parts of text are read; delete the row"
                 )
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str) or not value.strip():
@@ -126,7 +124,7 @@ def _refuse_unread(values: Values, prefix: str) -> None:
             raise RowError(f"{prefix}{key}", "is given", remedy)
     if values.get("weight") == 0 and prefix:
         raise RowError(
-            f"{prefix}weight", "is 0", "which answers are trained on is data.assistant_turns; delete the key"
+            f"{prefix}weight", "is 0", "data.assistant_turns says which answers are trained on; delete the key"
         )
 
 

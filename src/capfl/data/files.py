@@ -93,13 +93,14 @@ def _lines(path: Path, raw: bytes) -> list[Row]:
     # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
     lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
     rows = [_decoded(f"{path}:{number}", line) for number, line in lines]
-    if rows and rows[0].fault and all(row.fault for row in rows):
-        if not lines[0][1].lstrip().startswith(b"{") and "UTF-8" not in rows[0].fault:
+    if rows and all(row.fault.startswith("is not JSON") for row in rows):
+        if not lines[0][1].lstrip().startswith(b"{"):
             raise DataError(
                 f"{path}: none of its {len(rows)} lines is JSON, such as {lines[0][1][:40]!r}; capfl reads {KINDS}. "
                 "CSV needs a name that ends with .csv or .tsv"
             )
-        _refuse_one_object(path, raw)
+        if len(rows) > 1:
+            _refuse_one_object(path, raw)
     return rows
 
 
@@ -169,7 +170,7 @@ def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
     try:
         for cells in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
-            if not cells:
+            if not cells or (not header and cells[0].startswith("sep=")):  # spreadsheets write the latter at the top
                 continue
             if not header:
                 header = _header(where, cells)

@@ -44,12 +44,13 @@ def read_file(
     return read_as(str(path), name_of(path) if task is None else task, read_rows(Path(path), split), labels, columns)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: str | Path) -> None:
     """Read a file whose run is not known yet, which may say what its columns are called.
 
     Raises:
         DataError: as ``read_file``, but where another name of a column may help.
     """
+    path = Path(path)
     if path.is_dir():
         return
     rows = read_rows(path)
@@ -74,9 +75,9 @@ def read_as(
     first = next((row for row in rows if not row.fault), rows[0])
     name = _format_of(first, columns)
     if name is None and not first.fault:
-        lacks = hints.missing(columns, first.values)
-        keys = {name: own.keys for name, own in FORMATS.items()}
-        raise DataError(f"{first.where}: {lacks or hints.no_format(first.values, keys)}")
+        needed = [own.keys for own in FORMATS.values()]
+        said = hints.missing(columns, first.values) or hints.no_format(first.values, columns, needed)
+        raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:
         if lacks := hints.missing(columns, row.values):
@@ -92,6 +93,8 @@ def read_as(
             remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
             raise RowError("label", f"is {label!r}, which is none of data.labels", remedy)
         unused = {k: v for k, v in values.items() if k not in (*own.keys, *own.more)}
+        if "label" in columns:  # by whose own name data are dealt out, too
+            unused[columns["label"]] = values["label"]
         scalars = {k: str(v) for k, v in unused.items() if isinstance(v, str | int | float)}
         return replace(item, fields={**scalars, **item.fields, "task": task}, place=row.where)
 

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from capfl.config.keys import map_flag
+from capfl.errors import printable
 
 SYNONYMS = {  # of the keys of formats, in lower case, the likeliest first
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
@@ -19,18 +20,25 @@ SYNONYMS = {  # of the keys of formats, in lower case, the likeliest first
 }
 
 
-def no_format(found: Mapping[str, Any], formats: Mapping[str, Sequence[str]]) -> str:
+def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Sequence[Sequence[str]]) -> str:
     """The keys of a row, the keys of all formats, and the ``data.columns`` that would make one fit, if any.
 
     Args:
+        columns: as they are.
         formats: the keys that each needs.
     """
-    keys = ", ".join(map(str, found)) or "none"
-    known = "; ".join(" + ".join(needed) for needed in formats.values())
+    keys = printable(", ".join(map(str, found))) or "none"
+    known = "; ".join(" + ".join(needed) for needed in formats)
+    if columns:
+        given = map_flag("data.columns", columns)
+        return f"the keys {keys} with {given} are no known format; let data.columns give all keys of one of: {known}"
     said = f"no known format has the keys {keys}; give the rows one of: {known}"
-    for needed in formats.values():
+    for needed in formats:
         if columns := _columns(list(found), needed):
             return f"{said}; or say what their columns are called: {map_flag('data.columns', columns)}"
+    inside = [name for name, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(inside) == 1:
+        said += f"; if the rows are its {inside[0]!r}, write that list alone, or call it messages if they are a chat"
     if list(found) == ["text"]:
         said += "; text alone has no answer to learn: part it into prompt and completion"
     return said
