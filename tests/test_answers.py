@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,14 @@ def test_answers_are_text_in_the_order_of_the_rows(adapter: LoadedAdapter) -> No
     assert warm == adapter.generate(ROWS, max_new_tokens=6, temperature=2.0, seed=1) != both
     assert warm != adapter.generate(ROWS, max_new_tokens=6, temperature=2.0, seed=2)
     assert adapter.generate([]) == []
+
+
+def test_the_example_of_the_page_runs(north: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "use.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = "runs/mine/adapters/clients/north"
+    assert example in code
+    exec(code.replace(example, str(north)).replace("temperature", "max_new_tokens=4, temperature"), {})
 
 
 # -- capfl generate ------------------------------------------------------------------------------
