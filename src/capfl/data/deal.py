@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.config.schema import DataConfig, PartitionConfig, is_hub
 from capfl.data.codebooks import relabel
 from capfl.data.load import check_names, load_held, load_items, load_set, task_of
 from capfl.data.partition import group_names, partition
@@ -66,7 +66,7 @@ def remarks(
     if data is None:
         source = "rows in memory"
     else:
-        public = [name for name in data.sets if name in DATASETS]
+        public = [name for name in data.sets if name in DATASETS or is_hub(name)]
         where = f" (split {data.split}, from {data.dir or 'the Hugging Face Hub'})" if public else ""
         source = f"{', '.join(data.sets)}{where}, partition.kind {shares.kind}"
     said = [f"data: {source}; {len(items)} items at {len(splits)} clients"]

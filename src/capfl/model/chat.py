@@ -51,6 +51,8 @@ class Template:
         Raises:
             DataError: the template refuses the messages.
         """
+        if any(MARK in text for _, text in messages):
+            raise DataError(f"a message has the code point U+{ord(MARK):X}, which is no character; delete it")
         parted = special_tokens(self.tokenizer)
         written = messages if self.has_system else folded(messages)
         given = [{"role": r, "content": parted.sub(lambda m: m[0][0] + MARK + m[0][1:], text)} for r, text in written]
