@@ -22,7 +22,7 @@ from capfl.terminal import typed_lines
 from commands import command, refused
 
 TOKENS = ("--max-new-tokens", 6)
-ROWS = [{"prompt": "How many?", "id": 1}, {"messages": [{"role": "user", "content": "é"}], "id": 2}]
+ROWS = [{"prompt": "How many?", "id": 1}, {"prompt": [{"role": "user", "content": "é"}], "id": 2}]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,15 @@ def test_rows_of_a_file_get_their_answers(north: Path, adapter: LoadedAdapter, t
     assert command(*words, "--base", "--overwrite").exit_code == 0
     assert [json.loads(line)["id"] for line in out.read_text(encoding="utf-8").splitlines()] == [1, 2]
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] != expected
+
+
+def test_rows_of_a_table_have_columns_of_their_own(north: Path, adapter: LoadedAdapter, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Question,n\nHow many?,1\n")
+    words = ("--data", tmp_path / "rows.csv", "--out", tmp_path / "out.jsonl", "--columns", "prompt=Question")
+    result = command("generate", north, *TOKENS, *words)
+    assert result.exit_code == 0, result.output
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row == {"Question": "How many?", "n": row["n"], "answer": adapter.generate(ROWS[:1], max_new_tokens=6)[0]}
 
 
 def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
