@@ -156,9 +156,7 @@ def _refusal(template: Template, messages: Messages, i: int, before: str, throug
     text = before if not whole.startswith(before) else through
     same = next((k for k, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), min(len(text), len(whole)))
     there = f"{text[same : same + 30]!r} became {whole[same : same + 30]!r} after {whole[max(0, same - 30) : same]!r}"
-    problem = (
-        f"the model's chat template rewrites what comes before message {i + 1} ends, once the chat goes on: {there}"
-    )
+    problem = f"the model's chat template rewrites the chat up to message {i + 1} as it goes on: {there}"
     if i < len(messages) - 1:
         return f"{problem}; train on the last answers alone: --data.assistant_turns last"
     if messages[0][0] == "system":

@@ -182,7 +182,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         ({"messages": {"role": ["user"], "content": []}}, "field 'messages' is {'role': ['user'], 'content': []}"),
         (chat(USER, BOT, USER), "field 'messages' ends with the role 'user'; the last must be 'assistant'"),
         # ShareGPT
-        (shared(HUMAN, {"from": "function_call", "value": "x"}, GPT), "'conversations[2].from' is 'function_call'; use"),
+        (shared(HUMAN, {"from": "function_call", "value": "x"}, GPT), "[2].from' is 'function_call'; use one of sys"),
         (shared(HUMAN, {"from": "observation", "value": "x"}, GPT), "'observation'; use one of system, user, assis"),
         (shared(HUMAN, {"from": "bing", "value": "x"}), "'conversations[2].from' is 'bing'; use one of"),
         (shared(HUMAN, {"from": "gpt"}), "'conversations[2].value' is empty or not a string"),
@@ -236,9 +236,9 @@ def test_what_cannot_be_read_is_refused_by_name(row: dict[str, Any], said: str) 
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [
-        ([{"question": "a", "answer": "b"}], COLUMNS, "row 1: has no 'Question', from which data.columns reads 'prompt'; "
+        ([{"question": "a", "answer": "b"}], COLUMNS, "has no 'Question', from which data.columns reads 'prompt'; "
          "it has question, answer; did you mean 'question'?"),
-        ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'data.columns' does not fit: the "),
+        ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'data.columns' does not fit"),
         ([{"Question": "a", "Answer": ""}], COLUMNS, "row 1: field 'Answer' is empty"),
         ([{"talk": [USER, TOOL]}], {"messages": "talk"}, "row 1: field 'talk[2].role' is 'tool'"),
         ([{"Question": "a", "Answer": "b"}], {"prompt": "Question"}, "the keys Question, Answer with --data."),
