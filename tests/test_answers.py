@@ -144,8 +144,11 @@ def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
     )
 
 
-def test_a_prompt_that_does_not_fit_is_refused(north: Path) -> None:
-    assert "2048 positions" in refused("generate", north, "--prompt", "a" * 2048)
+def test_a_prompt_that_does_not_fit_is_refused(north: Path, tmp_path: Path) -> None:
+    assert "the prompts: row 1 has 2048 tokens" in refused("generate", north, "--prompt", "a" * 2048)
+    data = written(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "a" * 2048}])
+    said = refused("generate", north, "--data", data, "--out", tmp_path / "answers.jsonl")
+    assert f"{data}:2 has 2048 tokens, which with max_new_tokens = 256 do not fit into the 2048 positions" in said
     assert "top_p is 2.0" in refused("generate", north, "--prompt", "a", "--top-p", 2)
 
 
@@ -168,7 +171,7 @@ def test_a_chat_keeps_what_was_said_until_it_is_reset(adapter: LoadedAdapter) ->
 
     said.clear()
     converse(adapter, ["a", "b" * 2048, "a"], said.append, max_new_tokens=6)
-    assert "".join(said).startswith(f"{first}\n(prompt 1 has ")
+    assert "".join(said).startswith(f"{first}\n(the prompts: row 1 has ")
     assert "/reset begins a new chat)\n" in "".join(said)
     assert "".join(said).endswith(f")\n{second}\n")
 

@@ -157,6 +157,7 @@ class LoadedAdapter:
             top_p=top_p,
             seed=seed,
             on_text=on_text,
+            places=[item.place or f"prompt {number}" for number, item in enumerate(items, start=1)],
         )
         return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
 
