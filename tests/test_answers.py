@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from capfl.terminal import typed_lines
 from commands import command, refused
 
 TOKENS = ("--max-new-tokens", 6)
-ROWS = [{"prompt": "How many?", "id": 1}, {"messages": [{"role": "user", "content": "é"}], "id": 2}]
+ROWS = [{"prompt": "How many?", "id": 1}, {"prompt": [{"role": "user", "content": "é"}], "id": 2}]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,14 @@ def test_answers_are_text_in_the_order_of_the_rows(adapter: LoadedAdapter) -> No
     assert adapter.generate([]) == []
 
 
+def test_the_example_of_the_page_runs(north: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "use.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = "runs/mine/adapters/clients/north"
+    assert example in code
+    exec(code.replace(example, str(north)).replace("temperature", "max_new_tokens=4, temperature"), {})
+
+
 # -- capfl generate ------------------------------------------------------------------------------
 
 
@@ -101,6 +110,15 @@ def test_rows_of_a_file_get_their_answers(north: Path, adapter: LoadedAdapter, t
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] != expected
 
 
+def test_rows_of_a_table_have_columns_of_their_own(north: Path, adapter: LoadedAdapter, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Question,n\nHow many?,1\n")
+    words = ("--data", tmp_path / "rows.csv", "--out", tmp_path / "out.jsonl", "--columns", "prompt=Question")
+    result = command("generate", north, *TOKENS, *words)
+    assert result.exit_code == 0, result.output
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row == {"Question": "How many?", "n": row["n"], "answer": adapter.generate(ROWS[:1], max_new_tokens=6)[0]}
+
+
 def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
     run: Path, north: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,8 +144,11 @@ def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
     )
 
 
-def test_a_prompt_that_does_not_fit_is_refused(north: Path) -> None:
-    assert "2048 positions" in refused("generate", north, "--prompt", "a" * 2048)
+def test_a_prompt_that_does_not_fit_is_refused(north: Path, tmp_path: Path) -> None:
+    assert "the prompts: row 1 has 2048 tokens" in refused("generate", north, "--prompt", "a" * 2048)
+    data = written(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "a" * 2048}])
+    said = refused("generate", north, "--data", data, "--out", tmp_path / "answers.jsonl")
+    assert f"{data}:2 has 2048 tokens, which with max_new_tokens = 256 do not fit into the 2048 positions" in said
     assert "top_p is 2.0" in refused("generate", north, "--prompt", "a", "--top-p", 2)
 
 
@@ -150,7 +171,7 @@ def test_a_chat_keeps_what_was_said_until_it_is_reset(adapter: LoadedAdapter) ->
 
     said.clear()
     converse(adapter, ["a", "b" * 2048, "a"], said.append, max_new_tokens=6)
-    assert "".join(said).startswith(f"{first}\n(prompt 1 has ")
+    assert "".join(said).startswith(f"{first}\n(the prompts: row 1 has ")
     assert "/reset begins a new chat)\n" in "".join(said)
     assert "".join(said).endswith(f")\n{second}\n")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from capfl.config import Config
 from capfl.data.asked import read_asked
-from capfl.data.rows import Row, read_rows
+from capfl.data.files import read_rows
+from capfl.data.rows import Row
 from capfl.errors import ConfigError, DataError
 from capfl.files import AGAIN, write_atomically
 from capfl.rng import derive
@@ -22,9 +23,10 @@ EXIT, RESET = "/exit", "/reset"
 def answer_file(
     folder: Path, config: Config, data: Path, out: Path, *, overwrite: bool = False, **settings: Any
 ) -> int:
-    """What `capfl generate --data` does: the rows of a JSON Lines file, each with its ``answer``, in another file.
+    """What `capfl generate --data` does: the rows of a file, each with its ``answer``, as JSON Lines in another.
 
     Args:
+        data: of any kind that clients' data may have.
         overwrite: replace ``out`` if it is there.
         settings: of ``LoadedAdapter.generate``; the seed is the config's.
 
@@ -39,12 +41,12 @@ def answer_file(
     """
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} is there already; choose another file, or replace it with --overwrite")
-    rows = read_rows(data)
-    items = read_asked(str(data), rows)
+    rows = read_rows(data, config.data.split)
+    items = read_asked(str(data), rows, config.data.columns)
     _refuse_answers(rows)
     answers = open_adapter(folder, config).generate(items, seed=config.seed, **settings)
     answered = [{**row.values, ANSWER: answer} for row, answer in zip(rows, answers, strict=True)]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answered)
     write_atomically(out, text.encode(), AGAIN)
     return len(rows)
 

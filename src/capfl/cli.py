@@ -18,6 +18,7 @@ from capfl.flower_cli import app as flower
 from capfl.terminal import (
     FLAGS,
     AnswerCommand,
+    AnswerRowsCommand,
     ConfigCommand,
     ConfigFile,
     ModelCommand,
@@ -113,7 +114,7 @@ _TopP = Annotated[
 _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
 
 
-@app.command(context_settings=FLAGS, cls=AnswerCommand)
+@app.command(context_settings=FLAGS, cls=AnswerRowsCommand)
 def generate(
     context: typer.Context,
     adapter: _Adapter,
@@ -121,7 +122,9 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="each prompt is a user's message, for the chat template")
     ] = False,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="JSONL rows with a prompt or messages")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")] = False,
     base: _Base = False,

@@ -172,18 +172,19 @@ class LoadedAdapter:
             ConfigError: a setting outside its range.
         """
         held: list[Any] = list(rows)
-        items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held)
-        tokenizer = self.model.base.tokenizer
+        items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held, self.data.columns)
+        tokenizer, scoring, date = self.model.base.tokenizer, self.data.scoring, self.data.date
         found = generate(
             self.model,
             self.model.initial_adapter(0) if base else self.adapter,
-            [prompt_ids(render(item, self.data.scoring), tokenizer, _UNCUT) for item in items],
+            [prompt_ids(render(item, scoring), tokenizer, _UNCUT, date) for item in items],
             max_new_tokens=max_new_tokens,
             batch_size=self._batch_size,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             on_text=on_text,
+            places=[item.place or f"prompt {number}" for number, item in enumerate(items, start=1)],
         )
         return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
 

@@ -40,13 +40,19 @@ class ConfigCommand(TyperCommand):
 class AnswerCommand(ConfigCommand):
     """A command that lets a model answer."""
 
-    takes = ("seed", "model.", "evaluation.batch_size", "runtime.threads")
+    takes: ClassVar[tuple[str, ...]] = ("seed", "model.", "evaluation.batch_size", "runtime.threads")
+
+
+class AnswerRowsCommand(AnswerCommand):
+    """A command that lets a model answer rows."""
+
+    takes: ClassVar[tuple[str, ...]] = (*AnswerCommand.takes, "data.columns", "data.split")
 
 
 class ModelCommand(ConfigCommand):
     """A command that loads a base model."""
 
-    takes = ("model.",)
+    takes: ClassVar[tuple[str, ...]] = ("model.",)
 
 
 def key_list(beginnings: tuple[str, ...] = ("",)) -> Group:

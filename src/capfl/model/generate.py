@@ -41,6 +41,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
+    places: Sequence[str] = (),
 ) -> list[list[int]]:
     """The new tokens after each prompt, without the token that ended it, in the order of the prompts.
 
@@ -58,12 +59,14 @@ def generate(
         top_p: tokens are drawn from the fewest likeliest ones with this probability together (Holtzman et al.,
             arXiv:1904.09751).
         on_text: is called with the answer's text bit by bit, as it comes. For one prompt alone.
+        places: what error messages call each prompt; by default by its number.
 
     Raises:
         ConfigError: a setting outside its range.
         DataError: a prompt is empty, or does not fit into the model's positions with ``max_new_tokens``.
     """
-    _check(model.base, prompts, max_new_tokens, batch_size, temperature, top_p)
+    _check_settings(max_new_tokens, batch_size, temperature, top_p)
+    _check_lengths(model.base, prompts, places or [f"prompt {n}" for n in range(1, len(prompts) + 1)], max_new_tokens)
     streamer = _Streamer(model.base.tokenizer, on_text) if on_text else None
     model.write(adapter)
     stops = stop_tokens(model.base)
@@ -104,9 +107,7 @@ def positions(base: Base) -> int:
     return int(cast(Any, base.module).config.get_text_config().max_position_embeddings)
 
 
-def _check(
-    base: Base, prompts: Sequence[Ids], max_new_tokens: int, batch_size: int, temperature: float, top_p: float
-) -> None:
+def _check_settings(max_new_tokens: int, batch_size: int, temperature: float, top_p: float) -> None:
     for name, value, fits, allowed in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
         ("batch_size", batch_size, batch_size >= 1, "1 or more"),
@@ -115,14 +116,17 @@ def _check(
     ):
         if not fits:
             raise ConfigError(f"{name} is {value}; it must be {allowed}")
+
+
+def _check_lengths(base: Base, prompts: Sequence[Ids], places: Sequence[str], max_new_tokens: int) -> None:
     limit = positions(base)
-    for number, prompt in enumerate(prompts, start=1):
+    for place, prompt in zip(places, prompts, strict=True):
         if not len(prompt):
-            raise DataError(f"prompt {number} is empty; give it at least one token")
+            raise DataError(f"{place} is empty; give it at least one token")
         if len(prompt) + max_new_tokens > limit:
             raise DataError(
-                f"prompt {number} has {len(prompt)} tokens, which with max_new_tokens = {max_new_tokens} do not fit "
-                f"into the {limit} positions of {base.name}; shorten the prompt or lower max_new_tokens"
+                f"{place} has {len(prompt)} tokens, which with max_new_tokens = {max_new_tokens} do not fit into the "
+                f"{limit} positions of {base.name}; shorten the prompt or lower max_new_tokens"
             )
 
 

@@ -25,7 +25,7 @@ from capfl.model.export import base_config, load_adapter
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """An architecture in llama.cpp's words, and whether its converter reorders the rows of q and k."""
 
     arch: MODEL_ARCH
@@ -33,18 +33,18 @@ class _Kind:
 
 
 KINDS = {  # by model_type of config.json
-    "llama": _Kind(MODEL_ARCH.LLAMA, reorders=True),
-    "mistral": _Kind(MODEL_ARCH.LLAMA, reorders=True),
-    "granite": _Kind(MODEL_ARCH.GRANITE, reorders=True),
-    "smollm3": _Kind(MODEL_ARCH.SMOLLM3, reorders=True),
-    "olmo2": _Kind(MODEL_ARCH.OLMO2),
-    "qwen2": _Kind(MODEL_ARCH.QWEN2),
-    "qwen3": _Kind(MODEL_ARCH.QWEN3),
-    "gemma": _Kind(MODEL_ARCH.GEMMA),
-    "gemma2": _Kind(MODEL_ARCH.GEMMA2),
-    "gemma3_text": _Kind(MODEL_ARCH.GEMMA3),
-    "phi3": _Kind(MODEL_ARCH.PHI3),
-    "gpt2": _Kind(MODEL_ARCH.GPT2),
+    "llama": Kind(MODEL_ARCH.LLAMA, reorders=True),
+    "mistral": Kind(MODEL_ARCH.LLAMA, reorders=True),
+    "granite": Kind(MODEL_ARCH.GRANITE, reorders=True),
+    "smollm3": Kind(MODEL_ARCH.SMOLLM3, reorders=True),
+    "olmo2": Kind(MODEL_ARCH.OLMO2),
+    "qwen2": Kind(MODEL_ARCH.QWEN2),
+    "qwen3": Kind(MODEL_ARCH.QWEN3),
+    "gemma": Kind(MODEL_ARCH.GEMMA),
+    "gemma2": Kind(MODEL_ARCH.GEMMA2),
+    "gemma3_text": Kind(MODEL_ARCH.GEMMA3),
+    "phi3": Kind(MODEL_ARCH.PHI3),
+    "gpt2": Kind(MODEL_ARCH.GPT2),
 }
 
 
