@@ -154,7 +154,8 @@ class Fake:
             return self._trained
 
         def score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
-            self.scored = list(adapters.values())[-1]
+            for self.scored in adapters.values():
+                pass
             return {model: right(1, n_train(client), 0.5) for model in adapters}
 
         return LocalTrainer(

@@ -13,7 +13,9 @@ import capfl
 from capfl import metrics
 from capfl.config import load_config
 from capfl.data import Split
+from capfl.engines.serial import serial
 from capfl.errors import ConfigError, DataError
+from capfl.experiment import resume
 from capfl.federation import check_tasks
 from capfl.report.summary import Summary
 from capfl.result import Result
@@ -184,5 +186,7 @@ def test_a_run_that_gains_nothing_ends_and_its_reference_with_it(tmp_path: Path)
     assert losses[-1] >= losses[-2] == min(losses)
     assert made.stopped is not None
     assert Result.open(tmp_path / "run").summary.stopped == made.stopped
+    again, _ = resume(tmp_path / "run", serial)  # it does not go on to the sixth round
+    assert (again.rows, again.stopped, again.rounds) == (made.rows, made.stopped, made.rounds)
     with pytest.raises(ConfigError, match=r"evaluation.patience: local shares no adapter"):
         tiny_run(tmp_path / "two", method__name="local", evaluation__patience=1)
