@@ -115,8 +115,8 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     ("maths/peers.py", "unit/maths/test_peers.py"): {
         "distances of peers keep the bias of small samples": (" - (1 / items[:, None] + 1 / others[None, :])", ""),
         "agreement keeps the noise that a client shares with itself": (
-            "(w**2).sum(1) - (1 - 1 / answers) / np.maximum(items - 1, 1)",
-            "(w**2).sum(1)",
+            "(w[told] ** 2).sum(1) - (1 - 1 / answers[told]) / np.maximum(items - 1, 1)",
+            "(w[told] ** 2).sum(1)",
         ),
     },
     ("maths/privacy.py", "unit/methods/test_private.py"): {
@@ -207,7 +207,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "rsLoRA is read as LoRA": ("math.sqrt(rank) if config.use_rslora else rank", "rank"),
     },
     ("model/features.py", "unit/model/test_features.py"): {
-        "a description sees the answer": ("int(row.positions[0]) + 1", "len(row.ids)"),
+        "a description sees the answer": ("int(rows[i].positions[0]) + 1", "end"),
         "states are bound without their mean taken off": ("centred = states - states.mean(0)", "centred = states"),
     },
     ("model/hidden.py", "unit/model/test_hidden.py"): {
