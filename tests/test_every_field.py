@@ -57,6 +57,7 @@ IID = {"partition.kind": "iid", "partition.clients": 2}
 BOOLQ: dict[str, Value] = {"data.sets": ["boolq"], "data.dir": at("one"), "data.max_length": 48, **IID}
 OWN: dict[str, Value] = {"data.sets": inside("labels.jsonl")}
 HELPDESK: dict[str, Value] = {"data.sets": ["helpdesk"]}
+CHATS: dict[str, Value] = {"data.sets": inside("chats.json"), "model.path": at("dated-model"), **IID}
 SOME: dict[str, Value] = {"data.sets": ["helpdesk"], "data.sites": 4}
 TWO: dict[str, Value] = {"federation.rounds": 2}
 CAPFL: dict[str, Value] = {"method.name": "ca-pfl", **TWO}
@@ -69,6 +70,7 @@ DEALT = {  # what is seen in who holds what; nothing is trained
     "data.split": Change("validation", "dealt", BOOLQ),
     "data.limit": Change(35, "dealt"),
     "data.labels": Change(["b", "a"], "dealt", OWN),
+    "data.columns": Change({"text": "text", "label": "site"}, "dealt", OWN),
     "data.sites": Change(3, "dealt", HELPDESK),
     "data.items": Change(24, "dealt", HELPDESK),
     "data.conflict": Change(1.0, "dealt", HELPDESK),
@@ -96,6 +98,9 @@ CHANGES = DEALT | {
     "lora.layers": Change("top:1", "planned"),
     "data.scoring": Change("text", "state"),
     "data.max_length": Change(12, "state"),
+    "data.too_long": Change("refuse", "error", {"data.max_length": 12}),
+    "data.assistant_turns": Change("last", "state", CHATS),
+    "data.date": Change("1999-12-31", "state", CHATS),
     "federation.rounds": Change(2, "state"),
     "federation.fraction": Change(0.5, "state", SOME),
     "federation.on_failure": Change("skip", "error", {"federation.max_norm": 1e-3}),
@@ -219,9 +224,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / part / "boolq" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [{"text": f"call {i}", "label": "ab"[i % 2], "site": "xyy"[i % 3]} for i in range(60)]
     (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    chats = [[{"role": role, "content": f"{role} {i}"} for role in ("user", "assistant") * 2] for i in range(20)]
+    (folder / "chats.json").write_text(json.dumps([{"messages": chat} for chat in chats]))
     (folder / "key").write_text("5a" * 32)
     tiny.model(layers=3, seed=2).save_pretrained(folder / "other-model")
-    tiny.tokenizer().save_pretrained(folder / "other-model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(folder / "other-model")
+    tiny.model().save_pretrained(folder / "dated-model")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny.CHAT
+    tokenizer.save_pretrained(folder / "dated-model")
     return folder
 
 

@@ -16,6 +16,7 @@ import torch
 
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config, load_config, to_toml
+from capfl.config.load import dated
 from capfl.data import Split, deal, digest, remarks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
@@ -30,6 +31,7 @@ from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
@@ -78,6 +80,7 @@ def run(
         CapflError: anything else that its subclasses name.
     """
     build(config.method, config.seed, methods)  # a name that is wrong is said before anything is loaded
+    config = dated(config)
     return _Run(config, RunFolder(free_folder(config)), engine, callback or Callback(), data, methods or {}).go(True)
 
 
@@ -155,13 +158,16 @@ class _Run:
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)
             examples = tokenised(items, config.data, model)
+            said = remarks_on_tokens(items, examples, config.data, model.base.tokenizer)
+            for remark in said:
+                callback.on_note(remark)
             agreed = self._agreements(model, len(clients))
 
             # from here on the run exists
             if fresh:
                 new_folder(path)
                 stack.enter_context(locked(path))
-            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
+            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
             federation = (
@@ -249,11 +255,12 @@ class _Run:
         method, run = self.config.method.name, self.folder.path.name
         return card_of(model.base, self.config.data, items, method=method, group=group, run=run)
 
-    def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool) -> None:
+    def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool, said: Sequence[str]) -> None:
         """Save config, versions and partition with the run; on resuming, check that they are still the same.
 
         Args:
             data: a name for the data and who holds them; or, where they are elsewhere, for the clients alone.
+            said: of how rows became tokens.
 
         Raises:
             CheckpointError: config or data are not those that the run began with.
@@ -269,6 +276,7 @@ class _Run:
                 "seed": config.seed,
                 "config": run_digest(config),
                 "data": data,
+                "remarks": list(said),
                 "versions": versions,
                 "python": platform.python_version(),
                 "machine": {"system": platform.system(), "architecture": platform.machine(),

@@ -34,7 +34,10 @@ def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) ->
         DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
     """
     prompts = [render(item, config.scoring) for item in items]
-    return encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
+    return encode_all(
+        prompts, config.scoring, model.base.tokenizer, config.max_length,
+        too_long=config.too_long, turns=config.assistant_turns, date=config.date,
+    )  # fmt: skip
 
 
 def has_mixed_metrics(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> bool:

@@ -56,7 +56,7 @@ class LoadedAdapter:
         """
         held: list[Any] = list(rows)
         given = all(isinstance(row, Item) for row in held)
-        items: list[Item] = held if given else read_held("rows", held, self.data.labels or ())
+        items: list[Item] = held if given else read_held("rows", held, self.data.labels or (), self.data.columns)
         self._check(items)
         chances = [1 / len(item.choices) for item in items if item.choices]
         data = Scorable(tokenised(items, self.data, self.model))

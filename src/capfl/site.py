@@ -14,12 +14,13 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
-from capfl.federation import Federation
+from capfl.federation import Federation, tokenised
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.types import Adapter, ClientId, Item, Kind
@@ -52,6 +53,9 @@ class Site:
     Use it as a context manager. In ``folder`` are its states, by method, and in ``folder/adapter`` its own adapter in
     PEFT's format, once the run has ended. A process that is killed and started again goes on from there, and a server
     that lost a round finds it as it was before. A run that is started anew takes a new folder.
+
+    Attributes:
+        remarks: what its user should be told of how its rows become tokens.
 
     Args:
         config: that of the run. ``out``, ``runtime`` and ``data.dir`` may be the site's own.
@@ -90,7 +94,9 @@ class Site:
         self._peft_config = model.peft_config()
         self._vault = open_vault(config.runtime.state_key, folder)
         self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
-        self._federation = Federation(config, items, splits, model, self._cache, trained)
+        examples = tokenised(items, config.data, model)
+        self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
+        self._federation = Federation(config, items, splits, model, self._cache, trained, examples)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)
 

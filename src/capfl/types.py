@@ -30,6 +30,9 @@ class Item:
     Either a choice (``choices`` has at least two options and ``answer`` indexes the right one) or a
     completion (``choices`` is empty and ``completion`` is the text to produce). ``messages`` replaces
     ``question`` for chat data; the last message is then the completion.
+
+    ``given`` is the number of messages at the start of a chat whose answers are never trained on. ``place`` is where
+    the row is, such as ``data.jsonl:12``; it is for error messages, and items that differ in it alone are equal.
     """
 
     question: str
@@ -39,6 +42,8 @@ class Item:
     listed: bool = True  # are the options shown in the prompt (multiple choice) or learnt (labels)?
     fields: Mapping[str, str] = field(default_factory=dict)  # what partitions may divide by
     messages: tuple[tuple[str, str], ...] = ()  # (role, content) of a chat, without the last answer
+    given: int = 0
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,13 @@ class Prompt:
     right: int  # index of the right answer
     messages: tuple[tuple[str, str], ...] = ()  # chat data: the tokenizer's chat template renders it
     ends: bool = True  # is end-of-sequence a target after the answer?
+    given: int = 0  # as of the item
+    place: str = field(default="", compare=False)
 
 
 Scoring = Literal["letter", "text"]
+TooLong = Literal["cut-prompt", "cut-answer", "refuse"]
+Turns = Literal["all", "last"]
 
 
 @dataclass(frozen=True)

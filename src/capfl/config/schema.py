@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from capfl.types import TooLong, Turns
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,6 +23,13 @@ ALL_LINEAR = "all-linear"
 
 BUILT_IN = ("helpdesk", "replies")
 """The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
+
+
+COLUMNS = (
+    "prompt", "completion", "messages", "conversations", "instruction", "input", "output", "system", "question",
+    "choices", "answer", "text", "label",
+)  # fmt: skip
+"""What rows are read from, in one format or another: the keys of ``data.columns``."""
 
 
 class Section(BaseModel):
@@ -50,10 +62,16 @@ class DataConfig(Section):
     sets: tuple[str, ...] = Field(
         BUILT_IN[:1],
         min_length=1,
-        description="names of public data sets, paths of your own JSONL files, or built-in data: `helpdesk`, `replies`",
+        description="names of public data sets, paths of your own files, `OWNER/NAME` or `OWNER/NAME:CONFIG` on the "
+        "Hub, or built-in data: `helpdesk`, `replies`",
     )
     dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl of public data sets; without it, the Hub")
-    split: str = Field("train", description="split of a public data set that the clients share out between them")
+    split: str = Field("train", description="split of a data set of the Hub, or of a saved one, that clients share out")
+    columns: dict[str, str] | None = Field(
+        None,
+        description="what the columns of your own rows are called, such as `prompt=Question,completion=Answer`; see "
+        "docs/data.md",
+    )
     limit: Positive | None = Field(None, description="items taken from each data set, at random; by default all")
     scoring: Literal["letter", "text"] = Field(
         "letter", description="answers are compared by their `letter` or by the likelihood of their `text`"
@@ -62,7 +80,18 @@ class DataConfig(Section):
         None,
         description="all labels of text-and-label files, in the order of their letters; by default each file's own",
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; a longer prompt loses its beginning")
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a row, prompt and answer together")
+    too_long: TooLong = Field(
+        "cut-prompt",
+        description="of a longer row, the beginning of the prompt (`cut-prompt`; of a chat, the oldest turns) or the "
+        "end of the answer (`cut-answer`) is left out; or it is an error (`refuse`)",
+    )
+    assistant_turns: Turns = Field(
+        "all", description="answers of a chat that are trained on: `all` of the assistant's, or the `last`"
+    )
+    date: str | None = Field(
+        None, description="for chat templates that write today's, such as 2026-11-29; by default the day the run began"
+    )
     sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="built-in data: number of sites")
     items: Annotated[int, Field(ge=12)] = Field(400, description="built-in data: requests for each site")
     conflict: Share = Field(
@@ -70,6 +99,21 @@ class DataConfig(Section):
         description="helpdesk: share of the kinds of request that no two sites label alike; replies: above 0, sites "
         "write in two styles",
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, given: dict[str, str] | None) -> dict[str, str] | None:
+        for key in given or {}:
+            if key not in COLUMNS:
+                raise ValueError(f"no format has a {key!r}; rows are read from {', '.join(COLUMNS)}")
+        return given
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, given: str | None) -> str | None:
+        if given is not None and datetime.date.fromisoformat(given).isoformat() != given:
+            raise ValueError("write the day as 2026-11-29")
+        return given
 
     @model_validator(mode="after")
     def _labels_are_several(self) -> Self:
@@ -264,13 +308,32 @@ class RuntimeConfig(Section):
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
 
 
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Of files of rows; behind all but the last there may be .gz."""
+_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
+
+
 def is_path(name: str) -> bool:
-    """Is an entry of ``data.sets`` a file, and not a name?"""
-    return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
+    """Is an entry of ``data.sets`` a file or folder on this machine, and not a name?
+
+    ``a/b`` is a name on the Hub, unless it ends as a file of rows does, or there is such a file or folder.
+    """
+    plain = name.lower().removesuffix(".gz")
+    if plain.endswith(SUFFIXES) or "\\" in name:
+        return True
+    return "/" in name and (not _HUB.fullmatch(name) or Path(name).exists())
+
+
+def is_hub(name: str) -> bool:
+    """Is an entry of ``data.sets`` a data set of the Hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``?"""
+    return bool(_HUB.fullmatch(name)) and not is_path(name)
 
 
 def usual_kind(sets: Sequence[str]) -> str:
-    """The ``partition.kind`` of data for which none is given: what is apart stays apart, public data are dealt out."""
+    """The ``partition.kind`` of data for which none is given: what is apart stays apart, public data are dealt out.
+
+    A data set of the Hub that is named by its owner is public too.
+    """
     if len(sets) == 1 and (sets[0] in BUILT_IN or is_path(sets[0])):
         return "by:site"
     return "by_task" if any(name in BUILT_IN or is_path(name) for name in sets) else "iid"

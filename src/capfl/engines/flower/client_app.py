@@ -56,4 +56,6 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])))
         print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
+        for remark in _open[folder].remarks:
+            print(printable(remark), flush=True)
     return _open[folder]
