@@ -113,7 +113,8 @@ class Federation:
             return result
 
         def described() -> Description:
-            return Description(**describe(self.model, self._train_rows(client).rows))
+            written = not any(self.items[i].choices for i in self._indices(client, "train"))
+            return Description(**describe(self.model, self._train_rows(client).rows, written))
 
         def scored(split: SplitName, adapter: Adapter) -> Score:
             return self.score(client, split, adapter)

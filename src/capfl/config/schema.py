@@ -21,8 +21,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
 
-HELPDESK = "helpdesk"
-"""The name of the built-in data in ``data.sets``."""
+BUILT_IN = ("helpdesk", "replies")
+"""The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
 
 
 COLUMNS = (
@@ -60,10 +60,10 @@ class LoraConfig(Section):
 
 class DataConfig(Section):
     sets: tuple[str, ...] = Field(
-        (HELPDESK,),
+        BUILT_IN[:1],
         min_length=1,
         description="names of public data sets, paths of your own files, `OWNER/NAME` or `OWNER/NAME:CONFIG` on the "
-        "Hub, or `helpdesk`",
+        "Hub, or built-in data: `helpdesk`, `replies`",
     )
     dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl of public data sets; without it, the Hub")
     split: str = Field("train", description="split of a data set of the Hub, or of a saved one, that clients share out")
@@ -92,9 +92,13 @@ class DataConfig(Section):
     date: str | None = Field(
         None, description="for chat templates that write today's, such as 2026-11-29; by default the day the run began"
     )
-    sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="helpdesk: number of sites")
-    items: Annotated[int, Field(ge=12)] = Field(400, description="helpdesk: requests for each site")
-    conflict: Share = Field(0.5, description="helpdesk: share of the kinds of request that no two sites label alike")
+    sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="built-in data: number of sites")
+    items: Annotated[int, Field(ge=12)] = Field(400, description="built-in data: requests for each site")
+    conflict: Share = Field(
+        0.5,
+        description="helpdesk: share of the kinds of request that no two sites label alike; replies: above 0, sites "
+        "write in two styles",
+    )
 
     @field_validator("columns")
     @classmethod
@@ -176,7 +180,7 @@ class MethodConfig(Section):
     turns: Positive | None = Field(
         None,
         description="most turns in which the members of a group train in a round, each from what the one before left; "
-        "1: all train together; by default 3 (ca-pfl) or 1",
+        "1: all train together; by default 6 (ca-pfl) or 1",
     )
     server_step: PositiveFloat | None = Field(
         None, description="what the mean change of a group is multiplied by; by default 1"
@@ -330,9 +334,9 @@ def usual_kind(sets: Sequence[str]) -> str:
 
     A data set of the Hub that is named by its owner is public too.
     """
-    if len(sets) == 1 and (sets[0] == HELPDESK or is_path(sets[0])):
+    if len(sets) == 1 and (sets[0] in BUILT_IN or is_path(sets[0])):
         return "by:site"
-    return "by_task" if any(name == HELPDESK or is_path(name) for name in sets) else "iid"
+    return "by_task" if any(name in BUILT_IN or is_path(name) for name in sets) else "iid"
 
 
 class Config(Section):

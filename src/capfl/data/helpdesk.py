@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import numpy as np
 
@@ -50,44 +52,63 @@ def generate(sites: int, items: int, conflict: float, seed: int) -> list[Item]:
 
 
 def _requests(site: str, items: int, book: np.ndarray, seed: int) -> list[Item]:
-    generator = stream(seed, "helpdesk", site)
-    kinds = generator.permutation(np.arange(items) % len(INTENTS))
-    seen: set[str] = set()
     made = []
-    for kind in kinds.tolist():
-        text = _new_sentence(site, kind, seen, generator)
-        seen.add(text)
-        code = int(book[kind])
-        fields = {"task": "helpdesk", "site": site, "intent": INTENTS[kind], "label": QUEUES[code]}
-        made.append(Item(text, QUEUES, code, listed=False, fields=fields))
+    for request in requests(site, items, seed):
+        code = int(book[request.kind])
+        fields = {"task": "helpdesk", "site": site, "intent": INTENTS[request.kind], "label": QUEUES[code]}
+        made.append(Item(request.text, QUEUES, code, listed=False, fields=fields))
     return made
 
 
-def _new_sentence(site: str, kind: int, seen: set[str], generator: np.random.Generator) -> str:
-    for _ in range(_REDRAWS):
-        text = _sentence(site, kind, generator)
-        if text not in seen:
-            return text
-    raise DataError(f"helpdesk: site {site} runs out of different sentences after {len(seen)}; lower data.items")
+@dataclass(frozen=True)
+class Request:
+    """One sentence. ``kind`` indexes ``INTENTS``, ``details`` are the words of the site in what it asks for."""
+
+    text: str
+    kind: int
+    details: tuple[str, ...]
 
 
-def _sentence(site: str, kind: int, generator: np.random.Generator) -> str:
+def requests(site: str, items: int, seed: int) -> list[Request]:
+    """Different requests to one of ``SITES``, kinds in equal numbers.
+
+    Raises:
+        DataError: ``items`` is more than the grammar can tell apart.
+    """
+    generator = stream(seed, "helpdesk", site)
+    kinds = generator.permutation(np.arange(items) % len(INTENTS))
+    made: dict[str, Request] = {}
+    for kind in kinds.tolist():
+        request = next(
+            (new for _ in range(_REDRAWS) if (new := _request(site, kind, generator)).text not in made), None
+        )
+        if request is None:
+            raise DataError(
+                f"helpdesk: site {site} runs out of different sentences after {len(made)}; lower data.items"
+            )
+        made[request.text] = request
+    return list(made.values())
+
+
+def _request(site: str, kind: int, generator: np.random.Generator) -> Request:
     # A form weighs as much as it has frames, so that every frame is equally likely.
     counts = np.array([len(FRAMES[form]) for form in _FORMS])
     form = _FORMS[generator.choice(len(_FORMS), p=counts / counts.sum())]
     other = (kind + int(generator.integers(1, len(INTENTS)))) % len(INTENTS)
     frames = PLAIN[form] if generator.random() < PLAIN_SHARE else FRAMES[form]
     frame = frames[generator.integers(len(frames))]
-    return _capitals(
-        frame.format(ask=_phrase(site, kind, form, generator), other=_phrase(site, other, form, generator))
-    )
+    ask, details = _phrase(site, kind, form, generator)
+    text = frame.format(ask=ask, other=_phrase(site, other, form, generator)[0])
+    return Request(_capitals(text), kind, details)
 
 
-def _phrase(site: str, kind: int, form: str, generator: np.random.Generator) -> str:
+def _phrase(site: str, kind: int, form: str, generator: np.random.Generator) -> tuple[str, tuple[str, ...]]:
+    """A phrase, and the words that fill its slots, in their order."""
     phrases = PHRASES[INTENTS[kind]][form]
     phrase = phrases[generator.integers(len(phrases))]
     words = {slot: ws[generator.integers(len(ws))] for slot, ws in WORDS[site].items()}
-    return phrase.format(**words)
+    slots = [slot for _, slot, _, _ in Formatter().parse(phrase) if slot]
+    return phrase.format(**words), tuple(words[slot] for slot in slots)
 
 
 def _capitals(text: str) -> str:

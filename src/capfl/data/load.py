@@ -7,13 +7,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import HELPDESK, DataConfig, is_hub, is_path
-from capfl.data import formats, helpdesk, sources
+from capfl.config.schema import DataConfig, is_hub, is_path
+from capfl.data import formats, helpdesk, replies, sources
 from capfl.data.files import KINDS, name_of
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
 from capfl.errors import ConfigError
 from capfl.rng import stream
 from capfl.types import Item
+
+BUILT_IN = {"helpdesk": helpdesk.generate, "replies": replies.generate}
+"""Data sets that are made and not read: (sites, items of each, conflict, seed) -> items."""
 
 
 def load_items(config: DataConfig, seed: int) -> list[Item]:
@@ -60,8 +63,8 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     Raises:
         DataError: it cannot be read, or cannot be scored by letter.
     """
-    if name == HELPDESK:
-        items = helpdesk.generate(config.sites, config.items, config.conflict, seed)
+    if name in BUILT_IN:
+        items = BUILT_IN[name](config.sites, config.items, config.conflict, seed)
     elif path is not None or is_path(name):
         items = formats.read_file(path or name, config.labels or (), task_of(name), config.columns, config.split)
     elif is_hub(name):
@@ -86,7 +89,7 @@ def check_names(sets: Sequence[str]) -> None:
     Raises:
         ConfigError: a set is unknown or named twice, or two files share a name (and so a task).
     """
-    known = [HELPDESK, *sources.DATASETS]
+    known = [*BUILT_IN, *sources.DATASETS]
     wrong = []
     for name in sets:
         if name not in known and not is_path(name) and not is_hub(name):

@@ -33,28 +33,40 @@ class Clients:
 
     Attributes:
         prompts: mean features of their prompts, (n, d), ``scaled``.
-        bound: mean features of prompts bound to answers, (n, b), ``scaled``.
+        bound: mean features of prompts bound to answers, (n, b), ``scaled``; zeros where nothing is bound.
         items: of how many items each row is the mean, (n,), positive.
         signal: what a client's bound features have in common with themselves; None: that cannot be told.
+        texts: mean features of their answers, ``scaled``, (n, d), NaN where these are no texts; None: nobody's are.
     """
 
     prompts: Floats
     bound: Floats
     items: Doubles
     signal: float | None
+    texts: Floats | None = None
 
     def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
-        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. A
-        distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts by
-        itself as well, so that no client makes up for what parts others: one that says it has a single item claims much
-        chance.
+        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. Where
+        answers are texts, the effect size is the mean of that of prompts and that of answers; a client that writes is
+        ``far`` from one that chooses. A distance may be negative by chance: then a mean over pairs is still right. It
+        is bounded, and that of prompts by itself as well, so that no client makes up for what parts others: one that
+        says it has a single item claims much chance.
         """
         unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
+        mixed: npt.NDArray[np.bool_] = np.zeros(unlike.shape, bool)
+        if self.texts is not None:
+            answers = effect_sizes(self.texts[rows], self.items[rows], self.texts[others], self.items[others])
+            unlike = np.where(np.isnan(answers), unlike, (unlike + answers) / 2)
+            silent = np.isnan(self.texts[:, 0])
+            mixed = silent[rows][:, None] != silent[others]
         found = np.maximum(near / largest * unlike, -near / 4)
         if self.signal is not None:
-            found += 1 - self.bound[rows] @ self.bound[others].T / self.signal
+            is_bound: npt.NDArray[np.bool_] = np.any(self.bound != 0, axis=1)
+            agreement = self.bound[rows] @ self.bound[others].T / self.signal
+            found += np.where(is_bound[rows][:, None] & is_bound[others], 1 - agreement, 0)
+        found[mixed] = far
         bounded: Doubles = np.clip(found, -near / 4, far)
         return bounded
 
@@ -94,11 +106,13 @@ def signal(w: Floats, items: Doubles, answers: Doubles) -> float | None:
     common with itself.
 
     Args:
-        w: mean features (n, b), ``scaled``.
+        w: mean features (n, b), ``scaled``. Rows of zeros are of clients that have bound nothing, and do not count.
         items: of how many items each row is the mean, (n,), positive.
         answers: effective number of answers of each client, 1 / sum_a p_a^2, (n,).
     """
-    own = (w**2).sum(1) - (1 - 1 / answers) / np.maximum(items - 1, 1)
+    told = np.any(w != 0, axis=1)
+    items = items[told]
+    own = (w[told] ** 2).sum(1) - (1 - 1 / answers[told]) / np.maximum(items - 1, 1)
     n, cut = len(own), len(own) // 4
     left = n - 2 * cut
     if left < 2:

@@ -37,6 +37,7 @@ class Description:
     features: Tensor = vector("bf16")  # (d + b,): mean state of the prompts, and of prompts bound to their answers
     deviation: Tensor = vector("bf16")  # (d,): of the prompts' states
     answers: Tensor = vector("positive")  # (1,): effective number of distinct answers
+    texts: Tensor | None = vector("bf16", optional=True)  # (2 d,): mean and deviation of answers that are texts
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Known:
     features: Tensor  # (n, d + b), as they came
     deviation: Tensor  # (n, d)
     answers: Tensor  # (n,)
+    texts: Tensor  # (n, 2 d), zeros of clients whose answers are no texts; (n, 0) if all are such
     items: Tensor  # (n,) int64, as the clients say
     rounds: Tensor  # (n,) int64: in which they described their data
 
@@ -77,6 +79,7 @@ class FrameState:
 
     centre: Tensor
     spread: Tensor
+    texts: Tensor  # (d,): spread of answers that are texts; (0,) if nobody has such
     sigma: float
     clients: int  # of whose descriptions it was made
     round: int  # when
@@ -160,8 +163,15 @@ class Peers(Grouping):
         description = cast("Description | None", said.grouping)
         if description is None:
             raise WireError("introduction does not describe the client's data")
-        for name, least in (("features", -LARGEST_STATE), ("deviation", 0.0), ("answers", 1.0)):
-            values: Tensor = getattr(description, name)
+        texts = torch.zeros(0) if description.texts is None else description.texts
+        means, deviations = texts.tensor_split(2)
+        for name, values, least in (
+            ("features", description.features, -LARGEST_STATE),
+            ("deviation", description.deviation, 0.0),
+            ("answers", description.answers, 1.0),
+            ("texts", means, -LARGEST_STATE),
+            ("texts", deviations, 0.0),
+        ):
             if bool(((values < least) | (values > LARGEST_STATE)).any()):
                 raise WireError(f"Description.{name} has numbers that are not between {least:g} and {LARGEST_STATE:g}")
 
@@ -193,7 +203,7 @@ class Peers(Grouping):
             if client in state.group_of:
                 members.setdefault(state.group_of[client], []).append(row[client])
         names, old = list(members), list(members.values())
-        clients = _compared(known, _frame(state).frame())
+        clients = _compared(known, _frame(state))
         placed = place(clients, old, [row[client] for client in new], rule)
         alone = [i for i, group in enumerate(old) if len(group) == len(placed[i]) == 1]
         same_units = _kept(state).frame is before
@@ -273,15 +283,18 @@ def taken_down(state: ServerState, introductions: Mapping[ClientId, Introduction
         torch.stack([one.features for one in said]).bfloat16(),
         torch.stack([one.deviation for one in said]).bfloat16(),
         torch.cat([one.answers for one in said]).float(),
+        _padded([torch.zeros(1, 0) if one.texts is None else one.texts[None] for one in said]),
         torch.tensor([one.n_train for one in new.values()]),
         torch.full((len(new),), round),
     )
     if kept.known is not None:
         tensors = ("features", "deviation", "answers", "items", "rounds")
         grown = {name: torch.cat([getattr(kept.known, name), getattr(known, name)]) for name in tensors}
+        grown["texts"] = _padded([kept.known.texts, known.texts])
         known = Known(kept.known.clients + known.clients, **grown)
     frame = kept.frame
-    if frame is None or len(known.clients) >= 2 * frame.clients:
+    first_text = frame is not None and 2 * len(frame.texts) < known.texts.shape[1]
+    if frame is None or first_text or len(known.clients) >= 2 * frame.clients:
         frame = _frame_of(known, round)
     return replace(state, grouping=replace(kept, known=known, frame=frame))
 
@@ -291,14 +304,27 @@ def _frame_of(known: Known, round: int) -> FrameState:
     spread = np.median(known.deviation.float().numpy(), axis=0).astype(np.float64)
     frame = frame_of(known.features[:, : len(spread)].double().numpy(), spread=spread)
     centre, units = torch.from_numpy(frame.centre), torch.from_numpy(frame.spread)
-    return FrameState(centre, units, frame.sigma, len(known.clients), round)
+    texts, d = known.texts[known.texts.any(1)].double().numpy(), known.texts.shape[1] // 2
+    of_texts = frame_of(texts[:, :d], spread=np.median(texts[:, d:], axis=0)).spread if d else np.zeros(0)
+    return FrameState(centre, units, torch.from_numpy(of_texts), frame.sigma, len(known.clients), round)
 
 
-def _compared(known: Known, frame: Frame) -> Clients:
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    """One below the other, (n, widest), in bfloat16, with zeros for what some do not have."""
+    widest = max(row.shape[1] for row in rows)
+    return torch.cat([torch.nn.functional.pad(row.bfloat16(), (0, widest - row.shape[1])) for row in rows])
+
+
+def _compared(known: Known, state: FrameState) -> Clients:
     """All clients in the frame's units, in float32: features came as bfloat16."""
+    frame = state.frame()
     features, d = known.features.float().numpy(), len(frame.centre)
     spread = frame.spread.astype(np.float32)
     bound_spread = np.tile(spread, (features.shape[1] - d) // d)  # signs do not change it
     prompts = scaled(features[:, :d] - frame.centre.astype(np.float32), spread)
     bound, items = scaled(features[:, d:], bound_spread), known.items.double().numpy()
-    return Clients(prompts, bound, items, signal(bound, items, known.answers.double().numpy()))
+    texts = None
+    if len(state.texts):
+        texts = scaled(known.texts[:, : len(state.texts)].float().numpy(), state.texts.float().numpy())
+        texts[~known.texts.any(1).numpy()] = np.nan
+    return Clients(prompts, bound, items, signal(bound, items, known.answers.double().numpy()), texts)

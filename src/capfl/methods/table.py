@@ -19,7 +19,7 @@ from capfl.methods.take_home import AfterSteps, NearServer
 
 Settings = Mapping[str, Any]
 OF_ALL = ("turns", "server_step")  # settings of every method whose clients learn from each other
-TURNS = 3  # of CA-PFL in a round: one after the other in groups of up to three (docs/LOG.md, 2026-11-29)
+TURNS = 6  # of CA-PFL in a round: one after the other in groups of up to six (docs/LOG.md, 2026-11-29)
 
 
 @dataclass(frozen=True)

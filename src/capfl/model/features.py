@@ -20,50 +20,81 @@ from capfl.rng import stream
 Doubles = npt.NDArray[np.float64]
 
 PATTERNS = 2  # of signs for each answer: their chance agreements average out
+AGAIN = 0.5  # share of a client's texts that come more than once, from which on they are bound as options are
 
 
 def lengths(model: AdaptedModel) -> dict[str, int]:
     """How many numbers there are in each part of what ``describe`` gives."""
     hidden = int(cast(Any, model.base.module).config.hidden_size)
-    return {"features": (1 + PATTERNS) * hidden, "deviation": hidden, "answers": 1}
+    return {"features": (1 + PATTERNS) * hidden, "deviation": hidden, "answers": 1, "texts": 2 * hidden}
 
 
-@torch.no_grad()
-def describe(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> dict[str, Tensor]:
-    """One pass over a client's items, through the first quarter of the frozen base's layers.
+def describe(model: AdaptedModel, rows: Sequence[Row], texts: bool = False, batch_size: int = 32) -> dict[str, Tensor]:
+    """What a client's items are like: one pass through the first quarter of the frozen base's layers.
 
-    A prompt's state is the mean over its tokens of what enters the layer at a quarter of the depth. Chosen by
-    measurement among layers, and against the last token's state: docs/LOG.md, 2026-11-24.
+    Args:
+        texts: are the answers texts, of which most may be unlike any other? Else they are options.
 
     Returns:
         Vectors in float32. ``features``: the mean over items of each prompt's state, then of that state ``bound`` to
         the answer, ((1 + PATTERNS) * hidden,); the first part does not see an answer. ``deviation``: standard
         deviation of the prompts' states over items, (hidden,); it says how well a mean is known, because a difference
         between two clients may be one of their samples. ``answers``: the effective number of answers, 1 / sum_a p_a^2
-        for shares p_a of the items (Simpson, Nature 163, 1949), (1,).
+        for shares p_a of the items (Simpson, Nature 163, 1949), (1,). ``texts``, if answers are such: the mean over
+        items of their states, then their standard deviation, (2 * hidden,). Where most texts come once, nothing is
+        bound: that part is 0, and ``answers`` is 1.
 
     Raises:
         DataError: there are no items.
     """
     if not rows:
         raise DataError("a client without items has nothing to describe; give it at least one")
+    prompts, written = states(model, rows, batch_size)
+    return summed_up(prompts, written if texts else None, [tuple(row.targets.tolist()) for row in rows])
+
+
+@torch.no_grad()
+def states(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> tuple[Doubles, Doubles]:
+    """The states (n, hidden) of the prompts and of the answers of n rows.
+
+    A prompt's state is the mean over its tokens of what enters the layer at a quarter of the depth. Chosen by
+    measurement among layers, and against the last token's state: docs/LOG.md, 2026-11-24. An answer's state is that of
+    its tokens, which stand behind the prompt, but for the last, which the model does not read.
+    """
     model.write(model.initial_adapter(0))  # B = 0: the base itself
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    states_of = []
+    found = np.zeros((2, len(rows), int(cast(Any, model.base.module).config.hidden_size)))
     for first in range(0, len(order), batch_size):
-        batch = [rows[i] for i in order[first : first + batch_size]]
-        ids = padded([row.ids for row in batch]).to(model.base.device)
-        states = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
-        ends = [int(row.positions[0]) + 1 for row in batch]  # of the prompts
-        # not the first token, whose state is that of any first token, and many times larger than all others
-        states_of += [state[min(1, n - 1) : n].mean(0) for state, n in zip(states, ends, strict=True)]
-    prompts, answers = np.stack(states_of), [tuple(rows[i].targets.tolist()) for i in order]
-    shares = np.array(list(Counter(answers).values())) / len(rows)
+        batch = order[first : first + batch_size]
+        ids = padded([rows[i].ids for i in batch]).to(model.base.device)
+        entering = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
+        for i, state in zip(batch, entering, strict=True):
+            end, n = len(rows[i].ids), int(rows[i].positions[0]) + 1  # n tokens of the prompt, up to a first answer
+            # not the first token, whose state is that of any first token, and many times larger than all others
+            found[0, i] = state[min(1, n - 1) : n].mean(0)
+            said = rows[i].positions[1:]  # where the answers' tokens stand, but for the first of further answers
+            found[1, i] = state[said if len(said) else [end - 1]].mean(0)
+    return found[0], found[1]
+
+
+def summed_up(prompts: Doubles, texts: Doubles | None, answers: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+    """What ``describe`` returns, from the states (n, hidden) and the answers' tokens.
+
+    Args:
+        texts: of the answers, if they are texts.
+    """
+    counts = Counter(answers)
+    shares = np.array(list(counts.values())) / len(answers)
+    bindings = bound(prompts, answers).mean(0)
+    if texts is not None and shares[shares > 1 / len(answers)].sum() < AGAIN:
+        bindings, shares = 0 * bindings, np.ones(1)
     found = {
-        "features": np.concatenate([prompts.mean(0), bound(prompts, answers).mean(0)]),
+        "features": np.concatenate([prompts.mean(0), bindings]),
         "deviation": prompts.std(0),
         "answers": 1 / (shares**2).sum(keepdims=True),
     }
+    if texts is not None:
+        found["texts"] = np.concatenate([texts.mean(0), texts.std(0)])
     return {name: torch.from_numpy(vector).float() for name, vector in found.items()}
 
 

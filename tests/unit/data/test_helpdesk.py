@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from capfl.data.codebooks import codebooks
-from capfl.data.helpdesk import FRAMES, INTENTS, PHRASES, PLAIN, QUEUES, SITES, WORDS, generate
+from capfl.data.helpdesk import FRAMES, INTENTS, PHRASES, PLAIN, QUEUES, SITES, WORDS, Request, generate
 from capfl.errors import DataError
 
 
@@ -97,6 +97,7 @@ def test_word_counts_do_not_solve_it():
 
 
 def test_more_requests_than_there_are_sentences(monkeypatch):
-    monkeypatch.setattr("capfl.data.helpdesk._sentence", lambda *args: "Always the same.")
+    same = Request("Always the same.", 0, ())
+    monkeypatch.setattr("capfl.data.helpdesk._request", lambda *args: same)
     with pytest.raises(DataError, match=r"site hospital runs out of different sentences after 1; lower data\.items"):
         generate(1, 12, 0.5, 0)

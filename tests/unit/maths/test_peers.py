@@ -28,9 +28,11 @@ def test_the_signal_of_two_clients_by_hand():
 
 
 def test_the_signal_is_without_the_least_and_the_most_quarter():
-    own = np.array([1.0, 0.0, 1.25, 1e9, 1.5])
+    own = np.array([1.0, 0.01, 1.25, 1e9, 1.5])
     ones = np.ones(5)
     assert signal(own[:, None] ** 0.5, ones, ones) == pytest.approx(1.25)
+    silent = np.append(own, np.zeros(9))  # nine clients that have bound nothing
+    assert signal(silent[:, None] ** 0.5, np.ones(14), np.ones(14)) == pytest.approx(1.25)
     # Yuen: bounded to (1, 1, 1.25, 1.5, 1.5), whose squared deviations sum to 4 * 0.25^2, over 3 * 2
     error = (4 * 0.25**2 / 6) ** 0.5
     for times, is_told in ((1.4, False), (1.6, True)):
@@ -48,9 +50,16 @@ def test_distances_of_pairs_are_bounded():
     assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == -0.125
     told_nothing = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), None).apart(rows[:1], rows[:2], 0.02, 0.5, 1.9)
     np.testing.assert_allclose(told_nothing, [[0.0, 0.25]], atol=1e-4)
+    # who has bound nothing is judged by prompts alone
+    nothing = Clients(prompts, np.array([[1.0], [0.0], [3.0]]), 1e9 * np.ones(3), 2.0)
+    np.testing.assert_allclose(nothing.apart(rows[:1], rows, 0.02, 0.5, 9), [[0.5, 0.25, 9]], atol=1e-4)
+    # answers that are texts: the mean of both effect sizes; who does not write is far
+    wrote = np.array([[0.0], [0.1], [np.nan]])
+    texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote).apart(rows, rows, 0.02, 0.5, 1.9)
+    np.testing.assert_allclose(texts, [[0, 0.125, 1.9], [0.125, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
     # one that says it has a single item is near in prompts, and its answers part it all the same
-    lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.0]]), np.array([50.0, 1.0]), 1.0)
-    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == 0.875
+    lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.01]]), np.array([50.0, 1.0]), 1.0)
+    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.865)
 
 
 def test_the_nearest_third_of_a_group_counts_as_the_next_and_itself_not_at_all():

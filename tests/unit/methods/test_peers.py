@@ -45,6 +45,14 @@ def of(*clients: ClientId) -> dict[ClientId, Description]:
     return {client: description(client) for client in clients}
 
 
+def writing(client: ClientId, style: int) -> Description:
+    """Prompts as everybody's, and answers in a style: both vary from item to item by 0.1."""
+    mean, noise = (torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (style, ord(client)))
+    texts = torch.cat([mean + 0.1 * noise / n_train(client) ** 0.5, torch.full((16,), 0.1)])
+    same = description(client, 0)
+    return replace(same, features=same.features.clone().index_fill(0, torch.arange(16, 48), 0.0), texts=texts)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many posteriors are fitted, and none has to be fitted well."""
@@ -52,6 +60,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # -- forming groups ------------------------------------------------------------------------------------------
+
+
+def test_who_writes_alike_shares_a_group_and_who_chooses_is_in_none_of_theirs() -> None:
+    state = formed({"a": writing("a", 1), "b": writing("b", 2), "c": writing("c", 1)})
+    assert state.group_of == {"a": "group-1", "b": "group-2", "c": "group-1"}
+    # the first texts come to a run of options: units of texts are made then
+    later = formed({"a": description("a", 0)}, {"b": writing("b", 1), "c": writing("c", 1)})
+    assert later.group_of["b"] == later.group_of["c"] != later.group_of["a"]
 
 
 def test_clients_with_like_data_share_a_group_and_others_are_alone_in_theirs() -> None:
@@ -304,11 +320,14 @@ def test_a_newcomer_is_like_its_group_or_if_it_has_none_there_like_all() -> None
         ("deviation", 2e6),
         ("answers", 0.5),
         ("answers", 2e6),
+        ("texts", 2e6),
+        ("texts", -0.1),
     ],
 )
 def test_numbers_that_no_model_and_no_data_give_are_refused(field: str, value: float) -> None:
-    honest = description("a")
+    honest = replace(description("a"), texts=torch.full((32,), 0.1))
     PEERS.check(says("a", honest))
-    lie = replace(honest, **{field: getattr(honest, field).index_fill(0, torch.tensor(0), value)})
+    at = torch.tensor(-1 if value == -0.1 else 0)  # the second half of texts are deviations
+    lie = replace(honest, **{field: getattr(honest, field).index_fill(0, at, value)})
     with pytest.raises(WireError, match=rf"Description\.{field} has numbers that are not between"):
         PEERS.check(says("a", lie))

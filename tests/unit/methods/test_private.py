@@ -166,7 +166,7 @@ def test_epsilon_is_of_the_client_that_took_part_most_often(runs: Path) -> None:
 # -- refused -------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "ca-pfl": "clients of ca-pfl train in 3 turns", "flexlora": "more with changes than to add their mean",
+    "ca-pfl": "clients of ca-pfl train in 6 turns", "flexlora": "more with changes than to add their mean",
     "lora-fair": "more with changes than to add their mean", "fedex-lora": "gets the others' updates as they came",
     "local": "clients send nothing", "centralised": "all data in one place",
 }  # fmt: skip

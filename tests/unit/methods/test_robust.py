@@ -160,7 +160,7 @@ def test_rounds_go_on_and_no_answer_is_scaled_once_more(method: str, codec: str,
         (row(order=Order(2)), "clip", "train in 2 turns.*leave it out, or set method.turns to 1"),
         (row(order=Order(30)), "median", "train in 30 turns.*leave it out, or set method.turns to 1"),
         (row(combine=TruncatedProduct(), ranks=Shares((1.0, 0.5))), "median", "say more than their changes"),
-        ("ca-pfl", "median", "train in 3 turns.*leave it out, or set method.turns to 1"),
+        ("ca-pfl", "median", "train in 6 turns.*leave it out, or set method.turns to 1"),
     ],
 )
 def test_what_it_means_nothing_for(method: str | Method, kind: str, reason: str) -> None:

@@ -100,7 +100,7 @@ def test_the_mean_change_may_be_multiplied_where_a_mean_is_added() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_turns_are_for_all_methods_whose_clients_learn_from_each_other(name: str) -> None:
-    usual = Order(3) if name == "ca-pfl" else Order()
+    usual = Order(6) if name == "ca-pfl" else Order()
     assert made(name).order == usual
     if name in ("local", "centralised"):
         with pytest.raises(ConfigError, match=rf"^method\.turns: clients of {name} do not learn .*; leave it out$"):

@@ -32,11 +32,12 @@ def test_the_prompts_part_does_not_see_the_answer_and_the_bound_part_does(adapt)
 
 def test_it_is_the_same_whatever_the_batch_and_the_adapter(adapt, wander):
     model = adapt()
-    whole = describe(model, ROWS)
+    whole = describe(model, ROWS, True)
     assert {name: len(vector) for name, vector in whole.items()} == lengths(model)
+    assert describe(model, ROWS).keys() == lengths(model).keys() - {"texts"}
     for batch_size in (1, 2):
         model.write(wander(model))
-        found = describe(model, ROWS, batch_size)
+        found = describe(model, ROWS, True, batch_size)
         for name, vector in whole.items():
             assert vector.dtype == torch.float32
             torch.testing.assert_close(found[name], vector, rtol=1e-4, atol=1e-6)
@@ -84,3 +85,24 @@ def test_the_effective_number_of_answers(adapt, answers, effective):
 def test_a_client_without_items(adapt):
     with pytest.raises(DataError, match="without items"):
         describe(adapt(), [])
+
+
+def test_a_text_is_described_by_the_states_of_its_tokens_and_bound_to_its_prompt_if_texts_come_again(adapt):
+    model = adapt()
+    model.write(model.initial_adapter(0))
+    answers = [[11, 12, 13], [11, 12, 13], [14, 15]]
+    rows = [row(prompt, answer) for prompt, answer in zip(PROMPTS, answers, strict=True)]
+    states = []
+    for one, prompt in zip(rows, PROMPTS, strict=True):
+        with torch.no_grad():
+            found = model.base.module(input_ids=torch.tensor(one.ids[None]), output_hidden_states=True).hidden_states
+        states.append(found[len(model.layers) // 4][0].double().numpy()[len(prompt) :].mean(0))
+    said, as_options = describe(model, rows, True), describe(model, rows)
+    np.testing.assert_allclose(said["texts"][:D], np.mean(states, 0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(said["texts"][D:], np.std(states, 0), rtol=1e-4, atol=1e-6)
+    assert float(as_options["answers"]) == pytest.approx(1 / (4 / 9 + 1 / 9))
+    for name in ("features", "answers"):  # two of three texts come again, so they are bound as options are
+        torch.testing.assert_close(said[name], as_options[name])
+    unique = describe(model, [row(prompt, [11, n]) for n, prompt in enumerate(PROMPTS)], True)
+    assert float(unique["answers"]) == 1
+    assert not unique["features"][D:].any()
