@@ -10,6 +10,14 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "used = down.all(1) & up.all(0)",
         ),
     },
+    ("answers.py", "test_answers.py"): {
+        "an answer replaces a field of the row": ("if ANSWER in row.values:", "if False:"),
+        "a chat forgets its answers": (
+            'turns = [*asked, {"role": "assistant", "content": answer}]',
+            "turns = asked",
+        ),
+        "a reset keeps the chat": ("turns = list(start)\n            say", "say"),
+    },
     ("checkpoint.py", "unit/test_checkpoint.py"): {
         "a repeated round starts from its own end": ("if n < before]", "if n <= before]"),
         "the state before the last is not kept": ("if n < round)[:-1]:", "if n < round):"),
@@ -29,6 +37,12 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
     ("config/schema.py", "unit/test_config.py"): {
         "an unknown key is ignored": ('extra="forbid"', 'extra="ignore"'),
+    },
+    ("data/asked.py", "unit/data/test_asked.py"): {
+        "an answer is asked for again": (
+            'if said[-1][0] == "assistant":',
+            "if False:",
+        ),
     },
     ("data/batches.py", "unit/data/test_batches.py"): {
         "batches are of any length": ('= mega[np.argsort(size[mega], kind="stable")]', "= mega"),
@@ -210,9 +224,30 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "a description sees the answer": ("int(rows[i].positions[0]) + 1", "end"),
         "states are bound without their mean taken off": ("centred = states - states.mean(0)", "centred = states"),
     },
+    ("model/generate.py", "unit/model/test_generate.py"): {
+        "padding is seen": (
+            "mask[row, longest - len(prompt) :] = prompt, 1",
+            "mask[row, :] = prompt, 1",
+        ),
+        "a generation config has its way": ("module.generation_config = config", "pass"),
+        "rows draw the same numbers": ('stream(seed, "generate", row)', 'stream(seed, "generate")'),
+        "the likeliest tokens are one too many": ("(sums[:, :-1] < top_p)", "(sums[:, :-1] <= top_p + 0.1)"),
+        "answers go on behind their end": ("if token in stops), len(tokens))", "if False), len(tokens))"),
+    },
+    ("model/gguf_file.py", "unit/model/test_gguf_file.py"): {
+        "other ranks are misscaled": ("up * (len(down) / saved.r)", "up"),
+        "k has the heads of q": (
+            '"k_proj": config.num_key_value_heads',
+            '"k_proj": config.num_attention_heads',
+        ),
+        "q and k stay in transformers' order": ("if kind.reorders:", "if False:"),
+    },
     ("model/hidden.py", "unit/model/test_hidden.py"): {
         "the cache has no limit": ("if self.used_bytes + n_bytes > self.limit_bytes:", "if False:"),
         "another model's hidden states are used": ("blake2b(self._fingerprint(model), ", "blake2b("),
+    },
+    ("model/merged.py", "unit/model/test_merged.py"): {
+        "an adapter is merged into any base": ("if card:", "if False:"),
     },
     ("model/chat.py", "unit/model/test_chat.py"): {
         "a chat may be asked for otherwise than it was trained on": ("whole.startswith(before) and ", ""),

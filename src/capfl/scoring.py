@@ -1,30 +1,37 @@
-"""An adapter from disk, ready to be used: what `capfl eval` and ``capfl.load`` do."""
+"""An adapter from disk, ready to be used: what ``capfl.load``, `capfl eval` and `capfl generate` do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.keys import flags
 from capfl.config.schema import DataConfig, LoraConfig
-from capfl.data import load_items
+from capfl.data import load_items, render
+from capfl.data.asked import held_asked
 from capfl.data.formats import read_held
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.federation import tokenised
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
-from capfl.model.export import load_adapter
+from capfl.model.export import base_config, load_adapter
+from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, options, score
+from capfl.model.tokens import prompt_ids
 from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
+_UNCUT = sys.maxsize  # tokens of a prompt: what does not fit is refused, not cut
 
 
 class LoadedAdapter:
@@ -107,6 +114,53 @@ class LoadedAdapter:
         found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
         return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
+    def generate(
+        self,
+        rows: Iterable[str | Mapping[str, Any]] | Sequence[Item],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        base: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The text that the model writes after each prompt, until it ends its answer.
+
+            adapter.generate(["Translate into SQL: how many parcels are late?\\n"])
+            adapter.generate([{"messages": [{"role": "user", "content": "Where is it?"}]}], temperature=0.7)
+
+        Args:
+            rows: texts; dicts with ``prompt`` or ``messages``, as in training, whose answers are not looked at; or
+                items, as a run has them.
+            max_new_tokens: tokens at which an answer is cut.
+            temperature: 0 takes the likeliest token each time; above that tokens are drawn.
+            top_p: tokens are drawn from the fewest likeliest ones with this probability together.
+            seed: of what is drawn. Each row has random numbers of its own, by its place among the rows.
+            base: answer without the adapter.
+            on_text: is called with the answer's text as it comes; for one row alone.
+
+        Raises:
+            DataError: rows that cannot be used, or prompts that do not fit into the model's positions; none is cut.
+            ConfigError: a setting outside its range.
+        """
+        held: list[Any] = list(rows)
+        items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held, self.data.columns)
+        tokenizer, scoring, date = self.model.base.tokenizer, self.data.scoring, self.data.date
+        found = generate(
+            self.model,
+            self.model.initial_adapter(0) if base else self.adapter,
+            [prompt_ids(render(item, scoring), tokenizer, _UNCUT, date) for item in items],
+            max_new_tokens=max_new_tokens,
+            batch_size=self._batch_size,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_text=on_text,
+            places=[item.place or f"prompt {number}" for number, item in enumerate(items, start=1)],
+        )
+        return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
+
     def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
         values = {"text": row} if isinstance(row, str) else row
         if "question" in values and "choices" in values:
@@ -128,6 +182,7 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
         adapter = capfl.load("runs/first/adapters/clients/north")
         adapter.predict(["My card does not work"])
         adapter.score([{"text": "My card does not work", "label": "cards"}])
+        adapter.generate(["Translate into SQL: how many parcels are late?"])  # trained on prompts and completions
 
     Args:
         keys: of the sections ``model`` and ``data`` of a config, by their flags with underscores: ``model`` is the base
@@ -146,14 +201,12 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
 
 def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     """As ``load``; ``config`` says what its card does not, and may not contradict it."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
     adapter, saved = load_adapter(folder)
     card = load_card(folder)
     data = card.data_config(config.data) if card else config.data
-    given = "path" in config.model.model_fields_set
-    path = config.model.path if given else card.base if card else saved.base_model_name_or_path
-    if not path:
-        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
-    base = load_base(config.model.model_copy(update={"path": path}))
+    base = load_base(base_config(folder, saved, card, config.model))
     if card:
         card.check(base)
     ranks = algebra.ranks(adapter)
