@@ -78,6 +78,21 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
             "if len(taken) + len(group) <= wanted:",
         ),
     },
+    ("data/files.py", "unit/data/test_files.py"): {
+        "a row of CSV is named by its last line": (
+            'f"{path}:{line}", reader.line_num + 1',
+            'f"{path}:{reader.line_num}", 1',
+        ),
+        "of two values of one key the last is taken": ("if len(found) < len(pairs):", "if False:"),
+        "a file in UTF-16 is not noticed": ("if raw.startswith(UTF_16):", "if False:"),
+    },
+    ("data/formats.py", "unit/data/test_chats.py"): {
+        "columns may be used in part": ("and {*columns} <= {*own.keys, *own.more}", ""),
+        "an error names a column as capfl does": ("if key not in columns:", "if True:"),
+    },
+    ("experiment.py", "test_text_runs.py"): {
+        "a run begins on no day": ("    config = dated(config)\n", ""),
+    },
     ("experiment.py", "test_resume.py"): {
         "a changed config goes on": ("            if begun.get(key) != now:", "            if False:"),
     },
@@ -206,7 +221,7 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "rsLoRA is read as LoRA": ("math.sqrt(rank) if config.use_rslora else rank", "rank"),
     },
     ("model/features.py", "unit/model/test_features.py"): {
-        "a description sees the answer": ("int(rows[i].positions[0]) + 1", "len(rows[i].ids)"),
+        "a description sees the answer": ("int(rows[i].positions[0]) + 1", "end"),
         "states are bound without their mean taken off": ("centred = states - states.mean(0)", "centred = states"),
     },
     ("model/generate.py", "unit/model/test_generate.py"): {
@@ -249,9 +264,31 @@ ERRORS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
         "training keeps all logits": ("checkpoint(loss, *part, use_reentrant=False)", "loss(*part)"),
         "the loss of parts is no mean": ("torch.stack(sums).sum() / n", "torch.stack(sums).mean()"),
     },
+    ("model/chat.py", "unit/model/test_chat.py"): {
+        "a chat may be asked for otherwise than it was trained on": ("whole.startswith(before) and ", ""),
+        "answers of the prompt are trained on": ("max(given, min(users, default=last))", "min(users, default=last)"),
+        "the date of a chat template is today's": ("text = _NOW.sub(", "text = own or _NOW.sub("),
+        "the newest turns of a long chat are lost": ("return [*lead, *messages[i:]]", "return [*lead, *messages[:i]]"),
+        "a system message that has no role is lost": ("[*messages[:n_system], messages[at]]", "[messages[at]]"),
+    },
+    ("model/text.py", "unit/model/test_chat.py"): {
+        "letters of a special token are the token": ("tokenizer(text, split_special_tokens=True)", "tokenizer(text)"),
+        "a piece of a chat begins with a space": ('lead = "\\n" if inside else ""', 'lead = ""'),
+    },
     ("model/score.py", "unit/model/test_score.py"): {
         "long options are unlikely": ("total / len(row.targets)", "total"),
         "the loss of letters is over the whole vocabulary": ("torch.log_softmax(own, -1)[e.right]", "own[e.right]"),
+    },
+    ("model/tokens.py", "unit/model/test_chat.py"): {
+        "a text loses its first token where it is cut": (
+            "begin = starts_with(tokenizer) if head[:1] == [tokenizer.bos_token_id] else []",
+            "begin: list[int] = []",
+        ),
+        "answers are learnt a position too late": ("at = [k - 1 for first, end", "at = [k for first, end"),
+        "an answer without its end ends": (
+            "for first, end in talk.answers if first < fit.max_length]",
+            "for first, end in talk.answers]",
+        ),
     },
     ("model/tokens.py", "unit/model/test_tokens.py"): {
         "a long prompt loses its end": ("head[len(head) - room + len(begin) :]", "head[: room - len(begin)]"),

@@ -36,7 +36,7 @@ def run(
 
     Args:
         config: a ``Config`` or the path of a TOML file; by default all keys have their defaults.
-        clients: each client's data by its name: a list of dicts, a ``datasets.Dataset``, or the path of a JSONL file.
+        clients: each client's data by its name: a list of dicts, a ``datasets.Dataset``, or the path of a file.
             Or a list of paths: each file is a client of that name. By default what ``data.sets`` and ``partition`` say.
         method: the name of a method (``capfl methods``), or a row of parts of your own (docs/methods.md); by default
             CA-PFL.

@@ -209,7 +209,7 @@ def export(
 @app.command()
 def personalize(
     run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
-    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a JSONL file", metavar="FILE")],
+    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
     name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
 ) -> None:

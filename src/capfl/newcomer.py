@@ -45,7 +45,7 @@ class Welcome:
 
 
 def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> Welcome:
-    """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or JSONL files.
+    """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or files.
 
     Raises:
         CheckpointError, ConfigError: as ``Run``, or the folder ``out`` is in use.

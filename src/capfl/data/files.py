@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,7 +162,7 @@ def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
     text = _text(path, raw)
     first = text.lstrip().partition("\n")[0]
     delimiter = delimiter or max(",;\t", key=first.count)
-    before = csv.field_size_limit(sys.maxsize)  # a document may be longer than the module's limit
+    before = csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's limit
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1

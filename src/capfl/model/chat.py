@@ -103,11 +103,6 @@ def _template(tokenizer: PreTrainedTokenizerBase, own: str | None, date: str) ->
     return Template(tokenizer, text, plain=False, has_system=has_system)
 
 
-def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Does the tokenizer's chat template write today's date?"""
-    return "strftime_now" in str(tokenizer.chat_template)
-
-
 def folded(messages: Messages) -> Messages:
     """The system messages at the start as the beginning of the first user message.
 
@@ -145,10 +140,30 @@ def spans(template: Template, messages: Messages, given: int, turns: Turns) -> t
     for i in [i for i in range(first, last) if messages[i][0] == "assistant"] + [last]:
         before = template.render(messages[:i], asks=True)
         through = whole if i == last else template.render(messages[: i + 1], asks=False)
-        if not (whole.startswith(before) and whole.startswith(through) and len(before) < len(through)):
+        end = _end(through, whole, template.tokenizer.eos_token)
+        if not (whole.startswith(before) and len(before) < end):
             raise DataError(_refusal(template, messages, i, before, through, whole))
-        found.append((len(before), len(through)))
+        found.append((len(before), end))
     return whole, found
+
+
+def _end(through: str, whole: str, eos: str | None) -> int:
+    """How far the text up to an answer is also the beginning of the whole; 0 if not even the answer is.
+
+    Some templates write an end of sequence, or a line's end, behind the last message alone.
+    """
+    end, tail = len(through), list[str]()
+    while end:
+        part = eos if eos and through.endswith(eos, 0, end) else through[end - 1]
+        if part != eos and not part.isspace():
+            break
+        tail.append(part)
+        end -= len(part)
+    if not whole.startswith(through[:end]):
+        return 0
+    while tail and whole.startswith(tail[-1], end):
+        end += len(tail.pop())
+    return end
 
 
 def _refusal(template: Template, messages: Messages, i: int, before: str, through: str, whole: str) -> str:
@@ -156,18 +171,21 @@ def _refusal(template: Template, messages: Messages, i: int, before: str, throug
     text = before if not whole.startswith(before) else through
     same = next((k for k, (a, b) in enumerate(zip(text, whole, strict=False)) if a != b), min(len(text), len(whole)))
     there = f"{text[same : same + 30]!r} became {whole[same : same + 30]!r} after {whole[max(0, same - 30) : same]!r}"
-    problem = f"the model's chat template rewrites the chat up to message {i + 1} as it goes on: {there}"
-    if i < len(messages) - 1:
-        return f"{problem}; train on the last answers alone: --data.assistant_turns last"
-    if messages[0][0] == "system":
-        moved = folded(messages)
-        if template.render(moved, asks=False).startswith(template.render(moved[:-1], asks=True)):
-            return f"{problem}; write the system message at the start of the first user message instead"
-    asked = before[len(template.render(messages[:-1], asks=False)) :]
-    return (
-        f"{problem}; answers are asked for with {asked!r}: write them such that they go on from there, or use rows "
-        "of prompt and completion with texts"
-    ).replace(MARK, "")
+    if i < len(messages) - 1 and _is_found(template, messages):
+        remedy = "train on the last answers alone: --data.assistant_turns last"
+    elif messages[0][0] == "system" and _is_found(template, folded(messages)):
+        remedy = "write the system message at the start of the first user message instead"
+    else:
+        asked = template.render(messages[:-1], asks=True)[len(template.render(messages[:-1], asks=False)) :]
+        remedy = f"answers are asked for with {asked!r}: write them such that they go on from there, or use rows of "
+        remedy += "prompt and completion with texts"
+    said = f"the model's chat template rewrites the chat up to message {i + 1} as it goes on: {there}; {remedy}"
+    return said.replace(repr(MARK)[1:-1], "")
+
+
+def _is_found(template: Template, messages: Messages) -> bool:
+    """Can the last answer be found in the whole?"""
+    return template.render(messages, asks=False).startswith(template.render(messages[:-1], asks=True))
 
 
 # -- what has to go from a chat that is too long -------------------------------------------------------------

@@ -128,10 +128,9 @@ def test_what_is_asked_for_is_what_was_trained_on() -> None:
 @pytest.mark.parametrize(
     ("template", "messages", "said"),
     [
-        (MOVES, (SYSTEM, HI, HELLO, MORE), "rewrites the chat up to message 3 .*; train on the last answers alone: --"),
+        (MOVES, (SYSTEM, HI, HELLO, MORE), "rewrites the chat up to message 3 .*; write the system message at"),
         (MOVES, (SYSTEM, HI), "message 3 as it goes on: 'Be brief <|user|>Hi.* became '<|user|>Hi.*; write the system"),
         (FORGETS, (HI, HELLO, MORE), "rewrites .*<think></think>.*; train on the last answers alone: --data.assistant"),
-        (ENDS, (HI, HELLO, MORE), "rewrites .*; train on the last answers alone: --data.assistant_turns last"),
         (THINKS, (HI,), "answers are asked for with '<|assistant|><think>\\\\n': write them such that they go on from"),
     ],
 )  # fmt: skip
@@ -139,7 +138,7 @@ def test_a_template_that_rewrites_what_comes_before_an_answer_is_refused(
     template: str, messages: Texts, said: str
 ) -> None:
     with pytest.raises(DataError, match=said.replace("|", r"\|")):
-        encode(replace(LONG, messages=messages), "letter", with_template(template), 199)
+        encode(replace(LONG, messages=messages, answers=("Bye. " * 9,)), "letter", with_template(template), 199)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_a_template_that_rewrites_what_comes_before_an_answer_is_refused(
         (MOVES, (HI, HELLO, MORE), ["Hello</s>", "Bye</s>"]),
         (FORGETS, (SYSTEM, HI), ["<think></think>Bye</s>"]),
         (THINKS, (HI,), ["ok</think>Bye</s>"]),
-        (ENDS, (HI,), ["Bye</s>"]),
+        (ENDS, (HI, HELLO, MORE), ["Hello", "Bye</s>"]),
     ],
 )
 def test_what_such_a_template_leaves_alone_is_learnt(template: str, messages: Texts, answers: list[str]) -> None:
@@ -156,7 +155,7 @@ def test_what_such_a_template_leaves_alone_is_learnt(template: str, messages: Te
     answer = "<think>\nok</think>Bye" if template == THINKS else "Bye"
     prompt = Prompt("", (answer,), 0, messages=messages)
     assert read(encode(prompt, "letter", tokenizer, 199).train, tokenizer)[1] == answers
-    if template in (FORGETS, ENDS):
+    if template == FORGETS:
         longer = replace(prompt, messages=(HI, HELLO, *messages))
         assert read(encode(longer, "letter", tokenizer, 199, turns="last").train, tokenizer)[1] == answers
 
@@ -341,6 +340,16 @@ def test_the_letters_of_a_special_token_are_letters(template: str | None) -> Non
     assert read(row, tokenizer) == (("" if template is tiny.CHAT else "<s>") + TYPED * 2, [f"{TYPED}</s>"])
     asked = prompt_ids(chat, tokenizer, 199)
     assert examples[0].train.ids[: len(asked)].tolist() == asked.tolist()
+
+
+def test_a_tokenizer_that_begins_every_text_with_a_space_begins_a_chat_once() -> None:
+    core = Tokenizer(models.BPE(vocab={letter: k for k, letter in enumerate("▁<>|/Habeimnorsuty")}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.add_special_tokens(["<s>", "</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", chat_template=TRIMS)
+    row = encode(Prompt("", ("a<s>bin",), 0, messages=(("user", "in</s>me <s>"),)), "letter", tokenizer, 99).train
+    assert "".join(tokenizer.convert_ids_to_tokens(row.ids.tolist())) == "▁<|user|>in</s>me▁<s></s><|assistant|>a<s>bin"
+    assert tokenizer.convert_ids_to_tokens(row.targets.tolist()) == [*"a<s>bin", "</s>"]
 
 
 def test_a_tokenizer_that_cannot_read_them_as_text_is_told_by_the_row() -> None:
