@@ -79,7 +79,7 @@ def drawn(items: list[Item], seed: int, newcomers: int) -> list[tuple[list[Item]
 
 def summed_up(rows: list[dict[str, Any]], known: bool) -> dict[str, Any]:
     """Means in percent, and paired differences with intervals."""
-    of = {name: [100 * row["accuracy"][name] for row in rows] for name in ("base", "global", "personal")}
+    of = {name: [100 * row["scores"][name]["accuracy"] for row in rows] for name in ("base", "global", "personal")}
     seeds = [row["seed"] for row in rows]
     return {
         "who": "of a domain that the run has" if known else "of another domain",
