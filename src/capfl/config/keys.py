@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from capfl.config.schema import Config, Section
+from capfl.config.schema import Config
+from capfl.config.section import Section
 from capfl.errors import ConfigError
 
 PUBLISHED = {  # flags of CA-PFL's published code that capfl has under another name

@@ -9,16 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from capfl.errors import ConfigError
-from capfl.metrics import DEFAULTS, metric
+from capfl.config.evaluation import EvaluationConfig
+from capfl.config.section import NonNegative, Positive, PositiveFloat, Section, Share
 from capfl.types import TooLong, Turns
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
@@ -32,12 +27,6 @@ COLUMNS = (
     "choices", "answer", "text", "label",
 )  # fmt: skip
 """What rows are read from, in one format or another: the keys of ``data.columns``."""
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -283,55 +272,6 @@ class PrivacyConfig(Section):
     @property
     def on(self) -> bool:
         return self.noise_multiplier is not None
-
-
-class EvaluationConfig(Section):
-    every: Annotated[int, Field(ge=0)] = Field(
-        1,
-        description="rounds between validations of the server's adapter, which clients elsewhere are sent for it; 0: "
-        "none",
-    )
-    batch_size: Positive = Field(32, description="sequences scored at once")
-    personal: bool = Field(True, description="evaluate a personal model for each client at the end")
-    references: tuple[Literal["local", "centralised"], ...] = Field(
-        ("local",), description="methods run beside this one for comparison, with the same data and steps"
-    )
-    metrics: tuple[str, ...] = Field(
-        DEFAULTS,
-        min_length=1,
-        description="what models are measured by, the most important first: of options `accuracy`; of completions "
-        "`perplexity`, `token_accuracy`, `exact_match`, `token_f1`, `rouge_l`, `chrf`, `bleu`, or a function "
-        "`module:function`",
-    )
-    generated: Positive = Field(
-        32,
-        description="test items of a client, at random, to which every model writes answers where a metric of "
-        "completions asks for them: most of the time of an evaluation",
-    )
-    max_new_tokens: Positive | None = Field(
-        None, description="tokens of a written answer; by default as many as the longest right one, 256 at most"
-    )
-    keep: Literal["last", "best"] = Field(
-        "last",
-        description="the personal model that a client keeps: of the `last` round, or of all rounds the one that was "
-        "`best` on its validation items",
-    )
-    patience: Positive | None = Field(
-        None, description="rounds without a lower validation loss after which a run ends; by default it goes on"
-    )
-
-    @model_validator(mode="after")
-    def _metrics_exist(self) -> Self:
-        try:
-            for name in self.metrics:
-                metric(name)
-        except ConfigError as error:
-            raise ValueError(f"metrics: {error}") from error
-        if len(set(self.metrics)) < len(self.metrics):
-            raise ValueError(f"metrics: {', '.join(self.metrics)} names one twice")
-        if self.patience is not None and not self.every:
-            raise ValueError("patience waits for validations, and every = 0 asks for none; give every = 1")
-        return self
 
 
 class RuntimeConfig(Section):
