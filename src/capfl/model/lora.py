@@ -28,7 +28,8 @@ class AdaptedModel:
     """A frozen base with one LoRA adapter whose values are swapped from client to client.
 
     The forward pass is cut in two. ``lower`` runs the layers below the lowest adapted one: its output never
-    changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only.
+    changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only. Where
+    these would be too many numbers, ``states`` runs the layers alone, and ``head`` makes logits of some positions.
     Rows are padded on the right and no mask is passed: under causal attention no position sees what follows
     it, so padding cannot change a result.
     """
@@ -50,6 +51,7 @@ class AdaptedModel:
         self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in targets.items()}
         self.train(False)  # PEFT injects modules with their dropout on
         self._in_tuple = False  # do the layers return their hidden states in a tuple?
+        self.has_head = False  # do ``states`` and ``head`` together give what ``logits`` does?
         self.check_split()
 
     def peft_config(self) -> peft.LoraConfig:
@@ -64,6 +66,11 @@ class AdaptedModel:
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits at a position."""
+        return int(cast(Any, self.base.module).config.get_text_config().vocab_size)
 
     # -- the adapter's values --------------------------------------------------------------------
 
@@ -147,15 +154,41 @@ class AdaptedModel:
         finally:
             handle.remove()
 
+    def states(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Hidden states (batch, tokens, hidden) that leave the last layer. Arguments as for ``logits``."""
+
+        def stop(module: nn.Module, args: object, output: Any) -> None:
+            self._in_tuple = isinstance(output, tuple)
+            raise _Reached(output[0] if self._in_tuple else output)
+
+        handle = self.layers[-1].register_forward_hook(stop)
+        try:
+            with self._replaced_layers(hidden):
+                self.base.module(input_ids=ids, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise ModelError("the base model ran through without using its own decoder layers")
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of states (n, hidden) that have left the last layer: norm, head, and what follows."""
+        ids = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
+        with self._replaced_layers(states.unsqueeze(1), len(self.layers)):
+            return cast(Tensor, self.base.module(input_ids=ids, use_cache=False).logits[:, 0])
+
     @contextmanager
-    def _replaced_layers(self, hidden: Tensor | None) -> Iterator[None]:
+    def _replaced_layers(self, hidden: Tensor | None, upto: int | None = None) -> Iterator[None]:
         """With ``hidden``, the lower layers pass their input on and the last of them hands out ``hidden``.
 
         Under checkpointing the others keep their input and nothing of what they compute, and compute it again in the
         backward pass, with the same random numbers.
+
+        Args:
+            upto: the first layer that is not a lower one; by default the lowest adapted one.
         """
         before = [vars(layer).get("forward") for layer in self.layers]
-        lowest = self.lowest if hidden is not None else 0
+        lowest = (self.lowest if upto is None else upto) if hidden is not None else 0
         for i, layer in enumerate(self.layers):
             if i < lowest:
                 layer.forward = partial(self._skipped, hidden if i == lowest - 1 else None)
@@ -176,24 +209,21 @@ class AdaptedModel:
 
     @torch.no_grad()
     def check_split(self) -> None:
-        """Compare the two-part pass with the model's own on a short probe.
+        """Compare the passes in parts with the model's own on a short probe.
 
         Raises:
             ModelError: they differ, so this architecture cannot be cut below its lowest adapted layer.
         """
-        if self.lowest == 0:
-            return
-
-        def watch(module: nn.Module, args: object, output: object) -> None:
-            self._in_tuple = isinstance(output, tuple)
-
         ids = torch.arange(1, 9, device=self.base.device).reshape(1, 8)
         positions = torch.tensor([3, 7], device=self.base.device)
-        handle = self.layers[0].register_forward_hook(watch)
+        states = self.states(ids)
         whole = self.base.module(input_ids=ids, use_cache=False).logits[0, positions]
-        handle.remove()
-        split = self.logits(ids, positions, self.lower(ids))
-        if not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max())):
+
+        def differs(split: Tensor) -> bool:
+            return not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max()))
+
+        self.has_head = not differs(self.head(states[0, positions]))
+        if self.lowest and differs(split := self.logits(ids, positions, self.lower(ids))):
             raise ModelError(
                 f"lora.layers: {self.base.name} cannot be cut below layer {self.lowest} "
                 f"(logits differ by {float((whole - split).abs().max()):.3g}); use lora.layers = all"
