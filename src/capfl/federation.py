@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
+from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
+from capfl.model.probe import check_tokens
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode_all
 from capfl.model.train import local_steps, scheduled
@@ -31,10 +34,15 @@ def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) ->
     """All items as the model reads them.
 
     Raises:
+        ConfigError: ``data.max_length`` is more than the model has positions for.
         DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
+        ModelError: some have tokens that the model has no embeddings of.
     """
+    check_positions(cast(Any, model.base.module).config, config.max_length, model.base.name)
     prompts = [render(item, config.scoring) for item in items]
-    return encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
+    examples = encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
+    check_tokens(model.base.module, model.base.tokenizer, model.base.name, examples)
+    return examples
 
 
 def has_mixed_metrics(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> bool:

@@ -63,11 +63,7 @@ class LoadedAdapter:
         with HiddenCache(2**30) as cache:
             own = score(self.model, cache, data, self.adapter, self._batch_size)
             base = score(self.model, cache, data, self.model.initial_adapter(0), self._batch_size)
-        if not math.isfinite(own.nll + base.nll):
-            raise ModelError(
-                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
-                "or an adapter whose training did not diverge"
-            )
+        self._check_finite(own.nll + base.nll)
         return {
             "items": len(items),
             "metric": "accuracy" if chances else "token_accuracy",
@@ -76,6 +72,13 @@ class LoadedAdapter:
             "base_accuracy": base.accuracy,
             "chance": fmean(chances) if chances else None,
         }
+
+    def _check_finite(self, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise ModelError(
+                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
+                "or an adapter whose training did not diverge"
+            )
 
     def _check(self, items: Sequence[Item]) -> None:
         """Raises DataError: items are of two kinds, or have labels that the adapter was not trained with."""
@@ -101,10 +104,12 @@ class LoadedAdapter:
 
         Raises:
             DataError: a row has none of these, or the adapter has no labels to choose a text's from.
+            ModelError: the model's logits are not finite.
         """
         items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
         data = Scorable(tokenised(items, self.data, self.model))
         found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
+        self._check_finite(*(float(own.sum()) for own in found))
         return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
     def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
@@ -158,17 +163,10 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
         card.check(base)
     ranks = algebra.ranks(adapter)
     rank = max(saved.r, *ranks.values())
-    layers = {part for module in ranks for part in module.split(".") if part.isdigit()}
-    lora = LoraConfig(
-        rank=rank,
-        alpha=saved.lora_alpha * rank / saved.r,
-        targets=tuple(sorted({module.rpartition(".")[2] for module in ranks})),
-        layers=",".join(sorted(layers, key=int)),
-    )
-    model = AdaptedModel(base, lora)
     try:
+        model = AdaptedModel(base, LoraConfig(rank=rank, alpha=saved.lora_alpha * rank / saved.r), list(ranks))
         adapter = algebra.padded(adapter, model.initial_adapter(0))
-    except ValueError as error:
+    except (ValueError, ModelError) as error:
         raise ModelError(f"{folder}: {error}") from error
     return LoadedAdapter(model, adapter, card, data, config.evaluation.batch_size)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -17,8 +17,9 @@ from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig
 from capfl.errors import ModelError
 from capfl.model.base import Base
-from capfl.model.layers import adapted_layers, chosen_layers, decoder_layers
+from capfl.model.layers import adapted_layers, decoder_layers, lowest_layer, named_layers, remarks
 from capfl.model.patch import Patch
+from capfl.model.probe import LENGTH, probe_ids
 from capfl.types import Adapter
 
 _NAME = "capfl"
@@ -31,25 +32,39 @@ class AdaptedModel:
     changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only.
     Rows are padded on the right and no mask is passed: under causal attention no position sees what follows
     it, so padding cannot change a result.
+
+    Attributes:
+        targets: full names of the adapted linear layers.
+        lowest: number of the lowest adapted layer; 0 where the model cannot be cut there, and always runs whole.
+        remarks: what its user should be told of what is adapted.
+
+    Args:
+        targets: full names of the linear layers to adapt, in place of what ``config`` says of layers and targets.
+
+    Raises:
+        ConfigError: a layer or a target that the model does not have.
+        ModelError: its decoder layers cannot be found, or a target is never called.
     """
 
-    def __init__(self, base: Base, config: LoraConfig) -> None:
+    def __init__(self, base: Base, config: LoraConfig, targets: Sequence[str] | None = None) -> None:
         self.base = base
         self.config = config
         self.layers = decoder_layers(base.module)
-        self.lowest = min(chosen_layers(config.layers, len(self.layers)))
-        targets = adapted_layers(base.module, config)
-        self.targets = list(targets)
-        self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
+        shapes = adapted_layers(base.module, config) if targets is None else named_layers(base.module, targets)
+        self.remarks = remarks(base.module, config) if targets is None else []
+        self.targets = list(shapes)
+        self.lowest = lowest_layer(base.module, self.targets)
+        transposed = {name: isinstance(base.module.get_submodule(name), Conv1D) for name in self.targets}
+        self._transposed = any(transposed.values())  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         scale = config.alpha / config.rank
         self._patches = {
-            f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in targets
+            f"{target}.W": Patch(base.module.get_submodule(target), scale, transposed[target]) for target in shapes
         }
-        self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in targets.items()}
+        self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in shapes.items()}
         self.train(False)  # PEFT injects modules with their dropout on
-        self._in_tuple = False  # do the layers return their hidden states in a tuple?
+        self._in_tuple = 0  # entries of the tuple in which layers return their hidden states; 0: in none
         self.check_split()
 
     def peft_config(self) -> peft.LoraConfig:
@@ -95,6 +110,8 @@ class AdaptedModel:
     def _find_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         modules = dict(self.base.module.named_modules())
         for target in self.targets:
+            if not hasattr(modules[target], "lora_A"):
+                raise ModelError(f"lora.targets: PEFT does not adapt {target} in {self.base.name}; leave it out")
             for factor in ("A", "B"):
                 weight = getattr(modules[target], f"lora_{factor}")[_NAME].weight
                 weight.data = weight.data.to(torch.float32)  # a half-precision base still trains in float32
@@ -118,7 +135,7 @@ class AdaptedModel:
         """Hidden states (batch, tokens, hidden) that enter a layer, by default the lowest adapted one."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(_first_tensor(args, kwargs))
 
         handle = self.layers[self.lowest if layer is None else layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -128,6 +145,13 @@ class AdaptedModel:
         finally:
             handle.remove()
         raise ModelError("the base model ran through without using its own decoder layers")
+
+    def entering(self, ids: Tensor, layer: int) -> Tensor:
+        """As ``lower``; where several streams of states go from layer to layer, their mean."""
+        hidden = self.lower(ids, layer)
+        if hidden.ndim == 3:
+            return hidden
+        return hidden.mean(0 if hidden.shape[1:3] == ids.shape else 2)
 
     def logits(self, ids: Tensor, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Logits (n, vocabulary) at flat positions (n,) of ids (batch, tokens).
@@ -169,37 +193,67 @@ class AdaptedModel:
                 if forward is not None:
                     layer.forward = forward
 
-    def _skipped(self, hidden: Tensor | None, hidden_states: Tensor, *_: object, **__: object) -> object:
+    def _skipped(self, hidden: Tensor | None, *args: object, **kwargs: object) -> object:
         """In place of a layer's ``forward``."""
-        out = hidden_states if hidden is None else hidden
-        return (out,) if self._in_tuple else out
+        out = _first_tensor(args, kwargs) if hidden is None else hidden
+        return (out, *[None] * (self._in_tuple - 1)) if self._in_tuple else out
 
     @torch.no_grad()
     def check_split(self) -> None:
-        """Compare the two-part pass with the model's own on a short probe.
+        """Compare the two-part pass with the model's own on a short probe, and see that every target is called.
+
+        A model that cannot be cut below its lowest adapted layer is not cut: some hand keys and values, or a state,
+        from layer to layer beside the hidden states.
 
         Raises:
-            ModelError: they differ, so this architecture cannot be cut below its lowest adapted layer.
+            ModelError: an adapter would change nothing, because the base never calls the module that it is in.
         """
-        if self.lowest == 0:
-            return
+        ids = probe_ids(self.base.module, 2 * LENGTH).reshape(2, LENGTH).to(self.base.device)
+        positions = torch.tensor([3, LENGTH - 1, 2 * LENGTH - 1], device=self.base.device)
+        called: set[str] = set()
 
         def watch(module: nn.Module, args: object, output: object) -> None:
-            self._in_tuple = isinstance(output, tuple)
+            self._in_tuple = len(output) if isinstance(output, tuple) else 0
 
-        ids = torch.arange(1, 9, device=self.base.device).reshape(1, 8)
-        positions = torch.tensor([3, 7], device=self.base.device)
-        handle = self.layers[0].register_forward_hook(watch)
-        whole = self.base.module(input_ids=ids, use_cache=False).logits[0, positions]
-        handle.remove()
-        split = self.logits(ids, positions, self.lower(ids))
-        if not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max())):
+        handles = [self.layers[0].register_forward_hook(watch)]
+        for target in self.targets:
+            note = partial(_note, called, target)
+            handles.append(self.base.module.get_submodule(target).register_forward_hook(note))
+        whole = self.base.module(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
+        for handle in handles:
+            handle.remove()
+        never = [target for target in self.targets if target not in called and ".experts." not in target]
+        if never:
             raise ModelError(
-                f"lora.layers: {self.base.name} cannot be cut below layer {self.lowest} "
-                f"(logits differ by {float((whole - split).abs().max()):.3g}); use lora.layers = all"
+                f"lora.targets: {self.base.name} never calls {never[0]} on text, so that an adapter there would change "
+                "nothing; name other targets or layers"
             )
+        if self.lowest and not self._can_be_cut(ids, positions, whole):
+            self.remarks.append(
+                f"{self.base.name} cannot be cut below layer {self.lowest}, the lowest adapted one: hidden states are "
+                "not kept, and every pass runs all layers"
+            )
+            self.lowest = 0
+
+    def _can_be_cut(self, ids: Tensor, positions: Tensor, whole: Tensor) -> bool:
+        try:
+            hidden = self.lower(ids)
+            split = self.logits(ids, positions, hidden)
+        except Exception:  # whatever an upper layer raises that misses what a lower one would have left it
+            return False
+        plain = hidden.ndim == 3 and hidden.shape[:2] == ids.shape
+        return plain and torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max()))
 
 
 class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
+
+
+def _note(called: set[str], name: str, *_: object) -> None:
+    called.add(name)
+
+
+def _first_tensor(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor:
+    """Of a layer's arguments: the hidden states that enter it."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

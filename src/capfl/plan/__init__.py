@@ -17,8 +17,9 @@ from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, 
 from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
+from capfl.model.accept import check_positions
 from capfl.model.base import skeleton
-from capfl.model.layers import adapter_shapes
+from capfl.model.layers import adapter_shapes, hidden_size
 from capfl.plan.memory import Advice, advise, estimate
 from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
@@ -92,14 +93,15 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         calibration: without it nothing is loaded but shapes and data, and no time is given.
 
     Raises:
-        ConfigError: a name, a target or a partition that does not exist.
-        ModelError: the shapes of the model cannot be known.
+        ConfigError: a name, a target or a partition that does not exist, or rows longer than the model's positions.
+        ModelError: the shapes of the model cannot be known, or it cannot be a base.
         DataError: the data are here, but cannot be shared out as the config asks.
     """
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
     process = peak_memory()
     method = build(config.method, config.seed)
     module = skeleton(config.model)
+    check_positions(cast(Any, module).config, config.data.max_length, config.model.path)
     shapes = adapter_shapes(module, config.lora)
     clients = _find_clients(config)
 
@@ -107,7 +109,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     who = [POOLED] if method.pooled else list(clients.ids)
     agreement = agreements(config, algebra.drawn(shapes, config.seed), config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
-    traffic = measure(agreement, who, int(cast(Any, module).config.hidden_size))
+    traffic = measure(agreement, who, hidden_size(module))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 
     # time
