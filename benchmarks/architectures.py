@@ -30,7 +30,8 @@ import numpy as np
 import peft
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.utils import logging
 
 from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.errors import CapflError
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="*", help="some of the kinds")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     results = []
     for kind in given.only or kinds():
         results.append(tried(kind))
@@ -117,19 +120,28 @@ def tried(kind: str) -> Result:
 def save(model_type: str, settings: Mapping[str, Any], own: dict[str, Any], folder: Path) -> None:
     """A model with random weights and the tiny model's tokenizer, as a folder."""
     common, architectures = settings["common"], own.pop("architectures", None)
-    values: dict[str, Any] = common | own
-    if text := own.pop("text", None):
+    without = own.pop("without", ())
+    values: dict[str, Any] = {key: value for key, value in common.items() if key not in without} | own
+    text = own.pop("text", None)
+    if text:
         of_text = {k: v for k, v in settings["kinds"].get(text, {}).items() if k != "name"}
         inner = common | of_text | {"model_type": text}
-        values = own | {"text_config": inner, "tie_word_embeddings": False} | {k: common[k] for k in ("pad_token_id",)}
+        for key in [key for key in own if key in ("cross_attention_layers", "rope_parameters")]:
+            inner[key] = own.pop(key)
+        values = own | {"text_config": inner, "tie_word_embeddings": False, "pad_token_id": common["pad_token_id"]}
     config = AutoConfig.for_model(model_type, **values)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if architectures or model_type in ("t5", "bart", "bert", "roberta"):
+        if architectures or model_type in ("t5", "bart", "bert", "roberta", "whisper"):
             config.architectures = architectures
             config.save_pretrained(folder)
         else:
-            auto_class(config, model_type).from_config(config).save_pretrained(folder)
+            kind = AutoModelForImageTextToText if text else auto_class(config, model_type)  # as checkpoints are
+            module = kind.from_config(config)
+            for p in module.parameters():
+                if not bool(p.any()):  # a scale that begins at zero would hide what is behind it
+                    torch.nn.init.normal_(p, std=0.1)
+            module.save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
 
 

@@ -149,7 +149,8 @@ def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pre
     with _named(f"load {path!r} as a causal language model"):
         kind = auto_class(_config(source), path)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        module, report = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
+        with _quiet():  # of weights that are left out, as those for images
+            module, report = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
     if report["missing_keys"]:  # transformers fills them with random numbers and a warning
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -160,6 +161,16 @@ def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pre
 
 def _config(source: str) -> Any:
     return AutoConfig.from_pretrained(source, trust_remote_code=False)  # None would ask at the terminal
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from capfl.model.accept import text_config
 
 Shapes = dict[str, tuple[int, int]]
 
-ROUTERS = ("router", "gate", "shared_expert_gate")  # the last name of what chooses experts
+ROUTERS = ("gate", "router_gate", "shared_expert_gate")  # the last name of what chooses experts, or one with "router"
+UNCALLED = ("dt_proj",)  # of Mamba: its weights are read, and the module is never called
 BYPASSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")  # their kernels read out_proj's weights alone
 
 
@@ -84,7 +85,7 @@ def remarks(module: nn.Module, config: LoraConfig) -> list[str]:
     if ALL_LINEAR in config.targets:
         inside = {name: m for i in chosen for name, m in layers[i].named_modules()}
         fused = sorted(
-            {f"{name}.{own}".lstrip(".") for name, m in inside.items() if not type(m).__name__.startswith("Conv")
+            {f"{name}.{own}" for name, m in inside.items() if "expert" in name
              for own, p in m.named_parameters(recurse=False) if p.ndim == 3}
         )  # fmt: skip
         refused = sorted({name for i in chosen for name in linear_layers(layers[i]).keys() - _adaptable(layers[i], module)})
@@ -92,7 +93,7 @@ def remarks(module: nn.Module, config: LoraConfig) -> list[str]:
         if fused:
             said.append(f"lora.targets: {', '.join(fused)}: weights of experts in one tensor are left as before")
         if refused:
-            said.append(f"lora.targets: {', '.join(refused)}: left as before, because PEFT cannot adapt them here")
+            said.append(f"lora.targets: {', '.join(refused)}: left as before, because PEFT adapts no layers of this name here")
         if routers:
             said.append(f"lora.targets: {', '.join(routers)}: routers are adapted only if they are named")
     return said
@@ -168,14 +169,15 @@ def _shape(module: nn.Module | None) -> tuple[int, int] | None:
 
 
 def _adaptable(layer: nn.Module, module: nn.Module) -> Shapes:
-    """The linear layers within a decoder layer that PEFT adapts, by their names there.
+    """The linear layers within a decoder layer that an adapter can change, by their names there.
 
     PEFT refuses projections whose weights fused kernels read without calling the module. In models whose experts have
-    become one tensor, it takes the names that the experts' layers had for that tensor, wherever they stand.
+    become one tensor, it takes the names that the experts' layers had for that tensor, wherever they stand. An adapter
+    in a module that is never called would change nothing.
     """
     kind = getattr(getattr(module, "config", None), "model_type", "")
     taken = {*_MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(kind, ""), ())}
-    taken |= {"out_proj"} if kind in BYPASSED else set()
+    taken |= {*UNCALLED, "out_proj"} if kind in BYPASSED else {*UNCALLED}
     return {name: shape for name, shape in linear_layers(layer).items() if _last(name) not in taken}
 
 
@@ -191,7 +193,7 @@ def _lacking(layers: Sequence[nn.Module], chosen: Sequence[int], target: str, mo
         return f"{_numbers(chosen)} no linear layer {target!r}; layers that have it: lora.layers = {numbers}"
     there = sorted({_last(name) for i in chosen for name in _adaptable(layers[i], module)})
     refused = any(_fitting(linear_layers(layers[i]), target) for i in chosen)
-    what = f"{target!r}{' that PEFT can adapt' if refused else ''}"
+    what = f"{target!r}{' that an adapter can change' if refused else ''}"
     return f"{_numbers(chosen)} no linear layer {what}; choose from {', '.join(there) or 'other layers'}"
 
 
@@ -204,7 +206,7 @@ def _is(layers: Sequence[int]) -> str:
 
 
 def _is_router(name: str) -> bool:
-    return _last(name) in ROUTERS
+    return _last(name) in ROUTERS or _last(name).endswith("router")
 
 
 def _last(name: str) -> str:

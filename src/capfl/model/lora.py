@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from capfl import adapter as algebra
-from capfl.config.schema import LoraConfig
+from capfl.config.schema import ALL_LINEAR, LoraConfig
 from capfl.errors import ModelError
 from capfl.model.base import Base
-from capfl.model.layers import adapted_layers, decoder_layers, lowest_layer, named_layers, remarks
+from capfl.model.layers import Shapes, adapted_layers, decoder_layers, fits, lowest_layer, named_layers, remarks
 from capfl.model.patch import Patch
 from capfl.model.probe import LENGTH, probe_ids
 from capfl.types import Adapter
@@ -50,8 +50,10 @@ class AdaptedModel:
         self.base = base
         self.config = config
         self.layers = decoder_layers(base.module)
+        self._in_tuple = 0  # entries of the tuple in which layers return their hidden states; 0: in none
         shapes = adapted_layers(base.module, config) if targets is None else named_layers(base.module, targets)
         self.remarks = remarks(base.module, config) if targets is None else []
+        shapes = self._without_idle(shapes)
         self.targets = list(shapes)
         self.lowest = lowest_layer(base.module, self.targets)
         transposed = {name: isinstance(base.module.get_submodule(name), Conv1D) for name in self.targets}
@@ -64,7 +66,6 @@ class AdaptedModel:
         }
         self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in shapes.items()}
         self.train(False)  # PEFT injects modules with their dropout on
-        self._in_tuple = 0  # entries of the tuple in which layers return their hidden states; 0: in none
         self.check_split()
 
     def peft_config(self) -> peft.LoraConfig:
@@ -173,7 +174,7 @@ class AdaptedModel:
 
     @contextmanager
     def _replaced_layers(self, hidden: Tensor | None) -> Iterator[None]:
-        """With ``hidden``, the lower layers pass their input on and the last of them hands out ``hidden``.
+        """With ``hidden``, each of the lower layers hands it out, whichever of them the model calls last.
 
         Under checkpointing the others keep their input and nothing of what they compute, and compute it again in the
         backward pass, with the same random numbers.
@@ -182,7 +183,7 @@ class AdaptedModel:
         lowest = self.lowest if hidden is not None else 0
         for i, layer in enumerate(self.layers):
             if i < lowest:
-                layer.forward = partial(self._skipped, hidden if i == lowest - 1 else None)
+                layer.forward = partial(self._skipped, hidden)
             elif self._checkpointing:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
@@ -193,61 +194,95 @@ class AdaptedModel:
                 if forward is not None:
                     layer.forward = forward
 
-    def _skipped(self, hidden: Tensor | None, *args: object, **kwargs: object) -> object:
+    def _skipped(self, hidden: Tensor, *_: object, **__: object) -> object:
         """In place of a layer's ``forward``."""
-        out = _first_tensor(args, kwargs) if hidden is None else hidden
-        return (out, *[None] * (self._in_tuple - 1)) if self._in_tuple else out
+        return (hidden, *[None] * (self._in_tuple - 1)) if self._in_tuple else hidden
+
+    def _without_idle(self, shapes: Shapes) -> Shapes:
+        """The layers that are to be adapted without those that the base never calls on text, which ``remarks`` name.
+
+        An adapter there would change nothing. Experts may be called for other texts.
+
+        Raises:
+            ModelError: one of them is named in ``lora.targets``, or nothing is left.
+        """
+        called = self._called(shapes)
+        idle = [name for name in shapes if name not in called and ".experts." not in name]
+        named = [name for name in idle if any(t != ALL_LINEAR and fits(name, t) for t in self.config.targets)]
+        if named or len(idle) == len(shapes):
+            raise ModelError(
+                f"lora.targets: {self.base.name} never calls {(named or idle)[0]} on text, so that an adapter there "
+                "would change nothing; name other targets or layers"
+            )
+        if idle:
+            self.remarks.append(f"lora.targets: {', '.join(idle)}: left as before, because texts never pass them")
+        return {name: shape for name, shape in shapes.items() if name not in idle}
+
+    @torch.no_grad()
+    def _called(self, names: Iterable[str]) -> set[str]:
+        """Which modules the base calls on a short probe. Notes what its layers return, too."""
+        called: set[str] = set()
+
+        def watch(module: nn.Module, args: object, output: object) -> None:
+            self._in_tuple = len(output) if isinstance(output, tuple | list) else 0
+
+        handles = [self.layers[0].register_forward_hook(watch)]
+        for name in names:
+            module = self.base.module.get_submodule(name)
+            handles.append(module.register_forward_hook(partial(_note, called, name)))
+        self.base.module(input_ids=self._probe(), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return called
+
+    def _probe(self) -> Tensor:
+        return probe_ids(self.base.module, 2 * LENGTH).reshape(2, LENGTH).to(self.base.device)
 
     @torch.no_grad()
     def check_split(self) -> None:
-        """Compare the two-part pass with the model's own on a short probe, and see that every target is called.
+        """Compare passes over some positions and in two parts with the model's own, on a short probe.
 
         A model that cannot be cut below its lowest adapted layer is not cut: some hand keys and values, or a state,
         from layer to layer beside the hidden states.
 
         Raises:
-            ModelError: an adapter would change nothing, because the base never calls the module that it is in.
+            ModelError: logits cannot be had at some positions alone, or adapters get no gradient.
         """
-        ids = probe_ids(self.base.module, 2 * LENGTH).reshape(2, LENGTH).to(self.base.device)
-        positions = torch.tensor([3, LENGTH - 1, 2 * LENGTH - 1], device=self.base.device)
-        called: set[str] = set()
-
-        def watch(module: nn.Module, args: object, output: object) -> None:
-            self._in_tuple = len(output) if isinstance(output, tuple) else 0
-
-        handles = [self.layers[0].register_forward_hook(watch)]
-        for target in self.targets:
-            note = partial(_note, called, target)
-            handles.append(self.base.module.get_submodule(target).register_forward_hook(note))
-        whole = self.base.module(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
-        for handle in handles:
-            handle.remove()
-        never = [target for target in self.targets if target not in called and ".experts." not in target]
-        if never:
+        ids = self._probe()
+        positions = torch.tensor([3, LENGTH - 1, 2 * LENGTH - 1], device=ids.device)
+        own: Tensor = self.base.module(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
+        with torch.enable_grad():
+            whole = self.logits(ids, positions)
+        if not _same(own, whole):
+            raise ModelError(f"model.path: {self.base.name} makes no logits of single positions; give another model")
+        if not whole.requires_grad:
             raise ModelError(
-                f"lora.targets: {self.base.name} never calls {never[0]} on text, so that an adapter there would change "
-                "nothing; name other targets or layers"
+                f"model.path: {self.base.name} passes no gradient on to adapters, so that they cannot be trained; give "
+                "another model"
             )
-        if self.lowest and not self._can_be_cut(ids, positions, whole):
+        if self.lowest and not self._can_be_cut(ids, positions, own):
             self.remarks.append(
                 f"{self.base.name} cannot be cut below layer {self.lowest}, the lowest adapted one: hidden states are "
                 "not kept, and every pass runs all layers"
             )
             self.lowest = 0
 
-    def _can_be_cut(self, ids: Tensor, positions: Tensor, whole: Tensor) -> bool:
+    def _can_be_cut(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
         try:
             hidden = self.lower(ids)
             split = self.logits(ids, positions, hidden)
         except Exception:  # whatever an upper layer raises that misses what a lower one would have left it
             return False
-        plain = hidden.ndim == 3 and hidden.shape[:2] == ids.shape
-        return plain and torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max()))
+        return hidden.ndim == 3 and hidden.shape[:2] == ids.shape and _same(own, split)
 
 
 class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()))
 
 
 def _note(called: set[str], name: str, *_: object) -> None:
