@@ -2,14 +2,7 @@
 
     python benchmarks/architectures.py --markdown docs/architectures.md
 
-Nothing in the table is typed by hand. Columns:
-
-- adapted: linear layers of the two top layers of four, under ``lora.targets = all-linear``.
-- cut: hidden states below the lowest adapted layer can be kept; else every pass runs the whole model.
-- trains: three steps have finite losses and change the adapter.
-- padding: scores of rows in one batch are those of each row alone.
-- generates: greedy decoding with a cache gives the tokens that the model gives without one.
-- PEFT: loads the saved adapter on the same class, to the same logits.
+Nothing in the table is typed by hand but the names.
 """
 
 from __future__ import annotations
@@ -49,6 +42,13 @@ from capfl.types import Adapter
 KINDS = Path(__file__).with_suffix(".toml")
 LORA = LoraConfig(rank=2, alpha=4.0, layers="top:2")
 COLUMNS = ("cut", "trains", "padding", "generates", "PEFT")
+COLUMNS_SAY = """
+- cut: hidden states below the lowest adapted layer are kept; otherwise every pass runs the whole model.
+- trains: three steps have finite losses and change the adapter of every module.
+- padding: scores of rows in one batch are those of each row alone.
+- generates: greedy decoding with a cache gives the tokens that the model gives without one.
+- PEFT: stock PEFT loads the saved adapter on the same class, to the same logits.
+"""
 LENGTHS = (5, 9, 14, 6)  # tokens of rows
 
 
@@ -223,10 +223,12 @@ def _page(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     yield (
         f"Made by `python benchmarks/architectures.py --markdown docs/architectures.md` with transformers "
-        f"{transformers.__version__} and PEFT {peft.__version__}: small models with random weights, four layers, of which "
-        "the two top ones are adapted under `lora.targets = all-linear`. What the columns mean, and what is asked of a "
-        "base, stands in [capfl.md](capfl.md#base-models)."
+        f"{transformers.__version__} and PEFT {peft.__version__}: small models with random weights, four layers, of "
+        "which the two top ones are adapted under `lora.targets = all-linear`. [models.md](models.md) says what is "
+        "asked of a base."
     )
+    yield ""
+    yield from COLUMNS_SAY.strip().splitlines()
     yield ""
     yield f"| architecture | `model_type` | adapted linear layers | {' | '.join(COLUMNS)} |"
     yield f"|---|---|---|{'---|' * len(COLUMNS)}"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-httpx = pytest.importorskip("httpx", reason="the extra `flower` is not installed")
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+import httpx
 
 from capfl.engines.flower.addresses import bare, direct, joined, parted
 from capfl.engines.flower.keys import make_keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import peft
@@ -75,11 +75,11 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
     try:
         settings = json.loads((folder / _CONFIG).read_bytes())
         refuse_other_kinds(settings, str(folder))
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        known = {field.name for field in fields(peft.LoraConfig)}
+        config = peft.LoraConfig(**{name: value for name, value in settings.items() if name in known})
         tensors = load_file(weights)
     except (SafetensorError, json.JSONDecodeError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} holds a damaged adapter: {error}") from error
-    assert isinstance(config, peft.LoraConfig)
     adapter: Adapter = {}
     for key, t in tensors.items():
         module, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")

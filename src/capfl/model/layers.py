@@ -81,19 +81,25 @@ def remarks(module: nn.Module, config: LoraConfig) -> list[str]:
     chosen = chosen_layers(config.layers, len(layers))
     for target in config.targets:
         if lacking := [i for i in chosen if not _fitting(_adaptable(layers[i], module), target)]:
-            said.append(f"lora.targets: {_numbers(lacking)} no linear layer {target!r}, and {_is(lacking)} left as before")
+            said.append(
+                f"lora.targets: {_numbers(lacking)} no linear layer {target!r}, and {_is(lacking)} left as before"
+            )
     if ALL_LINEAR in config.targets:
         inside = {name: m for i in chosen for name, m in layers[i].named_modules()}
         fused = sorted(
             {f"{name}.{own}" for name, m in inside.items() if "expert" in name
              for own, p in m.named_parameters(recurse=False) if p.ndim == 3}
         )  # fmt: skip
-        refused = sorted({name for i in chosen for name in linear_layers(layers[i]).keys() - _adaptable(layers[i], module)})
+        refused = sorted(
+            {name for i in chosen for name in linear_layers(layers[i]).keys() - _adaptable(layers[i], module)}
+        )
         routers = sorted({name for name, m in inside.items() if _shape(m) and _is_router(name)})
         if fused:
             said.append(f"lora.targets: {', '.join(fused)}: weights of experts in one tensor are left as before")
         if refused:
-            said.append(f"lora.targets: {', '.join(refused)}: left as before, because PEFT adapts no layers of this name here")
+            said.append(
+                f"lora.targets: {', '.join(refused)}: left as before, because PEFT adapts no layers of this name here"
+            )
         if routers:
             said.append(f"lora.targets: {', '.join(routers)}: routers are adapted only if they are named")
     return said
@@ -185,7 +191,7 @@ def _fitting(linear: Iterable[str], target: str) -> list[str]:
     return [name for name in linear if fits(name, target)]
 
 
-def _lacking(layers: Sequence[nn.Module], chosen: Sequence[int], target: str, module: nn.Module) -> str:
+def _lacking(layers: nn.ModuleList, chosen: Sequence[int], target: str, module: nn.Module) -> str:
     """What is wrong with a target that none of the chosen layers has, and what to do."""
     elsewhere = [i for i, layer in enumerate(layers) if _fitting(_adaptable(layer, module), target)]
     if elsewhere:
@@ -214,4 +220,5 @@ def _last(name: str) -> str:
 
 
 def _prefix(module: nn.Module, layers: nn.ModuleList) -> str:
-    return next(name for name, m in module.named_modules() if m is layers)
+    prefix: str = next(name for name, m in module.named_modules() if m is layers)
+    return prefix

@@ -182,7 +182,7 @@ class AdaptedModel:
         before = [vars(layer).get("forward") for layer in self.layers]
         lowest = self.lowest if hidden is not None else 0
         for i, layer in enumerate(self.layers):
-            if i < lowest:
+            if hidden is not None and i < lowest:
                 layer.forward = partial(self._skipped, hidden)
             elif self._checkpointing:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

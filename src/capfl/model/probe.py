@@ -29,7 +29,7 @@ def check_base(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str,
     check_tokenizer(module, tokenizer, name)
     device = next(module.parameters()).device
     first, other = probe_ids(module, LENGTH), probe_ids(module, 2 * LENGTH - SAME)[LENGTH:]
-    both = torch.stack([first, torch.cat([first[:SAME], other])]).to(device)
+    both = torch.stack([first, torch.cat([first[:SAME], other]), first.roll(1)]).to(device)
     try:
         together, alone = _logits(module, both), _logits(module, both[:1, :SAME])
     except Exception as error:  # whatever an architecture raises on text alone
@@ -74,9 +74,7 @@ def check_tokenizer(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name:
         )
 
 
-def check_tokens(
-    module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, examples: Iterable[Example]
-) -> None:
+def check_tokens(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, examples: Iterable[Example]) -> None:
     """Raises ModelError: examples have tokens beyond the rows of the model's embedding."""
     rows = embedding_rows(module)
     for example in examples:

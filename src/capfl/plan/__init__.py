@@ -19,7 +19,7 @@ from capfl.federation import POOLED
 from capfl.methods import build
 from capfl.model.accept import check_positions
 from capfl.model.base import skeleton
-from capfl.model.layers import adapter_shapes, hidden_size
+from capfl.model.layers import adapter_shapes, hidden_size, remarks
 from capfl.plan.memory import Advice, advise, estimate
 from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
@@ -47,6 +47,7 @@ class Plan:
             then ``seconds_reason`` says why.
         round_seconds: of the training of a round, where every client has a machine like this: as many times the
             longest visit as there are turns.
+        remarks: what is not adapted, although it could be thought to be.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Plan:
     seconds: Mapping[str, float] | None
     round_seconds: float | None
     seconds_reason: str | None
+    remarks: Sequence[str]
 
     @property
     def bytes_up(self) -> int:
@@ -159,6 +161,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         seconds=measured.seconds if measured else None,
         round_seconds=n_turns * measured.visit if measured else None,
         seconds_reason=reason,
+        remarks=remarks(module, config.lora),
     )
 
 

@@ -31,15 +31,19 @@ def environment(home: Path, *hosts: str) -> dict[str, str]:
         hosts: to which requests go past a proxy, as they do to this machine.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | direct(os.environ, *hosts) | {
-        "PATH": path,  # where Flower's commands are
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        os.environ
+        | direct(os.environ, *hosts)
+        | {
+            "PATH": path,  # where Flower's commands are
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def internal(role: str, *arguments: str) -> list[str]:
