@@ -32,6 +32,7 @@ from capfl.model import tiny
 from capfl.model.accept import auto_class
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
+from capfl.model.generate import generate, stop_tokens
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
@@ -46,7 +47,8 @@ COLUMNS_SAY = """
 - cut: hidden states below the lowest adapted layer are kept; otherwise every pass runs the whole model.
 - trains: three steps have finite losses and change the adapter of every module.
 - padding: scores of rows in one batch are those of each row alone.
-- generates: greedy decoding with a cache gives the tokens that the model gives without one.
+- generates: greedy answers to two prompts of unlike length, decoded with a cache, are the tokens that each prompt gives
+  alone and without one.
 - PEFT: stock PEFT loads the saved adapter on the same class, to the same logits.
 """
 LENGTHS = (5, 9, 14, 6)  # tokens of rows
@@ -172,24 +174,27 @@ def pads(model: AdaptedModel, adapter: Adapter) -> bool:
     found = []
     for batch_size in (1, len(LENGTHS)):
         with HiddenCache(2**20) as cache:
-            found.append(score(model, cache, Scorable([Example(row, 0) for row in rows()]), adapter, batch_size).nll)
+            found.append(
+                score(model, cache, Scorable([Example(row, 0) for row in rows()]), adapter, batch_size).loss.sum
+            )
     return math.isclose(*found, rel_tol=1e-4)
 
 
 @torch.no_grad()
 def generates(model: AdaptedModel, adapter: Adapter, count: int = 6) -> bool:
-    """Does greedy decoding with a cache give the tokens that the model gives without one?"""
-    model.write(adapter)
+    """Are the answers to prompts of unlike length the tokens that the model gives one by one, without a cache?"""
+    prompts = [np.arange(2, 2 + length, dtype=np.int32) for length in (7, 4)]
+    found = generate(model, adapter, prompts, max_new_tokens=count)
+    stops = stop_tokens(model.base)
     module: Any = model.base.module
-    start = torch.arange(2, 9).reshape(1, -1)
-    ids = start
-    for _ in range(count):
-        ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-    out = module.generate(
-        start, attention_mask=torch.ones_like(start), max_new_tokens=count, do_sample=False, use_cache=True,
-        eos_token_id=None, pad_token_id=258,
-    )  # fmt: skip
-    return bool(torch.equal(out, ids))
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = torch.from_numpy(prompt).long().reshape(1, -1)
+        for _ in range(count):
+            ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        own = ids[0, len(prompt) :].tolist()
+        if answer != own[: next((n for n, token in enumerate(own) if token in stops), count)]:
+            return False
+    return True
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def newcomers_of(path: Path, data: Path) -> list[dict[str, Any]]:
             right = all(peer.startswith(domain) for peer in found.peers) and bool(found.peers) is (domain in known)
             rows.append({"seed": run.config.seed, "domain": domain, "known": domain in known, "right": right,
                          "n_test": len(held_back), **found.to_json()})  # fmt: skip
-            print(found.client, found.accuracy, "right" if right else found.peers, flush=True)
+            print(found.client, found.scores, "right" if right else found.peers, flush=True)
     return rows
 
 
@@ -79,7 +79,7 @@ def drawn(items: list[Item], seed: int, newcomers: int) -> list[tuple[list[Item]
 
 def summed_up(rows: list[dict[str, Any]], known: bool) -> dict[str, Any]:
     """Means in percent, and paired differences with intervals."""
-    of = {name: [100 * row["accuracy"][name] for row in rows] for name in ("base", "global", "personal")}
+    of = {name: [100 * row["scores"][name]["accuracy"] for row in rows] for name in ("base", "global", "personal")}
     seeds = [row["seed"] for row in rows]
     return {
         "who": "of a domain that the run has" if known else "of another domain",

@@ -22,7 +22,7 @@ def draw(folder: RunFolder, out: Path, title: str) -> None:
     plt.switch_backend("svg")
     plt.rcParams["svg.hashsalt"] = "capfl"  # equal data, equal file
     summary = folder.read_json("summary.json")
-    records = [r for r in folder.rounds() if r.validation_accuracy is not None]
+    records = [r for r in folder.rounds() if "accuracy" in r.validation]
     bars = {name: [row[name.replace(" ", "_")] for row in summary["clients"]] for name in COLOURS}
     shown = {name: values for name, values in bars.items() if None not in values}
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(3, 2), layout="constrained")
@@ -38,7 +38,7 @@ def draw(folder: RunFolder, out: Path, title: str) -> None:
     left.set_title(title, loc="left", fontsize=10)
     left.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
     rounds = [r.round for r in records]
-    right.plot(rounds, [100 * (r.validation_accuracy or 0) for r in records], color=COLOURS["shared"], label="shared")
+    right.plot(rounds, [100 * r.validation["accuracy"] for r in records], color=COLOURS["shared"], label="shared")
     chance = summary["metrics"]["accuracy"]["chance"]
     if chance is not None:
         right.axhline(100 * chance, color="#b0b0b0", linestyle=":", linewidth=1)

@@ -41,6 +41,7 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
+from capfl.metrics import DEFAULTS
 from capfl.types import (
     EVERYBODY,
     Adapter,
@@ -51,6 +52,7 @@ from capfl.types import (
     Introduction,
     Score,
     ServerState,
+    Tally,
     Update,
 )  # fmt: skip
 from capfl.usage import peak_memory
@@ -176,11 +178,13 @@ def valid(codec: int) -> list[bytes]:
     told = [broadcast(knowing, "site", TEMPLATE)]
     told += [replace(told[0], differences=(b"", *group.log[-2:]))]
     told += [broadcast(replace(state, groups={EVERYBODY: Group(START, group.known)}), "site", TEMPLATE)]
-    scored = Evaluation(4, "site", 12, HeldOut(8, 0.25, 0.5), {"base": Score(3, 8, 4.5)}, algebra.ranks(TEMPLATE))
+    loss = Tally(4.5, 80)
+    tallies = {"perplexity": loss, "token_accuracy": Tally(3, 80), "exact_match": Tally(2, 6), "rouge_l": Tally(2.5, 6)}
+    scored = Evaluation(4, "site", 12, HeldOut(8), {"base": Score(loss, tallies)}, algebra.ranks(TEMPLATE))
     return [
         encode_update(Update(4, "site", {}, 12, 7, 1.25, SAID["ranks"]), body, chosen, SCHEMA),
         *(encode_broadcast(replace(message, **SAID), chosen, SCHEMA).blob for message in told),
-        encode_evaluation(scored, chosen, SCHEMA, TEMPLATE),
+        encode_evaluation(scored, chosen, SCHEMA, TEMPLATE, DEFAULTS),
         encode_introduction(Introduction(4, "site", 12, SAID["grouping"]), chosen, SCHEMA),
     ]
 
@@ -251,9 +255,12 @@ def decode(blob: bytes, codec: Codec, which: int) -> bool:
         found, whole = {}, introduction.n_train > 0 and sum(parts.values()) == len(blob)
         said = (introduction.grouping,)
     elif which == 4:
-        scored, parts = decode_evaluation(blob, codec, SCHEMA, TEMPLATE)
+        scored, parts = decode_evaluation(blob, codec, SCHEMA, TEMPLATE, DEFAULTS)
         ranks = list(scored.ranks.values()) == [2, 2] or min(scored.ranks.values()) == 1
-        return ranks and all(s.correct <= s.total for s in scored.scores.values()) and sum(parts.values()) == len(blob)
+        tallies = [
+            tally for own in scored.scores.values() for name, tally in own.metrics.items() if name != "perplexity"
+        ]
+        return ranks and all(t.sum <= t.count for t in tallies) and sum(parts.values()) == len(blob)
     else:
         told = decode_broadcast(blob, codec, SCHEMA, RECORDS)
         memory = ClientState("site", version=2, known=normal(1))

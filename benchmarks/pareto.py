@@ -42,8 +42,8 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
         curve, spent = [], 0
         for record in RunFolder(path.parent).rounds():
             spent += record.bytes_up + record.bytes_down
-            if record.validation_accuracy is not None:
-                curve.append((record.round, spent / n_clients, record.validation_accuracy))
+            if "accuracy" in record.validation:
+                curve.append((record.round, spent / n_clients, record.validation["accuracy"]))
         found.setdefault(name, {})[int(seed)] = {
             "accuracy": summary["metrics"]["accuracy"]["models"]["shared"]["mean"],
             "bytes": summary["bytes"]["total"] / n_clients,

@@ -2,9 +2,9 @@
 
     python benchmarks/picture.py MODEL=comparison.json [MODEL=comparison.json ...] --split peers --out FILE.svg
 
-Each file is the ``comparison.json`` of `capfl compare`; MODEL is the title of its panel. Across, on a logarithmic scale:
-all bytes of a client in the whole run. Up: accuracy of clients' personal models, mean over clients and seeds, with the
-standard deviation over seeds.
+Each file is the ``comparison.json`` of `capfl compare`; MODEL is the title of its panel. Across, on a logarithmic
+scale: all bytes of a client in the whole run. Up: accuracy of clients' personal models, mean over clients and seeds,
+with the standard deviation over seeds.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ def chained(federation: Federation, shared: Adapter) -> dict[str, Any]:
 
     last = config.federation.rounds + 1
     clients = [
-        {"id": client, "global": federation.score(client, "test", shared).accuracy,
-         "personal": federation.score(client, "test", trained(client, last)).accuracy}
+        {"id": client, "global": federation.score(client, "test", shared).metrics["accuracy"].mean,
+         "personal": federation.score(client, "test", trained(client, last)).metrics["accuracy"].mean}
         for client in federation.clients
     ]  # fmt: skip
     n = len(clients)

@@ -42,8 +42,8 @@ def table(rows: list[dict[str, Any]], variants: list[str]) -> str:
             cells = [
                 about if at == 0 else "",
                 row["label"],
-                spread(row["personal"]),
-                spread(row["worst"]),
+                spread(row["personal"], "accuracy"),
+                spread(row["worst"], "accuracy"),
                 apart(row["difference"]),
                 size(statistics.fmean(row["bytes_total"])),
             ]
@@ -56,7 +56,7 @@ def find(rows: list[dict[str, Any]], split: str, variant: str) -> dict[str, Any]
 
 
 def apart(difference: dict[str, Any] | None) -> str:
-    return interval(difference and Interval(*(difference[key] for key in ("mean", "low", "high"))))
+    return interval(difference and Interval(*(difference[key] for key in ("mean", "low", "high"))), "accuracy")
 
 
 def begin(name: str) -> str:

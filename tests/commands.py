@@ -17,10 +17,11 @@ def text_of(value: object) -> str:
 TINY_FLAGS = [f"--{key}={text_of(value)}" for key, value in TINY.items()]
 
 
-def command(*words: object) -> Result:
+def command(*words: object, typed: str | None = None) -> Result:
+    """Args: typed, what comes in on a pipe."""
     threads = torch.get_num_threads()
     try:
-        return CliRunner().invoke(app, [str(word) for word in words])
+        return CliRunner().invoke(app, [str(word) for word in words], input=typed)
     finally:
         torch.set_num_threads(threads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +37,7 @@ from capfl.types import (
     SplitName,
     Trained,
 )  # fmt: skip
+from scored import right
 
 CLIENTS = ["a", "b", "c", "d"]
 """a and b have the same prompts and answers, c and d have others. d is four times as large as a."""
@@ -152,11 +153,14 @@ class Fake:
             self._started, self._trained = start, Trained(trained, (1.0,) * STEPS, _sensitivity(trained))
             return self._trained
 
-        def score(split: SplitName, adapter: Adapter) -> Score:
-            self.scored = adapter
-            return Score(1, n_train(client), 0.5)
+        def score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+            for self.scored in adapters.values():
+                pass
+            return {model: right(1, n_train(client), 0.5) for model in adapters}
 
-        return LocalTrainer(client, n_train(client), train, lambda: described(client), score, HeldOut(n_train(client)))
+        return LocalTrainer(
+            client, n_train(client), train, lambda: described(client), score, HeldOut(n_train(client), 0.25, 0.5)
+        )
 
     def exchange(
         self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request

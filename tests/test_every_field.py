@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from capfl.config import load_config
+from capfl.config import Config, load_config
 from capfl.config.keys import all_keys
 from capfl.data import deal, digest
 from capfl.engines.serial import serial
@@ -23,6 +23,8 @@ from capfl.model import lora, tiny
 from capfl.model.lora import AdaptedModel
 from capfl.packing import DIGEST
 from capfl.plan import make_plan
+from capfl.samples import read_samples
+from capfl.site import require_metrics
 from support import TINY
 
 QUICK = TINY | {
@@ -55,8 +57,10 @@ def absent_device() -> str:
 
 IID = {"partition.kind": "iid", "partition.clients": 2}
 BOOLQ: dict[str, Value] = {"data.sets": ["boolq"], "data.dir": at("one"), "data.max_length": 48, **IID}
+TEXT: dict[str, Value] = {"data.sets": inside("texts.jsonl"), "evaluation.metrics": ["exact_match", "rouge_l"]}
 OWN: dict[str, Value] = {"data.sets": inside("labels.jsonl")}
 HELPDESK: dict[str, Value] = {"data.sets": ["helpdesk"]}
+CHATS: dict[str, Value] = {"data.sets": inside("chats.json"), "model.path": at("dated-model"), **IID}
 SOME: dict[str, Value] = {"data.sets": ["helpdesk"], "data.sites": 4}
 TWO: dict[str, Value] = {"federation.rounds": 2}
 CAPFL: dict[str, Value] = {"method.name": "ca-pfl", **TWO}
@@ -69,6 +73,7 @@ DEALT = {  # what is seen in who holds what; nothing is trained
     "data.split": Change("validation", "dealt", BOOLQ),
     "data.limit": Change(35, "dealt"),
     "data.labels": Change(["b", "a"], "dealt", OWN),
+    "data.columns": Change({"text": "text", "label": "site"}, "dealt", OWN),
     "data.sites": Change(3, "dealt", HELPDESK),
     "data.items": Change(24, "dealt", HELPDESK),
     "data.conflict": Change(1.0, "dealt", HELPDESK),
@@ -96,6 +101,9 @@ CHANGES = DEALT | {
     "lora.layers": Change("top:1", "planned"),
     "data.scoring": Change("text", "state"),
     "data.max_length": Change(12, "state"),
+    "data.too_long": Change("refuse", "error", {"data.max_length": 12}),
+    "data.assistant_turns": Change("last", "state", CHATS),
+    "data.date": Change("1999-12-31", "state", CHATS),
     "federation.rounds": Change(2, "state"),
     "federation.fraction": Change(0.5, "state", SOME),
     "federation.on_failure": Change("skip", "error", {"federation.max_norm": 1e-3}),
@@ -135,11 +143,19 @@ CHANGES = DEALT | {
     "evaluation.batch_size": Change(1, "widest"),
     "evaluation.personal": Change(True, "adapters"),
     "evaluation.references": Change(["local"], "references"),
+    "evaluation.metrics": Change(["token_accuracy"], "metrics", TEXT),
+    "evaluation.generated": Change(2, "scores", TEXT),
+    "evaluation.max_new_tokens": Change(1, "samples", TEXT),
+    "evaluation.keep": Change("best", "clients", {"evaluation.personal": True}),
+    "evaluation.patience": Change(
+        1, "rounds", {"federation.rounds": 3, "evaluation.every": 1, "train.learning_rate": 9.0}
+    ),
     "runtime.cache": Change("off", "cache"),
     "runtime.cache_gib": Change(1e-6, "cache"),
     "runtime.cache_dir": Change(at("shared"), "shared"),
     "runtime.state_key": Change(lambda files: f"file:{files / 'key'}", "clients"),
     "runtime.threads": Change(2, "threads"),
+    "runtime.own_metrics": Change(["os.path:join"], "allowed"),
 }
 
 ASIDE = [
@@ -191,9 +207,14 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
         seen["threads"] = torch.get_num_threads()
         torch.set_num_threads(threads)
     report = summary.to_json()
+    shown = [list(sample.answers.values()) for own in read_samples(out).values() for sample in own]
     rounds = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     return seen | {
         "place": out.name,
+        "metrics": summary.metrics,
+        "scores": [row.scores for row in summary.rows],
+        "samples": shown,
+        "allowed": allowed(config),
         "widest": max(widest),
         "recomputed": bool(recomputed),
         "state": tensors((out / "state" / "server").read_bytes()),
@@ -204,6 +225,16 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
         "cache": report["cache"],
         "shared": len(list(Path(config.runtime.cache_dir).iterdir())) if config.runtime.cache_dir else 0,
     }
+
+
+def allowed(config: Config) -> bool:
+    """Would a site of this config call a function of the run's?"""
+    named = config.evaluation.model_copy(update={"metrics": ("os.path:join",)})
+    try:
+        require_metrics(config.model_copy(update={"evaluation": named}))
+    except CapflError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +250,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / part / "boolq" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [{"text": f"call {i}", "label": "ab"[i % 2], "site": "xyy"[i % 3]} for i in range(60)]
     (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = [{"prompt": f"call {i}", "completion": f" {i}", "site": "xy"[i % 2]} for i in range(40)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    chats = [[{"role": role, "content": f"{role} {i}"} for role in ("user", "assistant") * 2] for i in range(20)]
+    (folder / "chats.json").write_text(json.dumps([{"messages": chat} for chat in chats]))
     (folder / "key").write_text("5a" * 32)
     tiny.model(layers=3, seed=2).save_pretrained(folder / "other-model")
-    tiny.tokenizer().save_pretrained(folder / "other-model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(folder / "other-model")
+    tiny.model().save_pretrained(folder / "dated-model")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny.CHAT
+    tokenizer.save_pretrained(folder / "dated-model")
     return folder
 
 

@@ -36,7 +36,7 @@ def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
     found = run.welcome("new", like[:25], like[25:])
     assert found.peers == ("bank",)
     assert run.state.group_of == before, "the run's own state was changed"
-    assert set(found.accuracy) == {"base", "global", "personal"}
+    assert set(found.scores) == {"base", "global", "personal"}
     assert found.rank < 8  # of the ranks that its peers have dropped it has none
     assert found.bytes_up > 2 * 4 * 32  # features and deviations, in bfloat16
     assert found.bytes_down > 1000
@@ -65,7 +65,7 @@ def test_runs_without_peers(tmp_path: Path) -> None:
     own = items(tmp_path / "fedit")
     found = Run(tmp_path / "fedit").welcome("new", own[:9], own[9:20])
     assert found.peers == ()
-    assert found.accuracy["global"] == found.accuracy["personal"]
+    assert found.scores["global"] == found.scores["personal"]
     tiny_run(tmp_path / "alone", method__name="local", federation__rounds=1, data__items=20)
     with pytest.raises(ConfigError, match="local shares nothing"):
         Run(tmp_path / "alone")

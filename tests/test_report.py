@@ -82,9 +82,10 @@ def test_every_score_is_that_of_the_adapter_that_is_named(finished: Path, tmp_pa
             said = command("eval", finished / place, "--data", own, "--threads", 1)
             assert said.exit_code == 0, said.output
             scored = json.loads(said.stdout)
-            assert (scored["items"], scored["accuracy"]) == (row.n_test, getattr(row, model)), (client, model)
-            assert scored["base_accuracy"] == row.base
-            found.add(scored["accuracy"])
+            assert (scored["items"], scored["generated"]) == (row.n_test, 0)
+            assert scored["metrics"] == {"accuracy": row.value(model)}, (client, model)
+            assert scored["base"] == {"accuracy": row.base}
+            found.add(scored["metrics"]["accuracy"])
     assert len(found) > 1  # they are not all alike
 
 
@@ -128,8 +129,11 @@ def test_a_page_needs_nothing_and_draws_every_client(page: ElementTree.Element) 
     assert "color-scheme: light dark" in style
     assert not {"url(", "@import"} & set(style.split())
     figures = {text_of(figure[0]): figure for figure in page.iter("figure")}
-    assert {"Validation of the shared adapters against bytes, %", "Mean rank of a client's modules"} <= figures.keys()
-    words = {text_of(text) for text in figures["Score of every client, %"].iter(f"{SVG}text")}
+    assert {
+        "Validation of the shared adapters against bytes, accuracy, %",
+        "Mean rank of a client's modules",
+    } <= figures.keys()
+    words = {text_of(text) for text in figures["Every client, accuracy, %"].iter(f"{SVG}text")}
     assert {"north", "south", "west", "base", "local only", "shared", "personal"} <= words
     assert "currentColor" in ElementTree.tostring(figures["Training loss, nats a token"], encoding="unicode")
 
@@ -151,8 +155,8 @@ def test_what_is_no_finished_run_is_refused(finished: Path, copied: Path, tmp_pa
             assert f"{place} has no config.toml: not a run folder" in refused(name, place)
     change(file, lambda said: said["bytes"].update(up=1))
     assert "says 1 bytes up, the messages in rounds.jsonl sum to" in refused("bytes", copied)
-    change(file, lambda said: said["clients"][0].pop("shared"))
-    assert "another version of capfl: rows.0.shared: Field required" in refused("report", copied)
+    change(file, lambda said: said["clients"][0].pop("scores"))
+    assert "another version of capfl: rows.0.scores: Field required" in refused("report", copied)
     change(file, lambda said: said.pop("clients"))
     assert "another version of capfl: 'clients' is missing" in refused("report", copied)
     file.unlink()

@@ -43,5 +43,5 @@ def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, name: str)
     assert len(told) == len(rows) > 0
     for line, row in zip(told, rows, strict=True):
         assert line.startswith(f"| {row['label']} | {', '.join(map(str, row['seeds']))} |")
-        assert readme.spread(row["personal"]) in line
+        assert readme.spread(row["personal"], "accuracy") in line
         assert readme.apart(row["difference"]) in line

@@ -82,7 +82,7 @@ def test_it_is_finished_when_the_run_fails(
     def fail(*args: object) -> None:
         raise ClientError("train", 1, "bank", "no more")
 
-    monkeypatch.setattr("capfl.experiment.run_round", fail)
+    monkeypatch.setattr("capfl.rounds.run_round", fail)
     assert "no more" in refused("run", *TINY_FLAGS, "--out", runs, "--tracker", "recorder")
     assert recorders[0].finished
 

@@ -14,6 +14,7 @@ from capfl.engines.serial import serial
 from capfl.errors import ConfigError
 from capfl.experiment import run as run_config
 from capfl.methods import Method
+from capfl.metrics import named
 from capfl.report.progress import Callback, Callbacks
 from capfl.result import Result
 
@@ -35,13 +36,14 @@ def run(
 
     Args:
         config: a ``Config`` or the path of a TOML file; by default all keys have their defaults.
-        clients: each client's data by its name: a list of dicts, a ``datasets.Dataset``, or the path of a JSONL file.
+        clients: each client's data by its name: a list of dicts, a ``datasets.Dataset``, or the path of a file.
             Or a list of paths: each file is a client of that name. By default what ``data.sets`` and ``partition`` say.
         method: the name of a method (``capfl methods``), or a row of parts of your own (docs/methods.md); by default
             CA-PFL.
         callbacks: told of the run while it goes on, see ``capfl.Callback``.
         keys: any key of a config (``capfl keys``) by its flag with underscores: ``rounds=5``, ``lora_rank=16``,
-            ``out="runs/first"``.
+            ``out="runs/first"``. Among ``metrics`` there may be functions f(answer, right answer, other fields of the
+            row) -> between 0 and 1.
 
     Raises:
         ConfigError: a key or a value that there is not; lists every mistake.
@@ -52,6 +54,8 @@ def run(
     if unknown := [key for key in keys if key not in known]:
         raise ConfigError(f"there is no key {unknown[0]!r}; `capfl keys` lists them")
     given |= {known[key]: value for key, value in keys.items()}
+    if not isinstance(given.get("evaluation.metrics", ""), str):
+        given["evaluation.metrics"] = named(given["evaluation.metrics"])
     rows: dict[str, Method] = {}
     if isinstance(method, Method):
         rows[method.name] = method

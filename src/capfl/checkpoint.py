@@ -41,7 +41,7 @@ class StateReader:
         """Raises CheckpointError: as ``server``."""
         parts = self.method.grouping, self.method.ranks
         state = unpack(ClientState, blob, {"grouping": parts[0].client_state, "ranks": parts[1].client_state})
-        self._check(state.known, state.adapter, state.residual)
+        self._check(state.known, state.adapter, state.residual, state.best)
         return state
 
     def _check(self, *adapters: Adapter) -> None:

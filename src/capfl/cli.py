@@ -15,7 +15,21 @@ from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
-from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, indented, key_list, load_given
+from capfl.terminal import (
+    FLAGS,
+    AnswerCommand,
+    AnswerRowsCommand,
+    ConfigCommand,
+    ConfigFile,
+    ModelCommand,
+    Sets,
+    errors,
+    indented,
+    key_list,
+    load_given,
+    load_own,
+    typed_lines,
+)
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
@@ -87,10 +101,115 @@ def evaluate(
         Console().print_json(data=result)
 
 
+_Adapter = Annotated[
+    Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere", metavar="ADAPTER")
+]
+_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="tokens at which an answer is cut")]
+_Temperature = Annotated[
+    float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; above that tokens are drawn, by --seed")
+]
+_TopP = Annotated[
+    float, typer.Option(metavar="P", help="draw from the likeliest tokens with this probability together")
+]
+_Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
+
+
+@app.command(context_settings=FLAGS, cls=AnswerRowsCommand)
+def generate(
+    context: typer.Context,
+    adapter: _Adapter,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a prompt; may be given again")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="each prompt is a user's message, for the chat template")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")] = False,
+    base: _Base = False,
+    max_new_tokens: _Tokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    sets: Sets = None,
+) -> None:
+    """Answer with an adapter: capfl generate ADAPTER --prompt TEXT, or --data rows.jsonl --out answers.jsonl."""
+    from capfl.answers import answer_file
+    from capfl.scoring import open_adapter
+
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "base": base,
+    }  # fmt: skip
+    with errors(go_on="the same command"):
+        if bool(prompt) == bool(data) or bool(data) != bool(out) or (data and chat):
+            raise ConfigError(
+                "give --prompt TEXT, with --chat if it is a user's message, or --data FILE and --out FILE"
+            )
+        config = load_own(context, sets)
+        if data and out:
+            count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
+            typer.echo(f"{count} rows with answers are in {out}")
+            return
+        rows = [
+            {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
+        ]
+        for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
+            typer.echo(answer)
+
+
+@app.command(context_settings=FLAGS, cls=AnswerCommand)
+def chat(
+    context: typer.Context,
+    adapter: _Adapter,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message to begin with")] = None,
+    base: _Base = False,
+    max_new_tokens: _Tokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    sets: Sets = None,
+) -> None:
+    """Chat with an adapter, a line a message. /reset begins anew, /exit ends; so does the end of the input."""
+    from capfl.answers import converse
+    from capfl.scoring import open_adapter
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    with errors(go_on="the same command"):
+        config = load_own(context, sets)
+        loaded = open_adapter(adapter, config)
+        converse(
+            loaded, typed_lines(), say, system=system, seed=config.seed, base=base, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_p=top_p,
+        )  # fmt: skip
+
+
+@app.command(context_settings=FLAGS, cls=ModelCommand)
+def export(
+    context: typer.Context,
+    adapter: _Adapter,
+    merged: Annotated[Path | None, typer.Option(metavar="FOLDER", help="a model for transformers, vLLM, ...")] = None,
+    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="a LoRA file for llama.cpp and Ollama")] = None,
+    sets: Sets = None,
+) -> None:
+    """Write an adapter for other programs: merged into its base, or as a GGUF file beside a base in GGUF."""
+    from capfl.model.gguf_file import save_gguf
+    from capfl.model.merged import save_merged
+
+    with errors(go_on="the same command"):
+        if not merged and not gguf:
+            raise ConfigError("give --merged FOLDER, --gguf FILE, or both")
+        model = load_own(context, sets).model
+        for out, save in ((gguf, save_gguf), (merged, save_merged)):
+            if out:
+                save(adapter, model, out)
+                typer.echo(out)
+
+
 @app.command()
 def personalize(
     run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
-    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a JSONL file", metavar="FILE")],
+    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
     name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
 ) -> None:

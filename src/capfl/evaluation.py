@@ -9,11 +9,13 @@ from statistics import fmean
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
+from capfl.metrics import of_task
 from capfl.report.progress import Callback
 from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.round import Talk
+from capfl.samples import OF_MAIN
 from capfl.types import Adapter, ClientId, Entry, Evaluation, Exchange, Failure, RoundRecord, ServerState
 
 
@@ -64,19 +66,20 @@ def evaluate(
     central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
-        local, messages = of_local.get(client), [entry for entry in ledger if entry.client == client]
+        messages = [entry for entry in ledger if entry.client == client]
+        scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
+        if client in of_local:
+            scores["local_only"] = of_local[client].scores["personal"]
+        if federation and central:
+            scores["centralised"] = federation.evaluate(client, {"global": central})["global"]
         return ClientRow(
             id=client,
             n_train=own.n_train,
             n_test=own.test.number,
-            base=own.scores["base"].accuracy,
-            shared=_accuracy(own, "global"),
-            personal=_accuracy(own, "personal"),
-            local_only=_accuracy(local, "personal"),
-            centralised=federation.score(client, "test", central).accuracy if federation and central else None,
+            metrics=of_task(main.agreement.metrics, own.test.task),
+            scores={model: dict(score.metrics) for model, score in scores.items()},
             rank=fmean(own.ranks.values()),
             ranks=dict(own.ranks),
-            metric="accuracy" if own.test.chance is not None else "token accuracy",
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
@@ -108,14 +111,9 @@ def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Ev
         client=client,
         n_train=len(federation.splits[client].train),
         test=federation.held_out(client),
-        scores={model: federation.score(client, "test", adapter) for model, adapter in adapters.items()},
+        scores=federation.evaluate(client, adapters),
         ranks=algebra.ranks(initial),
     )
-
-
-def _accuracy(evaluation: Evaluation | None, model: str) -> float | None:
-    score = evaluation.scores.get(model) if evaluation else None
-    return score.accuracy if score else None
 
 
 def _bytes(messages: Sequence[Entry], direction: str) -> int:

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import torch
 
+from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config, load_config, to_toml
+from capfl.config.load import dated
 from capfl.data import Split, deal, digest, remarks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, has_mixed_metrics, tokenised
+from capfl.federation import Federation, check_tasks, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
-from capfl.methods.private import Noisy, private
+from capfl.methods.private import private
 from capfl.methods.robust import robust
 from capfl.model.base import load_base
 from capfl.model.card import Card, card_of
@@ -30,14 +32,17 @@ from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
-from capfl.round import run_round, sample_size, validate_round
+from capfl.round import sample_size
+from capfl.rounds import run_method, why_stopped
+from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.site import run_digest
-from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item, RoundRecord, ServerState
+from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
 
@@ -77,7 +82,10 @@ def run(
         ConfigError: the folder is in use, or a name in the config is unknown.
         CapflError: anything else that its subclasses name.
     """
-    build(config.method, config.seed, methods)  # a name that is wrong is said before anything is loaded
+    method = build(config.method, config.seed, methods)  # a name that is wrong is said before anything is loaded
+    if config.evaluation.patience and not method.has_server_model:
+        raise ConfigError(f"evaluation.patience: {method.name} shares no adapter that could be validated; leave it out")
+    config = dated(config)
     return _Run(config, RunFolder(free_folder(config)), engine, callback or Callback(), data, methods or {}).go(True)
 
 
@@ -138,6 +146,8 @@ class _Run:
         began = time.monotonic()
         config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        if not isinstance(engine, Remote):  # sites see to their own
+            metrics.require(config.evaluation.metrics)
         with ExitStack() as stack:
             if not fresh:
                 stack.enter_context(locked(path))
@@ -149,7 +159,13 @@ class _Run:
             for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
                 callback.on_note(remark)
 
-            has_mixed_metrics(items, splits)  # an error now, not after the first round
+            check_tasks(items, splits, config.evaluation.metrics)  # an error now, not after the last round
+
+            if any(item.task == "completions" for item in items) and metrics.written(config.evaluation.metrics):
+                callback.on_note(
+                    f"in the end every model writes answers to {config.evaluation.generated} test items of each "
+                    "client; with --metrics perplexity,token_accuracy it takes less time"
+                )
 
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
@@ -157,13 +173,16 @@ class _Run:
             for remark in model.remarks:
                 callback.on_note(remark)
             examples = tokenised(items, config.data, model)
+            said = remarks_on_tokens(items, examples, config.data, model.base.tokenizer)
+            for remark in said:
+                callback.on_note(remark)
             agreed = self._agreements(model, len(clients))
 
             # from here on the run exists
             if fresh:
                 new_folder(path)
                 stack.enter_context(locked(path))
-            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh)
+            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
             federation = (
@@ -180,13 +199,18 @@ class _Run:
                 else:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
-                    exchange = _simulated(engine, agreement, federation, place, vault, keep)
-                finished[name] = run_method(agreement, participants, exchange, federation, config, place, callback)
+                    samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
+                    exchange = _simulated(engine, agreement, federation, place, vault, keep, samples)
+                rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
+                finished[name] = run_method(
+                    agreement, participants, exchange, federation, config, place, callback, rounds
+                )
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
+            summary = replace(summary, stopped=why_stopped(main.records, config))
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
@@ -243,6 +267,9 @@ class _Run:
         card = self._card(model, federation, [client], main.state.group_of.get(client))
         save_adapter(own, model.peft_config(), self.folder.path / "adapters" / "clients" / client, card)
 
+    def _samples(self, vault: Vault, names: Mapping[str, str], client: ClientId) -> Samples:
+        return Samples(self.folder.path / FOLDER / f"{client}.jsonl", names, vault)
+
     def _card(
         self, model: AdaptedModel, federation: Federation | None, clients: Sequence[ClientId], group: str | None
     ) -> Card:
@@ -251,11 +278,12 @@ class _Run:
         method, run = self.config.method.name, self.folder.path.name
         return card_of(model.base, self.config.data, items, method=method, group=group, run=run)
 
-    def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool) -> None:
+    def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool, said: Sequence[str]) -> None:
         """Save config, versions and partition with the run; on resuming, check that they are still the same.
 
         Args:
             data: a name for the data and who holds them; or, where they are elsewhere, for the clients alone.
+            said: of how rows became tokens.
 
         Raises:
             CheckpointError: config or data are not those that the run began with.
@@ -271,6 +299,7 @@ class _Run:
                 "seed": config.seed,
                 "config": run_digest(config),
                 "data": data,
+                "remarks": list(said),
                 "versions": versions,
                 "python": platform.python_version(),
                 "machine": {"system": platform.system(), "architecture": platform.machine(),
@@ -302,62 +331,18 @@ def _simulated(
     folder: RunFolder,
     vault: Vault,
     keep: Callable[[ClientId, Adapter], None] | None,
+    samples: Callable[[ClientId], Samples],
 ) -> Exchange:
     """The exchange with clients of this process, whose states are in the run's folder.
 
     Args:
         keep: puts the adapter that a client has in the end where it belongs.
+        samples: where a client keeps some written answers.
     """
 
     def trainer(client: ClientId) -> LocalTrainer:
-        return federation.trainer(client, agreement.method, partial(keep, client) if keep else None)
+        own = partial(keep, client) if keep else None
+        return federation.trainer(client, agreement.method, own, samples(client))
 
     store = folder.clients(StateReader(agreement.method, agreement.initial), vault)
     return engine(trainer, store, agreement)
-
-
-def run_method(
-    agreement: Agreement,
-    participants: Sequence[ClientId],
-    exchange: Exchange,
-    federation: Federation | None,
-    config: Config,
-    folder: RunFolder,
-    callback: Callback,
-) -> Finished:
-    """All rounds of one method, from wherever its folder stands. After each, the whole state is on disk.
-
-    Args:
-        federation: all clients' data, if they are in this process: then nobody is asked to validate. Otherwise clients
-            are asked to validate the newest version, and have then been sent it.
-    """
-    method, rounds = agreement.method, config.federation.rounds
-    state = folder.resumed(StateReader(method, agreement.initial))
-    state = state or method.start(agreement.initial, participants)
-    callback.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
-    validated = config.evaluation.every if method.has_server_model and config.partition.validation else 0
-    if federation is not None and has_mixed_metrics(federation.items, federation.splits):
-        validated = 0  # there is no mean of accuracies and shares of tokens
-
-    def due(record: RoundRecord) -> bool:
-        return bool(validated) and record.round % validated == 0 and record.validation_loss is None
-
-    def ask(state: ServerState, record: RoundRecord) -> tuple[ServerState, RoundRecord]:
-        after, record = validate_round(state, record, participants, agreement, exchange, config.federation)
-        return folder.amend(state, after, record), record
-
-    for record in folder.rounds()[-1:]:  # the run was stopped between a round and its validation
-        if due(record):
-            state, _ = ask(state, record)
-    while state.round < rounds:
-        state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
-        if isinstance(method.combine, Noisy):
-            record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
-        if due(record) and federation is not None:
-            score = federation.validate(state)
-            record = replace(record, validation_accuracy=score.accuracy, validation_loss=score.loss)
-        state = folder.commit(state, record)
-        if due(record):
-            state, record = ask(state, record)
-        callback.on_round(record)
-    return Finished(state, agreement, participants, exchange, folder.rounds())

@@ -14,19 +14,23 @@ from capfl.data import Split, batches, render
 from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
+from capfl.metrics import METRICS, of_task, written
 from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
 from capfl.model.probe import check_tokens
 from capfl.model.score import Scorable, score
-from capfl.model.tokens import Example, encode_all
+from capfl.model.tokens import Example, encode_all, prompt_ids
 from capfl.model.train import local_steps, scheduled
-from capfl.rng import torch_stream
+from capfl.model.written import Asked, compared, write_answers
+from capfl.rng import stream, torch_stream
 from capfl.roles.client import LocalTrainer
-from capfl.round import sample_size, total
+from capfl.round import sample_size
+from capfl.samples import Samples
 from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
 
+SAMPLES = 5  # of a client's written answers, that are kept
 POOLED = "all clients"  # the one client of a centralised reference; no client id has a space
 
 
@@ -40,25 +44,52 @@ def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) ->
     """
     check_positions(cast(Any, model.base.module).config, config.max_length, model.base.name)
     prompts = [render(item, config.scoring) for item in items]
-    examples = encode_all(prompts, config.scoring, model.base.tokenizer, config.max_length)
+    examples = encode_all(
+        prompts, config.scoring, model.base.tokenizer, config.max_length,
+        too_long=config.too_long, turns=config.assistant_turns, date=config.date,
+    )  # fmt: skip
     check_tokens(model.base.module, model.base.tokenizer, model.base.name, examples)
     return examples
 
 
-def has_mixed_metrics(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> bool:
-    """Are some clients scored by accuracy of choices, and others by the share of right tokens of completions?
+def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> list[Asked]:
+    """Items to be answered by a model in its own words."""
+    tokenizer = model.base.tokenizer
+    return [
+        Asked(
+            prompt_ids(render(item, config.scoring), tokenizer, config.max_length, config.date),
+            item.completion,
+            1 + len(tokenizer(item.completion, add_special_tokens=False)["input_ids"]),
+            item.fields,
+            item.question or "\n".join(f"{role}: {content}" for role, content in item.messages),
+        )
+        for item in items
+    ]
+
+
+def check_tasks(items: Sequence[Item], splits: Mapping[ClientId, Split], names: Sequence[str]) -> None:
+    """See that every client has items of one task, and that a metric measures it.
+
+    Args:
+        names: of the run's metrics.
 
     Raises:
-        DataError: a client would be scored by both, and their mean says nothing.
+        DataError: a client would be measured in two ways, whose mean says nothing, or in none.
     """
-    found = {client: {bool(items[i].choices) for i in split.all} for client, split in splits.items()}
-    for client, kinds in found.items():
-        if len(kinds) > 1:
+    for client, split in splits.items():
+        tasks = sorted({items[i].task for i in split.all})
+        if len(tasks) > 1:
             raise DataError(
                 f"client {client!r} has rows to choose an answer in and rows to complete, which are scored "
                 "differently; make two clients of them"
             )
-    return len(set().union(*found.values())) > 1
+        for task in tasks:
+            if not of_task(names, task):
+                known = ", ".join(name for name, metric in METRICS.items() if metric.task == task)
+                raise DataError(
+                    f"client {client!r} has {task}, which no metric of evaluation.metrics = {', '.join(names)} "
+                    f"measures; add one of {known}"
+                )
 
 
 class Federation:
@@ -94,11 +125,18 @@ class Federation:
         """Who takes part in the rounds of a method."""
         return [POOLED] if method.pooled else self.clients
 
-    def trainer(self, client: ClientId, method: Method, keep: Callable[[Adapter], None] | None = None) -> LocalTrainer:
+    def trainer(
+        self,
+        client: ClientId,
+        method: Method,
+        keep: Callable[[Adapter], None] | None = None,
+        samples: Samples | None = None,
+    ) -> LocalTrainer:
         """A client's data, behind the functions that its side of a round calls.
 
         Args:
             keep: is given the adapter that the client has in the end.
+            samples: where written answers are kept.
         """
         config = self.config
 
@@ -121,8 +159,10 @@ class Federation:
             written = not any(self.items[i].choices for i in self._indices(client, "train"))
             return Description(**describe(self.model, self._train_rows(client).rows, written))
 
-        def scored(split: SplitName, adapter: Adapter) -> Score:
-            return self.score(client, split, adapter)
+        def scored(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+            if split == "test":
+                return self.evaluate(client, adapters, samples)
+            return {name: self.score(client, split, adapter) for name, adapter in adapters.items()}
 
         n_train = len(self._indices(client, "train"))
         return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep)
@@ -142,7 +182,7 @@ class Federation:
         return max(1, round(alone * config.federation.fraction))
 
     def score(self, client: ClientId, split: SplitName, adapter: Adapter) -> Score:
-        """Score an adapter on one split of one client."""
+        """Score an adapter on one split of one client, by all metrics that cost nothing beside the loss."""
         key = (client, split)
         if key not in self._scorable:
             indices = self._indices(client, split)
@@ -151,10 +191,40 @@ class Federation:
         self.cache.end_visit()
         return result
 
-    def validate(self, state: ServerState) -> Score:
-        """What the clients' validation items say of the adapters that they would be sent; nobody is asked for it."""
+    def evaluate(
+        self, client: ClientId, adapters: Mapping[str, Adapter], samples: Samples | None = None
+    ) -> dict[str, Score]:
+        """Score adapters on a client's test items by the run's metrics, and keep some of the answers that they write.
+
+        Args:
+            adapters: by the names that ``samples`` knows them by.
+        """
+        config, found = self.config.evaluation, dict[str, Score]()
+        names = of_task(config.metrics, self.held_out(client).task)
+        asked = self.asked(client)[: None if written(names) else SAMPLES if samples else 0]
+        for model, adapter in adapters.items():
+            scored = self.score(client, "test", adapter)
+            answers = write_answers(self.model, adapter, asked, config.max_new_tokens, config.batch_size)
+            tallies = {**scored.metrics, **compared(asked, answers, written(names))}
+            found[model] = Score(scored.loss, {name: tallies[name] for name in names})
+            if samples is not None and asked:
+                texts = [(one.text, one.right, answer) for one, answer in zip(asked, answers, strict=True)]
+                samples.add(model, texts[:SAMPLES])
+        return found
+
+    def asked(self, client: ClientId) -> list[Asked]:
+        """The test items to which models write answers: completions, so many of them at random."""
+        indices = self._indices(client, "test")
+        if self.held_out(client).task == "choices":
+            return []
+        drawn = stream(self.config.seed, "generated", client).permutation(len(indices))
+        chosen = [self.items[indices[k]] for k in drawn[: self.config.evaluation.generated]]
+        return asked_of(chosen, self.config.data, self.model)
+
+    def validate(self, state: ServerState) -> list[Score]:
+        """What each client's validation items say of the adapter that it would be sent; nobody is asked for it."""
         groups = ((client, state.group(client)) for client in self.clients)
-        return total([self.score(client, "validation", group.adapter | group.known) for client, group in groups])
+        return [self.score(client, "validation", group.adapter | group.known) for client, group in groups]
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
@@ -168,11 +238,11 @@ class Federation:
         if not test or not all(item.choices for item in test):
             return HeldOut(number)
         answers = Counter(self.items[i].answer for i in self._indices(client, "train"))
-        most = max(sorted(answers), key=answers.__getitem__)
+        most = max(sorted(answers), key=answers.__getitem__, default=None)
         return HeldOut(
             number,
             chance=float(np.mean([1 / len(item.choices) for item in test])),
-            majority=float(np.mean([item.answer == most for item in test])),
+            majority=None if most is None else float(np.mean([item.answer == most for item in test])),
         )
 
     def _indices(self, client: ClientId, split: SplitName) -> list[int]:

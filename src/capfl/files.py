@@ -16,16 +16,21 @@ except ImportError:  # not on Windows, where two processes are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+RESUME = "go on with: capfl run --resume RUN_FOLDER"
+AGAIN = "run the same command again"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, then: str = RESUME) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new, never a part.
+
+    Args:
+        then: what to do once the disk has been seen to.
 
     Raises:
         CheckpointError: the disk is full or the place cannot be written; names the file and the remedy.
     """
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path):
+    with naming(path, then):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(work, "wb") as file:
@@ -77,12 +82,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path, then: str = RESUME) -> Iterator[None]:
     """Errors of the disk name the file and the remedy. Raises CheckpointError."""
     try:
         yield
     except OSError as error:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; {remedy}, then go on with: capfl run --resume RUN_FOLDER"
-        ) from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; {remedy}, then {then}") from error

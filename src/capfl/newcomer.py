@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
+from capfl import metrics
 from capfl.checkpoint import RunFolder, StateReader
 from capfl.config.schema import Config
 from capfl.data import Split, load_items
@@ -23,7 +24,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import introduce, opened, received
-from capfl.types import Adapter, ClientId, ClientState, Item, ServerState
+from capfl.types import ClientId, ClientState, Item, ServerState
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,15 @@ class Welcome:
     rank: float  # mean over the adapted modules
     bytes_up: int
     bytes_down: int
-    accuracy: dict[str, float]  # of base, global and personal adapter on items that the features were not made of
+    scores: dict[str, dict[str, float]]
+    """Of base, global and personal adapter, by metric, on items that the features were not made of."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> Welcome:
-    """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or JSONL files.
+    """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or files.
 
     Raises:
         CheckpointError, ConfigError: as ``Run``, or the folder ``out`` is in use.
@@ -138,9 +140,6 @@ class Run:
                 card = card_of(self.model.base, self.config.data, items, method=self.method.name, group=group)
                 save_adapter(own, self.model.peft_config(), out, card=card)
 
-            def accuracy(adapter: Adapter) -> float:
-                return federation.score(client, "test", adapter).accuracy
-
             everybody = state.everybody.adapter | state.everybody.known
             adapters = {"base": agreed.initial, "global": everybody, "personal": personal}
             return Welcome(
@@ -150,7 +149,10 @@ class Run:
                 rank=sum(algebra.ranks(own).values()) / len(algebra.ranks(own)),
                 bytes_up=len(blob),
                 bytes_down=len(message.blob),
-                accuracy={name: accuracy(adapter) for name, adapter in adapters.items()} if held_back else {},
+                scores={
+                    name: {metric: metrics.metric(metric).value(tally) for metric, tally in score.metrics.items()}
+                    for name, score in (federation.evaluate(client, adapters) if held_back else {}).items()
+                },
             )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError, printable
+from capfl.metrics import metric
 from capfl.rng import stream
 from capfl.roles import door, server
 from capfl.roles.agreement import Agreement
@@ -24,6 +25,7 @@ from capfl.types import (
     RoundRecord,
     Score,
     ServerState,
+    Tally,
     Update,
     Validation,
 )  # fmt: skip
@@ -125,7 +127,6 @@ def validate_round(
     began = time.monotonic()
     talk = Talk("validate", state, agreement, exchange, config)
     scores = {said.client: said.score for said in talk.ask(clients, server.read_validation)}
-    score = total(list(scores.values()))
     heard = {client: state.round for client in scores if client in state.visits}
     state = server.forgotten(state, clients)
     versions = {**state.versions, **dict.fromkeys(scores, state.version)}
@@ -135,8 +136,7 @@ def validate_round(
         failures=(*record.failures, *talk.failures),
         ledger=(*record.ledger, *(replace(entry, round=record.round) for entry in talk.ledger)),
         seconds=record.seconds + time.monotonic() - began,
-        validation_accuracy=score.accuracy,
-        validation_loss=score.loss,
+        **validation_of(list(scores.values())),
     )
 
 
@@ -258,9 +258,22 @@ class Talk:
         return reply
 
 
-def total(scores: Sequence[Score]) -> Score:
-    """The score on the items of several clients together."""
-    return Score(sum(s.correct for s in scores), sum(s.total for s in scores), sum(s.nll for s in scores))
+def validation_of(scores: Sequence[Score]) -> dict[str, Any]:
+    """What a round's record says of its validation, from the clients' scores.
+
+    Each metric is taken over the items of all clients that it measures. The losses of two kinds of task, an item's and
+    a token's, have no mean.
+    """
+    names = dict.fromkeys(name for score in scores for name in score.metrics)
+    found = {name: metric(name).value(total([s.metrics[name] for s in scores if name in s.metrics])) for name in names}
+    kinds = {tuple(score.metrics) for score in scores}
+    loss = total([score.loss for score in scores]).mean if len(kinds) == 1 else None
+    return {"validation": found, "validation_loss": loss}
+
+
+def total(tallies: Sequence[Tally]) -> Tally:
+    """Several clients' together."""
+    return Tally(sum(own.sum for own in tallies), sum(own.count for own in tallies))
 
 
 def sample(clients: Sequence[ClientId], fraction: float, seed: int, round: int) -> list[ClientId]:

@@ -1,30 +1,40 @@
-"""An adapter from disk, ready to be used: what `capfl eval` and ``capfl.load`` do."""
+"""An adapter from disk, ready to be used: what ``capfl.load``, `capfl eval` and `capfl generate` do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.config.keys import flags
+from capfl.config.load import changed
 from capfl.config.schema import DataConfig, LoraConfig
-from capfl.data import load_items
+from capfl.data import Split, load_items, render
+from capfl.data.asked import held_asked
 from capfl.data.formats import read_held
 from capfl.errors import ConfigError, DataError, ModelError
-from capfl.federation import tokenised
+from capfl.federation import Federation, check_tasks, tokenised
+from capfl.metrics import Compare, metric, named, require
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
-from capfl.model.export import load_adapter
+from capfl.model.export import base_config, load_adapter
+from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
-from capfl.model.score import Scorable, options, score
+from capfl.model.score import Scorable, options
+from capfl.model.tokens import prompt_ids
 from capfl.types import Adapter, Item
 
 Rows = Iterable[Mapping[str, Any]]
+ROWS = "rows"  # the one client of the rows that are scored
+_UNCUT = sys.maxsize  # tokens of a prompt: what does not fit is refused, not cut
 
 
 class LoadedAdapter:
@@ -35,41 +45,65 @@ class LoadedAdapter:
         adapter: its values, in the shapes of ``model``.
         card: what it was trained for; None if it was saved by others.
         data: labels, scoring and length by which rows are read.
+        config: how it is measured, where nothing else is asked for.
     """
 
     def __init__(
-        self, model: AdaptedModel, adapter: Adapter, card: Card | None, data: DataConfig, batch_size: int = 32
+        self,
+        model: AdaptedModel,
+        adapter: Adapter,
+        card: Card | None,
+        data: DataConfig,
+        config: Config | None = None,
     ) -> None:
         self.model, self.adapter, self.card, self.data = model, adapter, card, data
-        self._batch_size = batch_size
+        self.config = config or Config()
+        self._batch_size = self.config.evaluation.batch_size
 
-    def score(self, rows: Rows | Sequence[Item]) -> dict[str, Any]:
-        """Accuracy and loss on rows as in a JSONL file: with text and label, question and choices, or a completion.
+    def score(
+        self, rows: Rows | Sequence[Item], metrics: Sequence[str | Compare] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """Scores on rows as in a JSONL file: with text and label, question and choices, or a completion.
+
+        Args:
+            metrics: names as in ``evaluation.metrics``, or functions f(answer, right answer, other fields of the row)
+                -> between 0 and 1; by default those of the rows' task.
+            settings: other keys of the section ``evaluation``: ``generated`` and ``max_new_tokens``.
 
         Returns:
-            ``items``, their number; ``metric``, accuracy of options or token_accuracy of completions; ``accuracy``;
-            ``loss``, nats an item or a token; ``base_accuracy``, without the adapter; ``chance``, of blind guessing.
+            ``items``, their number; ``generated``, of those that an answer was written to; ``metrics`` and ``base``,
+            each metric's value with the adapter and without; ``loss`` and ``base_loss``, nats an item or a token;
+            ``chance``, the accuracy of blind guessing.
 
         Raises:
+            ConfigError: a metric that there is not, or a setting that is wrong.
             DataError: rows that cannot be used, have labels that the adapter was not trained with, or are of two kinds.
             ModelError: the model's logits are not finite.
         """
+        given = {**settings, **({} if metrics is None else {"metrics": named(metrics)})}
+        evaluation = changed(self.config, {f"evaluation.{key}": value for key, value in given.items()}).evaluation
         held: list[Any] = list(rows)
-        given = all(isinstance(row, Item) for row in held)
-        items: list[Item] = held if given else read_held("rows", held, self.data.labels or ())
+        are_items = all(isinstance(row, Item) for row in held)
+        items: list[Item] = held if are_items else read_held("rows", held, self.data.labels or (), self.data.columns)
         self._check(items)
-        chances = [1 / len(item.choices) for item in items if item.choices]
-        data = Scorable(tokenised(items, self.data, self.model))
+        require(evaluation.metrics)
+        config = self.config.model_copy(update={"data": self.data, "evaluation": evaluation})
+        splits = {ROWS: Split([], [], list(range(len(items))))}
+        check_tasks(items, splits, evaluation.metrics)
         with HiddenCache(2**30) as cache:
-            own = score(self.model, cache, data, self.adapter, self._batch_size)
-            base = score(self.model, cache, data, self.model.initial_adapter(0), self._batch_size)
-        self._check_finite(own.nll + base.nll)
+            federation = Federation(config, items, splits, self.model, cache)
+            found = federation.evaluate(ROWS, {"own": self.adapter, "base": self.model.initial_adapter(0)})
+        own, base = found["own"], found["base"]
+        self._check_finite(own.loss.sum + base.loss.sum)
+        chances = [1 / len(item.choices) for item in items if item.choices]
+        asked = [tally.count for name, tally in own.metrics.items() if metric(name).compare]
         return {
             "items": len(items),
-            "metric": "accuracy" if chances else "token_accuracy",
-            "accuracy": own.accuracy,
-            "loss": own.loss,
-            "base_accuracy": base.accuracy,
+            "generated": max(asked, default=0),
+            "metrics": {name: metric(name).value(tally) for name, tally in own.metrics.items()},
+            "base": {name: metric(name).value(tally) for name, tally in base.metrics.items()},
+            "loss": own.loss.mean,
+            "base_loss": base.loss.mean,
             "chance": fmean(chances) if chances else None,
         }
 
@@ -112,6 +146,53 @@ class LoadedAdapter:
         self._check_finite(*(float(own.sum()) for own in found))
         return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
+    def generate(
+        self,
+        rows: Iterable[str | Mapping[str, Any]] | Sequence[Item],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        base: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The text that the model writes after each prompt, until it ends its answer.
+
+            adapter.generate(["Translate into SQL: how many parcels are late?\\n"])
+            adapter.generate([{"messages": [{"role": "user", "content": "Where is it?"}]}], temperature=0.7)
+
+        Args:
+            rows: texts; dicts with ``prompt`` or ``messages``, as in training, whose answers are not looked at; or
+                items, as a run has them.
+            max_new_tokens: tokens at which an answer is cut.
+            temperature: 0 takes the likeliest token each time; above that tokens are drawn.
+            top_p: tokens are drawn from the fewest likeliest ones with this probability together.
+            seed: of what is drawn. Each row has random numbers of its own, by its place among the rows.
+            base: answer without the adapter.
+            on_text: is called with the answer's text as it comes; for one row alone.
+
+        Raises:
+            DataError: rows that cannot be used, or prompts that do not fit into the model's positions; none is cut.
+            ConfigError: a setting outside its range.
+        """
+        held: list[Any] = list(rows)
+        items: list[Item] = held if all(isinstance(row, Item) for row in held) else held_asked(held, self.data.columns)
+        tokenizer, scoring, date = self.model.base.tokenizer, self.data.scoring, self.data.date
+        found = generate(
+            self.model,
+            self.model.initial_adapter(0) if base else self.adapter,
+            [prompt_ids(render(item, scoring), tokenizer, _UNCUT, date) for item in items],
+            max_new_tokens=max_new_tokens,
+            batch_size=self._batch_size,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_text=on_text,
+            places=[item.place or f"prompt {number}" for number, item in enumerate(items, start=1)],
+        )
+        return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
+
     def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
         values = {"text": row} if isinstance(row, str) else row
         if "question" in values and "choices" in values:
@@ -133,6 +214,7 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
         adapter = capfl.load("runs/first/adapters/clients/north")
         adapter.predict(["My card does not work"])
         adapter.score([{"text": "My card does not work", "label": "cards"}])
+        adapter.generate(["Translate into SQL: how many parcels are late?"])  # trained on prompts and completions
 
     Args:
         keys: of the sections ``model`` and ``data`` of a config, by their flags with underscores: ``model`` is the base
@@ -151,14 +233,12 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
 
 def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     """As ``load``; ``config`` says what its card does not, and may not contradict it."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
     adapter, saved = load_adapter(folder)
     card = load_card(folder)
     data = card.data_config(config.data) if card else config.data
-    given = "path" in config.model.model_fields_set
-    path = config.model.path if given else card.base if card else saved.base_model_name_or_path
-    if not path:
-        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
-    base = load_base(config.model.model_copy(update={"path": path}))
+    base = load_base(base_config(folder, saved, card, config.model))
     if card:
         card.check(base)
     ranks = algebra.ranks(adapter)
@@ -168,7 +248,7 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
         adapter = algebra.padded(adapter, model.initial_adapter(0))
     except (ValueError, ModelError) as error:
         raise ModelError(f"{folder}: {error}") from error
-    return LoadedAdapter(model, adapter, card, data, config.evaluation.batch_size)
+    return LoadedAdapter(model, adapter, card, data, config)
 
 
 def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dict[str, Any]:

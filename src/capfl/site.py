@@ -10,18 +10,21 @@ from typing import Self
 
 import torch
 
+from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.errors import CheckpointError, ConfigError
-from capfl.federation import Federation
+from capfl.federation import Federation, check_tasks, tokenised
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer
+from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
 from capfl.wire import round_of
@@ -53,6 +56,9 @@ class Site:
     PEFT's format, once the run has ended. A process that is killed and started again goes on from there, and a server
     that lost a round finds it as it was before. A run that is started anew takes a new folder.
 
+    Attributes:
+        remarks: what its user should be told of how its rows become tokens.
+
     Args:
         config: that of the run. ``out``, ``runtime`` and ``data.dir`` may be the site's own.
         client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
@@ -61,8 +67,9 @@ class Site:
         trained: told of every visit's mean training loss.
 
     Raises:
-        ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; or the key
-            of its states is not where ``runtime.state_key`` says.
+        ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
+            of its states is not where ``runtime.state_key`` says; or the run measures by a function that the site has
+            not allowed in ``runtime.own_metrics``.
         DataError: the data cannot be used.
         CheckpointError: the folder is another client's or another run's, or its data have changed.
     """
@@ -77,11 +84,13 @@ class Site:
         trained: Callable[[ClientId, float], None] = lambda client, loss: None,
     ) -> None:
         self.config, self.id, self.folder = config, client, folder
+        require_metrics(config)
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
         else:
             items, splits = dealt[0], {client: dealt[1]}
+        check_tasks(items, splits, config.evaluation.metrics)
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
         initial = model.initial_adapter(config.seed)
@@ -90,7 +99,9 @@ class Site:
         self._peft_config = model.peft_config()
         self._vault = open_vault(config.runtime.state_key, folder)
         self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
-        self._federation = Federation(config, items, splits, model, self._cache, trained)
+        examples = tokenised(items, config.data, model)
+        self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
+        self._federation = Federation(config, items, splits, model, self._cache, trained, examples)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)
 
@@ -120,7 +131,9 @@ class Site:
         if used is not None:
             store.forget(self.id, after=used)
         keep = self._keep if method == self._main else None
-        trainer = self._federation.trainer(self.id, agreement.method, keep)
+        names = OF_MAIN if method == self._main else OF_LOCAL
+        samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
+        trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
         return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:
@@ -140,6 +153,21 @@ class Site:
                     f"{self.folder} was begun by another {what} (site.json); give each client and run a folder of its "
                     "own, or restore what it began with"
                 )
+
+
+def require_metrics(config: Config) -> None:
+    """A run's config comes from the server, which must not choose what code a site runs on what a model writes.
+
+    Raises:
+        ConfigError: a metric is a function that the site has not allowed, or something that metrics need is not here.
+    """
+    names = config.evaluation.metrics
+    if asked := [name for name in names if metrics.is_own(name) and name not in config.runtime.own_metrics]:
+        raise ConfigError(
+            f"evaluation.metrics: the run would call {', '.join(asked)} here; if that is code of yours, allow it with "
+            f"--set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
+        )
+    metrics.require(names)
 
 
 def run_digest(config: Config) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import click
 import typer
@@ -17,9 +17,9 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from capfl.config import Config
-from capfl.config.keys import all_keys, shortest
+from capfl.config.keys import all_keys, flat, shortest
 from capfl.config.load import load_command
-from capfl.errors import CapflError
+from capfl.errors import CapflError, ConfigError
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
@@ -27,18 +27,40 @@ Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", he
 
 
 class ConfigCommand(TyperCommand):
-    """A command that takes the keys of a config as flags, and lists them in its help."""
+    """A command that takes keys of a config as flags, and lists them in its help."""
+
+    takes: ClassVar[tuple[str, ...]] = ("",)
+    """How the keys begin that it takes."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help(ctx, formatter)
-        Console().print(key_list())
+        Console().print(key_list(self.takes))
 
 
-def key_list() -> Group:
-    """Every key of a config by section, with its default and its shortest flag; below each what it means."""
+class AnswerCommand(ConfigCommand):
+    """A command that lets a model answer."""
+
+    takes: ClassVar[tuple[str, ...]] = ("seed", "model.", "evaluation.batch_size", "runtime.threads")
+
+
+class AnswerRowsCommand(AnswerCommand):
+    """A command that lets a model answer rows."""
+
+    takes: ClassVar[tuple[str, ...]] = (*AnswerCommand.takes, "data.columns", "data.split")
+
+
+class ModelCommand(ConfigCommand):
+    """A command that loads a base model."""
+
+    takes: ClassVar[tuple[str, ...]] = ("model.",)
+
+
+def key_list(beginnings: tuple[str, ...] = ("",)) -> Group:
+    """Keys of a config by section, with their defaults and shortest flags; below each what it means."""
     short = shortest()
     blocks: list[Text | Padding] = []
-    for section, keys in groupby(all_keys().values(), lambda key: key.path.rpartition(".")[0]):
+    listed = [key for key in all_keys().values() if key.path.startswith(beginnings)]
+    for section, keys in groupby(listed, lambda key: key.path.rpartition(".")[0]):
         blocks.append(Text(f"[{section}]" if section else "top level", style="bold"))
         for key in keys:
             default = key.info.default
@@ -60,6 +82,33 @@ def load_given(context: typer.Context, config: Path | None, sets: list[str] | No
     if config is not None and str(config).startswith("--"):  # a flag in the place of the file
         arguments, config = [str(config), *arguments], None
     return load_command(config, sets or [], arguments)
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines of the input until it ends; somebody who types them is shown where, and can edit them."""
+    if not sys.stdin.isatty():
+        yield from iter(sys.stdin.readline, "")
+        return
+    with suppress(ImportError):  # not on Windows, whose terminal edits lines itself
+        import readline  # noqa: F401 - input() edits lines once it is imported
+    with suppress(EOFError):
+        while True:
+            yield input("> ")
+
+
+def load_own(context: typer.Context, sets: list[str] | None) -> Config:
+    """The config of `--set` and flags, for a command that takes some of the keys.
+
+    Raises:
+        ConfigError: as ``load_command``, or a key that the command has no use for.
+    """
+    config = load_command(None, sets or [], list(context.args))
+    command = context.command
+    takes = command.takes if isinstance(command, ConfigCommand) else ()
+    for key, _ in flat(config.model_dump(exclude_unset=True)):
+        if not key.startswith(takes):
+            raise ConfigError(f"{key}: `capfl {context.info_name}` has no use for it; --help lists what it takes")
+    return config
 
 
 @contextmanager

@@ -19,6 +19,9 @@ patch beside them, ``"<module>.W"`` of shape (d_out, d_in): the module then adds
 
 SplitName = Literal["train", "validation", "test"]
 
+Task = Literal["choices", "completions"]
+"""What items ask for: one of their options, or a text to be written."""
+
 
 # -- data ----------------------------------------------------------------------------------------
 
@@ -30,6 +33,9 @@ class Item:
     Either a choice (``choices`` has at least two options and ``answer`` indexes the right one) or a
     completion (``choices`` is empty and ``completion`` is the text to produce). ``messages`` replaces
     ``question`` for chat data; the last message is then the completion.
+
+    ``given`` is the number of messages at the start of a chat whose answers are never trained on. ``place`` is where
+    the row is, such as ``data.jsonl:12``; it is for error messages, and items that differ in it alone are equal.
     """
 
     question: str
@@ -39,6 +45,12 @@ class Item:
     listed: bool = True  # are the options shown in the prompt (multiple choice) or learnt (labels)?
     fields: Mapping[str, str] = field(default_factory=dict)  # what partitions may divide by
     messages: tuple[tuple[str, str], ...] = ()  # (role, content) of a chat, without the last answer
+    given: int = 0
+    place: str = field(default="", compare=False)
+
+    @property
+    def task(self) -> Task:
+        return "choices" if self.choices else "completions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +62,13 @@ class Prompt:
     right: int  # index of the right answer
     messages: tuple[tuple[str, str], ...] = ()  # chat data: the tokenizer's chat template renders it
     ends: bool = True  # is end-of-sequence a target after the answer?
+    given: int = 0  # as of the item
+    place: str = field(default="", compare=False)
 
 
 Scoring = Literal["letter", "text"]
+TooLong = Literal["cut-prompt", "cut-answer", "refuse"]
+Turns = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -80,29 +96,39 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What a metric or a loss comes to: a sum, and over how many items or answer tokens."""
+
+    sum: float
+    count: int
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True)
 class Score:
-    """``correct`` of ``total``: items for choices, answer tokens for completions. ``nll`` is a sum, in nats."""
+    """How an adapter does on some items: its loss, in nats, and metrics by name (``capfl.metrics``).
 
-    correct: int
-    total: int
-    nll: float
+    The loss is taken over items for choices, and over answer tokens for completions.
+    """
 
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else float("nan")
-
-    @property
-    def loss(self) -> float:
-        return self.nll / self.total if self.total else float("nan")
+    loss: Tally
+    metrics: Mapping[str, Tally]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A client's test items: how many are scored, and what accuracy takes no model. None: they are completions."""
+    """A client's test items: how many there are, and what accuracy takes no model. None: they are completions."""
 
     number: int = 0
     chance: float | None = None  # of blind guessing
     majority: float | None = None  # of always giving the most frequent answer of the training items
+
+    @property
+    def task(self) -> Task:
+        return "completions" if self.chance is None else "choices"
 
 
 # -- messages: what crosses between server and client ------------------------------------------------
@@ -233,6 +259,8 @@ class ClientState:
     adapter: Adapter = field(default_factory=dict)  # factors of its own, which do not travel
     residual: Adapter = field(default_factory=dict)  # what its messages have not carried so far
     sent: bytes = b""  # the change of its last update, as it went: it may have become the version after the one known
+    best: Adapter = field(default_factory=dict)  # the best of its own models so far; empty where it need not be kept
+    best_loss: float | None = None  # of that one on its validation items
     grouping: object | None = None  # what the method's two parts with a memory keep, as in ServerState
     ranks: object | None = None
 
@@ -270,8 +298,9 @@ class RoundRecord:
     failures: tuple[Failure, ...]
     ledger: tuple[Entry, ...]
     seconds: float
-    validation_accuracy: float | None = None  # of the global model, over all clients' validation items
-    validation_loss: float | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+    """By metric, of the adapters that clients were sent, over the validation items of all that it measures."""
+    validation_loss: float | None = None  # of all these items; None of two kinds of task, whose losses have no mean
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks

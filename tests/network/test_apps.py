@@ -185,6 +185,15 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert events[3:5] == [("left", "south"), ("joined", "south")]
 
 
+def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: Place) -> None:
+    """The server's config has ``runtime``, too; of what is allowed, only the site's own settings count."""
+    named = ["os.path:join"]
+    config = place.config(evaluation__metrics=["accuracy", *named], runtime__own_metrics=named)
+    with pytest.raises(ClientError, match=public("config")):
+        place.run(config)
+    assert not list(place.sites.rglob("site.json"))
+
+
 def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(
     place: Place, uninterrupted: tuple[Summary, Path], caplog: pytest.LogCaptureFixture
 ) -> None:

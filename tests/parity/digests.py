@@ -82,7 +82,10 @@ def _rounds(path: Path) -> list[dict[str, Any]]:
     """Losses and norms by client, and the validation, of every round; none of a run that was not made."""
     kept = ("losses", "norms", "validation_accuracy", "validation_loss")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [{key: record.get(key) for key in kept} for record in map(json.loads, lines)]
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record.setdefault("validation_accuracy", record.get("validation", {}).get("accuracy"))  # as 0.1.0 had it
+    return [{key: record.get(key) for key in kept} for record in records]
 
 
 def arithmetic() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,7 @@ from capfl.types import (
     SplitName,
     Trained,
 )  # fmt: skip
+from scored import right
 
 START = {"m.A": torch.tensor([[1.0], [2.0]]), "m.B": torch.zeros(1, 2)}
 SENT = {"m.A": torch.tensor([[3.0], [4.0]]), "m.B": torch.tensor([[5.0, 0.0]])}
@@ -58,8 +60,9 @@ class Site:
         self.trained.append((round, first, penalty is not None))
         return Trained({name: t + 1 for name, t in start.items()}, (1.0, 0.5))
 
-    def score(self, split: SplitName, adapter: Adapter) -> Score:
-        return Score(total(adapter), ITEMS if split == "test" else ITEMS + 1, 0.5)
+    def score(self, split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+        items = ITEMS if split == "test" else ITEMS + 1
+        return {model: right(total(adapter), items, 0.5) for model, adapter in adapters.items()}
 
     @property
     def trainer(self) -> LocalTrainer:
@@ -141,7 +144,7 @@ def test_an_evaluation_scores_every_model_and_changes_no_memory() -> None:
     said, parts = server.read_evaluation(reply, "a", STATE, agreed)
     assert after is memory
     assert (said.n_train, said.test) == (7, HeldOut(ITEMS, 0.25, 0.5))
-    assert said.scores == {name: Score(n, ITEMS, 0.5) for name, n in (("base", 3), ("global", 12), ("personal", 16))}
+    assert said.scores == {name: right(n, ITEMS, 0.5) for name, n in (("base", 3), ("global", 12), ("personal", 16))}
     assert site.trained == [(5, 9, False)]  # one more round of local steps, from where the last one ended
     assert [total(kept) for kept in site.kept] == [16]
     assert said.ranks == {"m": 2}
@@ -161,7 +164,11 @@ def test_what_a_client_takes_home() -> None:
         state = STATE if name == "fedit" else agreed.method.start(START)
         reply, _ = ask("evaluate", agreed, ClientState("a", adapter=own), site, state)
         said = server.read_evaluation(reply, "a", state, agreed)[0]
-        assert (said.scores["personal"].correct, said.ranks, len(site.trained)) == (score, {"m": ranks}, trained)
+        assert (said.scores["personal"].metrics["accuracy"].sum, said.ranks, len(site.trained)) == (
+            score,
+            {"m": ranks},
+            trained,
+        )
         assert algebra.ranks(site.kept[0]) == {"m": ranks}
 
 
@@ -182,6 +189,27 @@ def test_models_that_there_are_not() -> None:
     assert of("local").whole({}) == START
 
 
+def test_a_client_keeps_the_best_of_its_own_models() -> None:
+    """Of round 5 and of what it would take home in the end, by the loss on its validation items."""
+    for losses, kept in (((3.0, 2.0, 1.0), 16), ((1.0, 2.0, 2.0), 46), ((2.0, 2.0, float("nan")), 46)):
+        site, agreed, waiting = Site(), replace(of("fedit"), keep_best=True), list(losses)
+        higher = replace(STATE, groups={EVERYBODY: Group(algebra.scaled(SENT, 3.5), algebra.scaled(SENT, 3.5))})
+
+        def score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+            loss = waiting.pop(0) if split == "validation" else 0.5  # noqa: B023
+            return {model: right(0, ITEMS, loss * ITEMS) for model in adapters}
+
+        trainer = replace(site.trainer, score=score)
+        first = server.request(higher, "a", agreed).blob
+        _, memory = ANSWERS["train"](first, ClientState("a"), trainer, agreed)
+        assert (total(memory.best), memory.best_loss) == (46, losses[0])  # 3.5 times twelve, and a step
+        _, memory = ANSWERS["train"](first, memory, trainer, agreed)
+        assert memory.best_loss == min(losses[:2])
+        ANSWERS["evaluate"](server.request(STATE, "a", agreed).blob, memory, trainer, agreed)
+        assert [total(own) for own in site.kept] == [kept]
+    assert ask("train", of("fedit"), ClientState("a"), Site())[1].best == {}
+
+
 # -- validation ----------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +217,7 @@ def test_a_validation_scores_what_was_sent_and_remembers_it() -> None:
     site, agreed = Site(), of("fedit", BF16)
     memory = ClientState("a", steps=9, trained=3, residual={"m.A": torch.ones(2, 1)})
     reply, after = ask("validate", agreed, memory, site)
-    assert server.read_validation(reply, "a", STATE, agreed)[0].score == Score(12, ITEMS + 1, 0.5)
+    assert server.read_validation(reply, "a", STATE, agreed)[0].score == right(12, ITEMS + 1, 0.5)
     assert (after.version, total(after.known), site.trained) == (4, 12, [])
     assert (after.steps, after.trained, after.residual) == (9, 3, memory.residual)
     knowing = replace(STATE, versions={"a": 4})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from capfl.compare.spec import Plan, make_plan
 from capfl.compare.statistics import Interval, bootstrap
 from capfl.compare.table import against_alone, difference, make_rows, make_table, markdown
 from capfl.errors import ConfigError, DataError
-from capfl.report.summary import ClientRow, Summary
-from capfl.types import Entry
+from capfl.report.summary import Summary
+from capfl.types import Entry, Tally
+from scored import client_row
 
 ROOT = Path(__file__).parents[2]
 SPEC = """
@@ -155,12 +158,10 @@ def test_a_shift_shifts_the_interval(values: list[list[float]], by: float) -> No
 
 def run(method: str, *personal: float, local_only: float | None = None, tokens: float | None = None) -> Summary:
     """A run of one client for each score, 400 test items each; and one more client with another metric."""
-    rows = [
-        ClientRow(f"c{i}", 100, 400, 0.3, None, score, local_only, None, 4.0, {}, 0.25, 0.3, 0, 0)
-        for i, score in enumerate(personal)
-    ]
+    alone = {} if local_only is None else {"local_only": local_only}
+    rows = [client_row(f"c{i}", base=0.3, personal=score, **alone) for i, score in enumerate(personal)]
     if tokens is not None:
-        rows.append(ClientRow("t", 1, 400, 0.1, None, tokens, None, None, 4.0, {}, None, None, 0, 0, "token accuracy"))
+        rows.append(client_row("t", "token_accuracy", base=0.1, personal=tokens))
     ledger = (Entry(1, "c0", "up", 2000, {}), Entry(1, "c1", "down", 1000, {}))
     return Summary(method, 2, tuple(rows), ledger, 0, (), {}, 60.0, 2 * 10**9)
 
@@ -187,11 +188,12 @@ def test_differences_are_mine_minus_theirs_paired_by_client() -> None:
 
 def test_clients_are_held_to_what_they_have_alone(plan: Plan) -> None:
     mine = {0: run("fedit", 0.49, 0.3), 1: run("fedit", 0.9, 0.9)}
-    pairs = [(0.49, 0.5, 400), (0.3, 0.5, 400), (0.9, 0.5, 400), (0.9, 0.7, 400)]
-    assert against_alone(mine, ALONE, *METRIC) == pairs
+    pairs = [(0.49, 0.5), (0.3, 0.5), (0.9, 0.5), (0.9, 0.7)]
+    assert [(one.mine, one.alone) for one in against_alone(mine, ALONE, *METRIC)] == pairs
     assert against_alone(mine, {}, *METRIC) == []
     own = {0: run("fedit", 0.5, 0.5, local_only=0.9)}
-    assert against_alone(own, ALONE, *METRIC) == [(0.5, 0.9, 400)] * 2  # the run's own reference goes before
+    pairs = [(one.mine, one.alone) for one in against_alone(own, ALONE, *METRIC)]
+    assert pairs == [(0.5, 0.9)] * 2  # the run's own reference goes before
     local, fedit, good = make_rows({"base": {"good": BETTER, "fedit": mine, "local": ALONE}}, plan)
     assert fedit.worse_off == 0.25  # 0.49 is not clearly below 0.5, 0.3 is
     assert (local.most_lost, fedit.most_lost, good.most_lost) == (None, pytest.approx(0.2), 0.0)
@@ -215,12 +217,37 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)
 
 
+def test_a_comparison_is_about_one_metric(tmp_path: Path) -> None:
+    def of(method: str, *nats: float) -> Summary:
+        scores = [{"personal": {"perplexity": Tally(n, 1), "rouge_l": Tally(0.5, 1)}} for n in nats]
+        rows = [replace(client_row(f"c{n}"), metrics=("perplexity", "rouge_l"), scores=own, chance=None)
+                for n, own in enumerate(scores)]  # fmt: skip
+        return replace(run(method, 0.5), rows=tuple(rows))
+
+    both = {"base": {"local": {0: of("local", 0.0, 1.0)}, "fedit": {0: of("fedit", 0.0, 2.0)}}}
+    text = 'base = "base.toml"\nseeds = [0]\n{}[variants.local]\n[variants.fedit]\n'
+    local, fedit = make_rows(both, make_plan(write(tmp_path, text.format(""))))
+    assert (local.metric, fedit.metric) == ("perplexity", "perplexity")
+    assert (fedit.values["worst"], fedit.worse_off) == ((pytest.approx(math.exp(2)),), None)
+    assert fedit.most_lost == pytest.approx(math.exp(2) - math.e)
+    chosen = make_plan(write(tmp_path, text.format('metric = "rouge_l"\n')))
+    assert {(row.metric, row.values["personal"]) for row in make_rows(both, chosen)} == {("rouge_l", (0.5,))}
+    assert "**base**: perplexity (less is better)\n" in markdown([local, fedit], chosen)
+    cells = dict(
+        zip(make_table([local, fedit], "local").heads, make_table([local, fedit], "local").rows[1], strict=True)
+    )
+    assert (cells["personal"], cells["most lost"]) == ("4.19", "4.67")
+    for wrong, said in (("chrf", "chrf is none of evaluation.metrics = accuracy, "), ("rouge", "did you mean rouge_l")):
+        with pytest.raises(ConfigError, match=said):
+            make_plan(write(tmp_path, text.format(f'metric = "{wrong}"\n')))
+
+
 def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:
     runs = {"local": {0: run("local", 0.5, tokens=0.9)}, "fedit": {0: run("fedit", 0.7, tokens=0.8)}}
     rows = make_rows({"base": runs | {"good": {0: run("ca-pfl", 0.6)}}}, plan)
     assert [(row.metric, row.label, row.values["personal"]) for row in rows] == [
         ("accuracy", "local", (0.5,)), ("accuracy", "fedit", (0.7,)), ("accuracy", "good", (0.6,)),
-        ("token accuracy", "local", (0.9,)), ("token accuracy", "fedit", (0.8,)),
+        ("token_accuracy", "local", (0.9,)), ("token_accuracy", "fedit", (0.8,)),
     ]  # fmt: skip
     assert {row.values["bytes_total"] for row in rows} == {(1500.0,)}  # for each client of the run
     assert [row.most_lost for row in rows] == [None, 0.0, 0.0, None, pytest.approx(0.1)]

@@ -20,6 +20,7 @@ from capfl.model import tiny
 from capfl.model.base import load_base, skeleton
 from capfl.model.layers import adapter_shapes
 from capfl.model.lora import AdaptedModel
+from capfl.model.parts import MOST
 from capfl.plan import Plan, make_plan
 from capfl.plan.memory import ABOVE, advise, estimate
 from capfl.plan.table import duration, plan_tables
@@ -291,6 +292,7 @@ def test_parts_and_checkpointing_need_less() -> None:
     logits = 12 * 2 * tiny.VOCAB
     assert activations() == 8 * (100 * 4 * layer + logits)
     assert activations(train__accumulate=3) == 3 * (100 * 4 * layer + logits)  # of 3, 3 and 2 items
+    assert memory(lora__layers="all", answers=10**6)["activations"] < 4 * MOST  # of 8 * 10**6 positions
     assert activations(train__checkpointing=True) == 8 * (100 * (4 * 4 * 32 + 1.5 * layer) + logits)
 
 

@@ -25,12 +25,12 @@ from capfl.types import (
     Kind,
     Request,
     RoundRecord,
-    Score,
     ServerState,
     Update,
     Validation,
 )  # fmt: skip
 from capfl.wire import Codec, decode_broadcast, encode_update, encode_validation, schema_hash, up_codec
+from scored import right
 
 START = {"m.A": torch.tensor([[1.0, 2.0]]), "m.B": torch.tensor([[0.0]])}
 AGREED = Agreement(build(MethodConfig(name="fedit")), CodecConfig(values="fp32"), START)
@@ -74,7 +74,7 @@ class Answering:
     def answer(self, kind: Kind, client: ClientId, round: int) -> bytes:
         if kind == "train":
             return update(client, round)
-        return encode_validation(Validation(round, client, Score(1, 4, 8.0)), AGREED.up, AGREED.schema)
+        return encode_validation(Validation(round, client, right(1, 4, 8.0)), AGREED.up, AGREED.schema)
 
 
 def once(exchange: Answering, start: ServerState | None = None, **config: object) -> tuple[ServerState, RoundRecord]:
@@ -321,7 +321,7 @@ def test_a_validation_adds_to_the_record_and_tells_clients_the_version() -> None
     knowing, longer = validate_round(state, record, CLIENTS, AGREED, exchange, config)
     assert knowing.versions == {"a": 1, "c": 1}  # nothing is known of b
     assert replace(knowing, versions=state.versions) == state
-    assert longer.validation_accuracy == 2 / 8
+    assert longer.validation == {"accuracy": 2 / 8}
     assert longer.validation_loss == 2.0
     assert longer.failures == (Failure("b", "power", "gone"),)
     assert longer.ledger[: len(record.ledger)] == record.ledger
@@ -329,6 +329,6 @@ def test_a_validation_adds_to_the_record_and_tells_clients_the_version() -> None
     assert [(e.client, e.direction, e.round) for e in added] == [
         ("a", "down", 1), ("a", "up", 1), ("b", "down", 1), ("c", "down", 1), ("c", "up", 1),
     ]  # fmt: skip
-    assert added[1].parts == {"header": 43 + 5, "scores": 35}
+    assert added[1].parts == {"header": 43 + 5, "scores": 62}
     with pytest.raises(ClientError, match="client 'b' failed in round 2"):
         validate_round(state, record, CLIENTS, AGREED, exchange, FederationConfig())

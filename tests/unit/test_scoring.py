@@ -148,11 +148,11 @@ def test_a_loaded_adapter_scores_and_predicts(save: Save, tmp_path: Path) -> Non
     predicted = loaded.predict([str(row["text"]) for row in ROWS])
     assert predicted == loaded.predict(ROWS)
     hits = [label == row["label"] for label, row in zip(predicted, ROWS, strict=True)]
-    assert found["accuracy"] == sum(hits) / 40
+    assert found["metrics"]["accuracy"] == sum(hits) / 40
     assert loaded.predict([{"question": "which", "choices": ["one", "two"]}])[0] in ("one", "two")
     by_text = load(save("text", scoring="text"))
     hits = [label == row["label"] for label, row in zip(by_text.predict(ROWS), ROWS, strict=True)]
-    assert by_text.score(ROWS)["accuracy"] == sum(hits) / 40
+    assert by_text.score(ROWS)["metrics"]["accuracy"] == sum(hits) / 40
     with pytest.raises(DataError, match=r"row 2: give a text, or question and choices; it has prompt"):
         loaded.predict(["a", {"prompt": "b"}])
     with pytest.raises(DataError, match="has no labels to choose a text's from"):

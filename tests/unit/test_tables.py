@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from capfl.report.summary import ClientRow, GroupRow, Summary, clearly_worse, group_rows
+from capfl.report.summary import ClientRow, GroupRow, Summary, group_rows, pair
 from capfl.report.tables import Table, size, summary_table
-from capfl.types import Entry, Failure, RoundRecord
+from capfl.types import Entry, Failure, RoundRecord, Tally
+from scored import client_row
 
-ROW = ClientRow("a", 7, 4, 0.25, 0.5, 0.75, None, None, 8.0, {}, 0.25, 0.5, 1500, 2_000_000)
+ROW = client_row("a", items=4, base=0.25, shared=0.5, personal=0.75)
 LEDGER = (
     Entry(1, "a", "up", 1500, {"header": 60, "values": 1440}),
     Entry(4, "a", "down", 2_000_000, {"header": 60, "values": 1_999_940}),
@@ -76,27 +78,75 @@ def test_a_group_exists_since_its_members_are_together(history: list[str], since
     assert {group.name: group.since for group in group_rows(records)} == since
 
 
-def test_no_mean_is_taken_across_metrics() -> None:
-    text = replace(ROW, id="b", metric="token accuracy", personal=0.1, chance=None, majority=None, local_only=0.5)
+def test_no_mean_is_taken_across_tasks() -> None:
+    text = client_row("b", "exact_match", 4, base=0.25, shared=0.5, personal=0.1, local_only=0.5)
     made = summary(ROW, text)
     lines = words(made)
     assert "client train test metric chance base local only shared personal up down" in lines
-    for mean in ("accuracy 25.0 50.0 75.0", "token accuracy 25.0 50.0 50.0 10.0"):
+    for mean in ("accuracy 25.0 50.0 75.0", "exact_match 25.0 50.0 50.0 10.0"):
         assert f"mean 7 4 {mean} 1.5 kB 2 MB" in lines
     (against,) = (line for line in lines if "against local only" in line)  # of the metric that has it
-    assert against.startswith("token accuracy: personal against local only: -40.0 points; 0 clients are better off")
+    assert against.startswith("exact_match: personal against local only: -40.0 points; 0 clients are better off")
     found = made.to_json()["metrics"]
-    assert {name: metric["models"]["personal"]["mean"] for name, metric in found.items()} == {
-        "accuracy": 0.75, "token accuracy": 0.1,
+    assert {name: own["models"]["personal"]["mean"] for name, own in found.items()} == {
+        "accuracy": 0.75, "exact_match": 0.1,
     }  # fmt: skip
-    assert (found["accuracy"]["chance"], found["token accuracy"]["chance"]) == (0.25, None)
+    assert (found["accuracy"]["chance"], found["exact_match"]["chance"]) == (0.25, None)
 
 
-@pytest.mark.parametrize(("n_test", "clear"), [(100, False), (400, True)])
-def test_clearly_worse_is_beyond_what_the_items_can_tell(n_test: int, clear: bool) -> None:
+NLL = {"base": 40 * math.log(8), "local_only": 40 * math.log(2), "personal": 40 * math.log(4)}  # of 40 tokens
+TEXT = replace(
+    client_row("a", "perplexity"),
+    metrics=("perplexity", "rouge_l"),
+    scores={model: {"perplexity": Tally(nll, 40), "rouge_l": Tally(1.5, 3)} for model, nll in NLL.items()},
+)
+
+
+def test_less_perplexity_is_better_and_all_metrics_have_a_table() -> None:
+    other = replace(TEXT, id="b", scores={**TEXT.scores, "personal": TEXT.scores["local_only"]})
+    made = summary(TEXT, other)
+    lines = words(made)
+    assert (
+        "fedit, 3 rounds: perplexity of a token of the right answers, less is better; on each client's own test items"
+        in lines
+    )
+    assert "a 7 400 8.00 2.00 4.00 1.5 kB 2 MB" in lines
+    assert "worst 8.00 2.00 4.00" in lines
+    assert not any("±" in line for line in lines)  # nothing says how far a perplexity may be off
+    assert "personal against local only: +1; 0 clients are better off, 1 worse" in "\n".join(lines)
+    assert [line for line in lines if line.startswith(("metric", "perplexity 8", "rouge_l,"))] == [
+        "metric base local only personal",
+        "perplexity 8.00 2.00 3.00",
+        "rouge_l, % 50.0 50.0 50.0",
+    ]
+    said = made.to_json()
+    assert said["metrics"]["perplexity"]["models"]["personal"]["worst"] == pytest.approx(4)
+    assert [said["metrics"][name]["better"] for name in ("perplexity", "rouge_l")] == ["less", "more"]
+    assert said["clients"][0]["personal"] == pytest.approx(4)
+    assert said["clients"][0]["scores"]["base"]["rouge_l"] == {"sum": 1.5, "count": 3, "value": 0.5}
+
+
+@pytest.mark.parametrize(("items", "clear"), [(100, False), (400, True)])
+def test_clearly_worse_is_beyond_what_the_items_can_tell(items: int, clear: bool) -> None:
     # standard error of the difference: 0.07 with 100 items, 0.035 with 400
-    assert clearly_worse(0.5, 0.6, n_test) is clear
-    assert not clearly_worse(0.6, 0.5, n_test)
+    below = client_row(items=items, personal=0.5, local_only=0.6)
+    for metric, own in (
+        ("accuracy", below),
+        ("rouge_l", client_row("a", "rouge_l", items, personal=0.5, local_only=0.6)),
+    ):
+        found = pair(own, "personal", metric, own, "local_only")
+        assert found is not None
+        assert found.is_clearly_worse is clear
+    turned = pair(below, "local_only", "accuracy", below, "personal")
+    assert turned is not None
+    assert not turned.is_clearly_worse
+
+
+def test_the_mean_of_tokens_is_as_sure_as_that_of_so_many_items() -> None:
+    own = replace(client_row(items=100), scores={"personal": {"accuracy": Tally(500, 1000)}})
+    assert own.count("personal", "accuracy") == 100
+    assert pair(own, "personal", "accuracy", own, "base") is None
+    assert pair(TEXT, "personal", "perplexity", TEXT, "local_only").is_clearly_worse is None  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("width", [30, 80, 200])

@@ -32,11 +32,11 @@ from capfl.types import (
     Penalty,
     Request,
     RoundRecord,
-    Score,
     ServerState,
     Trained,
 )  # fmt: skip
 from capfl.wire import decode_broadcast, decode_update, is_relayed, relay
+from scored import right
 
 START: Adapter = {"m.A": torch.zeros(2, 60), "m.B": torch.zeros(60, 2)}  # as long as many differences of a bit a value
 STEP = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}  # a bit a value carries these, and means of them, exactly
@@ -74,7 +74,12 @@ class Federation:
             moved = {n: torch.randn(t.shape, generator=generator) if self.uneven else 1.0 for n, t in start.items()}
             return Trained({n: t + STEP[client] * moved[n] for n, t in start.items()}, (1.0,))
 
-        return LocalTrainer(client, self.items.get(client, 10), train, score=lambda split, adapter: Score(1, 2, 0.5))
+        return LocalTrainer(
+            client,
+            self.items.get(client, 10),
+            train,
+            score=lambda split, adapters: {model: right(1, 2, 0.5) for model in adapters},
+        )
 
     def exchange(
         self, kind: Kind, round: int, clients: Sequence[ClientId], request: Request

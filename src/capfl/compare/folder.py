@@ -10,6 +10,7 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from capfl import metrics
 from capfl.checkpoint import RunFolder
 from capfl.compare.rows import load_rows
 from capfl.compare.runs import read_results, run_all, unfinished
@@ -18,6 +19,7 @@ from capfl.compare.table import Row, by_split, make_rows, markdown
 from capfl.errors import CheckpointError, ConfigError
 from capfl.files import write_atomically
 from capfl.methods import METHODS
+from capfl.report.tables import unit
 
 ROWS = "rows.py"  # a copy of the file of methods
 
@@ -43,6 +45,7 @@ def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note:
         "command": ["capfl", *command],
         "version": importlib.metadata.version("capfl"),
         "score": plan.spec.score,
+        "metric": plan.spec.metric,
         "baseline": plan.baseline,
         "unfinished": missing,
         "rows": [row.to_json() for row in rows],
@@ -73,11 +76,13 @@ def _text(rows: Sequence[Row], missing: Sequence[str], plan: Plan) -> str:
 def _draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:
     from capfl.report.charts import scores  # matplotlib takes a while to load
 
-    panels = {
-        f"{split}, {metric}": {row.label: [100 * value for value in row.values[plan.spec.score]] for row in own}
-        for (split, metric), own in by_split(rows).items()
-    }
-    scores(panels, f"{plan.spec.score} adapter, %: mean over clients, a dot for each seed", path)
+    panels, plain = {}, []
+    for (split, metric), own in by_split(rows).items():
+        title, is_share = f"{split}, {unit(metric)}", metrics.metric(metric).is_share
+        factor = 100 if is_share else 1
+        panels[title] = {row.label: [factor * value for value in row.values[plan.spec.score]] for row in own}
+        plain += [] if is_share else [title]
+    scores(panels, f"{plan.spec.score} adapter: mean over clients, a dot for each seed", path, plain)
 
 
 def _check_methods(plan: Plan, out: Path) -> None:

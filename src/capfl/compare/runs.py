@@ -128,6 +128,8 @@ def _check(folder: Path, cell: Cell) -> None:
     except ConfigError as error:
         raise CheckpointError(f"{folder} is of another version of capfl: {error}; move it away") from error
     wanted = _comparable(cell.config)
+    if wanted["data.date"] is None:  # then it is the day on which the run began
+        ran["data.date"] = None
     if wrong := [f"{key} = {ran[key]!r}, the spec {wanted[key]!r}" for key in wanted if wanted[key] != ran[key]]:
         raise CheckpointError(
             f"{folder} was run with {'; '.join(wrong)}. Put the spec right, or move the folder away and run it again"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from capfl.config import Config, load_config
 from capfl.config.keys import flat
 from capfl.errors import ConfigError
+from capfl.metrics import metric
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]  # a part of a folder's name: no dots
 Value = bool | int | float | str | list[str] | list[int]
@@ -52,6 +53,7 @@ class Spec(BaseModel):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     rows: str | None = Field(None, description="Python file of methods that variants may name, beside the spec")
     score: Literal["personal", "shared"] = Field("personal", description="adapter whose score is compared")
+    metric: str | None = Field(None, description="that it is compared by; by default the first of evaluation.metrics")
     baseline: str | None = Field(None, description="variant that the others are compared with; by default the first")
     common: Changes = Changes()
     splits: dict[Name, Split] = Field({"base": Split()}, min_length=1)
@@ -61,9 +63,18 @@ class Spec(BaseModel):
     def _names_what_there_is(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} names one twice")
+        if self.metric is not None:
+            _known_metric(self.metric)
         if self.baseline is not None and self.baseline not in self.variants:
             raise ValueError(f"baseline: {self.baseline!r} is none of {', '.join(self.variants)}")
         return self
+
+
+def _known_metric(name: str) -> None:
+    try:
+        metric(name)
+    except ConfigError as error:
+        raise ValueError(f"metric: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,11 @@ def make_plan(
         settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings | {"seed": seed}
         settings |= {"data.dir": str(data_dir)} if data_dir else {}
         try:
-            cells.append(Cell(split, variant, seed, load_config(path.parent / spec.base, settings)))
+            config = load_config(path.parent / spec.base, settings)
+            cells.append(Cell(split, variant, seed, config))
+            if spec.metric not in (None, *config.evaluation.metrics):
+                measured = ", ".join(config.evaluation.metrics)
+                raise ConfigError(f"metric: {spec.metric} is none of evaluation.metrics = {measured}; add it there")
         except ConfigError as error:
             mistakes |= {f"{path}: {split}.{variant}: {line}": None for line in str(error).splitlines()}
     if mistakes:

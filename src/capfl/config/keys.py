@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from capfl.config.schema import Config, Section
+from capfl.config.schema import Config
+from capfl.config.section import Section
 from capfl.errors import ConfigError
 
 PUBLISHED = {  # flags of CA-PFL's published code that capfl has under another name
@@ -44,30 +45,50 @@ class Key:
         annotation = self.info.annotation
         return any(get_origin(kind) is tuple for kind in (annotation, *get_args(annotation)))
 
+    @property
+    def is_map(self) -> bool:
+        annotation = self.info.annotation
+        return any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
+
     def value(self, words: Sequence[str]) -> object:
-        """What words of a command line stand for. In a list each has parts with commas, or is a JSON or TOML list.
+        """What words of a command line stand for.
+
+        In a list each has parts with commas, or is a JSON or TOML list. In a map the parts are ``key=value``, or it is
+        a JSON object or a TOML table.
 
         Raises:
-            ConfigError: a word begins with [ and is not a list.
+            ConfigError: a word begins with [ or { and is no list or map, or a part of a map has no value.
         """
         if type(None) in get_args(self.info.annotation) and words[-1].lower() == "none":
             return None
+        if self.is_map:
+            return {key: value for word in words for key, value in self._pairs(word)}
         return [part for word in words for part in self._parts(word)] if self.is_list else words[-1]
 
     def _parts(self, text: str) -> list[object]:
         if not text.lstrip().startswith("["):
             return [part.strip() for part in text.split(",") if part.strip()]
+        return list(self._written(text, """a JSON or TOML list; write it as '["a, b", "c"]'"""))
+
+    def _pairs(self, text: str) -> list[tuple[str, object]]:
+        wanted = """a map; write it as a=b,c=d, or as '{"a": "b", "c": "d"}'"""
+        if text.lstrip().startswith("{"):
+            return list(self._written(text, wanted).items())
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if not all(found and key.strip() and value.strip() for key, found, value in pairs):
+            raise ConfigError(f"{self.path}: {text} is not {wanted}")
+        return [(key.strip(), value.strip()) for key, _, value in pairs]
+
+    def _written(self, text: str, wanted: str) -> Any:
+        """A value in JSON or TOML."""
         try:
-            return list(json.loads(text))
+            return json.loads(text)
         except ValueError:
             pass
         try:
-            return list(tomllib.loads(f"list = {text}")["list"])
+            return tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError as error:
-            wanted = """'["a, b", "c"]'"""
-            raise ConfigError(
-                f"{self.path}: {text} is not a JSON or TOML list ({error}); write it as {wanted}"
-            ) from error
+            raise ConfigError(f"{self.path}: {text} is not {wanted} ({error})") from error
 
 
 def as_flag(path: str, values: Sequence[str]) -> str:
@@ -77,6 +98,15 @@ def as_flag(path: str, values: Sequence[str]) -> str:
     if not simple or text.startswith(("[", "--")) or text.lower() == "none":
         text = json.dumps(list(values), ensure_ascii=False)
     return f"--{path} {shlex.quote(text)}"
+
+
+def map_flag(path: str, pairs: Mapping[str, str]) -> str:
+    """A map as a flag, quoted for a shell: ``--data.columns prompt=Question``, or in JSON where commas will not do."""
+    text = ",".join(f"{key}={value}" for key, value in pairs.items())
+    simple = all(
+        part and part == part.strip() and not set(part) & set(",={") for pair in pairs.items() for part in pair
+    )
+    return f"--{path} {shlex.quote(text if simple else json.dumps(dict(pairs), ensure_ascii=False))}"
 
 
 def all_keys() -> dict[str, Key]:
@@ -111,9 +141,10 @@ def shortest() -> dict[str, str]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables by their dotted keys."""
+    """The leaves of nested tables by their dotted keys; a map is one leaf."""
+    maps = {key.path for key in all_keys().values() if key.is_map}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + key not in maps:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,14 @@ def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str
 def changed(config: Config, settings: Mapping[str, object]) -> Config:
     """A config with other values of some keys. Raises as ``load_config``."""
     return _checked(config.model_dump(), dict(settings), [])
+
+
+def dated(config: Config) -> Config:
+    """The config of a run that begins now: ``data.date`` is today, unless it is given."""
+    if config.data.date is not None:
+        return config
+    data = config.data.model_copy(update={"date": datetime.date.today().isoformat()})
+    return config.model_copy(update={"data": data})
 
 
 def to_toml(config: Config) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from capfl.config.evaluation import EvaluationConfig
+from capfl.config.section import NonNegative, Positive, PositiveFloat, Section, Share
+from capfl.types import TooLong, Turns
 
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
@@ -20,10 +22,11 @@ BUILT_IN = ("helpdesk", "replies")
 """The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
 
 
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+COLUMNS = (
+    "prompt", "completion", "messages", "conversations", "instruction", "input", "output", "system", "question",
+    "choices", "answer", "text", "label",
+)  # fmt: skip
+"""What rows are read from, in one format or another: the keys of ``data.columns``."""
 
 
 class ModelConfig(Section):
@@ -50,10 +53,16 @@ class DataConfig(Section):
     sets: tuple[str, ...] = Field(
         BUILT_IN[:1],
         min_length=1,
-        description="names of public data sets, paths of your own JSONL files, or built-in data: `helpdesk`, `replies`",
+        description="names of public data sets, paths of your own files, `OWNER/NAME` or `OWNER/NAME:CONFIG` on the "
+        "Hub, or built-in data: `helpdesk`, `replies`",
     )
     dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl of public data sets; without it, the Hub")
-    split: str = Field("train", description="split of a public data set that the clients share out between them")
+    split: str = Field("train", description="split of a data set of the Hub, or of a saved one, that clients share out")
+    columns: dict[str, str] | None = Field(
+        None,
+        description="what the columns of your own rows are called, such as `prompt=Question,completion=Answer`; see "
+        "docs/data.md",
+    )
     limit: Positive | None = Field(None, description="items taken from each data set, at random; by default all")
     scoring: Literal["letter", "text"] = Field(
         "letter", description="answers are compared by their `letter` or by the likelihood of their `text`"
@@ -62,7 +71,18 @@ class DataConfig(Section):
         None,
         description="all labels of text-and-label files, in the order of their letters; by default each file's own",
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens; a longer prompt loses its beginning")
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a row, prompt and answer together")
+    too_long: TooLong = Field(
+        "cut-prompt",
+        description="of a longer row, the beginning of the prompt (`cut-prompt`; of a chat, the oldest turns) or the "
+        "end of the answer (`cut-answer`) is left out; or it is an error (`refuse`)",
+    )
+    assistant_turns: Turns = Field(
+        "all", description="answers of a chat that are trained on: `all` of the assistant's, or the `last`"
+    )
+    date: str | None = Field(
+        None, description="for chat templates that write today's, such as 2026-11-29; by default the day the run began"
+    )
     sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="built-in data: number of sites")
     items: Annotated[int, Field(ge=12)] = Field(400, description="built-in data: requests for each site")
     conflict: Share = Field(
@@ -70,6 +90,21 @@ class DataConfig(Section):
         description="helpdesk: share of the kinds of request that no two sites label alike; replies: above 0, sites "
         "write in two styles",
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_known(cls, given: dict[str, str] | None) -> dict[str, str] | None:
+        for key in given or {}:
+            if key not in COLUMNS:
+                raise ValueError(f"no format has a {key!r}; rows are read from {', '.join(COLUMNS)}")
+        return given
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, given: str | None) -> str | None:
+        if given is not None and datetime.date.fromisoformat(given).isoformat() != given:
+            raise ValueError("write the day as 2026-11-29")
+        return given
 
     @model_validator(mode="after")
     def _labels_are_several(self) -> Self:
@@ -239,19 +274,6 @@ class PrivacyConfig(Section):
         return self.noise_multiplier is not None
 
 
-class EvaluationConfig(Section):
-    every: Annotated[int, Field(ge=0)] = Field(
-        1,
-        description="rounds between validations of the server's adapter, which clients elsewhere are sent for it; 0: "
-        "none",
-    )
-    batch_size: Positive = Field(32, description="sequences scored at once")
-    personal: bool = Field(True, description="evaluate a personal model for each client at the end")
-    references: tuple[Literal["local", "centralised"], ...] = Field(
-        ("local",), description="methods run beside this one for comparison, with the same data and steps"
-    )
-
-
 class RuntimeConfig(Section):
     cache: Literal["memory", "disk", "off"] = Field(
         "disk", description="where hidden states below the lowest adapted layer are kept, so as to compute them once"
@@ -262,15 +284,38 @@ class RuntimeConfig(Section):
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+    own_metrics: tuple[str, ...] = Field(
+        (),
+        description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
+    )
+
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Of files of rows; behind all but the last there may be .gz."""
+_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 def is_path(name: str) -> bool:
-    """Is an entry of ``data.sets`` a file, and not a name?"""
-    return name.endswith((".jsonl", ".json")) or "/" in name or "\\" in name
+    """Is an entry of ``data.sets`` a file or folder on this machine, and not a name?
+
+    ``a/b`` is a name on the Hub, unless it ends as a file of rows does, or there is such a file or folder.
+    """
+    plain = name.lower().removesuffix(".gz")
+    if plain.endswith(SUFFIXES) or "\\" in name:
+        return True
+    return "/" in name and (not _HUB.fullmatch(name) or Path(name).exists())
+
+
+def is_hub(name: str) -> bool:
+    """Is an entry of ``data.sets`` a data set of the Hub, ``OWNER/NAME`` or ``OWNER/NAME:CONFIG``?"""
+    return bool(_HUB.fullmatch(name)) and not is_path(name)
 
 
 def usual_kind(sets: Sequence[str]) -> str:
-    """The ``partition.kind`` of data for which none is given: what is apart stays apart, public data are dealt out."""
+    """The ``partition.kind`` of data for which none is given: what is apart stays apart, public data are dealt out.
+
+    A data set of the Hub that is named by its owner is public too.
+    """
     if len(sets) == 1 and (sets[0] in BUILT_IN or is_path(sets[0])):
         return "by:site"
     return "by_task" if any(name in BUILT_IN or is_path(name) for name in sets) else "iid"
@@ -296,6 +341,13 @@ class Config(Section):
         if "kind" not in self.partition.model_fields_set:
             kind = {"kind": usual_kind(self.data.sets)}
             object.__setattr__(self, "partition", self.partition.model_copy(update=kind))  # the section is frozen
+        return self
+
+    @model_validator(mode="after")
+    def _has_validation_items_where_it_needs_them(self) -> Self:
+        needs = {"keep = best": self.evaluation.keep == "best", "patience": self.evaluation.patience is not None}
+        if found := [key for key, needed in needs.items() if needed and not self.partition.validation]:
+            raise ValueError(f"evaluation.{found[0]} needs validation items; set partition.validation above 0")
         return self
 
     @model_validator(mode="after")

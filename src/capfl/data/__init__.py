@@ -10,7 +10,7 @@ and the seed.
 
 from capfl.data.batches import batches
 from capfl.data.deal import clients_of, deal, deal_one, deal_rows, digest, remarks, share_out
-from capfl.data.formats import read_file
+from capfl.data.formats import check_file, read_file
 from capfl.data.helpdesk import generate
 from capfl.data.load import load_items, task_of
 from capfl.data.partition import DEFAULT_CLIENTS, numbered
@@ -18,6 +18,6 @@ from capfl.data.prompts import render
 from capfl.data.split import Split
 
 __all__ = [
-    "DEFAULT_CLIENTS", "Split", "batches", "clients_of", "deal", "deal_one", "deal_rows", "digest", "generate",
-    "load_items", "numbered", "read_file", "remarks", "render", "share_out", "task_of",
+    "DEFAULT_CLIENTS", "Split", "batches", "check_file", "clients_of", "deal", "deal_one", "deal_rows", "digest",
+    "generate", "load_items", "numbered", "read_file", "remarks", "render", "share_out", "task_of",
 ]  # fmt: skip

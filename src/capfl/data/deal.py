@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.config.schema import DataConfig, PartitionConfig, is_hub
 from capfl.data.codebooks import relabel
 from capfl.data.load import check_names, load_held, load_items, load_set, task_of
 from capfl.data.partition import group_names, partition
@@ -66,7 +66,7 @@ def remarks(
     if data is None:
         source = "rows in memory"
     else:
-        public = [name for name in data.sets if name in DATASETS]
+        public = [name for name in data.sets if name in DATASETS or is_hub(name)]
         where = f" (split {data.split}, from {data.dir or 'the Hugging Face Hub'})" if public else ""
         source = f"{', '.join(data.sets)}{where}, partition.kind {shares.kind}"
     said = [f"data: {source}; {len(items)} items at {len(splits)} clients"]
@@ -130,6 +130,7 @@ def digest(items: Sequence[Item], splits: Mapping[ClientId, Split]) -> str:
     """A name for data and who holds them: other data have another one."""
     found = hashlib.blake2b(digest_size=16)
     for item in items:
-        found.update(repr((item.question, item.choices, item.answer, item.completion, item.messages)).encode())
+        content = item.question, item.choices, item.answer, item.completion, item.messages, item.given
+        found.update(repr(content).encode())
     found.update(json.dumps({client: vars(own) for client, own in splits.items()}).encode())
     return found.hexdigest()

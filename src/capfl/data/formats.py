@@ -1,74 +1,138 @@
-"""Your own rows, from a file or from memory, in one of four formats that the first row's keys decide."""
+"""Your own rows, from a file or from memory, in one of the formats that the first row's keys decide."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from capfl.config.keys import as_flag
+from capfl.data import chats, hints
+from capfl.data.files import name_of, read_rows
 from capfl.data.labels import in_order, refuse_variants
-from capfl.data.rows import Row, RowError, held_rows, parse_rows, read_rows, text_of
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
 Values = Mapping[str, Any]
-Messages = tuple[tuple[str, str], ...]
-ROLES = ("system", "user", "assistant")
 ANSWER = "give the index, the letter or the text of the right option"
 
 
-def read_file(path: str | Path, labels: Sequence[str] = (), task: str | None = None) -> list[Item]:
-    """All items of one JSON Lines file.
+def read_file(
+    path: str | Path,
+    labels: Sequence[str] = (),
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+) -> list[Item]:
+    """All items of one file, or of one folder that ``datasets`` saved.
 
     Args:
         labels: options of text-and-label rows, in the order of their letters; empty: those of the file, sorted.
         task: what the items have in their field ``task``; by default the file's name without its suffix.
+        columns: what the keys of a format are called in the file, where they have other names.
+        split: of a saved folder that has several.
 
     Raises:
         DataError: the file is missing, empty or in no known format, or rows are wrong (all are counted).
     """
-    return _items(str(path), Path(path).stem if task is None else task, read_rows(Path(path)), labels)
+    return read_as(str(path), name_of(path) if task is None else task, read_rows(Path(path), split), labels, columns)
 
 
-def read_held(client: str, rows: Iterable[Any], labels: Sequence[str] = ()) -> list[Item]:
+def check_file(path: str | Path) -> None:
+    """Read a file whose run is not known yet, which may say what its columns are called.
+
+    Raises:
+        DataError: as ``read_file``, but where another name of a column may help.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return
+    rows = read_rows(path)
+    first = next((row for row in rows if not row.fault), rows[0])
+    if first.fault or _format_of(first, {}):
+        read_as(str(path), name_of(path), rows, ())
+
+
+def read_held(
+    client: str, rows: Iterable[Any], labels: Sequence[str] = (), columns: Mapping[str, str] | None = None
+) -> list[Item]:
     """As ``read_file``, of rows in memory. Errors name the client and the number of the row, from 1."""
     place = f"client {client!r}"
-    return _items(place, client, held_rows(place, rows), labels)
+    return read_as(place, client, held_rows(place, rows), labels, columns)
 
 
-def _items(place: str, task: str, rows: Sequence[Row], labels: Sequence[str]) -> list[Item]:
-    """Scalar keys that the format does not use become fields."""
+def read_as(
+    place: str, task: str, rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str] | None = None
+) -> list[Item]:
+    """The items of rows. Scalar keys that the format does not use become fields."""
+    columns = columns or {}
     first = next((row for row in rows if not row.fault), rows[0])
-    kind = _format_of(first)
-    if kind is None and not first.fault:
-        known = "; ".join(" + ".join(keys) for keys, _ in FORMATS.values())
-        found = ", ".join(map(str, first.values)) or "none"
-        raise DataError(f"{first.where}: no known format has the keys {found}; give the rows one of: {known}")
+    name = _format_of(first, columns)
+    if name is None and not first.fault:
+        needed = [own.keys for own in FORMATS.values()]
+        said = hints.missing(columns, first.values) or hints.no_format(first.values, columns, needed)
+        raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:
-        keys, parser = FORMATS[str(kind)]
-        if _format_of(row) != kind:
+        if lacks := hints.missing(columns, row.values):
+            raise RowError("data.columns", f"does not fit: the row {lacks}", "correct the row")
+        own = FORMATS[str(name)]
+        if _format_of(row, columns) != name:
             problem = f"is not the format of this row, but of {first.where}"
-            raise RowError(" + ".join(keys), problem, "use one format a file")
-        item = parser(row.values)
+            raise RowError(" + ".join(own.keys), problem, "use one format a file")
+        values = _renamed(row.values, columns)
+        item = own.parse(values)
         label = item.fields.get("label", "")
-        if kind == "label" and labels and label not in labels:
+        if name == "label" and labels and label not in labels:
             remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
             raise RowError("label", f"is {label!r}, which is none of data.labels", remedy)
-        used = {*keys, *(("answer", "answerKey") if kind == "choice" else ())}
-        scalars = {k: str(v) for k, v in row.values.items() if k not in used and isinstance(v, str | int | float)}
-        return replace(item, fields={**scalars, **item.fields, "task": task})
+        unused = {k: v for k, v in values.items() if k not in (*own.keys, *own.more)}
+        if "label" in columns:  # by whose own name data are dealt out, too
+            unused[columns["label"]] = values["label"]
+        scalars = {k: str(v) for k, v in unused.items() if isinstance(v, str | int | float)}
+        return replace(item, fields={**scalars, **item.fields, "task": task}, place=row.where)
 
-    items = parse_rows(place, rows, parse)
-    return _with_label_set(place, items, labels) if kind == "label" else items
+    items = parse_rows(place, rows, _with_columns(parse, columns))
+    return _with_label_set(place, items, labels) if name == "label" else items
 
 
-def _format_of(row: Row) -> str | None:
-    return next((kind for kind, (keys, _) in FORMATS.items() if all(key in row.values for key in keys)), None)
+def _format_of(row: Row, columns: Mapping[str, str]) -> str | None:
+    """The first format whose keys the row has, and which uses all that ``columns`` says."""
+    found = _renamed(row.values, columns)
+
+    def fits(own: Format) -> bool:
+        return all(key in found for key in own.keys) and {*columns} <= {*own.keys, *own.more}
+
+    return next((name for name, own in FORMATS.items() if fits(own)), None)
+
+
+def _renamed(values: Values, columns: Mapping[str, str]) -> Values:
+    """A row with the keys that formats have."""
+    if not columns:
+        return values
+    others = {key: value for key, value in values.items() if key not in columns.values()}
+    return others | {key: values[column] for key, column in columns.items() if column in values}
+
+
+def _with_columns(parse: Callable[[Row], Item], columns: Mapping[str, str]) -> Callable[[Row], Item]:
+    """``parse`` with errors that name the column, as the user's file has it."""
+
+    def named(row: Row) -> Item:
+        try:
+            return parse(row)
+        except RowError as error:
+            key = re.split(r"[\[.]", error.field)[0]
+            if key not in columns:
+                raise
+            raise RowError(columns[key] + error.field[len(key) :], error.problem, error.remedy) from error
+
+    return named
 
 
 # -- multiple choice -----------------------------------------------------------------------------
@@ -85,7 +149,7 @@ def choice(values: Values, stem: str = "question", remedy: str = ANSWER) -> Item
         RowError: the row cannot be used.
     """
     question = text_of(values, stem)
-    texts: Any = values.get("choices")
+    texts: Any = _list(values.get("choices"))
     labels: Any = []
     if isinstance(texts, Mapping):
         texts, labels = texts.get("text"), texts.get("label", [])
@@ -106,6 +170,18 @@ def choice(values: Values, stem: str = "question", remedy: str = ANSWER) -> Item
     letters = [str(label) for label in labels] or list(ascii_uppercase[: len(choices)])
     answer = _answer(values.get(field), field, choices, letters, remedy)
     return Item(question, choices, answer, fields={"label": ascii_uppercase[answer] if answer < 26 else str(answer)})
+
+
+def _list(value: Any) -> Any:
+    """Options as they are, or read from a cell of CSV with a JSON list in it."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise RowError(
+                "choices", f"is no JSON list ({error})", """write it as JSON, such as ["yes", "no"]"""
+            ) from error
+    return value
 
 
 def _answer(value: Any, field: str, choices: tuple[str, ...], letters: list[str], remedy: str) -> int:
@@ -148,48 +224,24 @@ def _with_label_set(place: str, items: list[Item], given: Sequence[str]) -> list
     return [replace(item, choices=labels, answer=labels.index(item.fields["label"])) for item in items]
 
 
-# -- completions and chat ------------------------------------------------------------------------
+# -- all of them -------------------------------------------------------------------------------------------------
 
 
-def _completion(values: Values) -> Item:
-    prompt, completion = values["prompt"], values["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        answer = _messages(completion, "completion")
-        if len(answer) != 1 or answer[0][0] != "assistant":
-            raise RowError("completion", "is not one message of the assistant", "end with one such message")
-        return Item("", messages=_messages(prompt, "prompt"), completion=answer[0][1])
-    for field in ("prompt", "completion"):
-        text_of(values, field)  # both must be strings that are not blank ...
-    return Item(prompt, completion=completion)  # ... and are kept as they are: their spaces are tokens
+@dataclass(frozen=True)
+class Format:
+    """A way to write rows: the keys by which it is known, its parser, and the keys that it may have besides."""
+
+    keys: tuple[str, ...]
+    parse: Callable[[Values], Item]
+    more: tuple[str, ...] = ()
 
 
-def _chat(values: Values) -> Item:
-    messages = _messages(values["messages"], "messages")
-    if len(messages) < 2:
-        raise RowError("messages", "has one message", "put a user message before the assistant's")
-    if messages[-1][0] != "assistant":
-        raise RowError("messages", f"ends with the role {messages[-1][0]!r}", "the last must be 'assistant'")
-    return Item("", messages=messages[:-1], completion=messages[-1][1])
-
-
-def _messages(value: Any, field: str) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
-    for number, message in enumerate(value, start=1):
-        name = f"{field}[{number}]"
-        if not isinstance(message, Mapping):
-            raise RowError(name, f"is {message!r:.60}", "it must be {role, content}")
-        if message.get("role") not in ROLES:
-            raise RowError(f"{name}.role", f"is {message.get('role')!r:.60}", f"use one of {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise RowError(f"{name}.content", "is empty or not a string", "fill it in or delete the row")
-    return tuple((message["role"], message["content"]) for message in value)
-
-
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Values], Item]]] = {
-    "chat": (("messages",), _chat),
-    "completion": (("prompt", "completion"), _completion),
-    "choice": (("question", "choices"), choice),
-    "label": (("text", "label"), _label),
+FORMATS = {
+    "chat": Format(("messages",), chats.messages),
+    "sharegpt": Format(("conversations",), chats.conversation, ("system",)),
+    "completion": Format(("prompt", "completion"), chats.completion),
+    "alpaca": Format(("instruction", "output"), chats.instruction, ("input", "system", "history")),
+    "choice": Format(("question", "choices"), choice, ("answer", "answerKey")),
+    "label": Format(("text", "label"), _label),
 }
-"""The keys by which a format is known, in the order in which they are tried, and its parser."""
+"""In the order in which they are tried."""

@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import DataConfig, is_path
+from capfl.config.schema import DataConfig, is_hub, is_path
 from capfl.data import formats, helpdesk, replies, sources
+from capfl.data.files import KINDS, name_of
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
 from capfl.errors import ConfigError
 from capfl.rng import stream
@@ -29,7 +30,7 @@ def load_items(config: DataConfig, seed: int) -> list[Item]:
     """
     check_names(config.sets)
     sets = {name: load_set(name, config, seed) for name in config.sets}
-    return _together(config, sets, [name for name in sets if is_path(name)])
+    return _together(config, sets, [name for name in sets if is_path(name) or is_hub(name)])
 
 
 def load_held(clients: Mapping[str, Iterable[Any] | Path], config: DataConfig, seed: int) -> list[Item]:
@@ -45,9 +46,9 @@ def load_held(clients: Mapping[str, Iterable[Any] | Path], config: DataConfig, s
     sets = {}
     for client, rows in clients.items():
         if isinstance(rows, str | Path):
-            items = formats.read_file(rows, labels, client)
+            items = formats.read_file(rows, labels, client, config.columns, config.split)
         else:
-            items = formats.read_held(client, rows, labels)
+            items = formats.read_held(client, rows, labels, config.columns)
         place = f"client {client!r}"
         sets[place] = _some(place, items, config, seed)
     return _together(config, sets, list(sets))
@@ -65,7 +66,11 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     if name in BUILT_IN:
         items = BUILT_IN[name](config.sites, config.items, config.conflict, seed)
     elif path is not None or is_path(name):
-        items = formats.read_file(path or name, config.labels or (), task_of(name))
+        items = formats.read_file(path or name, config.labels or (), task_of(name), config.columns, config.split)
+    elif is_hub(name):
+        hub, _, part = name.partition(":")
+        rows = sources.hub_rows(hub, part or None, config.split)
+        items = formats.read_as(name, task_of(name), rows, config.labels or (), config.columns)
     else:
         items = sources.load(name, config.split, config.dir)
     return _some(name, items, config, seed)
@@ -73,7 +78,9 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
 
 def task_of(name: str) -> str:
     """What the items of a set have in their field ``task``."""
-    return Path(name).stem if is_path(name) else name
+    if is_path(name):
+        return name_of(name)
+    return name.rpartition("/")[2].replace(":", "-")
 
 
 def check_names(sets: Sequence[str]) -> None:
@@ -85,12 +92,14 @@ def check_names(sets: Sequence[str]) -> None:
     known = [*BUILT_IN, *sources.DATASETS]
     wrong = []
     for name in sets:
-        if name not in known and not is_path(name):
+        if name not in known and not is_path(name) and not is_hub(name):
             near = get_close_matches(name, known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
+            if Path(name).exists():
+                hint = f" (if you mean the file or folder of that name: ./{name})"
             wrong.append(
-                f"data.sets: no data set is called {name!r}{hint}; "
-                f"choose from {', '.join(known)}, or give the path of a .jsonl file"
+                f"data.sets: no data set is called {name!r}{hint}; choose from {', '.join(known)}, or give OWNER/NAME "
+                f"of one on the Hub, or the path of {KINDS}"
             )
     tasks = [task_of(name) for name in sets]
     for task in sorted({task for task in tasks if tasks.count(task) > 1}):

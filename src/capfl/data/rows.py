@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ class RowError(Exception):
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
         super().__init__(f"field {field!r} {problem}; {remedy}")
+        self.field, self.problem, self.remedy = field, problem, remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +30,6 @@ class Row:
     where: str
     values: Mapping[str, Any]
     fault: str = ""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON Lines file; blank lines and a byte order mark are skipped.
-
-    Raises:
-        DataError: the file is missing, unreadable, empty, or one JSON array instead of JSON Lines.
-    """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path (it is relative to the working folder)") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a readable JSON Lines file") from error
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if raw.lstrip().startswith(b"["):
-        raise DataError(f"{path}: is one JSON array; write JSON Lines instead, one object a line")
-    # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-    lines = enumerate(raw.split(b"\n"), start=1)
-    rows = [_decoded(f"{path}:{number}", line) for number, line in lines if line.strip()]
-    if not rows:
-        raise DataError(f"{path}: has no rows; write one JSON object a line")
-    return rows
-
-
-def _decoded(where: str, line: bytes) -> Row:
-    try:
-        values = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Row(where, {}, f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
-    except (ValueError, RecursionError) as error:
-        return Row(where, {}, f"is not JSON ({error}); write one complete JSON object a line")
-    if not isinstance(values, dict):
-        return Row(where, {}, f"is a JSON {type(values).__name__}; write one JSON object a line")
-    return Row(where, values)
 
 
 def held_rows(place: str, rows: Iterable[Any]) -> list[Row]:
@@ -125,7 +90,7 @@ def _refuse_broken_text(values: Mapping[str, Any]) -> None:
     """
     for field, value in values.items():
         try:
-            json.dumps(value, ensure_ascii=False, default=str).encode()
+            json.dumps([field, value], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             half = f"has half of a character, \\u{ord(error.object[error.start]):x}"
             raise RowError(field, half, "write the whole character or delete the row") from error

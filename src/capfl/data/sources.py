@@ -11,8 +11,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from capfl.data.files import read_rows
 from capfl.data.formats import choice
-from capfl.data.rows import Row, RowError, held_rows, parse_rows, read_rows, text_of
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
@@ -109,15 +110,17 @@ def load(name: str, split: str, dir: str | None = None) -> list[Item]:
     """
     source = DATASETS[name]
     if dir is None:
-        place = " ".join(filter(None, (source.hub, source.config, split)))
-        rows = _hub_rows(name, source, split, place)
+        place = _place(source.hub, source.config, split)
+        rows = hub_rows(
+            source.hub, source.config, split, f", or give --data-dir FOLDER with {name}/{split}.jsonl in it"
+        )
     else:
         path = _path(Path(dir), name, split)
         place, rows = str(path), read_rows(path)
 
     def parse(row: Row) -> Item | None:
         item = source.parse(row.values)
-        return item and replace(item, fields={"task": name, **item.fields})
+        return item and replace(item, fields={"task": name, **item.fields}, place=row.where)
 
     items = [item for item in parse_rows(place, rows, parse) if item is not None]
     if not items:
@@ -137,15 +140,28 @@ def _path(folder: Path, name: str, split: str) -> Path:
     raise DataError(f"{path}: no such file; {folder} holds {there}; choose one of these or add the file")
 
 
-def _hub_rows(name: str, source: Source, split: str, place: str) -> list[Row]:
+def hub_rows(hub: str, config: str | None, split: str, remedy: str = "") -> list[Row]:
+    """All rows of one split of a data set on the Hub.
+
+    Args:
+        config: its part, where it has several.
+        remedy: what else a user can do where it cannot be loaded.
+
+    Raises:
+        DataError: it cannot be loaded, or has no rows.
+    """
+    place = _place(hub, config, split)
     try:
         import datasets  # here: it takes seconds, and offline runs never need it
 
-        table = datasets.load_dataset(source.hub, source.config, split=split)
+        table = datasets.load_dataset(hub, config, split=split)
     except Exception as error:  # HTTP clients, caches and builders below raise types of their own
         raise DataError(
             f"{place}: cannot be loaded from the Hub ({type(error).__name__}: {str(error).strip()[:300]}); check the "
-            f"network and data.split, or give --data-dir FOLDER with {name}/{split}.jsonl in it, or try capfl on its "
-            "built-in data: --data helpdesk"
+            f"name, the network and data.split{remedy}, or try capfl on its built-in data: --data helpdesk"
         ) from error
     return held_rows(place, table)
+
+
+def _place(hub: str, config: str | None, split: str) -> str:
+    return " ".join(filter(None, (hub, config, split)))

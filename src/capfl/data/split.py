@@ -56,7 +56,7 @@ def copies_of(items: Sequence[Item], indices: Sequence[int]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for k in indices:
         item = items[k]
-        content = (item.question, item.choices, item.answer, item.completion, item.messages)
+        content = (item.question, item.choices, item.answer, item.completion, item.messages, item.given)
         groups.setdefault(content, []).append(k)
     return list(groups.values())
 

@@ -11,7 +11,7 @@ from typing import Any
 from capfl.config.schema import DataConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model.base import Base
-from capfl.types import Item, Scoring
+from capfl.types import Item, Scoring, TooLong, Turns
 
 CARD = "capfl.json"
 PROMPT = "capfl-1"  # the text that data.prompts.render makes of an item; another text needs another name
@@ -27,7 +27,9 @@ class Card:
         scoring: how answers were compared.
         labels: all labels in the order of their letters; empty where tasks had none, or each its own.
         prompt: name and version of the prompt template.
-        max_length: tokens that a row was cut to.
+        max_length: tokens that a row was cut to, and ``too_long`` how.
+        assistant_turns: answers of chats that were trained on.
+        date: as chat templates wrote it that write today's.
         method, group, run: where it is from. ``group`` is None where clients have no groups.
     """
 
@@ -37,12 +39,15 @@ class Card:
     labels: tuple[str, ...] = ()
     prompt: str = PROMPT
     max_length: int = 256
+    too_long: TooLong = "cut-prompt"
+    assistant_turns: Turns = "all"
+    date: str | None = None
     method: str = ""
     group: str | None = None
     run: str = ""
 
     def data_config(self, given: DataConfig) -> DataConfig:
-        """``given`` with the labels, scoring and length that the adapter was trained with.
+        """``given`` with the labels and scoring that the adapter was trained with, and its length, turns and date.
 
         Raises:
             ConfigError: ``given`` asks for other labels or another scoring.
@@ -57,8 +62,9 @@ class Card:
                     f"data.{key}: the adapter was trained with {_listed(trained)}, not with {_listed(asked)}; leave it "
                     "out"
                 )
-        if "max_length" not in given.model_fields_set:
-            own["max_length"] = self.max_length
+        for key in ("max_length", "too_long", "assistant_turns", "date"):
+            if key not in given.model_fields_set:
+                own[key] = getattr(self, key)
         return given.model_copy(update=own)
 
     def check(self, base: Base) -> None:
@@ -86,6 +92,9 @@ def card_of(
         scoring=data.scoring,
         labels=data.labels or labels_of(items, data.scoring),
         max_length=data.max_length,
+        too_long=data.too_long,
+        assistant_turns=data.assistant_turns,
+        date=data.date,
         method=method,
         group=group,
         run=run,

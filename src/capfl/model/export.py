@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from capfl import adapter as algebra
+from capfl.config.schema import ModelConfig
 from capfl.errors import ModelError
 from capfl.files import write_atomically
 from capfl.model.card import CARD, Card, card_bytes
@@ -23,6 +24,7 @@ from capfl.types import Adapter
 
 _PREFIX = "base_model.model."
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SHOWN = 20  # adapters of a run that a message lists
 
 
 def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, card: Card | None = None) -> None:
@@ -71,7 +73,7 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
     """
     weights = folder / _WEIGHTS
     if not weights.is_file() or not (folder / _CONFIG).is_file():
-        raise ModelError(f"{folder} holds no PEFT adapter ({_CONFIG} and {_WEIGHTS})")
+        raise ModelError(f"{folder} holds no PEFT adapter ({_CONFIG} and {_WEIGHTS}){_below(folder)}")
     try:
         settings = json.loads((folder / _CONFIG).read_bytes())
         refuse_other_kinds(settings, str(folder))
@@ -91,3 +93,23 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         adapter[f"{module}.B"] *= scale / (config.lora_alpha / config.r)
     return adapter, config
+
+
+def _below(folder: Path) -> str:
+    """The adapters in the folders of a folder, as of a run, for whoever named the run."""
+    found = sorted(str(path.parent) for path in folder.rglob(_CONFIG))
+    more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    return "\n  ".join(["; give one of those in it:", *found[:_SHOWN], *more]) if found else ""
+
+
+def base_config(folder: Path, saved: peft.LoraConfig, card: Card | None, given: ModelConfig) -> ModelConfig:
+    """The base model of the adapter in a folder: where ``given`` does not name one, that of the card or of PEFT.
+
+    Raises:
+        ModelError: nobody names one.
+    """
+    named = "path" in given.model_fields_set
+    path = given.path if named else card.base if card else saved.base_model_name_or_path
+    if not path:
+        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
+    return given.model_copy(update={"path": path})

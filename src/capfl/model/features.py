@@ -69,11 +69,11 @@ def states(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> tu
         ids = padded([rows[i].ids for i in batch]).to(model.base.device)
         entering = model.entering(ids, len(model.layers) // 4).cpu().double().numpy()
         for i, state in zip(batch, entering, strict=True):
-            end = len(rows[i].ids)
-            n = end - len(rows[i].targets) + 1  # tokens of the prompt
+            end, n = len(rows[i].ids), int(rows[i].positions[0]) + 1  # n tokens of the prompt, up to a first answer
             # not the first token, whose state is that of any first token, and many times larger than all others
             found[0, i] = state[min(1, n - 1) : n].mean(0)
-            found[1, i] = state[min(n, end - 1) : end].mean(0)
+            said = rows[i].positions[1:]  # where the answers' tokens stand, but for the first of further answers
+            found[1, i] = state[said if len(said) else [end - 1]].mean(0)
     return found[0], found[1]
 
 

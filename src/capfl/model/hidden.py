@@ -26,7 +26,8 @@ from capfl.config.schema import RuntimeConfig
 from capfl.errors import CheckpointError
 from capfl.files import write_atomically
 from capfl.model.lora import AdaptedModel
-from capfl.model.tokens import Ids, Row
+from capfl.model.text import Ids
+from capfl.model.tokens import Row
 from capfl.vault import Vault
 
 BLOCK = 32  # rows computed at once; part of the definition of a state's bits
@@ -191,7 +192,7 @@ class Rows:
         rows = [self.rows[i] for i in indices]
         ids = padded([row.ids for row in rows])
         width = ids.shape[1]
-        positions = [np.arange(len(r.ids) - len(r.targets), len(r.ids)) + b * width for b, r in enumerate(rows)]
+        positions = [r.positions.astype(np.int64) + b * width for b, r in enumerate(rows)]
         device = model.base.device
         return Batch(
             ids=ids.to(device),

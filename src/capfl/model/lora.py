@@ -29,7 +29,8 @@ class AdaptedModel:
     """A frozen base with one LoRA adapter whose values are swapped from client to client.
 
     The forward pass is cut in two. ``lower`` runs the layers below the lowest adapted one: its output never
-    changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only.
+    changes, so callers may keep it. ``logits`` runs the rest and computes logits at the asked positions only. Where
+    these would be too many numbers, ``states`` runs the layers alone, and ``head`` makes logits of some positions.
     Rows are padded on the right and no mask is passed: under causal attention no position sees what follows
     it, so padding cannot change a result.
 
@@ -66,6 +67,7 @@ class AdaptedModel:
         }
         self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in shapes.items()}
         self.train(False)  # PEFT injects modules with their dropout on
+        self.has_head = False  # do ``states`` and ``head`` together give what ``logits`` does?
         self.check_split()
 
     def peft_config(self) -> peft.LoraConfig:
@@ -80,6 +82,11 @@ class AdaptedModel:
             task_type="CAUSAL_LM",
             inference_mode=True,
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits at a position."""
+        return int(cast(Any, self.base.module).config.get_text_config().vocab_size)
 
     # -- the adapter's values --------------------------------------------------------------------
 
@@ -172,15 +179,40 @@ class AdaptedModel:
         finally:
             handle.remove()
 
+    def states(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Hidden states (batch, tokens, hidden) that leave the last layer. Arguments as for ``logits``."""
+
+        def stop(module: nn.Module, args: object, output: Any) -> None:
+            raise _Reached(output[0] if isinstance(output, tuple | list) else output)
+
+        handle = self.layers[-1].register_forward_hook(stop)
+        try:
+            with self._replaced_layers(hidden):
+                self.base.module(input_ids=ids, use_cache=False)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise ModelError("the base model ran through without using its own decoder layers")
+
+    def head(self, states: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of states (n, hidden) that have left the last layer: norm, head, and what follows."""
+        ids = torch.zeros(len(states), 1, dtype=torch.int64, device=states.device)
+        with self._replaced_layers(states.unsqueeze(1), len(self.layers)):
+            return cast(Tensor, self.base.module(input_ids=ids, use_cache=False).logits[:, 0])
+
     @contextmanager
-    def _replaced_layers(self, hidden: Tensor | None) -> Iterator[None]:
+    def _replaced_layers(self, hidden: Tensor | None, upto: int | None = None) -> Iterator[None]:
         """With ``hidden``, each of the lower layers hands it out, whichever of them the model calls last.
 
         Under checkpointing the others keep their input and nothing of what they compute, and compute it again in the
         backward pass, with the same random numbers.
+
+        Args:
+            upto: the first layer that is not a lower one; by default the lowest adapted one.
         """
         before = [vars(layer).get("forward") for layer in self.layers]
-        lowest = self.lowest if hidden is not None else 0
+        lowest = (self.lowest if upto is None else upto) if hidden is not None else 0
         for i, layer in enumerate(self.layers):
             if hidden is not None and i < lowest:
                 layer.forward = partial(self._skipped, hidden)
@@ -240,7 +272,7 @@ class AdaptedModel:
 
     @torch.no_grad()
     def check_split(self) -> None:
-        """Compare passes over some positions and in two parts with the model's own, on a short probe.
+        """Compare passes over some positions and in parts with the model's own, on a short probe.
 
         A model that cannot be cut below its lowest adapted layer is not cut: some hand keys and values, or a state,
         from layer to layer beside the hidden states.
@@ -260,12 +292,20 @@ class AdaptedModel:
                 f"model.path: {self.base.name} passes no gradient on to adapters, so that they cannot be trained; give "
                 "another model"
             )
+        self.has_head = self._has_head(ids, positions, own)
         if self.lowest and not self._can_be_cut(ids, positions, own):
             self.remarks.append(
                 f"{self.base.name} cannot be cut below layer {self.lowest}, the lowest adapted one: hidden states are "
                 "not kept, and every pass runs all layers"
             )
             self.lowest = 0
+
+    def _has_head(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
+        try:
+            states = self.states(ids)
+            return states.shape[:-1] == ids.shape and _same(own, self.head(states.flatten(0, 1)[positions]))
+        except Exception:  # some make more of what leaves the layers than a norm and a head do
+            return False
 
     def _can_be_cut(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
         try:

@@ -42,12 +42,12 @@ def check_base(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str,
         remedy = "restore its weights" if dtype == torch.float32 else f"use model.dtype = {others}"
         raise ModelError(f"model.path: the logits of {name} are not finite in {str(dtype)[6:]}; {remedy}")
     limit = APART.get(dtype, APART_IN_HALF)
-    if _apart(together[0, :SAME], together[1, :SAME]) > limit:
+    if apart(together[0, :SAME], together[1, :SAME]) > limit:
         raise ModelError(
             f"model.path: {name} is no causal language model: a later token changes its logits of earlier ones; give "
             "a model that was trained to continue texts, such as smollm2"
         )
-    if _apart(together[0, :SAME], alone[0]) > limit:
+    if apart(together[0, :SAME], alone[0]) > limit:
         raise ModelError(
             f"model.path: the logits of {name} depend on the length of its input or on what else is in a batch, so "
             "that padding would change results; give another model"
@@ -107,7 +107,8 @@ def _logits(module: nn.Module, ids: Tensor) -> Tensor:
     return cast(Tensor, module(input_ids=ids, use_cache=False).logits).float()
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
+def apart(a: Tensor, b: Tensor) -> float:
+    """How far b is from a, relative to its norm."""
     return float((a - b).norm() / a.norm())
 
 

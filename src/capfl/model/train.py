@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch.nn import functional as F
 
 from capfl import adapter as algebra
 from capfl.config.schema import TrainConfig
 from capfl.errors import TrainingError
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
+from capfl.model.parts import mean_loss
 from capfl.types import Adapter, Penalty, Trained
 
 
@@ -60,8 +60,7 @@ def local_steps(
             losses.append(0.0)
             for part in parts:
                 batch = data.batch(model, cache, part)
-                logits = model.logits(batch.ids, batch.positions, batch.hidden)
-                loss = F.cross_entropy(logits.float(), batch.targets) * (len(batch.targets) / tokens)
+                loss = mean_loss(model, batch) * (len(batch.targets) / tokens)
                 losses[-1] += float(loss.detach())
                 if not math.isfinite(losses[-1]):
                     raise TrainingError(

@@ -6,10 +6,11 @@ With P the elements of the adapter, in bytes, on host and device together::
     training     16 P                     factors, gradient and the two moments of Adam, in fp32
     activations  tokens * layers * (d * sum of max(d_in, d_out) over a layer's linear layers
                                     + 8 * hidden + (0 or 4 * sum of d_in over its targets))
-                 + 12 * answers * vocabulary;
+                 + 12 * answers * vocabulary, at most 3 MOST (``model.parts``);
                  with train.checkpointing tokens * (layers * d * hidden + 1.5 * what one layer keeps) in its place;
                  or, if that is more, what one layer takes of the rows that are scored at once, with
-                 8 * answers * vocabulary, or of the BLOCK rows that the layers below the adapted ones see at once
+                 8 * answers * vocabulary, at most 2 MOST, or of the BLOCK rows that the layers below the adapted ones
+                 see at once
     hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
     server       24 P (adapter, version known, sum and addend in double precision) + 4 P if messages lose something:
@@ -43,6 +44,7 @@ from capfl.errors import ConfigError
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
 from capfl.model.layers import Shapes, decoder_layers, fits, linear_layers, lowest_layer
+from capfl.model.parts import MOST
 from capfl.report.tables import size
 from capfl.usage import total_memory
 
@@ -77,9 +79,10 @@ def estimate(
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
     kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
-    training = int(rows_of_a_part * (length * kept + 12 * answers * vocabulary))
+    training = int(rows_of_a_part * length * kept) + min(3 * MOST, 12 * rows_of_a_part * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
-    scoring = config.evaluation.batch_size * (of_one + 8 * answers * vocabulary)
+    scored = config.evaluation.batch_size
+    scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
     below = BLOCK * of_one if lowest else 0
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:

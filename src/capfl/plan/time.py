@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from capfl.data import Split
 from capfl.federation import Federation, tokenised
 from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps
+from capfl.metrics import written
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
+from capfl.model.written import room, write_answers
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import train
@@ -27,6 +30,7 @@ from capfl.types import ClientId, ClientState, Item
 
 STEPS = 6  # of the visit that is timed, at most
 SCORED = 16  # items, at most
+WRITTEN = 4  # tokens of each of their answers
 
 T = TypeVar("T")
 
@@ -81,6 +85,10 @@ def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Map
 
         whole = Federation(config, items, dict(splits), model, cache, examples=examples)
         steps, scored = _work(whole, method)
+        asked = federation.asked(client) if written(config.evaluation.metrics) else []
+        batch_size = config.evaluation.batch_size
+        write, _ = _timed(lambda: write_answers(model, agreed.initial, asked, WRITTEN, batch_size))
+        passes = WRITTEN * math.ceil(len(asked) / batch_size)
     unseen = sum(len(split.train) for split in splits.values()) / len(few.train)
     unscored = sum(len(split.validation) + len(split.test) for split in splits.values()) / len(few.test)
     seconds = {
@@ -89,6 +97,9 @@ def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Map
         "hidden states": unseen * max(0.0, first_visit - visit) + unscored * max(0.0, first_score - score),
         "scoring": scored * score / len(few.test),
     }
+    if asked:
+        longest_answer = room(asked, config.evaluation.max_new_tokens)
+        seconds["writing answers"] = longest_answer * _batches(whole, method) * write / passes
     longest = max(len(example.train.ids) for example in examples)
     answers = max(len(example.train.targets) for example in examples)
     return Calibration(seconds, config.train.steps_of(len(own.train)) * visit / n_steps, longest, answers)
@@ -112,7 +123,23 @@ def _work(federation: Federation, method: Method) -> tuple[float, int]:
     n_validation = sum(len(split.validation) for split in federation.splits.values())
     n_test = sum(len(split.test) for split in federation.splits.values())
     validations = (rounds // every if every else 0) * sum(one.has_server_model for one in methods)
-    return steps, validations * n_validation + (1 + method.has_server_model + own + len(names)) * n_test
+    if config.evaluation.keep == "best":
+        validations += (rounds + 1) * len(methods)
+    return steps, validations * n_validation + _models(federation, method) * n_test
+
+
+def _models(federation: Federation, method: Method) -> int:
+    """How many models are scored on each client's test items, those of references included."""
+    config = federation.config.evaluation
+    names = [name for name in config.references if name != method.name]
+    return 1 + method.has_server_model + (config.personal and not method.pooled) + len(names)
+
+
+def _batches(federation: Federation, method: Method) -> int:
+    """Batches of answers that all models of all clients write in the end."""
+    config = federation.config.evaluation
+    asked = [min(config.generated, len(split.test)) for split in federation.splits.values()]
+    return _models(federation, method) * sum(math.ceil(n / config.batch_size) for n in asked)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

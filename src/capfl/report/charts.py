@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -52,8 +52,14 @@ def inline(figure: Figure, label: str) -> Markup:
     return Markup(f'<svg role="img" aria-label="{escape(label)}" ' + svg.replace(INK, "currentColor"))
 
 
-def bars(rows: Sequence[tuple[str, Sequence[float]]], models: Mapping[str, str], label: str) -> Markup:
-    """Horizontal bars from 0 to 100, a group for each name; ``models`` has the key and the words of each bar."""
+def bars(
+    rows: Sequence[tuple[str, Sequence[float]]], models: Mapping[str, str], label: str, x_label: str = "%"
+) -> Markup:
+    """Horizontal bars, a group for each name; ``models`` has the key and the words of each bar.
+
+    Args:
+        x_label: of per cent, the axis goes to 100.
+    """
     thick = 0.8 / len(models)
     with drawing(label, 0.8 + len(rows) * max(0.2, 0.11 * len(models))) as (figure, (axes,)):
         for k, (model, words) in enumerate(models.items()):
@@ -61,7 +67,7 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], models: Mapping[str, str],
             axes.barh(places, [values[k] for _, values in rows], 0.9 * thick, label=words, color=COLOURS[model])
         axes.set_yticks([i + 0.4 - thick / 2 for i in range(len(rows))], [name for name, _ in rows])
         axes.invert_yaxis()
-        axes.set(xlim=(0, 100), xlabel="%")
+        axes.set(xlim=(0, 100 if x_label == "%" else None), xlabel=x_label)
         axes.tick_params("y", length=0)
         figure.legend(loc="outside upper left", ncols=len(models))
         return inline(figure, label)
@@ -84,8 +90,14 @@ def curve(
         return inline(figure, label)
 
 
-def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, path: Path) -> None:
-    """A file with a panel for each title: of each name, the mean as a bar and every value as a dot."""
+def scores(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, path: Path, plain: Collection[str] = ()
+) -> None:
+    """A file with a panel for each title: of each name, the mean as a bar and every value as a dot.
+
+    Args:
+        plain: titles of panels whose values are not per cent.
+    """
     height = sum(0.6 + 0.22 * len(rows) for rows in panels.values()) + 0.3
     with drawing(path.stem, height, [len(rows) for rows in panels.values()]) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
@@ -93,7 +105,7 @@ def scores(panels: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, pa
                 axes.barh(name, fmean(values) if values else 0, 0.7, color=COLOURS["shared"], alpha=0.6)
                 axes.plot(values, [name] * len(values), ".", color=INK)
             axes.invert_yaxis()
-            axes.set(xlim=(0, 100), title=title)
+            axes.set(xlim=(0, None if title in plain else 100), title=title)
         every[-1].set_xlabel(x_label)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata=NO_METADATA)

@@ -9,13 +9,29 @@ from statistics import fmean
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from capfl import metrics
 from capfl.checkpoint import RunFolder
+from capfl.errors import printable
 from capfl.files import write_atomically
 from capfl.report import charts
 from capfl.report.summary import MODELS, Summary, read_summary
-from capfl.report.tables import MOST_ROWS, bytes_table, client_table, duration, group_lines, notes, scored_words
+from capfl.report.tables import (
+    METRICS_TITLE,
+    MOST_ROWS,
+    bytes_table,
+    client_table,
+    duration,
+    group_lines,
+    metrics_table,
+    notes,
+    scored_words,
+    unit,
+)  # fmt: skip
+from capfl.samples import read_samples
 from capfl.types import RoundRecord
 
+SAMPLED, EACH = 4, 2  # clients whose samples are on the page, and how many of each
+LONGEST = 2000  # characters of a text of a sample
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -30,11 +46,14 @@ def write_page(path: Path, out: Path) -> Path:
     text = page.render(
         title=f"{summary.method}, {len(summary.rows)} clients",
         subtitle=f"{summary.rounds} rounds in {duration(summary.seconds)}; {path.absolute().name}",
-        scored=f"{scored_words(summary)}, %",
+        scored=scored_words(summary),
         clients=client_table(summary, len(summary.rows)).html(),
+        metrics=others.html() if (others := metrics_table(summary)) else "",
+        metrics_title=METRICS_TITLE,
         groups=group_lines(summary),
         notes=notes(summary),
         figures=figures(summary, RunFolder(path).rounds()),
+        samples=shown_samples(summary, path),
         bytes=[bytes_table(summary, direction).html() for direction in ("up", "down")],
         files={name: (path / name).read_text(encoding="utf-8") for name in ("config.toml", "run.json")},
     )
@@ -44,15 +63,21 @@ def write_page(path: Path, out: Path) -> Path:
 
 def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Markup]:
     """Heading -> figure, as far as there is something to draw."""
-    models = {m: words for m, words in MODELS.items() if all(getattr(row, m) is not None for row in summary.rows)}
-    scores = [(row.id, [100 * getattr(row, model) for model in models]) for row in summary.rows[:MOST_ROWS]]
-    found = {"Score of every client, %": charts.bars(scores, models, "Score of every client")}
-    if len(summary.metrics) == 1 and (points := _validations(records, len(summary.rows))):
-        chance = summary.mean("chance", summary.metrics[0])
-        title = "Validation of the shared adapters against bytes, %"
-        found[title] = charts.curve(
-            points, "bytes for each client, both directions", title, None if chance is None else 100 * chance
-        )
+    found = {}
+    for metric in summary.leading:
+        rows = [row for row in summary.rows if row.metric == metric][:MOST_ROWS]
+        models = {m: words for m, words in MODELS.items() if all(m in row.scores for row in rows)}
+        factor, axis = (100, "%") if metrics.metric(metric).is_share else (1, metric)
+        title = f"Every client, {unit(metric)}"
+        bars = [(row.id, [factor * (row.value(model) or 0.0) for model in models]) for row in rows]
+        found[title] = charts.bars(bars, models, title, axis)
+        first = metrics.of_task(metrics.VALIDATED, metrics.metric(metric).task)[0]
+        if len(summary.leading) == 1 and (points := _validations(records, len(summary.rows), first)):
+            chance = summary.mean("chance", metric) if first == "accuracy" else None
+            title = f"Validation of the shared adapters against bytes, {unit(first)}"
+            found[title] = charts.curve(
+                points, "bytes for each client, both directions", title, None if chance is None else 100 * chance
+            )
     losses = [(record.round, list(record.losses.values())) for record in records if record.losses]
     ranks = [(record.round, list(map(fmean, record.ranks.values()))) for record in records if record.ranks]
     for values, title in ((losses, "Training loss, nats a token"), (ranks, "Mean rank of a client's modules")):
@@ -61,11 +86,26 @@ def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Marku
     return found
 
 
-def _validations(records: Sequence[RoundRecord], clients: int) -> list[tuple[float, float, float, float]]:
-    points, spent = [], 0
+def _validations(records: Sequence[RoundRecord], clients: int, metric: str) -> list[tuple[float, float, float, float]]:
+    points, spent, factor = [], 0, 100 if metrics.metric(metric).is_share else 1
     for record in records:
         spent += record.bytes_up + record.bytes_down
-        if record.validation_accuracy is not None:
-            share = 100 * record.validation_accuracy
-            points.append((spent / clients, share, share, share))
+        if metric in record.validation:
+            value = factor * record.validation[metric]
+            points.append((spent / clients, value, value, value))
     return points
+
+
+def shown_samples(summary: Summary, path: Path) -> list[dict[str, object]]:
+    """The first samples of the first clients: client, prompt, right answer, and answers by model.
+
+    Models write what they like, so control characters are escaped; the template escapes the rest.
+    """
+    found: list[dict[str, object]] = []
+    for client, samples in list(read_samples(path).items())[:SAMPLED]:
+        for sample in samples[:EACH]:
+            texts = {"prompt": sample.prompt, "right": sample.right}
+            answers = {words: sample.answers[model] for model, words in MODELS.items() if model in sample.answers}
+            said = {key: printable(text, LONGEST) for key, text in texts.items()}
+            found.append({"client": client, **said, "answers": {k: printable(t, LONGEST) for k, t in answers.items()}})
+    return found

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capfl.config import Config
 from capfl.report.summary import Summary, members_of
-from capfl.report.tables import listed, percent, size
+from capfl.report.tables import listed, size, with_unit
 from capfl.types import EVERYBODY, ClientId, RoundRecord
 
 
@@ -111,8 +111,7 @@ def round_line(record: RoundRecord, rounds: int, n_bytes: int) -> str:
     parts = [f"round {record.round}/{rounds}", f"clients {len(record.clients)}"]
     if record.losses:
         parts.append(f"loss {record.loss:.3f}")
-    if record.validation_accuracy is not None:
-        parts.append(f"validation {percent(record.validation_accuracy)} %")
+    parts += [f"validation {name} {with_unit(value, name)}" for name, value in record.validation.items()]
     if record.epsilon is not None:
         parts.append(f"epsilon {record.epsilon:.3g}")
     parts.append(f"up {size(record.bytes_up)}  down {size(record.bytes_down)}  so far {size(n_bytes)}")

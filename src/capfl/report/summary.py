@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from capfl import metrics
 from capfl.checkpoint import RunFolder
 from capfl.errors import CheckpointError
-from capfl.types import EVERYBODY, ClientId, Entry, Failure, RoundRecord
+from capfl.types import EVERYBODY, ClientId, Entry, Failure, RoundRecord, Tally
 
 MODELS = {
     "base": "base",
@@ -30,27 +31,66 @@ Z95 = 1.96
 
 @dataclass(frozen=True)
 class ClientRow:
-    """One client. Scores are on its own test items, between 0 and 1; None where there is no such model.
+    """One client, and how the models that it has do on its own test items.
 
-    ``metric`` says what they are the share of: "accuracy" of right items, "token accuracy" of answer tokens predicted.
+    Attributes:
+        metrics: that its items are measured by, the most important first.
+        scores: by model (see ``MODELS``) and metric.
+        rank: mean over the adapted modules.
+        ranks: of every module.
+        chance: accuracy of blind guessing; None: its items are completions.
+        majority: accuracy of always giving the most frequent answer of the training items; None: as ``chance``.
     """
 
     id: ClientId
     n_train: int
     n_test: int
-    base: float
-    shared: float | None  # of the adapter that the client shares with its group
-    personal: float | None
-    local_only: float | None
-    centralised: float | None
-    rank: float  # mean over the adapted modules
-    ranks: dict[str, int]  # of every module
+    metrics: tuple[str, ...]
+    scores: dict[str, dict[str, Tally]]
+    rank: float
+    ranks: dict[str, int]
     chance: float | None
     majority: float | None
     bytes_up: int
     bytes_down: int
-    metric: str = "accuracy"
     group: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """The first of its metrics, by which it is better off or worse."""
+        return self.metrics[0]
+
+    def value(self, model: str, metric: str | None = None) -> float | None:
+        """What a model comes to by a metric, by default the first; None if there is no such model or metric."""
+        name = metric or self.metric
+        tally = self.scores.get(model, {}).get(name)
+        return None if tally is None else metrics.metric(name).value(tally)
+
+    def count(self, model: str, metric: str) -> int:
+        """How many independent values a share is the mean of: at most one a test item, also where tokens count."""
+        return min(self.scores[model][metric].count, self.n_test)
+
+    @property
+    def base(self) -> float | None:
+        """By the first metric, as the four below."""
+        return self.value("base")
+
+    @property
+    def shared(self) -> float | None:
+        """Of the adapter that the client shares with its group."""
+        return self.value("shared")
+
+    @property
+    def personal(self) -> float | None:
+        return self.value("personal")
+
+    @property
+    def local_only(self) -> float | None:
+        return self.value("local_only")
+
+    @property
+    def centralised(self) -> float | None:
+        return self.value("centralised")
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -60,10 +100,19 @@ class ClientRow:
             "shared": f"adapters/groups/{group}" if group else "adapters/global",
             "personal": f"adapters/clients/{self.id}",
         }
-        return {model: place for model, place in places.items() if getattr(self, model) is not None}
+        return {model: place for model, place in places.items() if model in self.scores}
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"adapters": self.adapters}
+        """``scores`` has sum, count and value of each metric; what stands under a model's name is the first's value."""
+        scores = {
+            model: {
+                name: {"sum": tally.sum, "count": tally.count, "value": self.value(model, name)}
+                for name, tally in own.items()
+            }
+            for model, own in self.scores.items()
+        }
+        values = {model: self.value(model) for model in MODELS}
+        return asdict(self) | {"metric": self.metric, "scores": scores, **values, "adapters": self.adapters}
 
 
 @dataclass(frozen=True)
@@ -110,49 +159,70 @@ class Summary:
     epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
     delta: float | None = None
     groups: tuple[GroupRow, ...] = ()
+    stopped: str | None = None  # why it ended before its last round
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        """All metrics of all clients, those of one task together, the most important first."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.metrics))
+
+    @property
+    def leading(self) -> tuple[str, ...]:
+        """The first metric of each kind of task, sorted."""
         return tuple(sorted({row.metric for row in self.rows}))
 
     @property
     def models(self) -> list[str]:
         """Models that all clients of some metric were scored with."""
-        return [model for model in MODELS if any(self.scores(model, metric) for metric in self.metrics)]
+        return [model for model in MODELS if any(self.scores(model, metric) for metric in self.leading)]
 
     def of_metric(self, metric: str) -> list[ClientRow]:
-        return [row for row in self.rows if row.metric == metric]
+        return [row for row in self.rows if metric in row.metrics]
 
-    def scores(self, field: str, metric: str) -> dict[ClientId, float] | None:
-        """What each client with one metric has in a field of its row: the score of a model, ``chance`` or ``majority``.
+    def scores(self, model: str, metric: str) -> dict[ClientId, float] | None:
+        """The value of a model by a metric, of each client that the metric measures.
 
-        None if there is no such client, or if one of them has nothing there.
+        None if there is no such client, or if one of them has no such model.
         """
-        found = {row.id: getattr(row, field) for row in self.of_metric(metric)}
-        return None if None in found.values() or not found else found
+        found = {row.id: row.value(model, metric) for row in self.of_metric(metric)}
+        complete = {client: value for client, value in found.items() if value is not None}
+        return complete if complete and len(complete) == len(found) else None
 
     def mean(self, field: str, metric: str) -> float | None:
-        """The mean of ``scores``, which counts every client once."""
-        found = self.scores(field, metric)
-        return statistics.fmean(found.values()) if found else None
+        """The mean over clients, each counted once, of a number of their rows; None as ``scores``.
+
+        Args:
+            field: a model, or ``chance``, ``majority`` or ``rank``. Chance and majority are accuracies.
+        """
+        if field in MODELS:
+            found: Any = self.scores(field, metric)
+            return statistics.fmean(found.values()) if found else None
+        values = [getattr(row, field) for row in self.of_metric(metric)]
+        if None in values or not values or (field != "rank" and metric != "accuracy"):
+            return None
+        return statistics.fmean(values)
 
     def statistics(self, model: str, metric: str) -> dict[str, float] | None:
-        """Mean, lowest client and spread of a model over the clients with one metric, or None without ``scores``.
+        """Mean, worst client and spread of a model over the clients with one metric, or None without ``scores``.
 
         ``spread`` is the standard deviation over clients. ``ci95`` is half the width of the 95 % interval of ``mean``
         that comes from the choice of test items alone (normal approximation, stratified by client), not from the seed.
+        Values between 0 and 1 vary at most as zeros and ones do, so it is rather too wide. A perplexity has none.
         """
-        found = self.scores(model, metric)
+        found, kind = self.scores(model, metric), metrics.metric(metric)
         if found is None:
             return None
-        scores, rows = list(found.values()), self.of_metric(metric)
-        variance = sum(score * (1 - score) / row.n_test for score, row in zip(scores, rows, strict=True))
-        return {
-            "mean": statistics.fmean(scores),
-            "worst": min(scores),
-            "spread": statistics.pstdev(scores),
-            "ci95": Z95 * math.sqrt(variance) / len(scores),
+        values = list(found.values())
+        said = {
+            "mean": statistics.fmean(values),
+            "worst": kind.worst(values),
+            "spread": statistics.pstdev(values),
         }
+        if kind.is_share:
+            rows = zip(values, self.of_metric(metric), strict=True)
+            variance = sum(value * (1 - value) / row.count(model, metric) for value, row in rows)
+            said["ci95"] = Z95 * math.sqrt(variance) / len(values)
+        return said
 
     def messages(self, direction: str, client: ClientId | None = None) -> list[Entry]:
         """The messages of one direction, of one client or of all."""
@@ -191,6 +261,7 @@ class Summary:
     def _metric(self, metric: str) -> dict[str, Any]:
         return {
             "clients": len(self.of_metric(metric)),
+            "better": "more" if metrics.metric(metric).is_share else "less",
             "chance": self.mean("chance", metric),
             "majority": self.mean("majority", metric),
             "models": {model: self.statistics(model, metric) for model in MODELS},
@@ -230,7 +301,33 @@ def _first_line(error: Exception) -> str:
     return f"{error} is missing"
 
 
-def clearly_worse(mine: float, alone: float, n_test: int) -> bool:
-    """Lower by more than 1.96 standard errors of a difference of two accuracies on ``n_test`` items each."""
-    error = math.sqrt((mine * (1 - mine) + alone * (1 - alone)) / n_test)
-    return alone - mine > Z95 * error
+@dataclass(frozen=True)
+class Pair:
+    """A client's model beside training alone, by one metric, and how many values each of the two is the mean of."""
+
+    mine: float
+    alone: float
+    metric: str
+    counts: tuple[int, int]
+
+    @property
+    def gain(self) -> float:
+        """By how much the client is better off; negative if it is worse off."""
+        return metrics.metric(self.metric).gain(self.mine, self.alone)
+
+    @property
+    def is_clearly_worse(self) -> bool | None:
+        """Worse by more than 1.96 standard errors of a difference of two shares; None: perplexities have no such."""
+        if not metrics.metric(self.metric).is_share:
+            return None
+        terms = zip((self.mine, self.alone), self.counts, strict=True)
+        error = math.sqrt(sum(share * (1 - share) / n for share, n in terms))
+        return -self.gain > Z95 * error
+
+
+def pair(row: ClientRow, model: str, metric: str, other: ClientRow, alone: str) -> Pair | None:
+    """A model of a client beside one of the same client's in another run or this; None: one of them is not there."""
+    mine, theirs = row.value(model, metric), other.value(alone, metric)
+    if mine is None or theirs is None:
+        return None
+    return Pair(mine, theirs, metric, (row.count(model, metric), other.count(alone, metric)))

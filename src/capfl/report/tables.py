@@ -12,10 +12,12 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from capfl.report.summary import MODELS, ClientRow, Summary, clearly_worse
+from capfl import metrics
+from capfl.report.summary import MODELS, ClientRow, Summary, pair
 from capfl.types import EVERYBODY, ClientId
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
+METRICS_TITLE = "means over clients, by every metric"
 OPTIONAL = ("group", "metric", "chance", "rank")  # columns that are left out where all clients have the same
 
 
@@ -83,24 +85,37 @@ def _element(tag: str, content: Iterable[str]) -> Markup:
 
 
 def summary_table(summary: Summary) -> Group:
-    """What a run prints in the end: clients and means, the groups, and what the words mean."""
+    """What a run prints in the end: clients and means, all metrics, the groups, and what the words mean."""
     groups = list(map(Text, group_lines(summary)))
-    title = Text(f"{summary.method}, {summary.rounds} rounds: {scored_words(summary)}, %", style="italic")
+    title = Text(f"{summary.method}, {summary.rounds} rounds: {scored_words(summary)}", style="italic")
+    others = metrics_table(summary)
+    more: list[RenderableType] = [Text(), Text(METRICS_TITLE, style="italic"), others] if others else []
     return Group(
-        title, client_table(summary), *([Text(), *groups] if groups else []), Text(), *map(Text, notes(summary))
+        title, client_table(summary), *more, *([Text(), *groups] if groups else []), Text(), *map(Text, notes(summary))
     )
 
 
 def client_table(summary: Summary, most: int = MOST_ROWS) -> Table:
-    """A line for each client, then the means over clients of one metric, in per cent.
+    """A line for each client, by its first metric, then the means over clients of each of these.
 
     Group, metric, chance and rank have columns of their own where they differ between clients.
     """
     rows = [_cells(row, summary.models) for row in summary.rows]
     heads = [head for head in rows[0] if head not in OPTIONAL or len({row[head] for row in rows}) > 1]
-    foot = [cells for metric in summary.metrics for cells in _means(summary, metric)]
+    foot = [cells for metric in summary.leading for cells in _means(summary, metric)]
     lines = [[[cells.get(head, "") for head in heads] for cells in part] for part in (rows, foot)]
     return Table(heads, _first(most, lines[0]), lines[1])
+
+
+def metrics_table(summary: Summary) -> Table | None:
+    """A line for each metric with the means over the clients that it measures; None: there is one metric alone."""
+    if len(summary.metrics) == len(summary.leading):
+        return None
+    models = summary.models
+    rows = [
+        [unit(metric), *(shown(summary.mean(model, metric), metric) for model in models)] for metric in summary.metrics
+    ]
+    return Table(["metric", *(MODELS[model] for model in models)], rows)
 
 
 def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
@@ -113,23 +128,25 @@ def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
         "metric": row.metric,
         "chance": percent(row.chance),
         "rank": f"{row.rank:.3g}",
-        **{MODELS[model]: percent(getattr(row, model)) for model in models},
+        **{MODELS[model]: shown(row.value(model), row.metric) for model in models},
         "up": size(row.bytes_up),
         "down": size(row.bytes_down),
     }
 
 
 def _means(summary: Summary, metric: str) -> list[dict[str, str]]:
-    """What is in the columns below the clients, for one metric. Items and bytes are sums."""
-    rows = summary.of_metric(metric)
+    """What is in the columns below the clients, for those whose first metric it is. Items and bytes are sums."""
+    rows = [row for row in summary.rows if row.metric == metric]
     sums = {head: str(sum(getattr(row, f"n_{head}") for row in rows)) for head in ("train", "test")}
     sums |= {head: size(sum(getattr(row, f"bytes_{head}") for row in rows)) for head in ("up", "down")}
     found = {model: summary.statistics(model, metric) or {} for model in summary.models}
     lines = {"mean": "mean", "± 95 %": "ci95", "worst": "worst", "spread": "spread"}
     return [
-        {"client": name, "metric": metric, **{MODELS[model]: percent(own.get(key)) for model, own in found.items()}}
+        {"client": name, "metric": metric}
+        | {MODELS[model]: shown(own.get(key), metric) for model, own in found.items()}
         | (sums if key == "mean" else {})
         for name, key in lines.items()
+        if any(key in own for own in found.values())
     ]
 
 
@@ -149,24 +166,36 @@ def listed(names: Sequence[str]) -> str:
 
 
 def scored_words(summary: Summary) -> str:
-    """What scores are the share of."""
-    words = {"accuracy": "right answers", "token accuracy": "answer tokens predicted"}
-    shares = " or ".join(words.get(metric, metric) for metric in summary.metrics)
-    return f"{shares} on each client's own test items"
+    """What the scores of clients are."""
+    every = " or ".join(
+        metrics.metric(name).words + (", %" if metrics.metric(name).is_share else ", less is better")
+        for name in summary.leading
+    )
+    return f"{every}; on each client's own test items"
 
 
 def notes(summary: Summary) -> list[str]:
     """What came out beside the scores, what the columns mean, where the adapters lie, and what is missing."""
-    found = [
+    found = [summary.stopped] if summary.stopped else []
+    found += [
         (f"{metric}: " if len(summary.metrics) > 1 else "") + line
-        for metric in summary.metrics
+        for metric in summary.leading
         for line in (*_levels(summary, metric), *_against_alone(summary, metric))
+    ]
+    found += [
+        f"{name}: {metrics.metric(name).words}" + ("" if metrics.metric(name).is_share else "; less is better")
+        for name in summary.metrics
+        if len(summary.metrics) > len(summary.leading)
     ]
     found += [
         "shared: the adapter of the client's group, in adapters/groups/GROUP, or of all clients, in adapters/global",
         "personal: the client's own adapter, in adapters/clients/CLIENT or at its site; capfl eval scores them all",
     ]
-    found.append("± comes from the choice of test items, not from the seed; spread: standard deviation over clients")
+    shares = any(metrics.metric(name).is_share for name in summary.leading)
+    found.append(
+        ("± comes from the choice of test items, not from the seed; " if shares else "")
+        + "spread: standard deviation over clients"
+    )
     up, down = (size(summary.bytes_per_client(direction) / summary.rounds) for direction in ("up", "down"))
     found.append(
         "up, down: bytes from and to the client in the whole run, headers and final evaluation included; for each "
@@ -194,17 +223,19 @@ def _levels(summary: Summary, metric: str) -> list[str]:
 
 def _against_alone(summary: Summary, metric: str) -> list[str]:
     """How many clients gain by joining."""
+    rows = [row for row in summary.rows if row.metric == metric]
     model = next((model for model in ("personal", "shared") if summary.scores(model, metric)), None)
-    alone = summary.scores("local_only", metric)
-    if model is None or alone is None or summary.method == "local":
+    if model is None or summary.scores("local_only", metric) is None or summary.method == "local":
         return []
-    pairs = [(getattr(row, model), alone[row.id], row.n_test) for row in summary.of_metric(metric)]
-    better, worse = sum(mine > own for mine, own, _ in pairs), sum(mine < own for mine, own, _ in pairs)
-    clearly = sum(clearly_worse(*pair) for pair in pairs)
-    points = 100 * sum(mine - own for mine, own, _ in pairs) / len(pairs)
+    pairs = [found for row in rows if (found := pair(row, model, metric, row, "local_only"))]
+    better, worse = sum(one.gain > 0 for one in pairs), sum(one.gain < 0 for one in pairs)
+    mean = sum(one.mine - one.alone for one in pairs) / len(pairs)
+    clearly = ""
+    if metrics.metric(metric).is_share:
+        number = sum(bool(one.is_clearly_worse) for one in pairs)
+        clearly = f", {number} of them clearly (by more than 1.96 standard errors)"
     return [
-        f"{model} against local only: {points:+.1f} points; {better} clients are better off, {worse} worse, {clearly} "
-        "of them clearly (by more than 1.96 standard errors)"
+        f"{model} against local only: {apart(mean, metric)}; {better} clients are better off, {worse} worse{clearly}"
     ]
 
 
@@ -232,6 +263,28 @@ def _first(most: int, rows: Sequence[list[str]]) -> list[list[str]]:
     """The first rows, and a line that counts the others."""
     more = [[f"and {len(rows) - most} more", *[""] * (len(rows[0]) - 1)]] if len(rows) > most else []
     return [*rows[:most], *more]
+
+
+def shown(value: float | None, metric: str) -> str:
+    """A value of a metric: per cent, or a perplexity with three digits; nothing where there is none."""
+    if value is None or metrics.metric(metric).is_share:
+        return percent(value)
+    return f"{value:#.3g}".removesuffix(".") if value < 1e5 else f"{value:.2e}"
+
+
+def with_unit(value: float, metric: str) -> str:
+    """``shown``, where no head says that it is per cent."""
+    return shown(value, metric) + (" %" if metrics.metric(metric).is_share else "")
+
+
+def apart(difference: float, metric: str) -> str:
+    """A difference of two values of a metric, with its sign."""
+    return f"{100 * difference:+.1f} points" if metrics.metric(metric).is_share else f"{difference:+.3g}"
+
+
+def unit(metric: str) -> str:
+    """The head of a column, or row, of its values."""
+    return f"{metric}, %" if metrics.metric(metric).is_share else metric
 
 
 def percent(value: float | None) -> str:

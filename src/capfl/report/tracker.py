@@ -62,7 +62,7 @@ def round_values(record: RoundRecord) -> dict[str, float]:
     """Numbers of a round: losses in nats a token, bytes of all clients, seconds; validation and ranks if known."""
     values: dict[str, float | None] = {
         "loss": record.loss if record.losses else None,
-        "validation_accuracy": record.validation_accuracy,
+        **{f"validation_{name}": value for name, value in record.validation.items()},
         "validation_loss": record.validation_loss,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import Method, build
 from capfl.methods.take_home import AfterSteps, Own
+from capfl.metrics import DEFAULTS
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Group
 from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, is_relayed, relayed, schema_hash, up_codec
@@ -24,6 +26,8 @@ class Agreement:
         initial: the adapter that everybody can derive from the seed, and the template that changes are decoded against.
         base: identifies the base model.
         models: those that clients score at the end, as far as the method has them.
+        metrics: what these are measured by.
+        keep_best: does a client keep the best of its own models? Otherwise the last.
         limits: of what a client may claim; None: no bounds.
     """
 
@@ -33,6 +37,8 @@ class Agreement:
     base: str = ""
     seed: int = 0
     models: tuple[str, ...] = MODELS
+    metrics: tuple[str, ...] = DEFAULTS
+    keep_best: bool = False
     limits: Limits | None = None
 
     def __post_init__(self) -> None:
@@ -134,14 +140,15 @@ def agreements(
     codec, seed = config.codec, config.seed
     main = build(config.method, seed, rows)
     models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
-    made = {main.name: Agreement(main, codec, initial, base, seed, models)}
+    measures: dict[str, Any] = {"metrics": config.evaluation.metrics, "keep_best": config.evaluation.keep == "best"}
+    made = {main.name: Agreement(main, codec, initial, base, seed, models, **measures)}
     for name in config.evaluation.references:
         if name != main.name:
             method = build(MethodConfig(name=name))
             takes_steps = config.evaluation.personal and not main.pooled and isinstance(main.takes_home, AfterSteps)
             if name == "local" and not takes_steps:
                 method = replace(method, takes_home=Own())
-            made[name] = Agreement(method, codec, initial, base, seed, ("personal",))
+            made[name] = Agreement(method, codec, initial, base, seed, ("personal",), **measures)
     return made
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from capfl import adapter as algebra
@@ -37,7 +38,7 @@ from capfl.wire import (
 )  # fmt: skip
 
 
-def _nothing_to_score(split: SplitName, adapter: Adapter) -> Score:
+def _nothing_to_score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
     raise DataError(f"this client has no {split} items to score an adapter on")
 
 
@@ -49,7 +50,7 @@ class LocalTrainer:
         n_train: items that it trains on.
         train: (start, round, steps taken before, what follows each step) -> what training leaves.
         describe: what its data are like: the record ``up`` of the method's grouping.
-        score: an adapter, on one split.
+        score: adapters by name, on one split; on test items by the run's metrics, otherwise by what costs nothing more.
         test: how many test items there are.
         keep: puts the client's own adapter, at its ranks, where it belongs.
     """
@@ -58,7 +59,7 @@ class LocalTrainer:
     n_train: int
     train: Callable[[Adapter, int, int, Penalty | None], Trained]
     describe: Callable[[], object] | None = None
-    score: Callable[[SplitName, Adapter], Score] = _nothing_to_score
+    score: Callable[[SplitName, Mapping[str, Adapter]], dict[str, Score]] = _nothing_to_score
     test: HeldOut = field(default_factory=HeldOut)
     keep: Callable[[Adapter], None] | None = None
 
@@ -104,6 +105,9 @@ def train(
         ranks=method.ranks.learn(trained, memory, trainer.n_train),
     )
 
+    if agreement.keep_best and "personal" in agreement.scored:
+        memory = with_best(memory, _own_model(memory, start, trained.adapter, agreement), trainer)
+
     # the change, and with error feedback what earlier messages could not carry of theirs
     if agreement.up.compensation == "feedback":
         body, residual = compensate(change, memory.residual, agreement.up, template, number, importance)
@@ -136,8 +140,8 @@ def validate(
     message = opened(request, trainer, agreement)
     heard = received(message, memory, agreement)
     memory = heard if memory.trained else replace(heard, grouping=memory.grouping, ranks=memory.ranks)
-    score = trainer.score("validation", agreement.whole(memory.known))
-    reply = Validation(message.round, trainer.client, score)
+    scores = trainer.score("validation", {"global": agreement.whole(memory.known)})
+    reply = Validation(message.round, trainer.client, scores["global"])
     return encode_validation(reply, agreement.up, agreement.schema), memory
 
 
@@ -151,13 +155,15 @@ def evaluate(
     message = opened(request, trainer, agreement)
     heard = received(message, memory, agreement)
     own = personal(heard, message.round, trainer, agreement)
+    if own is not None and agreement.keep_best:
+        own = with_best(heard, own, trainer).best
     kept = agreement.initial if own is None else algebra.pruned(own)
     if own is not None and trainer.keep is not None:
         trainer.keep(kept)
     there = {"base": agreement.initial, "global": agreement.whole(heard.known), "personal": own}  # B = 0: the base
-    scores = {model: trainer.score("test", a) for model in agreement.scored if (a := there[model]) is not None}
+    scores = trainer.score("test", {model: a for model in agreement.scored if (a := there[model]) is not None})
     reply = Evaluation(message.round, trainer.client, trainer.n_train, trainer.test, scores, algebra.ranks(kept))
-    return encode_evaluation(reply, agreement.up, agreement.schema, agreement.initial), memory
+    return encode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics), memory
 
 
 ANSWERS: dict[Kind, Callable[[bytes, ClientState, LocalTrainer, Agreement], tuple[bytes, ClientState]]] = {
@@ -191,12 +197,28 @@ def received(message: Broadcast, memory: ClientState, agreement: Agreement) -> C
 
 def personal(memory: ClientState, round: int, trainer: LocalTrainer, agreement: Agreement) -> Adapter | None:
     """The client's own model: what it takes home, without the ranks that it does not use."""
-    method, takes = agreement.method, agreement.method.takes_home
+    method = agreement.method
     if "personal" not in agreement.scored:
         return None
-    if isinstance(takes, Own | NearServer):
-        return method.without_unused_ranks(agreement.initial | memory.adapter, memory)
+    if isinstance(method.takes_home, Own | NearServer):
+        return _own_model(memory, {}, {}, agreement)
     start = method.without_unused_ranks(method.starting_point(memory, agreement.initial), memory)
     trained = trainer.train(start, round, memory.steps, method.penalty(memory, trainer.n_train)).adapter
+    return _own_model(memory, start, trained, agreement)
+
+
+def _own_model(memory: ClientState, start: Adapter, trained: Adapter, agreement: Agreement) -> Adapter:
+    """What the client takes home of local steps that led from ``start`` to ``trained``, and that it remembers."""
+    method, takes = agreement.method, agreement.method.takes_home
+    if isinstance(takes, Own | NearServer):
+        return method.without_unused_ranks(agreement.initial | memory.adapter, memory)
     share = 1.0 if method.grouping.is_alone(memory) else takes.share
     return method.without_unused_ranks(algebra.between(start, trained, share), memory)
+
+
+def with_best(memory: ClientState, own: Adapter, trainer: LocalTrainer) -> ClientState:
+    """The memory with ``own`` as the best of the client's own models so far, if it is that on its validation items."""
+    loss = trainer.score("validation", {"personal": own})["personal"].loss.mean
+    if memory.best_loss is not None and not loss < memory.best_loss:
+        return memory
+    return replace(memory, best=own, best_loss=math.inf if math.isnan(loss) else loss)

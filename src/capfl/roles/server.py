@@ -227,7 +227,7 @@ def read_evaluation(
 
     Raises as ``read_introduction``, and where models are missing.
     """
-    evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial)
+    evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
     _check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))

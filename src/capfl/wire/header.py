@@ -14,7 +14,7 @@ from capfl.errors import WireError
 from capfl.types import Adapter
 
 MAGIC = b"CPFL"
-VERSION = 3
+VERSION = 4
 LARGEST_LOSS = 1e6  # nats a token or an item, that a client may claim: what has diverged is still far below
 _FIXED = struct.Struct("<4sBBBBI8sIIdH")
 _CRC = struct.Struct("<I")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from capfl.data.formats import read_file
@@ -22,7 +24,7 @@ LABELLED = {"label": "B", "task": "own"}
           for a in ({"answer": "2"}, {"answerKey": "2"}, {"answer": "four"})],
         ({"prompt": "The sky is", "completion": " blue. "}, Item("The sky is", completion=" blue. ")),
         ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]},
-         Item("", completion="Hello", messages=(("user", "Hi"),))),
+         Item("", completion="Hello", messages=(("user", "Hi"),), given=1)),
         ({"messages": [{"role": "system", "content": "Be brief"}, *CHAT["messages"]]},
          Item("", completion="Hello", messages=(("system", "Be brief"), ("user", "Hi")))),
         ({**QA, "site": "north", "year": 2020, "ok": True, "tags": ["x"], "none": None},
@@ -32,7 +34,8 @@ LABELLED = {"label": "B", "task": "own"}
 def test_a_row_of_every_format(write, row, item):
     (read,) = read_file(write(row))
     expected = {"task": "own", **item.fields}
-    assert read == Item(item.question, item.choices, item.answer, item.completion, True, expected, item.messages)
+    assert read == replace(item, fields=expected)
+    assert read.place.endswith("own.jsonl:1")
 
 
 def test_text_and_label_share_the_sorted_label_set(write):
@@ -88,8 +91,8 @@ def test_bom_blank_lines_and_line_separators_are_harmless(tmp_path):
         ({**QA, "question": " "}, "field 'question' is empty; fill it in or delete the row"),
         ({"text": "a", "label": None}, "field 'label' is None; it must be a string"),
         ({"prompt": "a", "completion": ""}, "field 'completion' is empty"),
-        ({"prompt": "a", "completion": CHAT["messages"]}, "field 'completion' is [{"),
-        ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"]}, "is not one message of the assistant"),
+        ({"prompt": "a", "completion": CHAT["messages"]}, "field 'completion' and 'prompt' are a text and a list"),
+        ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"]}, "begin and end with a message of the assis"),
         ({"messages": CHAT["messages"][:1] * 2}, "ends with the role 'user'; the last must be 'assistant'"),
         ({"messages": CHAT["messages"][1:]}, "has one message; put a user message before"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "field 'messages[1].role' is 'bot'; use one of system"),
@@ -98,7 +101,10 @@ def test_bom_blank_lines_and_line_separators_are_harmless(tmp_path):
         ({"text": "a \ud83d b", "label": "x"}, r"field 'text' has half of a character, \ud83d; write"),
         ({"messages": [{"role": "user", "content": "\udc00"}]}, r"field 'messages' has half of a character, \udc00"),
         ({"text": "a", "label": "x"}, "field 'label' is 'x' in every row; give rows of two or more labels"),
-        ({"foo": 1, "bar": 2}, "no known format has the keys foo, bar; give the rows one of: messages; prompt + comp"),
+        (
+            {"foo": 1, "bar": 2},
+            "no known format has the keys foo, bar; give the rows one of: messages; conversations; prom",
+        ),
     ],
 )
 def test_a_wrong_row_is_named_with_field_and_remedy(write, row, message):
@@ -126,8 +132,8 @@ def test_all_wrong_rows_are_counted_and_five_listed(write):
 def test_files_that_are_no_json_lines(tmp_path, write):
     for content, message in {
         b"": "has no rows; write one JSON object a line",
-        b"{\n}\n": "2 of 2 rows",
-        b"[\n{}\n]": "is one JSON array; write JSON Lines",
+        b"{\n}\n": "is one JSON object over several lines; write an array, or one object a line$",
+        b"[\n{}\n]": r"own\.jsonl: row 1: no known format has the keys none",
         b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xff"}\n': r"own\.jsonl:2: byte 13 is not UTF-8; save",
     }.items():
         path = write()
@@ -136,5 +142,5 @@ def test_files_that_are_no_json_lines(tmp_path, write):
             read_file(path)
     with pytest.raises(DataError, match=r"gone.jsonl: no such file; check the path"):
         read_file(tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"is a folder, and not one that .* saved; give its files: .*own\.jsonl"):
         read_file(tmp_path)

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from capfl.data import render
+from capfl.metrics import metric
 from capfl.model import tiny
 from capfl.model.hidden import HiddenCache
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import encode
-from capfl.types import Adapter, Item, Score
+from capfl.types import Adapter, Item, Score, Tally
 
 CHOICES = [
     Item("2 + 2?", ("3", "4", "5"), 1),
@@ -58,9 +59,9 @@ def test_options_against_each_of_them_alone(adapt, wander, merged, tokenizer, sc
             nll -= float(torch.log_softmax(options, 0)[item.answer])
         for batch_size in (1, 3, 99):
             got.append(scored(model, adapter, CHOICES, scoring, tokenizer, batch_size))
-            assert (got[-1].correct, got[-1].total) == (correct, 5)
-            assert got[-1].nll == pytest.approx(nll, rel=1e-4)
-    assert got[0].nll != got[-1].nll  # each adapter has its own
+            assert got[-1].metrics == {"accuracy": Tally(correct, 5)}
+            assert (got[-1].loss.sum, got[-1].loss.count) == (pytest.approx(nll, rel=1e-4), 5)
+    assert got[0].loss != got[-1].loss  # each adapter has its own
     assert all(p.grad is None for p in model.parameters.values())
 
 
@@ -74,9 +75,9 @@ def test_completions_count_tokens(adapt, wander, merged, tokenizer):
         logp += found[0]
         hits += found[1]
     got = scored(model, adapter, COMPLETIONS, "letter", tokenizer)
-    assert (got.correct, got.total) == (sum(hits), len(" blue") + len(" four.") + len("b") + 3)
-    assert got.nll == pytest.approx(-sum(logp), rel=1e-4)
-    assert got.loss == pytest.approx(-sum(logp) / got.total, rel=1e-4)
+    tokens = len(" blue") + len(" four.") + len("b") + 3
+    assert got.metrics == {"perplexity": got.loss, "token_accuracy": Tally(sum(hits), tokens)}
+    assert (got.loss.sum, got.loss.count) == (pytest.approx(-sum(logp), rel=1e-4), tokens)
 
 
 def test_completions_that_are_learnt_are_counted_as_hits(adapt, tokenizer):
@@ -90,12 +91,10 @@ def test_completions_that_are_learnt_are_counted_as_hits(adapt, tokenizer):
     example.train.ids[4:] = ids[4:7]
     example.train.targets[:3] = ids[4:7]
     got = score(adapt(), HiddenCache(0), Scorable([example]), adapt().initial_adapter(0), 1)
-    assert (got.correct, got.total) == (3, 4)
+    assert got.metrics["token_accuracy"] == Tally(3, 4)
 
 
 def test_no_items_are_no_number(adapt, tokenizer):
     got = scored(adapt(), adapt().initial_adapter(0), [], "letter", tokenizer)
-    assert got == Score(0, 0, 0.0)
-    assert math.isnan(got.accuracy)
-    assert math.isnan(got.loss)
-    assert (Score(3, 4, 2.0).accuracy, Score(3, 4, 2.0).loss) == (0.75, 0.5)
+    assert got.metrics["token_accuracy"] == got.loss == Tally(0, 0)
+    assert all(math.isnan(metric(name).value(tally)) for name, tally in got.metrics.items())

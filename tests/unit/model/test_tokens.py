@@ -64,8 +64,10 @@ def test_a_completion_ends_with_end_of_sequence(tokenizer):
     assert example.train.ids.tolist() == whole
     assert example.train.targets.tolist() == [*ids(" blue", tokenizer), EOS]
     assert (example.letters, example.options) == ((), ())
-    ended = encode(Prompt("q", ("a</s>",), 0), "letter", tokenizer, 99)
-    assert ended.train.targets.tolist() == [*ids("a", tokenizer), EOS]  # not twice
+    typed = encode(Prompt("q", ("a</s>",), 0), "letter", tokenizer, 99)
+    letters = tokenizer("a</s>", split_special_tokens=True)["input_ids"]
+    assert typed.train.targets.tolist() == [*letters, EOS]  # letters that somebody wrote are letters
+    assert len(letters) == 5
 
 
 def test_prompt_and_answer_are_tokenised_together():
@@ -108,8 +110,8 @@ LETTERS = Prompt("Label:", (" A", " B"), 0, ends=False)
         (Prompt("0123", ("wxyz",), 0), {}, DataError, r"an answer of 5 tokens does not fit into data\.max_length = 5"),
         (Prompt("", ("a",), 0), {}, DataError, "at least one token each"),
         (Prompt("a", ("",), 0, ends=False), {}, DataError, "at least one token each"),
-        (CHAT, {"chat_template": None}, ModelError, "no chat template; use prompt/completion rows"),
-        (CHAT, {"chat_template": "{{ raise_exception('user first') }}"}, DataError, "roles system, user: user first"),
+        (CHAT, {}, DataError, "an answer of 6 tokens does not fit into data.max_length = 5; raise max_length, or cut"),
+        (CHAT, {"chat_template": "{{ raise_exception('no') }}"}, DataError, "roles system, user, assistant: no; order"),
         (CHAT, {"eos_token": None}, ModelError, "no end-of-sequence token; set eos_token"),
         (Prompt("q", ("a",), 0), {"eos_token": None}, ModelError, "no end-of-sequence token; set eos_token"),
         (Prompt("Label:", (" xA", " yB"), 0, ends=False), {}, ModelError, "a token of its own"),

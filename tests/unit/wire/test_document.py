@@ -145,7 +145,7 @@ def read(blob: bytes, template: Adapter, codec: Codec, number: int) -> dict[str,
     magic, version, kind, values, zero, round, schema, items, steps, loss, n = struct.unpack_from(
         "<4sBBBBI8sIIdH", blob
     )
-    assert (magic, version, kind, zero) == (b"CPFL", 3, 2, 0)
+    assert (magic, version, kind, zero) == (b"CPFL", 4, 2, 0)
     lines = ["base", *(f"{name} ({t.shape[0]}, {t.shape[1]})" for name, t in template.items())]
     assert schema == hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
     assert struct.unpack("<I", blob[-4:])[0] == zlib.crc32(blob[:-4])

@@ -52,8 +52,10 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     if folder not in _open:
         if any(other.name != run for other in _open):
             close()
-        own = dict(json.loads(str(given.get("settings", "{}"))))
+        own = {"runtime.own_metrics": [], **json.loads(str(given.get("settings", "{}")))}  # never what the server says
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])))
         print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
+        for remark in _open[folder].remarks:
+            print(printable(remark), flush=True)
     return _open[folder]

@@ -44,7 +44,7 @@ def run_node(
         ConfigError: a file is missing or has a name that cannot be handed on, or the address is none.
     """  # fmt: skip
     for path in (data, certificate, key):
-        if not path.is_file():
+        if not (path.is_file() or (path == data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
     server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
@@ -67,6 +67,6 @@ def run_node(
 
 
 def _read(data: Path) -> None:
-    from capfl.data import read_file
+    from capfl.data import check_file
 
-    read_file(data)
+    check_file(data)

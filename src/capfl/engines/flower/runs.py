@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 
 from capfl.config import Config, to_toml
+from capfl.config.load import dated
 from capfl.engines.flower.addresses import parted
 from capfl.engines.flower.processes import Say, environment
 from capfl.errors import CapflError, printable
@@ -96,7 +97,7 @@ def submit(server: Connection, config: Config, again: bool, answer: float, node:
     Raises:
         ServerError: the server does not take it.
     """
-    given = {"config": to_toml(config), "resume": again, "answer": answer, "node": node}
+    given = {"config": to_toml(dated(config)), "resume": again, "answer": answer, "node": node}
     app = {"publisher": "capfl", "components": APPS, "config": given}
     project = {"name": "capfl-run", "version": "1.0.0", "description": "A run of capfl", "license": "MIT"}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,73 @@
+"""Rows that ask for an answer: as the rows that train, with or without the answer at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from capfl.data.chats import turns
+from capfl.data.formats import read_as
+from capfl.data.rows import Row, RowError, held_rows
+from capfl.types import Item
+
+Columns = Mapping[str, str] | None
+Values = Mapping[str, Any]
+
+_STAND_IN = "?"  # for an answer that is still to come; nobody reads it
+_SPELLINGS = {"messages": ("role", "content", "assistant"), "conversations": ("from", "value", "gpt")}
+_ANSWERS = {"prompt": "completion", "instruction": "output"}
+_REMEDY = (
+    f"give one of {', '.join([*_SPELLINGS, *_ANSWERS])}, or say with data.columns what they are called; rows with "
+    "labels or options are for `capfl eval` and `predict`"
+)
+
+
+def read_asked(place: str, rows: Sequence[Row], columns: Columns = None) -> list[Item]:
+    """What rows ask: all that rows of text train on (docs/data.md), up to the answer.
+
+    An answer at the end, be it a completion or a last message of the assistant, may be missing. If it is there it is
+    the item's completion, and no part of what is asked.
+
+    Args:
+        columns: as ``data.columns``.
+
+    Raises:
+        DataError: rows that cannot be used. Counts them, and lists the first.
+    """
+    return read_as(place, "", [_answered(row, columns or {}) for row in rows], (), columns)
+
+
+def held_asked(rows: Iterable[str | Values], columns: Columns = None) -> list[Item]:
+    """As ``read_asked``, of rows in memory; a text is a prompt."""
+    given = [{"prompt": row} if isinstance(row, str) else row for row in rows]
+    return read_asked("the prompts", held_rows("the prompts", given), columns) if given else []
+
+
+def _answered(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with a stand-in for the answer that it does not have."""
+    values = dict(row.values)
+    names = {key: columns.get(key, key) for key in (*_SPELLINGS, *_ANSWERS, *_ANSWERS.values())}
+    asks = next((key for key in (*_SPELLINGS, *_ANSWERS) if names[key] in values), None)
+    if row.fault:
+        return row
+    if asks is None:
+        found = ", ".join(map(repr, values)) or "no fields"
+        return Row(row.where, row.values, f"asks nothing, it has {found}; {_REMEDY}")
+    if asks in _SPELLINGS:
+        values[names[asks]] = _with_answer(values[names[asks]], asks)
+    elif (answer := names[_ANSWERS[asks]]) not in values:
+        as_chat = isinstance(values[names[asks]], list)
+        values[answer] = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
+    return Row(row.where, values)
+
+
+def _with_answer(value: Any, field: str) -> Any:
+    """Messages that end with the assistant's."""
+    who, what, assistant = _SPELLINGS[field]
+    try:
+        said = turns(value, field)
+    except RowError:
+        return value  # whoever reads the row says what is wrong
+    if said[-1][0] == "assistant":
+        return value
+    return [*({who: role, what: text} for role, text in said), {who: assistant, what: _STAND_IN}]

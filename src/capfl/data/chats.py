@@ -1,0 +1,140 @@
+"""Rows of text to be written: chats in three spellings, instructions, prompts and completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from capfl.data.rows import RowError, text_of
+from capfl.types import Item
+
+Values = Mapping[str, Any]
+Messages = tuple[tuple[str, str], ...]
+ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+SPEAKERS = ROLES | {"human": "user", "gpt": "assistant"}
+"""Who speaks in a row of ShareGPT, and what that means."""
+TOOLS = ("tool_calls", "function_call", "tool_call_id", "tools")
+UNREAD = {
+    **dict.fromkeys(TOOLS, "calls of tools are not read; delete the row, or write the call into the text"),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "it is not read; write it into the content"),
+}
+"""Keys of a message that would change what is learnt, and what to do about them."""
+
+
+def completion(values: Values) -> Item:
+    """A prompt and its completion: two texts, or two lists of messages of which the second alone is trained on.
+
+    Raises:
+        RowError: the row cannot be used, as of all parsers here.
+    """
+    prompt, answer = values["prompt"], values["completion"]
+    if isinstance(prompt, list) and isinstance(answer, list):
+        said, answers = turns(prompt, "prompt"), turns(answer, "completion")
+        if answers[0][0] != "assistant" or answers[-1][0] != "assistant":
+            problem = "does not begin and end with a message of the assistant"
+            raise RowError("completion", problem, "put what comes before its answer into the prompt")
+        return Item("", messages=said + answers[:-1], completion=answers[-1][1], given=len(said))
+    if isinstance(prompt, list) or isinstance(answer, list):
+        raise RowError("completion", "and 'prompt' are a text and a list", "write both as texts or both as messages")
+    for field in ("prompt", "completion"):
+        text_of(values, field)  # both must be strings that are not blank ...
+    return Item(prompt, completion=answer)  # ... and are kept as they are: their spaces are tokens
+
+
+def messages(values: Values) -> Item:
+    """A chat of messages with ``role`` and ``content``."""
+    _refuse_unread(values, "")
+    return _chat(turns(values["messages"], "messages"), "messages")
+
+
+def conversation(values: Values) -> Item:
+    """A chat as ShareGPT has it: messages with ``from`` and ``value``, and perhaps a text ``system`` beside them."""
+    _refuse_unread(values, "")
+    return _chat(_system(values) + turns(values["conversations"], "conversations"), "conversations")
+
+
+def instruction(values: Values) -> Item:
+    """A row as Alpaca has it: the instruction and its input become a user's message, the output its answer."""
+    if values.get("history"):
+        raise RowError("history", "has earlier turns", "write rows with history as messages")
+    asked = [text_of(values, "instruction")]
+    extra = values.get("input")
+    if extra is not None and (not isinstance(extra, str) or extra.strip()):
+        asked.append(text_of(values, "input"))
+    said = (*_system(values), ("user", "\n\n".join(asked)))
+    return Item("", messages=said, completion=text_of(values, "output"))
+
+
+def turns(value: Any, field: str) -> Messages:
+    """A list of messages, with ``role`` and ``content`` or ``from`` and ``value``, as pairs of role and text.
+
+    Raises:
+        RowError: a message cannot be read, or has more than text.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of CSV
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise RowError(field, f"is no JSON list ({error})", "write it as JSON") from error
+    if isinstance(value, Mapping):  # a table may hold lists of roles and of contents in place of messages
+        columns = list(value.values())
+        if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+            value = [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    if not isinstance(value, list) or not value:
+        raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
+    return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
+
+
+def _turn(message: Any, name: str) -> tuple[str, str]:
+    if not isinstance(message, Mapping):
+        raise RowError(name, f"is {message!r:.60}", "it must be {role, content}")
+    by_speaker = "from" in message and "role" not in message
+    who, what, roles = ("from", "value", SPEAKERS) if by_speaker else ("role", "content", ROLES)
+    role = message.get(who)
+    if not isinstance(role, str) or role not in roles:
+        remedy = f"use one of {', '.join(roles)}"
+        raise RowError(f"{name}.{who}", f"is {role!r:.60}", remedy + ("; tools are not read" if _tools(role) else ""))
+    _refuse_unread(message, f"{name}.")
+    return roles[role], _content(message.get(what), f"{name}.{what}")
+
+
+def _tools(role: Any) -> bool:
+    return role in ("tool", "function", "function_call", "observation", "ipython")
+
+
+def _content(value: Any, name: str) -> str:
+    """A message's text, given as such or in parts."""
+    if isinstance(value, list) and value:
+        for number, part in enumerate(value, start=1):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            if kind != "text" or not isinstance(part.get("text"), str):
+                raise RowError(
+                    f"{name}[{number}]", f"is of the type {kind!r:.40}", "only parts of text are read; delete the row"
+                )
+        value = "".join(part["text"] for part in value)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(name, "is empty or not a string", "fill it in or delete the row")
+    return value
+
+
+def _refuse_unread(values: Values, prefix: str) -> None:
+    for key, remedy in UNREAD.items():
+        if values.get(key):
+            raise RowError(f"{prefix}{key}", "is given", remedy)
+    if values.get("weight") == 0 and prefix:
+        raise RowError(
+            f"{prefix}weight", "is 0", "data.assistant_turns says which answers are trained on; delete the key"
+        )
+
+
+def _system(values: Values) -> Messages:
+    return (("system", text_of(values, "system")),) if values.get("system") else ()
+
+
+def _chat(said: Messages, field: str) -> Item:
+    if len(said) < 2:
+        raise RowError(field, "has one message", "put a user message before the assistant's")
+    if said[-1][0] != "assistant":
+        raise RowError(field, f"ends with the role {said[-1][0]!r}", "the last must be 'assistant'")
+    return Item("", messages=said[:-1], completion=said[-1][1])

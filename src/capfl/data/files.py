@@ -1,0 +1,246 @@
+"""Rows from a file or folder, whatever kind it is: JSON Lines, JSON, CSV, Parquet, or what ``datasets`` saved."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from capfl.config.schema import SUFFIXES
+from capfl.data.rows import Row, held_rows
+from capfl.errors import DataError
+
+KINDS = "JSON Lines, a JSON array, CSV, TSV or Parquet, the first four also with .gz, or a folder that `datasets` saved"
+BOM = b"\xef\xbb\xbf"
+FOREIGN = {  # what files begin with that are often taken for rows, and what to do
+    b"PK\x03\x04": "is a zip archive or a workbook; unpack it, or save its sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "is a workbook; save its sheet as CSV",
+    b"BZh": "is compressed with bzip2; unpack it, or use gzip",
+    b"\xfd7zXZ": "is compressed with xz; unpack it, or use gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or use gzip",
+    b"SQLite format 3": "is an SQLite database; export its table as CSV",
+    b"ARROW1": "is an Arrow file; give the folder that `datasets` saved it in",
+    b"%PDF": "is a PDF; write its text as rows",
+}
+UTF_16 = (b"\xff\xfe", b"\xfe\xff", b"{\x00", b"\x00{", b"[\x00", b"\x00[")
+
+
+def read_rows(path: Path, split: str = "train") -> list[Row]:
+    """All rows of one file, read once. Its kind follows from what it begins with, and of CSV from its name.
+
+    Args:
+        split: of a saved folder that has several.
+
+    Raises:
+        DataError: it is missing, unreadable, empty, or of no known kind. What is wrong with one row alone is its fault.
+    """
+    if path.is_dir():
+        return _saved(path, split)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path (it is relative to the working folder)") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
+    if raw.startswith(b"\x1f\x8b"):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: is damaged gzip ({error}); copy it again") from error
+    rows = _rows_of(path, raw)
+    if not rows:
+        raise DataError(f"{path}: has no rows; write one JSON object a line, or a header and lines of CSV")
+    return rows
+
+
+def name_of(path: str | Path) -> str:
+    """A file's name without its suffix: of ``a/north.jsonl.gz``, ``north``."""
+    name = Path(path).name
+    plain = name[: -len(".gz")] if name.lower().endswith(".gz") else name
+    for suffix in SUFFIXES:
+        if plain.lower().endswith(suffix):
+            return plain[: -len(suffix)]
+    return Path(plain).stem
+
+
+def _rows_of(path: Path, raw: bytes) -> list[Row]:
+    for start, problem in FOREIGN.items():
+        if raw.startswith(start):
+            raise DataError(f"{path}: {problem}")
+    name = path.name.lower().removesuffix(".gz")
+    if raw.startswith(b"PAR1") or name.endswith(".parquet"):
+        return _parquet(path, raw)
+    if raw.startswith(UTF_16):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}")
+    raw = raw.removeprefix(BOM)
+    if name.endswith((".csv", ".tsv")):
+        return list(_csv(path, raw, "\t" if name.endswith(".tsv") else ""))
+    if raw.lstrip().startswith(b"["):
+        return _array(path, raw)
+    return _lines(path, raw)
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, raw: bytes) -> list[Row]:
+    # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
+    lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
+    rows = [_decoded(f"{path}:{number}", line) for number, line in lines]
+    if rows and all(row.fault.startswith("is not JSON") for row in rows):
+        if not lines[0][1].lstrip().startswith(b"{"):
+            raise DataError(
+                f"{path}: none of its {len(rows)} lines is JSON, such as {lines[0][1][:40]!r}; capfl reads {KINDS}. "
+                "CSV needs a name that ends with .csv or .tsv"
+            )
+        if len(rows) > 1:
+            _refuse_one_object(path, raw)
+    return rows
+
+
+def _decoded(where: str, line: bytes) -> Row:
+    try:
+        values = _parsed(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Row(where, {}, f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return Row(where, {}, f"is not JSON ({error}); write one complete JSON object a line")
+    if not isinstance(values, dict):
+        return Row(where, {}, f"is a JSON {type(values).__name__}; write one JSON object a line")
+    return Row(where, values)
+
+
+def _parsed(text: str) -> Any:
+    """As ``json.loads``. Raises ValueError: an object has a key twice, of which one value would be lost."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _array(path: Path, raw: bytes) -> list[Row]:
+    try:
+        values = _parsed(_text(path, raw))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: is not one JSON array ({error}); write [ row, row, ... ], or one row a line"
+        ) from error
+    rows = []
+    for number, row in enumerate(values, start=1):
+        where, known = f"{path}: row {number}", isinstance(row, dict)
+        fault = "" if known else f"is a JSON {type(row).__name__}; write one JSON object a row"
+        rows.append(Row(where, row if known else {}, fault))
+    return rows
+
+
+def _refuse_one_object(path: Path, raw: bytes) -> None:
+    """Raises DataError: the file is one JSON object over several lines, as some tools write all rows in one."""
+    try:
+        whole = json.loads(raw)
+    except (ValueError, RecursionError):
+        return
+    lists = [key for key, value in whole.items() if isinstance(value, list)] if isinstance(whole, dict) else []
+    rows = f"; if the rows are its {lists[0]!r}, write that list alone" if len(lists) == 1 else ""
+    raise DataError(f"{path}: is one JSON object over several lines; write an array, or one object a line{rows}")
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
+    """Rows of CSV, whose place is the line on which they begin."""
+    text = _text(path, raw)
+    first = text.lstrip().partition("\n")[0]
+    delimiter = delimiter or max(",;\t", key=first.count)
+    before = csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's limit
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    line = 1
+    try:
+        for cells in reader:
+            where, line = f"{path}:{line}", reader.line_num + 1
+            if not cells or (not header and cells[0].startswith("sep=")):  # spreadsheets write the latter at the top
+                continue
+            if not header:
+                header = _header(where, cells)
+            elif len(cells) != len(header):
+                wrong = (
+                    f"has {len(cells)} cells, and the header {len(header)}; put quotes around texts with {delimiter!r}"
+                )
+                yield Row(where, {}, wrong)
+            else:
+                yield Row(where, {name: cell for name, cell in zip(header, cells, strict=True) if name})
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{line}: is not CSV ({error}); put quotes around texts with line ends, and write a quote inside as "
+            'two: ""'
+        ) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(where: str, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(f"{where}: the header has {twice[0]!r} twice; rename one")
+    return names
+
+
+def _text(path: Path, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: byte {error.start + 1} of the file is not UTF-8; save it as UTF-8") from error
+
+
+def _parquet(path: Path, raw: bytes) -> list[Row]:
+    import pyarrow as pa  # here: it takes a while, and few files need it
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(raw))
+        if b"huggingface" in (table.schema.metadata or {}):
+            return _dataset_rows(path, table)
+        return held_rows(str(path), table.to_pylist())
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); write it again") from error
+
+
+def _dataset_rows(path: Path, table: Any) -> list[Row]:
+    """Rows of a table that ``datasets`` wrote, in which numbers may stand for names of classes."""
+    import datasets
+
+    return held_rows(str(path), datasets.Dataset(table))
+
+
+def _saved(path: Path, split: str) -> list[Row]:
+    """Rows of a folder that ``save_to_disk`` wrote."""
+    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+        found = sorted(file.name for file in path.iterdir() if file.name.lower().removesuffix(".gz").endswith(SUFFIXES))
+        remedy = f"give its files: {' '.join(str(path / name) for name in found[:5])}" if found else "give a file"
+        raise DataError(f"{path}: is a folder, and not one that `datasets` saved; {remedy}")
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except Exception as error:  # whatever Arrow, fsspec and builders raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"{path}: cannot be loaded as a saved data set ({type(error).__name__}: {first}); save it again"
+        ) from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise DataError(f"{path}: has no split {split!r}; take one of {', '.join(data)}: --data.split NAME")
+        data = data[split]
+    return held_rows(str(path), data)

@@ -1,0 +1,67 @@
+"""What to say of rows whose keys no format has: often the columns only have other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from capfl.config.keys import map_flag
+from capfl.errors import printable
+
+SYNONYMS = {  # of the keys of formats, in lower case, the likeliest first
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "prompt": ("question", "query", "instruction", "input", "problem", "request", "source"),
+    "completion": ("answer", "response", "output", "target", "solution", "reply", "chosen", "summary"),
+    "text": ("sentence", "utterance", "review", "content", "body", "message", "document", "input"),
+    "label": ("labels", "intent", "category", "class", "sentiment", "topic", "target"),
+    "question": ("question_stem", "query", "stem"),
+    "choices": ("options", "answers"),
+}
+
+
+def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Sequence[Sequence[str]]) -> str:
+    """The keys of a row, the keys of all formats, and the ``data.columns`` that would make one fit, if any.
+
+    Args:
+        columns: as they are.
+        formats: the keys that each needs.
+    """
+    keys = printable(", ".join(map(str, found))) or "none"
+    known = "; ".join(" + ".join(needed) for needed in formats)
+    if columns:
+        given = map_flag("data.columns", columns)
+        return f"the keys {keys} with {given} are no known format; let data.columns give all keys of one of: {known}"
+    said = f"no known format has the keys {keys}; give the rows one of: {known}"
+    for needed in formats:
+        if columns := _columns(list(found), needed):
+            return f"{said}; or say what their columns are called: {map_flag('data.columns', columns)}"
+    inside = [name for name, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(inside) == 1:
+        said += f"; if the rows are its {inside[0]!r}, write that list alone, or call it messages if they are a chat"
+    if list(found) == ["text"]:
+        said += "; text alone has no answer to learn: part it into prompt and completion"
+    return said
+
+
+def missing(columns: Mapping[str, str], found: Mapping[str, Any]) -> str:
+    """Why the first of ``columns`` that a row lacks cannot be read; empty: it has them all."""
+    for key, column in columns.items():
+        if column not in found:
+            near = get_close_matches(column.lower(), [name.lower() for name in found], n=1)
+            hint = "".join(f"; did you mean {name!r}?" for name in found if near and name.lower() == near[0])
+            return f"has no {column!r}, from which data.columns reads {key!r}; it has {', '.join(found)}{hint}"
+    return ""
+
+
+def _columns(found: Sequence[str], needed: Sequence[str]) -> dict[str, str]:
+    """Which column each needed key may be, of those that are not called like it; empty: not all can be found."""
+    taken: dict[str, str] = {}
+    for key in needed:
+        names = (key, *SYNONYMS.get(key, ()))
+        free = {name.strip().lower(): name for name in found if name not in taken.values()}
+        column = next((free[name] for name in names if name in free), None)
+        if column is None:
+            return {}
+        taken[key] = column
+    return {key: column for key, column in taken.items() if key != column}

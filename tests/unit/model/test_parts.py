@@ -1,0 +1,62 @@
+"""Logits in parts: the same numbers and gradients as all at once, and never more of them than was said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from capfl.model import parts
+from capfl.model.hidden import Batch, HiddenCache, Rows
+from capfl.model.lora import AdaptedModel
+from capfl.model.tokens import Row
+
+
+def long_batch(model: AdaptedModel) -> Batch:
+    draw = np.random.default_rng(0)
+    rows = [Row(*(draw.integers(0, 250, n).astype(np.int32) for n in (size, size - 3))) for size in (20, 33, 12)]
+    return Rows(rows).batch(model, HiddenCache(0), [0, 1, 2])
+
+
+def gradient(model: AdaptedModel, batch: Batch) -> tuple[float, torch.Tensor]:
+    for p in model.parameters.values():
+        p.grad = None
+    loss = parts.mean_loss(model, batch)
+    loss.backward()
+    return float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters.values() if p.grad is not None])
+
+
+@pytest.mark.parametrize("layers", ["top:1", "all"])
+def test_in_parts_as_at_once(adapt, wander, monkeypatch, layers):  # type: ignore[no-untyped-def]
+    model = adapt(fresh=True, layers=layers)
+    model.write(wander(model))
+    batch = long_batch(model)
+    (whole,) = parts.logits_in_parts(model, batch)
+    loss, of_whole = gradient(model, batch)
+    monkeypatch.setattr(parts, "MOST", 4 * model.vocabulary * 7)
+    widths, head = [], AdaptedModel.head
+
+    def watched(model: AdaptedModel, states: torch.Tensor) -> torch.Tensor:
+        widths.append(len(states))
+        return head(model, states)
+
+    monkeypatch.setattr(AdaptedModel, "head", watched)
+    found = list(parts.logits_in_parts(model, batch))
+    assert max(map(len, found)) == 7
+    assert not any(part.requires_grad for part in found)
+    torch.testing.assert_close(torch.cat(found), whole)
+    in_parts, of_parts = gradient(model, batch)
+    assert in_parts == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(of_parts, of_whole)
+    assert len(widths) == 3 * len(found)  # scored once; trained on, and computed again for the backward pass
+    assert max(widths) == 7
+
+
+def test_a_model_whose_head_is_no_function_of_states_is_not_cut(adapt, monkeypatch):  # type: ignore[no-untyped-def]
+    model = adapt(fresh=True)
+    assert model.has_head
+    monkeypatch.setattr(AdaptedModel, "head", lambda model, states: torch.zeros(len(states), model.vocabulary))
+    model.check_split()
+    assert not model.has_head
+    monkeypatch.setattr(parts, "MOST", 1)
+    assert len(list(parts.logits_in_parts(model, long_batch(model)))) == 1
