@@ -181,7 +181,7 @@ def _decode(
     return cast(list[list[int]], out[:, ids.shape[1] :].tolist())
 
 
-def _padded(rows: Sequence[Ids] | Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[Ids | list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids padded on the left, and the mask of those that are no padding, (rows, longest) each."""
     longest = max(map(len, rows))
     ids, mask = np.zeros((2, len(rows), longest), np.int64)
