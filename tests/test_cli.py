@@ -88,7 +88,7 @@ def test_nothing_is_cut_at_80_columns(finished: Path, monkeypatch: pytest.Monkey
         lines = shown[name].splitlines()
         assert max(map(len, lines[:-1])) <= 80, name  # the folder of a run comes last, on one line
     for said in (shown["keys"], shown["help"]):
-        found = re.findall(r"^  (\S+) = (.*)  --(\S+)\s*$", said, re.M)
+        found = re.findall(r"^  (\S+) = (.*?)\s+--(\S+)\s*$", said, re.M)
         assert [key for key, _, _ in found] == list(all_keys())
         for key, default, flag in found:
             assert flags()[flag.replace("-", "_")] == key

@@ -125,7 +125,7 @@ def test_the_tables_say_what_the_runs_say(made: tuple[Path, Path]) -> None:
         bool(row["difference"] and row["difference"]["crosses_zero"]) for row in rows.values()
     )
     figure = (out / "figure.svg").read_text()
-    assert [name for name in (*rows, "two, accuracy") if f">{name}</text>" not in figure] == []
+    assert [name for name in (*rows, "two, accuracy, %") if f">{name}</text>" not in figure] == []
 
 
 def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path, Path], tmp_path: Path) -> None:
