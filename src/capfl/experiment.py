@@ -170,6 +170,8 @@ class _Run:
             # model: one frozen base for all of them
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
             model = AdaptedModel(load_base(config.model), config.lora)
+            for remark in model.remarks:
+                callback.on_note(remark)
             examples = tokenised(items, config.data, model)
             said = remarks_on_tokens(items, examples, config.data, model.base.tokenizer)
             for remark in said:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.metrics import METRICS, of_task, written
+from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.lora import AdaptedModel
+from capfl.model.probe import check_tokens
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode_all, prompt_ids
 from capfl.model.train import local_steps, scheduled
@@ -40,13 +42,18 @@ def tokenised(items: Sequence[Item], config: DataConfig, model: AdaptedModel) ->
     """All items as the model reads them.
 
     Raises:
+        ConfigError: ``data.max_length`` is more than the model has positions for.
         DataError: some cannot be used, such as answers that are longer than ``data.max_length``; says which.
+        ModelError: some have tokens that the model has no embeddings of.
     """
+    check_positions(cast(Any, model.base.module).config, config.max_length, model.base.name)
     prompts = [render(item, config.scoring) for item in items]
-    return encode_all(
+    examples = encode_all(
         prompts, config.scoring, model.base.tokenizer, config.max_length,
         too_long=config.too_long, turns=config.assistant_turns, date=config.date,
     )  # fmt: skip
+    check_tokens(model.base.module, model.base.tokenizer, model.base.name, examples)
+    return examples
 
 
 def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> list[Asked]:

@@ -94,11 +94,7 @@ class LoadedAdapter:
             federation = Federation(config, items, splits, self.model, cache)
             found = federation.evaluate(ROWS, {"own": self.adapter, "base": self.model.initial_adapter(0)})
         own, base = found["own"], found["base"]
-        if not math.isfinite(own.loss.sum + base.loss.sum):
-            raise ModelError(
-                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
-                "or an adapter whose training did not diverge"
-            )
+        self._check_finite(own.loss.sum + base.loss.sum)
         chances = [1 / len(item.choices) for item in items if item.choices]
         asked = [tally.count for name, tally in own.metrics.items() if metric(name).compare]
         return {
@@ -110,6 +106,13 @@ class LoadedAdapter:
             "base_loss": base.loss.mean,
             "chance": fmean(chances) if chances else None,
         }
+
+    def _check_finite(self, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise ModelError(
+                f"{self.model.base.name}: its logits are not finite; use model.dtype = float32 or bfloat16, "
+                "or an adapter whose training did not diverge"
+            )
 
     def _check(self, items: Sequence[Item]) -> None:
         """Raises DataError: items are of two kinds, or have labels that the adapter was not trained with."""
@@ -135,10 +138,12 @@ class LoadedAdapter:
 
         Raises:
             DataError: a row has none of these, or the adapter has no labels to choose a text's from.
+            ModelError: the model's logits are not finite.
         """
         items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
         data = Scorable(tokenised(items, self.data, self.model))
         found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
+        self._check_finite(*(float(own.sum()) for own in found))
         return [item.choices[int(own.argmax())] for item, own in zip(items, found, strict=True)]
 
     def generate(
@@ -238,17 +243,10 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
         card.check(base)
     ranks = algebra.ranks(adapter)
     rank = max(saved.r, *ranks.values())
-    layers = {part for module in ranks for part in module.split(".") if part.isdigit()}
-    lora = LoraConfig(
-        rank=rank,
-        alpha=saved.lora_alpha * rank / saved.r,
-        targets=tuple(sorted({module.rpartition(".")[2] for module in ranks})),
-        layers=",".join(sorted(layers, key=int)),
-    )
-    model = AdaptedModel(base, lora)
     try:
+        model = AdaptedModel(base, LoraConfig(rank=rank, alpha=saved.lora_alpha * rank / saved.r), list(ranks))
         adapter = algebra.padded(adapter, model.initial_adapter(0))
-    except ValueError as error:
+    except (ValueError, ModelError) as error:
         raise ModelError(f"{folder}: {error}") from error
     return LoadedAdapter(model, adapter, card, data, config)
 

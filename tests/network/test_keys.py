@@ -17,7 +17,7 @@ from capfl.errors import ConfigError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_keys(tmp_path / "keys", ["north", "south.east"], ["10.0.0.5", "server.example.org"])
+    make_keys(tmp_path / "keys", ["north", "south.east"], ["10.0.0.5", "server.example.org", "[FD00::7]"])
     return tmp_path / "keys"
 
 
@@ -40,7 +40,7 @@ def greeting(folder: Path, trusted: Path, name: str) -> str:
 
 
 def test_who_trusts_the_certificate_trusts_the_server_under_its_names_only(folder: Path, tmp_path: Path) -> None:
-    for name in ("127.0.0.1", "localhost", "10.0.0.5", "server.example.org"):
+    for name in ("127.0.0.1", "::1", "localhost", "10.0.0.5", "server.example.org", "fd00::7"):
         assert greeting(folder, folder / "server.crt", name) == "trusted, TLSv1.3"
     assert "not valid for '10.0.0.6'" in greeting(folder, folder / "server.crt", "10.0.0.6")
     make_keys(tmp_path / "other", [], [])
@@ -69,7 +69,7 @@ def test_what_is_there_stays_and_a_certificate_for_other_hosts_is_an_error(folde
     for name in ("server.crt", "server.key"):
         (folder / name).unlink()
     make_keys(folder, [], ["10.0.0.9"])
-    assert hosts_of(folder / "server.crt") == ["10.0.0.9", "localhost", "127.0.0.1"]
+    assert hosts_of(folder / "server.crt") == ["10.0.0.9", "localhost", "127.0.0.1", "::1"]
 
 
 def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:

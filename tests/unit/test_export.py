@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
@@ -15,7 +16,9 @@ from capfl.errors import ModelError
 from capfl.model import tiny
 from capfl.model.base import load_base
 from capfl.model.export import load_adapter, save_adapter
+from capfl.model.kinds import known_settings, settings_of_peft
 from capfl.model.lora import AdaptedModel
+from capfl.scoring import load
 from capfl.types import Adapter
 from support import tiny_run
 
@@ -86,22 +89,101 @@ def test_a_module_may_have_a_rank_of_its_own(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(model, same), stock(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"rank_pattern": {"v_proj": 2}}]
-)
-def test_an_adapter_that_peft_scales_otherwise(tmp_path: Path, changes: dict[str, object]) -> None:
+def trained(folder: Path, **settings: object) -> torch.Tensor:
+    """Have PEFT save an adapter as training could have left it. Returns what PEFT makes of it."""
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **changes)
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]} | settings)
     wrapped = peft.get_peft_model(tiny.model(), config)
-    for name, p in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p)
-    wrapped.save_pretrained(tmp_path)
-    adapter, saved = load_adapter(tmp_path)
-    model = adapted(layers="all", rank=saved.r, alpha=saved.lora_alpha)
+    with torch.no_grad():
+        for name, p in wrapped.named_parameters():
+            if "lora_B" in name:
+                p.add_(torch.randn_like(p))
+    wrapped.save_pretrained(folder)
+    return stock(folder)
+
+
+MIXED = r".*(1\.self_attn\.q_proj|1\.mlp\.up_proj|3\.mlp\.down_proj)"  # no layers times targets
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"rank_pattern": {"v_proj": 2}},
+        {"use_rslora": True, "rank_pattern": {"layers.1.self_attn.q_proj": 7}, "alpha_pattern": {"v_proj": 5}},
+        {"target_modules": MIXED}, {"layers_to_transform": [0, 2], "exclude_modules": ["layers.2.self_attn.q_proj"]},
+        {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "mica"},
+    ],
+)  # fmt: skip
+def test_adapters_of_others_give_the_logits_that_they_have_in_peft(tmp_path: Path, settings: dict[str, object]) -> None:
+    expected = trained(tmp_path, **settings)
+    loaded = load(tmp_path, model="tiny", device="cpu")
+    torch.testing.assert_close(ours(loaded.model, loaded.adapter), expected)
+
+
+def test_transposed_weights_of_others(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=tiny.VOCAB, n_layer=2, n_embd=32, n_head=4, bos_token_id=0, eos_token_id=0)
+    base, place = tmp_path / "base", tmp_path / "adapter"
+    GPT2LMHeadModel(config).save_pretrained(base)
+    tiny.tokenizer().save_pretrained(base)
+    wrapped = peft.get_peft_model(
+        GPT2LMHeadModel.from_pretrained(base),
+        peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False),
+    )
+    wrapped.save_pretrained(place)
     with torch.no_grad():
         expected = wrapped.eval()(input_ids=IDS).logits
-    torch.testing.assert_close(ours(model, algebra.padded(adapter, model.initial_adapter(0))), expected)
+    loaded = load(place, model=str(base), device="cpu")
+    torch.testing.assert_close(ours(loaded.model, loaded.adapter), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PEFT, while it trains
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"init_lora_weights": "pissa"},
+            r"started from the base's own weights \(pissa\).*merge_and_unload, and give that",
+        ),
+        ({"init_lora_weights": "pissa_niter_2"}, r"\(pissa_niter_2\).*path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, r"\(olora\)"),
+        ({"use_dora": True}, "holds DoRA, .*; merge it into its base with PEFT's"),
+        ({"alora_invocation_tokens": [3, 4], "task_type": "CAUSAL_LM"}, "holds aLoRA, .*; use it with PEFT itself"),
+        ({"modules_to_save": ["lm_head"]}, r"whole modules beside it \(modules_to_save\)"),
+        ({"bias": "lora_only"}, r"biases of the base \(bias = lora_only\)"),
+        ({"lora_bias": True}, r"LoRA with biases \(lora_bias\)"),
+        ({"layer_replication": [[0, 3], [2, 4]]}, "repeated layers"),
+        ({"trainable_token_indices": [1, 2]}, "embeddings of some tokens"),
+        ({"target_modules": ["lm_head", "q_proj"]}, "lm_head.*is not a factor of a linear layer; merge"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens.*is not a factor of a linear layer; merge"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    trained(tmp_path, **settings)
+    with pytest.raises(ModelError, match=said):
+        load(tmp_path, model="tiny", device="cpu")
+
+
+def test_a_setting_of_a_newer_peft_is_refused_unless_it_is_off(tmp_path: Path) -> None:
+    trained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"use_new": None}))
+    load_adapter(tmp_path)
+    for change, said in (
+        ({"use_new": True}, "LoRA with use_new = True, which this version of capfl does not know"),
+        ({"peft_type": "LOHA"}, "holds a LOHA adapter; capfl reads LoRA only: merge it"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"init_lora_weights": "corda"}, "corda"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+    ):
+        file.write_text(json.dumps(settings | change))
+        with pytest.raises(ModelError, match=said):
+            load_adapter(tmp_path)
+
+
+def test_every_setting_of_peft_is_judged() -> None:
+    """When this fails, a newer PEFT has more kinds of LoRA: say of each in ``model.kinds`` whether scores stay."""
+    assert settings_of_peft() <= known_settings()
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoConfig
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
@@ -173,6 +174,30 @@ def test_mistakes_are_those_of_a_run() -> None:
         plan(partition__kind="iid", partition__clients=61)
     with pytest.raises(ModelError, match="cannot read the shapes of 'no/model'"):
         plan(model__path="no/model")
+    with pytest.raises(
+        ConfigError, match=r"data.max_length: rows may have 2049 tokens, and tiny has positions for 2048"
+    ):
+        plan(data__max_length=2049)
+
+
+def test_a_plan_needs_no_weights_to_know_what_can_be_a_base(tmp_path: Path) -> None:
+    """And says what of it is not adapted."""
+    AutoConfig.for_model("bert").save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ModelError, match="is an encoder"):
+        plan(model__path=str(tmp_path / "encoder"))
+    sizes = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    AutoConfig.for_model("lfm2", **sizes, layer_types=kinds).save_pretrained(tmp_path / "hybrid")
+    made = plan(model__path=str(tmp_path / "hybrid"))
+    assert made.remarks == [
+        f"lora.targets: layer 2 has no linear layer '{t}_proj', and is left as before" for t in "qv"
+    ]
+    assert made.parameters == 8 * (32 + 32) + 8 * (32 + 16)  # of one layer
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(plan_tables(made))
+    assert made.remarks[0] in shown.get()
 
 
 # -- a large adapter is measured by a few of its modules ------------------------------------------------

@@ -174,5 +174,6 @@ def test_another_prompt_text_needs_another_name() -> None:
 def test_logits_that_are_not_finite_are_an_error(save: Save) -> None:
     loaded = load(save())
     loaded.adapter[next(iter(loaded.adapter))][0, 0] = float("inf")
-    with pytest.raises(ModelError, match="its logits are not finite"):
-        loaded.score(ROWS)
+    for use in (loaded.score, loaded.predict):
+        with pytest.raises(ModelError, match="its logits are not finite"):
+            use(ROWS)

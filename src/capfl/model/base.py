@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     MistralConfig,
@@ -24,8 +22,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from capfl.config.schema import ModelConfig
-from capfl.errors import ConfigError, ModelError
+from capfl.errors import CapflError, ConfigError, ModelError
 from capfl.model import smollm2, tiny
+from capfl.model.accept import auto_class
+from capfl.model.probe import check_base
 
 KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
     "tiny": tiny.config,
@@ -69,7 +69,7 @@ def load_base(config: ModelConfig) -> Base:
 
     Raises:
         ConfigError: the device or the quantisation is not available here.
-        ModelError: the model or its tokenizer cannot be loaded.
+        ModelError: the model or its tokenizer cannot be loaded, or it is no causal language model (``probe``).
     """
     transformers_logging.disable_progress_bar()  # the run has a progress display of its own
     device, quantised = pick_device(config.device), config.quantization != "none"
@@ -87,6 +87,7 @@ def load_base(config: ModelConfig) -> Base:
     module.eval()
     if not quantised:
         module.to(device)
+    check_base(module, tokenizer, config.path, options["dtype"])
     return Base(config.path, _digest(module, config), module, tokenizer, device)
 
 
@@ -100,9 +101,8 @@ def skeleton(config: ModelConfig) -> nn.Module:
     """
     known = KNOWN.get(config.path)
     with _named(f"read the shapes of {config.path!r}"), torch.device("meta"):
-        module: nn.Module = AutoModelForCausalLM.from_config(
-            known() if known else AutoConfig.from_pretrained(_folder_or_hub_name(config.path))
-        )
+        found = known() if known else _config(_folder_or_hub_name(config.path))
+        module: nn.Module = auto_class(found, config.path).from_config(found)
     return module
 
 
@@ -147,8 +147,10 @@ def _folder_or_hub_name(path: str) -> str:
 def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     source = _folder_or_hub_name(path)
     with _named(f"load {path!r} as a causal language model"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        module, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+        kind = auto_class(_config(source), path)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with _quiet():  # of weights that are left out, as those for images
+            module, report = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
     if report["missing_keys"]:  # transformers fills them with random numbers and a warning
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -157,13 +159,35 @@ def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pre
     return module, tokenizer
 
 
+def _config(source: str) -> Any:
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)  # None would ask at the terminal
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 @contextmanager
 def _named(task: str) -> Iterator[None]:
     """What transformers raises, in one line, with the remedy."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except CapflError:
+        raise
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model.path: cannot {task}: it brings Python code of its own, which capfl never runs; give a copy "
+                "that transformers reads without it (often a name that ends in -hf), or update transformers, which "
+                "may have the architecture by now"
+            ) from error
         raise ModelError(
             f"model.path: cannot {task}: {first}\n"
             "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import peft
@@ -19,6 +19,7 @@ from capfl.config.schema import ModelConfig
 from capfl.errors import ModelError
 from capfl.files import write_atomically
 from capfl.model.card import CARD, Card, card_bytes
+from capfl.model.kinds import MERGE, refuse_other_kinds
 from capfl.types import Adapter
 
 _PREFIX = "base_model.model."
@@ -68,23 +69,24 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
     Modules with a rank or an alpha of their own, and rsLoRA's alpha / sqrt(r), keep their effect: B is rescaled.
 
     Raises:
-        ModelError: the folder holds no LoRA adapter, or its tensors are not plain LoRA factors.
+        ModelError: the folder holds no LoRA adapter, or one that does more than add B A to linear layers.
     """
     weights = folder / _WEIGHTS
     if not weights.is_file() or not (folder / _CONFIG).is_file():
         raise ModelError(f"{folder} holds no PEFT adapter ({_CONFIG} and {_WEIGHTS}){_below(folder)}")
     try:
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        settings = json.loads((folder / _CONFIG).read_bytes())
+        refuse_other_kinds(settings, str(folder))
+        known = {field.name for field in fields(peft.LoraConfig)}
+        config = peft.LoraConfig(**{name: value for name, value in settings.items() if name in known})
         tensors = load_file(weights)
     except (SafetensorError, json.JSONDecodeError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} holds a damaged adapter: {error}") from error
-    if not isinstance(config, peft.LoraConfig):
-        raise ModelError(f"{folder} holds a {config.peft_type} adapter; capfl reads LoRA only")
     adapter: Adapter = {}
     for key, t in tensors.items():
         module, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
         if factor not in ("A", "B") or t.ndim != 2:
-            raise ModelError(f"{weights}: tensor {key!r} is not a LoRA factor; capfl reads plain LoRA only")
+            raise ModelError(f"{weights}: tensor {key!r} is not a factor of a linear layer; {MERGE}")
         adapter[f"{module}.{factor}"] = t.float()
     for module, rank in algebra.ranks(adapter).items():
         alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)

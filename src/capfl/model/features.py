@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from capfl.errors import DataError
 from capfl.model.hidden import padded
+from capfl.model.layers import hidden_size
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row
 from capfl.rng import stream
@@ -25,7 +25,7 @@ AGAIN = 0.5  # share of a client's texts that come more than once, from which on
 
 def lengths(model: AdaptedModel) -> dict[str, int]:
     """How many numbers there are in each part of what ``describe`` gives."""
-    hidden = int(cast(Any, model.base.module).config.hidden_size)
+    hidden = hidden_size(model.base.module)
     return {"features": (1 + PATTERNS) * hidden, "deviation": hidden, "answers": 1, "texts": 2 * hidden}
 
 
@@ -63,11 +63,11 @@ def states(model: AdaptedModel, rows: Sequence[Row], batch_size: int = 32) -> tu
     """
     model.write(model.initial_adapter(0))  # B = 0: the base itself
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    found = np.zeros((2, len(rows), int(cast(Any, model.base.module).config.hidden_size)))
+    found = np.zeros((2, len(rows), hidden_size(model.base.module)))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         ids = padded([rows[i].ids for i in batch]).to(model.base.device)
-        entering = model.lower(ids, len(model.layers) // 4).cpu().double().numpy()
+        entering = model.entering(ids, len(model.layers) // 4).cpu().double().numpy()
         for i, state in zip(batch, entering, strict=True):
             end, n = len(rows[i].ids), int(rows[i].positions[0]) + 1  # n tokens of the prompt, up to a first answer
             # not the first token, whose state is that of any first token, and many times larger than all others

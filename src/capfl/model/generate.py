@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +20,11 @@ from transformers import (
 )
 
 from capfl.errors import CapflError, ConfigError, DataError
+from capfl.model.accept import positions
 from capfl.model.base import Base
 from capfl.model.chat import template_of
 from capfl.model.lora import AdaptedModel
+from capfl.model.probe import APART, APART_IN_HALF, LENGTH, SAME, apart, probe_ids
 from capfl.model.text import Ids, special_tokens
 from capfl.rng import stream
 from capfl.types import Adapter
@@ -46,8 +49,9 @@ def generate(
     """The new tokens after each prompt, without the token that ended it, in the order of the prompts.
 
     A row's tokens do not depend on the batch that it is in, but for the rounding of sums: rows are padded on the left,
-    masked, and their positions count from their own first token. Each row has random numbers of its own, by its place
-    among the prompts, so neither the batch size nor the device changes what is drawn.
+    masked, and their positions count from their own first token. Where a model's layers read padding all the same, as
+    recurrent ones may, prompts of unlike length are not in one batch. Each row has random numbers of its own, by its
+    place among the prompts, so neither the batch size nor the device changes what is drawn.
 
     Of the model's generation config only the tokens that end an answer are taken. Penalties and sampling that it asks
     for are not, because what is measured must be the model's own choice.
@@ -72,13 +76,41 @@ def generate(
     stops = stop_tokens(model.base)
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory shows at once
     answers: list[list[int]] = [[] for _ in prompts]
-    for first in range(0, len(prompts), batch_size):
-        rows = by_length[first : first + batch_size]
+    unlike = batch_size > 1 and len(set(map(len, prompts))) > 1
+    mixed = unlike and ignores_padding(model.base)
+    for rows in _batches(by_length, [len(prompt) for prompt in prompts], batch_size, mixed):
         drawn = [_Drawn(rows, max_new_tokens, temperature, top_p, seed)] if temperature > 0 else []
         found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer)
         for i, tokens in zip(rows, found, strict=True):
             answers[i] = _until(tokens, stops)
     return answers
+
+
+@torch.no_grad()
+def ignores_padding(base: Base) -> bool:
+    """Does padding on the left, masked, leave what a model makes of a row as it is? Asked by two short decodings."""
+    module: Any = base.module
+    ids = probe_ids(module, LENGTH).tolist()
+    config = GenerationConfig(
+        max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+
+    def last(rows: list[list[int]]) -> Tensor:
+        with _generation_config(base, config):
+            given, mask = _padded(rows, base.device)
+            found = module.generate(given, attention_mask=mask)
+        return torch.stack(found.logits)[:, 0].float()
+
+    alone, padded = last([ids[:SAME]]), last([ids[:SAME], ids])
+    return apart(alone, padded) < APART.get(next(module.parameters()).dtype, APART_IN_HALF)
+
+
+def _batches(by_length: Sequence[int], lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
+    """Rows in their order, so many at a time; of equal length unless they may be mixed."""
+    for _, same in groupby(by_length, key=lambda i: 0 if mixed else lengths[i]):
+        rows = list(same)
+        yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def stop_tokens(base: Base) -> tuple[int, ...]:
@@ -102,11 +134,6 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(tokenizer.convert_tokens_to_ids(token[0])) if token and token[0] else None
 
 
-def positions(base: Base) -> int:
-    """How many tokens a prompt and its answer may have together."""
-    return int(cast(Any, base.module).config.get_text_config().max_position_embeddings)
-
-
 def _check_settings(max_new_tokens: int, batch_size: int, temperature: float, top_p: float) -> None:
     for name, value, fits, allowed in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
@@ -119,11 +146,11 @@ def _check_settings(max_new_tokens: int, batch_size: int, temperature: float, to
 
 
 def _check_lengths(base: Base, prompts: Sequence[Ids], places: Sequence[str], max_new_tokens: int) -> None:
-    limit = positions(base)
+    limit = positions(cast(Any, base.module).config)
     for place, prompt in zip(places, prompts, strict=True):
         if not len(prompt):
             raise DataError(f"{place} is empty; give it at least one token")
-        if len(prompt) + max_new_tokens > limit:
+        if limit is not None and len(prompt) + max_new_tokens > limit:
             raise DataError(
                 f"{place} has {len(prompt)} tokens, which with max_new_tokens = {max_new_tokens} do not fit into the "
                 f"{limit} positions of {base.name}; shorten the prompt or lower max_new_tokens"
@@ -139,22 +166,28 @@ def _decode(
     streamer: TextStreamer | None,
 ) -> list[list[int]]:
     """One batch. Rows that have ended are followed by padding."""
-    longest = max(map(len, prompts))
-    ids, mask = np.zeros((2, len(prompts), longest), np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
+    ids, mask = _padded(prompts, base.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=list(stops) or None,
         pad_token_id=stops[0] if stops else 0,
     )  # fmt: skip
     with _generation_config(base, config) as module:
         out: Tensor = module.generate(
-            torch.from_numpy(ids).to(base.device),
-            attention_mask=torch.from_numpy(mask).to(base.device),
+            ids,
+            attention_mask=mask,
             logits_processor=LogitsProcessorList(processors),
             streamer=streamer,
         )
-    return cast(list[list[int]], out[:, longest:].tolist())
+    return cast(list[list[int]], out[:, ids.shape[1] :].tolist())
+
+
+def _padded(rows: Sequence[Ids | list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids padded on the left, and the mask of those that are no padding, (rows, longest) each."""
+    longest = max(map(len, rows))
+    ids, mask = np.zeros((2, len(rows), longest), np.int64)
+    for n, row in enumerate(rows):
+        ids[n, longest - len(row) :], mask[n, longest - len(row) :] = row, 1
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 @contextmanager

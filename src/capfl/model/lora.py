@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from capfl import adapter as algebra
-from capfl.config.schema import LoraConfig
+from capfl.config.schema import ALL_LINEAR, LoraConfig
 from capfl.errors import ModelError
 from capfl.model.base import Base
-from capfl.model.layers import adapted_layers, chosen_layers, decoder_layers
+from capfl.model.layers import Shapes, adapted_layers, decoder_layers, fits, lowest_layer, named_layers, remarks
 from capfl.model.patch import Patch
+from capfl.model.probe import LENGTH, probe_ids
 from capfl.types import Adapter
 
 _NAME = "capfl"
@@ -32,25 +33,40 @@ class AdaptedModel:
     these would be too many numbers, ``states`` runs the layers alone, and ``head`` makes logits of some positions.
     Rows are padded on the right and no mask is passed: under causal attention no position sees what follows
     it, so padding cannot change a result.
+
+    Attributes:
+        targets: full names of the adapted linear layers.
+        lowest: number of the lowest adapted layer; 0 where the model cannot be cut there, and always runs whole.
+        remarks: what its user should be told of what is adapted.
+
+    Args:
+        targets: full names of the linear layers to adapt, in place of what ``config`` says of layers and targets.
+
+    Raises:
+        ConfigError: a layer or a target that the model does not have.
+        ModelError: its decoder layers cannot be found, or a target is never called.
     """
 
-    def __init__(self, base: Base, config: LoraConfig) -> None:
+    def __init__(self, base: Base, config: LoraConfig, targets: Sequence[str] | None = None) -> None:
         self.base = base
         self.config = config
         self.layers = decoder_layers(base.module)
-        self.lowest = min(chosen_layers(config.layers, len(self.layers)))
-        targets = adapted_layers(base.module, config)
-        self.targets = list(targets)
-        self._transposed = isinstance(base.module.get_submodule(self.targets[0]), Conv1D)  # GPT-2 and its kin
+        self._in_tuple = 0  # entries of the tuple in which layers return their hidden states; 0: in none
+        shapes = adapted_layers(base.module, config) if targets is None else named_layers(base.module, targets)
+        self.remarks = remarks(base.module, config) if targets is None else []
+        shapes = self._without_idle(shapes)
+        self.targets = list(shapes)
+        self.lowest = lowest_layer(base.module, self.targets)
+        transposed = {name: isinstance(base.module.get_submodule(name), Conv1D) for name in self.targets}
+        self._transposed = any(transposed.values())  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
         self.parameters = dict(self._find_parameters())
         scale = config.alpha / config.rank
         self._patches = {
-            f"{target}.W": Patch(base.module.get_submodule(target), scale, self._transposed) for target in targets
+            f"{target}.W": Patch(base.module.get_submodule(target), scale, transposed[target]) for target in shapes
         }
-        self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in targets.items()}
+        self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in shapes.items()}
         self.train(False)  # PEFT injects modules with their dropout on
-        self._in_tuple = False  # do the layers return their hidden states in a tuple?
         self.has_head = False  # do ``states`` and ``head`` together give what ``logits`` does?
         self.check_split()
 
@@ -102,6 +118,8 @@ class AdaptedModel:
     def _find_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         modules = dict(self.base.module.named_modules())
         for target in self.targets:
+            if not hasattr(modules[target], "lora_A"):
+                raise ModelError(f"lora.targets: PEFT does not adapt {target} in {self.base.name}; leave it out")
             for factor in ("A", "B"):
                 weight = getattr(modules[target], f"lora_{factor}")[_NAME].weight
                 weight.data = weight.data.to(torch.float32)  # a half-precision base still trains in float32
@@ -125,7 +143,7 @@ class AdaptedModel:
         """Hidden states (batch, tokens, hidden) that enter a layer, by default the lowest adapted one."""
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise _Reached(args[0] if args else kwargs["hidden_states"])
+            raise _Reached(_first_tensor(args, kwargs))
 
         handle = self.layers[self.lowest if layer is None else layer].register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -135,6 +153,13 @@ class AdaptedModel:
         finally:
             handle.remove()
         raise ModelError("the base model ran through without using its own decoder layers")
+
+    def entering(self, ids: Tensor, layer: int) -> Tensor:
+        """As ``lower``; where several streams of states go from layer to layer, their mean."""
+        hidden = self.lower(ids, layer)
+        if hidden.ndim == 3:
+            return hidden
+        return hidden.mean(0 if hidden.shape[1:3] == ids.shape else 2)
 
     def logits(self, ids: Tensor, positions: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Logits (n, vocabulary) at flat positions (n,) of ids (batch, tokens).
@@ -158,8 +183,7 @@ class AdaptedModel:
         """Hidden states (batch, tokens, hidden) that leave the last layer. Arguments as for ``logits``."""
 
         def stop(module: nn.Module, args: object, output: Any) -> None:
-            self._in_tuple = isinstance(output, tuple)
-            raise _Reached(output[0] if self._in_tuple else output)
+            raise _Reached(output[0] if isinstance(output, tuple | list) else output)
 
         handle = self.layers[-1].register_forward_hook(stop)
         try:
@@ -179,7 +203,7 @@ class AdaptedModel:
 
     @contextmanager
     def _replaced_layers(self, hidden: Tensor | None, upto: int | None = None) -> Iterator[None]:
-        """With ``hidden``, the lower layers pass their input on and the last of them hands out ``hidden``.
+        """With ``hidden``, each of the lower layers hands it out, whichever of them the model calls last.
 
         Under checkpointing the others keep their input and nothing of what they compute, and compute it again in the
         backward pass, with the same random numbers.
@@ -190,8 +214,8 @@ class AdaptedModel:
         before = [vars(layer).get("forward") for layer in self.layers]
         lowest = (self.lowest if upto is None else upto) if hidden is not None else 0
         for i, layer in enumerate(self.layers):
-            if i < lowest:
-                layer.forward = partial(self._skipped, hidden if i == lowest - 1 else None)
+            if hidden is not None and i < lowest:
+                layer.forward = partial(self._skipped, hidden)
             elif self._checkpointing:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
@@ -202,34 +226,109 @@ class AdaptedModel:
                 if forward is not None:
                     layer.forward = forward
 
-    def _skipped(self, hidden: Tensor | None, hidden_states: Tensor, *_: object, **__: object) -> object:
+    def _skipped(self, hidden: Tensor, *_: object, **__: object) -> object:
         """In place of a layer's ``forward``."""
-        out = hidden_states if hidden is None else hidden
-        return (out,) if self._in_tuple else out
+        return (hidden, *[None] * (self._in_tuple - 1)) if self._in_tuple else hidden
+
+    def _without_idle(self, shapes: Shapes) -> Shapes:
+        """The layers that are to be adapted without those that the base never calls on text, which ``remarks`` name.
+
+        An adapter there would change nothing. Experts may be called for other texts.
+
+        Raises:
+            ModelError: one of them is named in ``lora.targets``, or nothing is left.
+        """
+        called = self._called(shapes)
+        idle = [name for name in shapes if name not in called and ".experts." not in name]
+        named = [name for name in idle if any(t != ALL_LINEAR and fits(name, t) for t in self.config.targets)]
+        if named or len(idle) == len(shapes):
+            raise ModelError(
+                f"lora.targets: {self.base.name} never calls {(named or idle)[0]} on text, so that an adapter there "
+                "would change nothing; name other targets or layers"
+            )
+        if idle:
+            self.remarks.append(f"lora.targets: {', '.join(idle)}: left as before, because texts never pass them")
+        return {name: shape for name, shape in shapes.items() if name not in idle}
+
+    @torch.no_grad()
+    def _called(self, names: Iterable[str]) -> set[str]:
+        """Which modules the base calls on a short probe. Notes what its layers return, too."""
+        called: set[str] = set()
+
+        def watch(module: nn.Module, args: object, output: object) -> None:
+            self._in_tuple = len(output) if isinstance(output, tuple | list) else 0
+
+        handles = [self.layers[0].register_forward_hook(watch)]
+        for name in names:
+            module = self.base.module.get_submodule(name)
+            handles.append(module.register_forward_hook(partial(_note, called, name)))
+        self.base.module(input_ids=self._probe(), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return called
+
+    def _probe(self) -> Tensor:
+        return probe_ids(self.base.module, 2 * LENGTH).reshape(2, LENGTH).to(self.base.device)
 
     @torch.no_grad()
     def check_split(self) -> None:
-        """Compare the passes in parts with the model's own on a short probe.
+        """Compare passes over some positions and in parts with the model's own, on a short probe.
+
+        A model that cannot be cut below its lowest adapted layer is not cut: some hand keys and values, or a state,
+        from layer to layer beside the hidden states.
 
         Raises:
-            ModelError: they differ, so this architecture cannot be cut below its lowest adapted layer.
+            ModelError: logits cannot be had at some positions alone, or adapters get no gradient.
         """
-        ids = torch.arange(1, 9, device=self.base.device).reshape(1, 8)
-        positions = torch.tensor([3, 7], device=self.base.device)
-        states = self.states(ids)
-        whole = self.base.module(input_ids=ids, use_cache=False).logits[0, positions]
-
-        def differs(split: Tensor) -> bool:
-            return not torch.allclose(whole, split, rtol=1e-2, atol=1e-3 * float(whole.abs().max()))
-
-        self.has_head = not differs(self.head(states[0, positions]))
-        if self.lowest and differs(split := self.logits(ids, positions, self.lower(ids))):
+        ids = self._probe()
+        positions = torch.tensor([3, LENGTH - 1, 2 * LENGTH - 1], device=ids.device)
+        own: Tensor = self.base.module(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
+        with torch.enable_grad():
+            whole = self.logits(ids, positions)
+        if not _same(own, whole):
+            raise ModelError(f"model.path: {self.base.name} makes no logits of single positions; give another model")
+        if not whole.requires_grad:
             raise ModelError(
-                f"lora.layers: {self.base.name} cannot be cut below layer {self.lowest} "
-                f"(logits differ by {float((whole - split).abs().max()):.3g}); use lora.layers = all"
+                f"model.path: {self.base.name} passes no gradient on to adapters, so that they cannot be trained; give "
+                "another model"
             )
+        self.has_head = self._has_head(ids, positions, own)
+        if self.lowest and not self._can_be_cut(ids, positions, own):
+            self.remarks.append(
+                f"{self.base.name} cannot be cut below layer {self.lowest}, the lowest adapted one: hidden states are "
+                "not kept, and every pass runs all layers"
+            )
+            self.lowest = 0
+
+    def _has_head(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
+        try:
+            states = self.states(ids)
+            return states.shape[:-1] == ids.shape and _same(own, self.head(states.flatten(0, 1)[positions]))
+        except Exception:  # some make more of what leaves the layers than a norm and a head do
+            return False
+
+    def _can_be_cut(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
+        try:
+            hidden = self.lower(ids)
+            split = self.logits(ids, positions, hidden)
+        except Exception:  # whatever an upper layer raises that misses what a lower one would have left it
+            return False
+        return hidden.ndim == 3 and hidden.shape[:2] == ids.shape and _same(own, split)
 
 
 class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         self.hidden = hidden
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()))
+
+
+def _note(called: set[str], name: str, *_: object) -> None:
+    called.add(name)
+
+
+def _first_tensor(args: Sequence[object], kwargs: Mapping[str, object]) -> Tensor:
+    """Of a layer's arguments: the hidden states that enter it."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

@@ -17,8 +17,9 @@ from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, 
 from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
+from capfl.model.accept import check_positions
 from capfl.model.base import skeleton
-from capfl.model.layers import adapter_shapes
+from capfl.model.layers import adapter_shapes, hidden_size, remarks
 from capfl.plan.memory import Advice, advise, estimate
 from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
@@ -49,6 +50,7 @@ class Plan:
             then ``seconds_reason`` says why.
         round_seconds: of the training of a round, where every client has a machine like this: as many times the
             longest visit as there are turns.
+        remarks: what is not adapted, although it could be thought to be.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Plan:
     seconds: Mapping[str, float] | None
     round_seconds: float | None
     seconds_reason: str | None
+    remarks: Sequence[str]
 
     @property
     def bytes_up(self) -> int:
@@ -96,14 +99,15 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         calibration: without it nothing is loaded but shapes and data, and no time is given.
 
     Raises:
-        ConfigError: a name, a target or a partition that does not exist.
-        ModelError: the shapes of the model cannot be known.
+        ConfigError: a name, a target or a partition that does not exist, or rows longer than the model's positions.
+        ModelError: the shapes of the model cannot be known, or it cannot be a base.
         DataError: the data are here, but cannot be shared out as the config asks.
     """
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
     process = peak_memory()
     method = build(config.method, config.seed)
     module = skeleton(config.model)
+    check_positions(cast(Any, module).config, config.data.max_length, config.model.path)
     shapes = adapter_shapes(module, config.lora)
     clients = _find_clients(config)
 
@@ -112,7 +116,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     blank = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}  # whatever its size, no memory
     agreement = agreements(config, blank, config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
-    traffic = measure(agreement, who, int(cast(Any, module).config.hidden_size))
+    traffic = measure(agreement, who, hidden_size(module))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 
     # time
@@ -166,6 +170,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         seconds=measured.seconds if measured else None,
         round_seconds=n_turns * measured.visit if measured else None,
         seconds_reason=reason,
+        remarks=remarks(module, config.lora),
     )
 
 

@@ -43,7 +43,7 @@ from capfl.config.schema import Config
 from capfl.errors import ConfigError
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
-from capfl.model.layers import Shapes, chosen_layers, decoder_layers, fits, linear_layers
+from capfl.model.layers import Shapes, decoder_layers, fits, linear_layers, lowest_layer
 from capfl.model.parts import MOST
 from capfl.report.tables import size
 from capfl.usage import total_memory
@@ -72,7 +72,7 @@ def estimate(
     """
     element = BYTES[config.model.dtype]
     layers = decoder_layers(module)
-    lowest = min(chosen_layers(config.lora.layers, len(layers)))
+    lowest = lowest_layer(module, shapes)
     vocabulary, hidden = cast(Any, module).get_input_embeddings().weight.shape
     adapter = 4 * sum(prod(shape) for shape in shapes.values())
     patch = sum(4 * shape[1] * shapes[f"{name[:-2]}.B"][0] for name, shape in shapes.items() if name.endswith(".A"))

@@ -16,7 +16,7 @@ def plan_tables(plan: Plan) -> Group:
         f"{plan.method} on {plan.model}: {plan.parameters:,} adapter parameters, {plan.clients_per_round} of "
         f"{plan.clients} clients (from {plan.clients_from}) in each of {plan.rounds} rounds"
     )
-    return Group(Text(head), Text(), _messages(plan), Text(), _run(plan))
+    return Group(Text(head), *map(Text, plan.remarks), Text(), _messages(plan), Text(), _run(plan))
 
 
 def _messages(plan: Plan) -> Table:

@@ -20,9 +20,10 @@ from transformers import (
 
 from capfl.config.schema import LoraConfig
 from capfl.errors import ConfigError, DataError
+from capfl.model import generate as generating
 from capfl.model import tiny
 from capfl.model.base import Base
-from capfl.model.generate import _draw, generate, stop_tokens
+from capfl.model.generate import _draw, generate, ignores_padding, stop_tokens
 from capfl.model.lora import AdaptedModel
 from capfl.model.text import Ids
 from capfl.types import Adapter
@@ -95,6 +96,29 @@ def test_greedy_answers_are_those_of_transformers_one_by_one(name: str, prompts:
     assert len(ends) > 1, "no row ended before another, so nothing was tested of rows that end"
     base = generate(model, model.initial_adapter(0), prompts, max_new_tokens=NEW)
     assert base != found, "the adapter made no difference"
+
+
+def test_where_padding_is_read_prompts_of_unlike_length_are_not_in_one_batch(
+    prompts: list[Ids], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by RWKV, and some recurrent layers: here, a model that drops the mask."""
+    model, adapter = adapted("gpt2")
+    module = cast(Any, model.base.module)
+    assert ignores_padding(model.base)
+    forward = module.forward
+    monkeypatch.setattr(module, "forward", lambda attention_mask=None, **given: forward(**given))
+    assert not ignores_padding(model.base)
+    rows = [*prompts, prompts[0][::-1].copy()]
+    sizes: list[list[int]] = []
+    decode = generating._decode
+    monkeypatch.setattr(
+        generating,
+        "_decode",
+        lambda base, batch, *rest: sizes.append([len(row) for row in batch]) or decode(base, batch, *rest),
+    )
+    found = generate(model, adapter, rows, max_new_tokens=4)
+    assert sizes == [[30], [17], [9], [3, 3], [1]]
+    assert found == [generate(model, adapter, [row], max_new_tokens=4)[0] for row in rows]
 
 
 def test_draws_are_those_of_the_seed_and_the_row(llama: tuple[AdaptedModel, Adapter], prompts: list[Ids]) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model import smollm2, tiny
+from capfl.model.accept import auto_class
 from capfl.model.base import KNOWN, load_base, skeleton
-from capfl.model.layers import adapted_layers, adapter_shapes
+from capfl.model.layers import adapted_layers, adapter_shapes, hidden_size, lowest_layer, named_layers, remarks
 from capfl.model.lora import AdaptedModel
 
 TINY = skeleton(ModelConfig(path="tiny"))
@@ -53,6 +55,100 @@ def test_layers_and_targets(settings, layers, names):
 def test_layers_and_targets_that_are_not_there(settings, message):
     with pytest.raises(ConfigError, match=message):
         adapted_layers(TINY, lora(**settings))
+
+
+# -- layers of several kinds, on skeletons ---------------------------------------------------------------
+
+SIZES = {
+    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def bare(kind: str, **settings: object) -> nn.Module:
+    config = AutoConfig.for_model(kind, **SIZES, **settings)
+    with torch.device("meta"):
+        return auto_class(config, kind).from_config(config)
+
+
+HYBRID = bare("lfm2", layer_types=["conv", "full_attention", "conv", "full_attention"])
+
+
+def short(module: nn.Module, **settings: object) -> set[str]:
+    """Adapted layers without their prefix."""
+    return {name.partition("layers.")[2] for name in adapted_layers(module, lora(**settings))}
+
+
+def test_layers_that_have_a_target_are_adapted_and_the_others_are_named() -> None:
+    assert short(HYBRID, layers="all", targets=["q_proj"]) == {"1.self_attn.q_proj", "3.self_attn.q_proj"}
+    assert remarks(HYBRID, lora(layers="all", targets=["q_proj", "w1"])) == [
+        "lora.targets: layers 0, 2 have no linear layer 'q_proj', and are left as before"
+    ]
+    assert lowest_layer(HYBRID, adapted_layers(HYBRID, lora(layers="all", targets=["q_proj"]))) == 1
+    assert short(HYBRID, layers="0") == {
+        "0.conv.in_proj",
+        "0.conv.out_proj",
+        *(f"0.feed_forward.w{i}" for i in (1, 2, 3)),
+    }
+    with pytest.raises(
+        ConfigError, match=r"layers 0, 2 have no linear layer 'q_proj'; layers that .* lora.layers = 1,3"
+    ):
+        adapted_layers(HYBRID, lora(layers="0,2", targets=["q_proj"]))
+
+
+def test_layers_without_keys_and_values_of_their_own() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    module = bare("gemma4_text", num_kv_shared_layers=2, layer_types=kinds, global_head_dim=8, sliding_window=4,
+                  hidden_size_per_layer_input=8, vocab_size_per_layer_input=264)  # fmt: skip
+    settings = {"layers": "top:2", "targets": ["q_proj", "k_proj"]}
+    with pytest.raises(ConfigError, match=r"layers 2, 3 have no linear layer 'k_proj'; .* lora.layers = 0,1"):
+        adapted_layers(module, lora(**settings))
+    settings["layers"] = "all"
+    assert {"1.self_attn.k_proj", "3.self_attn.q_proj"} < short(module, **settings)
+    assert remarks(module, lora(**settings)) == [
+        "lora.targets: layers 2, 3 have no linear layer 'k_proj', and are left as before"
+    ]
+
+
+def test_experts_and_routers() -> None:
+    """Experts of one tensor are no linear layers; a router is one, and is adapted if it is named."""
+    attention = {f"3.self_attn.{name}_proj" for name in "qkvo"}
+    shared = {f"3.mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
+    module = bare("qwen2_moe", **EXPERTS, shared_expert_intermediate_size=16)
+    assert short(module, layers="top:1") == attention | shared
+    assert [text.partition(": ")[2] for text in remarks(module, lora(layers="top:1"))] == [
+        "mlp.experts.down_proj, mlp.experts.gate_up_proj: weights of experts in one tensor are left as before",
+        "mlp.shared_expert_gate: routers are adapted only if they are named",
+    ]
+    assert short(module, layers="top:1", targets=["shared_expert_gate"]) == {"3.mlp.shared_expert_gate"}
+    taken = bare("qwen3_next", **EXPERTS, shared_expert_intermediate_size=16, layer_types=["full_attention"] * 4)
+    assert short(taken, layers="top:1") == attention  # PEFT takes the shared expert's names for those of experts
+    with pytest.raises(
+        ConfigError, match=r"no linear layer 'up_proj' that an adapter can change; choose from k_proj, o"
+    ):
+        adapted_layers(taken, lora(targets=["up_proj"]))
+
+
+def test_layers_of_the_text_part_are_those_that_are_meant() -> None:
+    """The model has as many layers for images, which stand before those for text."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = AutoConfig.for_model("gemma3", vision_config=vision, text_config=SIZES | {"model_type": "gemma3_text"})
+    with torch.device("meta"):
+        module = auto_class(config, "m").from_config(config)
+    (name,) = adapted_layers(module, lora(layers="top:1", targets=["q_proj"]))
+    assert name == "model.language_model.layers.3.self_attn.q_proj"
+    assert hidden_size(module) == 32
+
+
+def test_layers_by_their_full_names() -> None:
+    names = ["model.layers.3.mlp.up_proj", "model.layers.1.self_attn.v_proj"]
+    assert named_layers(TINY, names) == {names[1]: (32, 16), names[0]: (32, 64)}  # in the model's order
+    with pytest.raises(ModelError, match=r"no linear layer model.layers.9.x; give the model that the adapter was"):
+        named_layers(TINY, ["model.layers.9.x"])
+    with pytest.raises(ModelError, match=r"lm_head is no part of the base's decoder layers \(model.layers.N\), which"):
+        named_layers(TINY, ["lm_head"])
 
 
 def check_same(path: str, config: LoraConfig) -> None:

@@ -176,13 +176,60 @@ def test_dropout_is_off_until_it_is_switched_on(adapt, wander):
     assert torch.equal(model.logits(IDS, ALL), off)
 
 
-def test_a_model_that_cannot_be_cut_is_noticed():
-    """One whose upper layers read what a lower layer left behind; and one whose layers are in no list."""
+@torch.no_grad()
+def test_a_model_that_cannot_be_cut_runs_whole():
+    """One whose upper layers read what a lower layer left behind, and one that hands on more than hidden states."""
+    base, whole = (load_base(ModelConfig(path="tiny", device="cpu")) for _ in range(2))
+    for module in (base.module, whole.module):
+        layers, left = module.model.layers, []
+        layers[0].register_forward_hook(lambda module, args, output, left=left: left.append(output))
+        layers[3].register_forward_hook(lambda module, args, output, left=left: output + left.pop())
+    model = AdaptedModel(base, LoraConfig(layers="top:2"))
+    assert model.lowest == 0
+    assert {target.split(".")[2] for target in model.targets} == {"2", "3"}  # what is adapted stays
+    (said,) = model.remarks
+    assert said.startswith("tiny cannot be cut below layer 2, the lowest adapted one: hidden states are not kept")
+    torch.testing.assert_close(model.logits(IDS, ALL), whole.module(input_ids=IDS).logits.flatten(0, 1))
+
+
+def test_a_model_whose_layers_are_in_no_list():
     base = load_base(ModelConfig(path="tiny", device="cpu"))
-    layers, left = base.module.model.layers, []
-    layers[0].register_forward_hook(lambda module, args, output: left.append(output))
-    layers[3].register_forward_hook(lambda module, args, output: output + left.pop())
-    with pytest.raises(ModelError, match=r"lora.layers: tiny cannot be cut below layer 2 .*; use lora.layers = all"):
-        AdaptedModel(base, LoraConfig(layers="top:2"))
     with pytest.raises(ModelError, match="keeps its decoder layers in no ModuleList"):
         AdaptedModel(replace(base, module=base.module.lm_head), LoraConfig())
+
+
+def idle(base: Base) -> None:
+    """Layer 3 reads the weights of its down_proj without calling it."""
+    mlp = base.module.model.layers[3].mlp
+    mlp.forward = lambda x: (mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)) @ mlp.down_proj.weight.T
+
+
+def test_layers_that_are_never_called_are_left_out_of_all_linear_and_refused_by_name():
+    base = load_base(ModelConfig(path="tiny", device="cpu"))
+    idle(base)
+    model = AdaptedModel(base, LoraConfig(layers="top:1"))
+    assert model.remarks == [
+        "lora.targets: model.layers.3.mlp.down_proj: left as before, because texts never pass them"
+    ]
+    assert len(model.targets) == 6
+    base = load_base(ModelConfig(path="tiny", device="cpu"))
+    idle(base)
+    with pytest.raises(ModelError, match=r"lora.targets: tiny never calls model.layers.3.mlp.down_proj on text"):
+        AdaptedModel(base, LoraConfig(layers="top:1", targets=("q_proj", "down_proj")))
+
+
+def test_a_model_that_passes_no_gradient_on_is_refused():
+    base = load_base(ModelConfig(path="tiny", device="cpu"))
+    base.module.model.norm.register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(ModelError, match="passes no gradient on to adapters"):
+        AdaptedModel(base, LoraConfig(layers="top:1"))
+
+
+@torch.no_grad()
+def test_several_streams_of_states_are_described_by_their_mean(adapt):
+    model = adapt(fresh=True)
+    plain = model.entering(IDS, 1)
+    assert torch.equal(plain, model.lower(IDS, 1))
+    for axis in (0, 2):
+        model.lower = lambda ids, layer, axis=axis: torch.stack([plain, 3 * plain], axis)
+        torch.testing.assert_close(model.entering(IDS, 1), 2 * plain)

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from capfl.engines.flower.addresses import LOCAL, bare
 from capfl.errors import ConfigError
 
 DAYS = 3650  # for which a certificate is valid; another one has to be taken to every site
-LOCAL = ("localhost", "127.0.0.1")
 
 
 def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[Path]:
@@ -43,12 +43,12 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
             raise ConfigError(
                 f"--nodes: {name!r} is no client id; begin with a letter, go on with letters, digits, _-."
             )
-    hosts = list(dict.fromkeys([*hosts, *LOCAL]))
+    asked = list(map(bare, hosts))
     made: list[Path] = []
     if not (folder / "server.crt").exists():
         key = ec.generate_private_key(ec.SECP384R1())
-        made += _written(folder / "server", ".crt", key, PrivateFormat.PKCS8, _certificate(key, hosts))
-    elif lacking := sorted(set(hosts) - set(hosts_of(folder / "server.crt"))):
+        made += _written(folder / "server", ".crt", key, PrivateFormat.PKCS8, _certificate(key, [*asked, *LOCAL]))
+    elif lacking := sorted(set(asked) - set(hosts_of(folder / "server.crt"))):
         raise ConfigError(
             f"{folder}/server.crt is not for {', '.join(lacking)}; delete it and server.key, make them anew with "
             "every --host, and give the new server.crt to every site"
@@ -76,7 +76,7 @@ def _certificate(key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]) -> bytes
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))  # clocks of sites differ
         .not_valid_after(now + datetime.timedelta(days=DAYS))
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in dict.fromkeys(hosts)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA384())

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, supervise
 from capfl.errors import ConfigError
 
@@ -31,7 +32,7 @@ def run_node(
     """Run a node of one client until SIGTERM or Ctrl-C.
 
     Args:
-        server: its address, HOST:PORT.
+        server: its address, HOST:PORT, or [HOST]:PORT of IPv6.
         data: the client's own file, which nobody else sees.
         state: folder of what it remembers from round to round, and of its adapters.
         certificate: the server's.
@@ -40,11 +41,12 @@ def run_node(
 
     Raises:
         DataError: the data cannot be read.
-        ConfigError: a file is missing, or has a name that cannot be handed on.
+        ConfigError: a file is missing or has a name that cannot be handed on, or the address is none.
     """  # fmt: skip
     for path in (data, certificate, key):
         if not (path.is_file() or (path == data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
+    server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
     given |= {"settings": json.dumps(dict(settings))} if settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capfl.engines.flower.addresses import direct
 from capfl.errors import printable
 
 AGAIN = 5.0  # seconds until a process that has ended is started again
@@ -23,18 +24,26 @@ LAST_LINES = 6  # of the output of one that has ended
 Say = Callable[[str], None]
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed."""
+def environment(home: Path, *hosts: str) -> dict[str, str]:
+    """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed.
+
+    Args:
+        hosts: to which requests go past a proxy, as they do to this machine.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {
-        "PATH": path,  # where Flower's commands are
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "PYTHONUNBUFFERED": "1",
-    }
+    return (
+        os.environ
+        | direct(os.environ, *hosts)
+        | {
+            "PATH": path,  # where Flower's commands are
+            "FLWR_HOME": str(home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def internal(role: str, *arguments: str) -> list[str]:

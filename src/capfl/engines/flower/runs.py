@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import tomli_w
 
 from capfl.config import Config, to_toml
 from capfl.config.load import dated
+from capfl.engines.flower.addresses import parted
 from capfl.engines.flower.processes import Say, environment
 from capfl.errors import CapflError, printable
 from capfl.files import write_atomically
@@ -58,6 +60,11 @@ class Connection:
             raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
         return ["flwr", *arguments, NAME]
 
+    def environment(self) -> dict[str, str]:
+        """Of a ``flwr`` command: what goes to the server, which is on this machine, goes past a proxy."""
+        address = tomllib.loads((self.home / "config.toml").read_text())["superlink"][NAME]["address"]
+        return environment(self.home, parted(address)[0])
+
     def ask(self, *arguments: str) -> dict[str, Any]:
         """The answer to a ``flwr`` command.
 
@@ -67,7 +74,7 @@ class Connection:
         command, words = self.command(*arguments), " ".join(arguments[:2])
         try:
             done = subprocess.run(
-                [*command, "--format", "json"], env=environment(self.home), stdin=subprocess.DEVNULL,
+                [*command, "--format", "json"], env=self.environment(), stdin=subprocess.DEVNULL,
                 capture_output=True, text=True, timeout=WITHIN, check=False,
             )  # fmt: skip
             answer: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
@@ -132,7 +139,7 @@ def stop(server: Connection, number: int) -> None:
 def _log(server: Connection, number: int) -> Iterator[str]:
     """The lines of a run's log but for Flower's own, until the run ends or the server is away."""
     process = subprocess.Popen(
-        server.command("log", str(number), "--stream"), env=environment(server.home), stdin=subprocess.DEVNULL,
+        server.command("log", str(number), "--stream"), env=server.environment(), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -9,13 +9,14 @@ import time
 import urllib.request
 from pathlib import Path
 
+from capfl.engines.flower.addresses import ANYWHERE, bare, joined
+from capfl.engines.flower.keys import hosts_of
 from capfl.engines.flower.processes import Process, Say, environment, internal, supervise
 from capfl.engines.flower.runs import Connection, ServerError
 from capfl.errors import ConfigError
 from capfl.files import write_atomically
 
 READY_WITHIN = 60.0  # seconds
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # a host to listen on -> how the machine itself reaches it
 
 
 def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
@@ -30,12 +31,19 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
 
     Raises:
         ServerError: it does not answer, or does not register a node.
-        ConfigError: the certificate is missing.
+        ConfigError: the certificate is missing, or is not for the host.
     """
-    address, certificate, secret = f"{ANYWHERE.get(host, host)}:{port}", keys / "server.crt", keys / "server.key"
+    host = bare(host)
+    reached = ANYWHERE.get(host, host)
+    address, certificate, secret = joined(reached, port), keys / "server.crt", keys / "server.key"
     if missing := [path.name for path in (certificate, secret) if not path.is_file()]:
         raise ConfigError(f"{keys}: no {', '.join(missing)}; make them with: capfl flower keys {keys}")
-    inside = environment(home)
+    if reached not in hosts_of(certificate):
+        raise ConfigError(
+            f"--host: {certificate} is not for {reached}, so nobody could reach the server there; delete it and "
+            f"server.key, and make them anew with: capfl flower keys {keys} --host {reached}"
+        )
+    inside = environment(home, reached)
     server = ["--host", host, "--port", str(port), "--database", str(home / "state.db")]
     server += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(secret), "--ssl-ca-certfile", str(certificate)]
     server += ["--enable-supernode-auth", "--isolation", "process"]
@@ -81,8 +89,9 @@ def let_in(keys: Path, home: Path, say: Say) -> None:
 
 def _answers(address: str, certificate: Path) -> bool:
     trust = ssl.create_default_context(cafile=certificate)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
     try:
-        with urllib.request.urlopen(f"https://{address}/health", timeout=2, context=trust) as answer:
+        with opener.open(f"https://{address}/health", timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
