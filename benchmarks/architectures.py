@@ -40,7 +40,7 @@ from capfl.model.tokens import Example, Row
 from capfl.model.train import local_steps
 from capfl.types import Adapter
 
-KINDS = Path(__file__).with_suffix(".toml")
+KINDS = Path(__file__).parents[1] / "tests" / "architectures.toml"
 LORA = LoraConfig(rank=2, alpha=4.0, layers="top:2")
 COLUMNS = ("cut", "trains", "padding", "generates", "PEFT")
 COLUMNS_SAY = """

@@ -15,10 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-
-from mutant_list import ERRORS
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 900  # seconds that tests may take; what loops for good has been noticed
@@ -35,9 +34,8 @@ class Mutant:
 
 
 MUTANTS = {
-    name: Mutant(file, old, new, tests)
-    for (file, tests), errors in ERRORS.items()
-    for name, (old, new) in errors.items()
+    row.pop("error"): Mutant(**row)
+    for row in tomllib.loads((ROOT / "tests" / "mutants.toml").read_text(encoding="utf-8"))["mutant"]
 }
 
 

@@ -16,7 +16,7 @@ from capfl.report.progress import Callback
 from support import tiny_config, tiny_run
 
 ROOT = Path(__file__).parents[1]
-KINDS = list(tomllib.loads((ROOT / "benchmarks" / "architectures.toml").read_text(encoding="utf-8"))["kinds"])
+KINDS = list(tomllib.loads((ROOT / "tests" / "architectures.toml").read_text(encoding="utf-8"))["kinds"])
 REFUSED = {"xlnet", "reformer", "whisper", "bert", "roberta", "t5", "bart", "llama_classifier"}
 WHOLE = {"gemma3n_text", "gemma4_text"}  # keys and values go from layer to layer, so these cannot be cut
 QUICK = ("jamba", "gemma3n_text", "bert")
