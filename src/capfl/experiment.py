@@ -163,7 +163,7 @@ class _Run:
 
             if any(item.task == "completions" for item in items) and metrics.written(config.evaluation.metrics):
                 callback.on_note(
-                    f"in the end every model writes answers to {config.evaluation.generated} test items of each "
+                    f"in the end every model writes answers to up to {config.evaluation.generated} test items of each "
                     "client; with --metrics perplexity,token_accuracy it takes less time"
                 )
 

@@ -14,6 +14,7 @@ from capfl.types import ClientId, Item
 
 DEFAULT_CLIENTS = 10
 MISSING_SHOWN = 5
+LIKELY = 10  # items of a client, at least, where a number of clients is proposed
 LONGEST = 48  # characters of a group's value that an id keeps
 
 
@@ -112,7 +113,8 @@ def _field_values(items: Sequence[Item], field: str) -> list[str]:
     missing = [k for k, item in enumerate(items) if field not in item.fields]
     if len(missing) == len(items):
         there = sorted({f"by:{name}" for item in items for name in item.fields if name != "task"})
-        kinds = " or ".join(f"--partition.kind {kind}" for kind in ("iid --partition.clients 10", *there))
+        clients = max(2, min(DEFAULT_CLIENTS, len(items) // LIKELY))
+        kinds = " or ".join(f"--partition.kind {kind}" for kind in (f"iid --partition.clients {clients}", *there))
         raise ConfigError(
             f"partition.kind: no item has the field {field!r}, so who holds what is not known; give one file for each "
             f"client, or deal the items out: {kinds}"

@@ -97,7 +97,7 @@ def test_spread_is_that_of_log_sizes(kind):
         (100, config("dirichlet", alpha=0.01), DataError, "raise partition.alpha, use fewer clients"),
         (4, config("iid", clients=5), DataError, "5 clients cannot share 4 items; lower partition.clients"),
         (20, config("dirichlet:x", clients=2), ConfigError, "no item has the field 'x'"),
-        (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 10 "
+        (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 2 "
          "or --partition.kind by:label$"),
         (40, config("by:label", clients=2), ConfigError, "clients is 2, but label has 5 values.*give at least 5"),
         (20, config("dirichlet:label", spread=0.5), ConfigError, "spread does not go with dirichlet.*set one of them"),
