@@ -109,7 +109,7 @@ def test_several_own_files_are_a_client_each_and_pooled_only_if_asked(write):
     conflict = pooled.partition.model_copy(update={"kind": "conflict"})
     assert {item.fields["cluster"] for item in deal(pooled.data, conflict, 0)[0]} == {"0", "1"}
     single = load_command(None, [], ["--data", paths[0], "--clients", "4"])
-    with pytest.raises(ConfigError, match=r"no item has the field 'site'.*--partition.kind iid --partition.clients 10"):
+    with pytest.raises(ConfigError, match=r"no item has the field 'site'.*--partition.kind iid --partition.clients 2"):
         deal(single.data, single.partition, 0)
 
 
