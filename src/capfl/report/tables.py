@@ -136,19 +136,19 @@ def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
 
 
 def _means(summary: Summary, metric: str) -> list[dict[str, str]]:
-    """What is in the columns below the clients, for those whose first metric it is. Items and bytes are sums."""
+    """What is in the columns below the clients, for those whose first metric it is; ``all`` has sums."""
     rows = [row for row in summary.rows if row.metric == metric]
     sums = {head: str(sum(getattr(row, f"n_{head}") for row in rows)) for head in ("train", "test")}
     sums |= {head: size(sum(getattr(row, f"bytes_{head}") for row in rows)) for head in ("up", "down")}
     found = {model: summary.statistics(model, metric) or {} for model in summary.models}
     lines = {"mean": "mean", "± 95 %": "ci95", "worst": "worst", "spread": "spread"}
-    return [
+    below = [
         {"client": name, "metric": metric}
         | {MODELS[model]: shown(own.get(key), metric) for model, own in found.items()}
-        | (sums if key == "mean" else {})
         for name, key in lines.items()
         if any(key in own for own in found.values())
     ]
+    return [*below, {"client": "all", "metric": metric} | sums]
 
 
 def group_lines(summary: Summary) -> list[str]:
