@@ -49,6 +49,8 @@ def save_merged(folder: Path, given: ModelConfig, out: Path) -> None:
             work.chmod(0o777 & ~_umask())
             merged.save_pretrained(work)
             base.tokenizer.save_pretrained(work)
+            for path in work.iterdir():  # safetensors lets nobody else read what it writes
+                path.chmod(0o666 & ~_umask())
             os.replace(work, out)  # an empty folder that is there is replaced
         finally:
             shutil.rmtree(work, ignore_errors=True)

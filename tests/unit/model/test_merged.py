@@ -65,6 +65,7 @@ def test_the_merged_model_has_the_adapters_logits(kind: str, tmp_path: Path) -> 
     assert tokenizer.chat_template == tiny.CHAT
     assert list(tokenizer("hé")["input_ids"]) == list(tiny.tokenizer()("hé")["input_ids"])
     assert os.stat(out).st_mode & 0o777 == os.stat(tmp_path / "some").st_mode & 0o777
+    assert len({os.stat(path).st_mode & 0o777 for path in out.iterdir()}) == 1  # the weights too may be read by others
     assert [path.name for path in out.parent.iterdir()] == ["merged"]
     with pytest.raises(ConfigError, match="is not empty; choose another folder"):
         save_merged(folder, ModelConfig(device="cpu"), out)
