@@ -57,6 +57,11 @@ def test_distances_of_pairs_are_bounded():
     wrote = np.array([[0.0], [0.1], [np.nan]])
     texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote).apart(rows, rows, 0.02, 0.5, 1.9)
     np.testing.assert_allclose(texts, [[0, 0.125, 1.9], [0.125, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
+    # of two texts by 10 items each: the mean of 0.1^2 - 2 / 10 and 0 - 2 / 10, less 2 / 10 once more
+    ten = Clients(np.full((2, 1), 5.0), bound[:2], 10 * np.ones(2), None, wrote[:2] + 1)
+    assert ten.apart(rows[:1], rows[1:2], 1.0, 4.0, 9)[0, 0] == pytest.approx(-1)  # bounded below
+    wide = Clients(np.full((2, 1), 5.0), bound[:2], 10 * np.ones(2), None, np.array([[0.0], [2.0]]))
+    assert wide.apart(rows[:1], rows[1:2], 1.0, 4.0, 9)[0, 0] == pytest.approx(4 * ((4 - 0.2 - 0.2) / 2 - 0.2))
     # one that says it has a single item is near in prompts, and its answers part it all the same
     lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.01]]), np.array([50.0, 1.0]), 1.0)
     assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.865)
