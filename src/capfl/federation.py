@@ -160,8 +160,8 @@ class Federation:
             return result
 
         def described() -> Description:
-            written = not any(self.items[i].choices for i in self._indices(client, "train"))
-            return Description(**describe(self.model, self._train_rows(client).rows, written))
+            texts = all(self.items[i].task == "completions" for i in self._indices(client, "train"))
+            return Description(**describe(self.model, self._train_rows(client).rows, texts))
 
         def scored(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
             if split == "test":

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import DataConfig, is_hub, is_path
+from capfl.config.schema import BUILT_IN, DataConfig, is_hub, is_path
 from capfl.data import formats, helpdesk, replies, sources
 from capfl.data.files import KINDS, name_of
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
@@ -15,7 +15,7 @@ from capfl.errors import ConfigError
 from capfl.rng import stream
 from capfl.types import Item
 
-BUILT_IN = {"helpdesk": helpdesk.generate, "replies": replies.generate}
+MAKERS = dict(zip(BUILT_IN, (helpdesk.generate, replies.generate), strict=True))
 """Data sets that are made and not read: (sites, items of each, conflict, seed) -> items."""
 
 
@@ -63,8 +63,8 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
     Raises:
         DataError: it cannot be read, or cannot be scored by letter.
     """
-    if name in BUILT_IN:
-        items = BUILT_IN[name](config.sites, config.items, config.conflict, seed)
+    if name in MAKERS:
+        items = MAKERS[name](config.sites, config.items, config.conflict, seed)
     elif path is not None or is_path(name):
         items = formats.read_file(path or name, config.labels or (), task_of(name), config.columns, config.split)
     elif is_hub(name):

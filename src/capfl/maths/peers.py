@@ -24,9 +24,6 @@ Floats = npt.NDArray[np.floating]  # float32 where there are many clients
 Ints = npt.NDArray[np.int64]
 
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
-CHANCE = (
-    1.0  # times the expected effect size of two samples: texts differ in few ways, such as length, so it varies much
-)
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 
 
@@ -52,17 +49,20 @@ class Clients:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
         ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. Where
-        answers are texts, the effect size is the mean of that of prompts and that of answers, less what chance may add
-        (``CHANCE``); a client that writes is ``far`` from one that chooses. A distance may be negative by chance: then
-        a mean over pairs is still right. It is bounded, and that of prompts by itself as well, so that no client makes
-        up for what parts others: one that says it has a single item claims much chance.
+        answers are texts, the effect size is the mean of that of prompts and that of answers, less ``chance`` once
+        more. A client that writes is ``far`` from one that chooses.
+
+        A distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts
+        by itself as well, so that no client makes up for what parts others: one that says it has a single item claims
+        much chance.
         """
         unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
         mixed: npt.NDArray[np.bool_] = np.zeros(unlike.shape, bool)
         if self.texts is not None:
             answers = effect_sizes(self.texts[rows], self.items[rows], self.texts[others], self.items[others])
-            chance = 1 / self.items[rows][:, None] + 1 / self.items[others][None, :]
-            unlike = np.where(np.isnan(answers), unlike, (unlike + answers) / 2 - CHANCE * chance)
+            # texts differ in few ways, such as length, so their effect size varies much: chance is taken off twice
+            both = (unlike + answers) / 2 - chance(self.items[rows], self.items[others])
+            unlike = np.where(np.isnan(answers), unlike, both)
             silent = np.isnan(self.texts[:, 0])
             mixed = silent[rows][:, None] != silent[others]
         found = np.maximum(near / largest * unlike, -near / 4)
@@ -94,7 +94,17 @@ def effect_sizes(u: Floats, items: Doubles, v: Floats, others: Doubles) -> Doubl
         items, others: of how many items each row is the mean, (n,) and (m,), positive.
     """
     squares = (u**2).sum(1)[:, None] + (v**2).sum(1)[None, :] - 2 * u @ v.T
-    found: Doubles = squares - (1 / items[:, None] + 1 / others[None, :])
+    found: Doubles = squares - chance(items, others)
+    return found
+
+
+def chance(items: Doubles, others: Doubles) -> Doubles:
+    """The squared effect size (n, m) to be expected between the means of two samples of one distribution.
+
+    Args:
+        items, others: sizes of the samples, (n,) and (m,), positive.
+    """
+    found: Doubles = 1 / items[:, None] + 1 / others[None, :]
     return found
 
 

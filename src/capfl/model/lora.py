@@ -11,6 +11,7 @@ import peft
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from capfl import adapter as algebra
@@ -145,7 +146,11 @@ class AdaptedModel:
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(_first_tensor(args, kwargs))
 
-        handle = self.layers[self.lowest if layer is None else layer].register_forward_pre_hook(stop, with_kwargs=True)
+        at = self.layers[self.lowest if layer is None else layer]
+        return self._reached(ids, at.register_forward_pre_hook(stop, with_kwargs=True))
+
+    def _reached(self, ids: Tensor, handle: RemovableHandle) -> Tensor:
+        """What the hook of that handle stops the forward pass with; the hook is removed."""
         try:
             self.base.module(input_ids=ids, use_cache=False)
         except _Reached as reached:
@@ -185,15 +190,8 @@ class AdaptedModel:
         def stop(module: nn.Module, args: object, output: Any) -> None:
             raise _Reached(output[0] if isinstance(output, tuple | list) else output)
 
-        handle = self.layers[-1].register_forward_hook(stop)
-        try:
-            with self._replaced_layers(hidden):
-                self.base.module(input_ids=ids, use_cache=False)
-        except _Reached as reached:
-            return reached.hidden
-        finally:
-            handle.remove()
-        raise ModelError("the base model ran through without using its own decoder layers")
+        with self._replaced_layers(hidden):
+            return self._reached(ids, self.layers[-1].register_forward_hook(stop))
 
     def head(self, states: Tensor) -> Tensor:
         """Logits (n, vocabulary) of states (n, hidden) that have left the last layer: norm, head, and what follows."""
