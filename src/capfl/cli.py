@@ -252,6 +252,7 @@ def compare(
     spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants and seeds", metavar="SPEC")],
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
+    model: Annotated[str | None, typer.Option(help="model.path of all runs, in place of the spec's")] = None,
     splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
     only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
     seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
@@ -266,7 +267,7 @@ def compare(
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
-        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir)
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, model)
         place = out or Path("runs") / spec.stem
         if show:
             typer.echo(folder.table(plan, place), nl=False)
