@@ -90,7 +90,9 @@ def _rows_of(path: Path, raw: bytes) -> list[Row]:
 
 def _lines(path: Path, raw: bytes) -> list[Row]:
     # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-    lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
+    # JSON has no bare carriage return inside a string, so where there is no line feed it ends lines.
+    end = b"\n" if b"\n" in raw else b"\r"
+    lines = [(number, line) for number, line in enumerate(raw.split(end), start=1) if line.strip()]
     rows = [_decoded(f"{path}:{number}", line) for number, line in lines]
     if rows and all(row.fault.startswith("is not JSON") for row in rows):
         if not lines[0][1].lstrip().startswith(b"{"):

@@ -48,6 +48,7 @@ def parquet(rows: list[Any]) -> bytes:
 KINDS: dict[str, Callable[[], bytes]] = {
     "north.jsonl": lambda: lines(ROWS),
     "north.JSONL": lambda: b"\xef\xbb\xbf\r\n" + lines(ROWS).replace(b"\n", b"\r\n"),
+    "mac/north.jsonl": lambda: lines(ROWS).replace(b"\n", b"\r"),
     "north.ndjson": lambda: lines(ROWS).rstrip(),
     "north.json": lambda: json.dumps(ROWS).encode(),
     "pretty/north.json": lambda: b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).replace("\n", "\r\n").encode(),
