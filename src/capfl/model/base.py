@@ -25,6 +25,7 @@ from capfl.config.schema import ModelConfig
 from capfl.errors import CapflError, ConfigError, ModelError
 from capfl.model import smollm2, tiny
 from capfl.model.accept import auto_class
+from capfl.model.place import check_base as check_place
 from capfl.model.probe import check_base
 
 KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
@@ -137,10 +138,8 @@ def _digest(module: nn.Module, config: ModelConfig) -> str:
 def _folder_or_hub_name(path: str) -> str:
     if path == "smollm2":
         return str(smollm2.folder())
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    check_place(path)
     folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(f"model.path: there is no folder {path}; give a folder, a Hub name, smollm2 or tiny")
     return str(folder) if folder.is_dir() else path
 
 

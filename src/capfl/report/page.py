@@ -14,6 +14,7 @@ from capfl.errors import printable
 from capfl.files import write_atomically
 from capfl.history import History
 from capfl.report import charts
+from capfl.report.findings import findings, glossary
 from capfl.report.summary import MODELS, Summary, read_summary
 from capfl.report.tables import (
     METRICS_TITLE,
@@ -23,7 +24,6 @@ from capfl.report.tables import (
     duration,
     group_lines,
     metrics_table,
-    notes,
     scored_words,
     unit,
 )  # fmt: skip
@@ -51,7 +51,8 @@ def write_page(path: Path, out: Path) -> Path:
         metrics=others.html() if (others := metrics_table(summary)) else "",
         metrics_title=METRICS_TITLE,
         groups=group_lines(summary),
-        notes=notes(summary),
+        findings=findings(summary),
+        glossary=glossary(summary),
         figures=figures(summary, History(path / "rounds.jsonl").read()[0]),
         samples=shown_samples(summary, path),
         bytes=[bytes_table(summary, direction).html() for direction in ("up", "down")],
