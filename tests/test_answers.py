@@ -169,6 +169,14 @@ def test_a_chat_keeps_what_was_said_until_it_is_reset(adapter: LoadedAdapter) ->
     converse(adapter, ["a\n", "\n", " a \n", "/reset\n", "a\n", "/exit\n", "b\n"], said.append, max_new_tokens=6)
     assert "".join(said) == f"{first}\n{second}\n(a new chat)\n{first}\n"
 
+    said.clear()  # what is no command is not sent to the model either, unless there is a space before it
+    converse(adapter, ["/foo\n", "/quit", "a\n", "/exit"], said.append, max_new_tokens=6)
+    words = "begins a new chat, /exit ends; behind a space it is a message)"
+    assert "".join(said) == f"(no command /foo; /reset {words}\n(no command /quit; /reset {words}\n{first}\n"
+    said.clear()
+    converse(adapter, [" /foo\n"], said.append, max_new_tokens=6)
+    assert "no command" not in "".join(said)
+
     said.clear()
     converse(adapter, ["a", "b" * 2048, "a"], said.append, max_new_tokens=6)
     assert "".join(said).startswith(f"{first}\n(the prompts: row 1 has ")

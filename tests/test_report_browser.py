@@ -12,8 +12,9 @@ import pytest
 from capfl.report.page import write_page
 from support import tiny_run
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -c constraints.txt playwright")
 PLACES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 OUTSIDE = """[...document.querySelectorAll('svg text')].filter(text => {
   const [box, outer] = [text, text.ownerSVGElement].map(element => element.getBoundingClientRect());
   return box.left < outer.left - 0.5 || box.right > outer.right + 0.5;
@@ -26,8 +27,8 @@ def browser() -> Iterator[Any]:
         own = playwright.chromium.executable_path
         found = next(filter(None, map(shutil.which, PLACES)), own if Path(own).is_file() else None)
         if found is None:
-            pytest.skip("no Chromium here: playwright install chromium, or the system's package")
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+            pytest.skip("no Chromium: apt-get install chromium (Debian), or playwright install chromium")
+        started = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))  # with a profile of its own
         yield started
         started.close()
 

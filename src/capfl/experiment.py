@@ -34,6 +34,7 @@ from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -152,6 +153,8 @@ class _Run:
             # model: one frozen base for all of them
             computed = f"{n_threads} thread{'' if n_threads == 1 else 's'}"
             callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}, {computed}")
+            if first := place_remark(config.model.path):
+                callback.on_note(first)
             model = AdaptedModel(load_base(config.model), config.lora)
             for remark in model.remarks:
                 callback.on_note(remark)

@@ -34,7 +34,7 @@ def test_it_paid_for_all() -> None:
         ((0.3, 0.3, -0.2), "joining paid (+13.3 points", "2 of 3 better (a, b), 1 of 3 worse (c), clearly so (c)"),
         ((0.3, -0.01), "joining paid (+14.5 points", "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
         ((-0.2, 0.0), "joining did not pay (-10.0 points", "0 of 2 better, 1 of 2 worse (a), clearly so (a)"),
-        ((0.01, -0.005), "whether joining paid cannot be told from 800 test items (+0.2 points ± 4.8",
+        ((0.01, -0.005), "whether joining paid cannot be told from 800 test items (+0.3 points ± 4.9",
          "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
         ((0.0, 0.0), "joining changed nothing on average (+0.0 points", "0 of 2 better, 0 of 2 worse"),
     ],

@@ -64,6 +64,13 @@ def converted(weights: Path) -> bool:
     return (converted_folder(weights) / "config.json").is_file()
 
 
+def remark(path: str) -> str:
+    """What a user should know before the base is loaded; empty: nothing."""
+    if path == "smollm2" and not converted(smollm2_weights()):
+        return f"smollm2 is converted for transformers, once, into {cache_root()}; it takes about a minute"
+    return ""
+
+
 def check_adapter(folder: Path) -> None:
     """See that a folder has the two files of a PEFT adapter. Raises ModelError: it has not; lists those in it."""
     if not folder.is_dir():

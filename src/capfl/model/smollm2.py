@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from capfl.model.place import converted, converted_folder, smollm2_weights
 
@@ -29,13 +32,25 @@ def folder() -> Path:
     return target
 
 
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """No bar while GGUF is read: transformers calls tqdm itself there, which its own switch for bars does not reach."""
+    before = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = partial(before, disable=True)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = before
+
+
 def _convert(weights: Path, target: Path) -> None:
     """Dequantise into a folder beside the target and move it there whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix="converting-"))
     try:
         source, file = str(weights.parent), weights.name
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        with _no_bar():
+            loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         config = AutoConfig.for_model(
             **{k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
         )
