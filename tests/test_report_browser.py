@@ -41,6 +41,38 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(out, out / "report.html")
 
 
+SEEN = {  # what whoever opens the page has to see: selector -> a text in it
+    "h1": "ca-pfl, 3 clients",
+    "main > p.note": " rounds in ",
+    "p.verdict": "oining",  # whether it paid, and for whom
+    "main > ul": "sent for each client and round: ",
+    "h2:first-of-type": "Clients: right answers, %; on each client's own test items",
+    "thead": "local only",
+    "tbody": "bank",
+    "tfoot": "± 95 %",
+    "details:first-of-type": "What the columns mean",
+    "figure:nth-of-type(1)": "Every client, accuracy, %",
+    "figure:nth-of-type(2)": "Validation of the shared adapters against bytes, accuracy, %",
+    "figure:nth-of-type(3)": "Training loss, nats a token",
+    "figure:nth-of-type(4)": "Mean rank of a client's modules",
+    "main > .scroll:nth-last-of-type(2)": "left the site",
+    "main > .scroll:last-of-type": "came back",
+    "details:nth-last-of-type(2)": "config.toml",
+    "details:last-of-type": "run.json",
+}
+OPENED = ("personal: the client's own adapter", 'name = "ca-pfl"', '"python"')  # behind what has to be opened
+
+
+def seen(page: Any) -> dict[str, str]:
+    """What of ``SEEN`` is not to be seen, and what is there instead."""
+    wrong = {}
+    for selector, text in SEEN.items():
+        place = page.locator(selector).first
+        if not place.is_visible() or text not in place.inner_text():
+            wrong[selector] = place.inner_text() if place.count() else "nothing"
+    return wrong
+
+
 def brightness(page: Any, element: str, what: str) -> float:
     colour = page.evaluate(f"getComputedStyle(document.querySelector('{element}')).{what}")
     red, green, blue = (float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
@@ -59,7 +91,12 @@ def test_it_fits_asks_for_nothing_and_prints(browser: Any, page_file: Path, widt
     page.wait_for_load_state("networkidle")
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    assert seen(page) == {}
+    assert not any(text in page.inner_text("main") for text in OPENED)
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert all(text in page.inner_text("main") for text in OPENED)
+    letters = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+    assert min(page.evaluate(letters)) >= 9  # pixels; turned text is as wide as a letter is high, or wider
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OUTSIDE) == []
     assert (brightness(page, "body", "backgroundColor") < 60) is (scheme == "dark")

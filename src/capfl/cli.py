@@ -211,7 +211,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.compare.rows import load_rows
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
-    from capfl.report.findings import findings, in_short
+    from capfl.report.findings import findings, in_short, verdicts
     from capfl.report.progress import Callbacks, progress_of
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
@@ -225,7 +225,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
         else:
             assert config is not None
             summary, path = run(config, serial, callbacks, data=dealt, **more)
-    console.print(summary_table(summary, [*findings(summary), in_short(summary)]), highlight=False)
+    console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from capfl.report.findings import findings, glossary
+from capfl.report.findings import findings, glossary, verdicts
 from capfl.report.summary import Summary
 from scored import client_row
 from unit.test_tables import LEDGER
@@ -17,7 +17,8 @@ def verdict(*gains: float, items: int = 400, alone: float = 0.5) -> str:
         client_row(name, items=items, personal=alone + gain, local_only=alone)
         for name, gain in zip("abc", gains, strict=False)
     ]
-    return findings(Summary("ca-pfl", 3, tuple(rows), LEDGER, 0, (), {}, 1.0, 10**9))[0]
+    (said,) = verdicts(Summary("ca-pfl", 3, tuple(rows), LEDGER, 0, (), {}, 1.0, 10**9))
+    return said
 
 
 def test_it_paid_for_all() -> None:
@@ -53,5 +54,6 @@ def test_with_few_items_it_cannot_be_told_what_with_many_can() -> None:
 def test_training_alone_joins_nobody() -> None:
     row = client_row("a", personal=0.5, local_only=0.5)
     alone = Summary("local", 3, (row,), LEDGER, 0, (), {}, 1.0, 10**9)
-    assert not [line for line in findings(alone) if "joining" in line]
+    assert verdicts(alone) == []
+    assert findings(alone)[0].startswith("chance 25.0 %")
     assert any(line.startswith("personal: the client's own adapter") for line in glossary(alone))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from capfl.report.findings import findings, glossary, in_short
+from capfl.report.findings import findings, glossary, in_short, verdicts
 from capfl.report.summary import ClientRow, GroupRow, Summary, group_rows, pair
 from capfl.report.tables import Table, size, summary_table
 from capfl.types import Entry, Failure, RoundRecord, Tally
@@ -34,7 +34,8 @@ def shown(what: object, width: int = 200) -> list[str]:
 
 
 def words(what: Summary) -> list[str]:
-    return [" ".join(line.split()) for line in shown(summary_table(what, [*findings(what), in_short(what)]))]
+    said = [*verdicts(what), *findings(what), in_short(what)]
+    return [" ".join(line.split()) for line in shown(summary_table(what, said))]
 
 
 def test_one_client() -> None:

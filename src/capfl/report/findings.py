@@ -10,10 +10,14 @@ from capfl.report.summary import MODELS, Z95, Pair, Summary, pair
 from capfl.report.tables import apart, listed, percent, size
 
 
+def verdicts(summary: Summary) -> list[str]:
+    """A sentence for each first metric: did joining pay, and for whom? None where nobody joined."""
+    return [line for metric in summary.leading for line in _verdict(summary, metric)]
+
+
 def findings(summary: Summary) -> list[str]:
-    """What is to be said of this run beside its scores: the verdict, then what was sent, and what is missing."""
-    found = [line for metric in summary.leading for line in _verdict(summary, metric)]
-    found += [line for metric in summary.leading for line in _levels(summary, metric)]
+    """What else is to be said of a run beside its scores: what was sent, and what is missing."""
+    found = [line for metric in summary.leading for line in _levels(summary, metric)]
     up, down = (size(summary.bytes_per_client(direction) / summary.rounds) for direction in ("up", "down"))
     found.append(f"sent for each client and round: {up} up, {down} down")
     if summary.stopped:

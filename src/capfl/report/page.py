@@ -14,7 +14,7 @@ from capfl.errors import printable
 from capfl.files import write_atomically
 from capfl.history import History
 from capfl.report import charts
-from capfl.report.findings import findings, glossary
+from capfl.report.findings import findings, glossary, verdicts
 from capfl.report.summary import MODELS, Summary, read_summary
 from capfl.report.tables import (
     METRICS_TITLE,
@@ -51,6 +51,7 @@ def write_page(path: Path, out: Path) -> Path:
         metrics=others.html() if (others := metrics_table(summary)) else "",
         metrics_title=METRICS_TITLE,
         groups=group_lines(summary),
+        verdicts=verdicts(summary),
         findings=findings(summary),
         glossary=glossary(summary),
         figures=figures(summary, History(path / "rounds.jsonl").read()[0]),
