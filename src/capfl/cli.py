@@ -100,7 +100,7 @@ def plan(
     with errors():
         given = load_given(context, config, sets)
         check_method(given.method)
-        check_base(given.model.path)
+        check_base(given.model.path, weights=False)
 
         from capfl.plan import make_plan
         from capfl.plan.table import plan_tables
@@ -142,14 +142,19 @@ def compare(
 
 @app.command(rich_help_panel=RESULTS)
 def report(
-    run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="of a run that goes on: anew after each round")
+    ] = False,
 ) -> None:
     """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
+    from capfl.report.live import watch as follow
     from capfl.report.page import write_page
 
-    with errors():
-        typer.echo(write_page(run, out or run / "report.html"))
+    place = out or run / "report.html"
+    with errors(go_on="the same command"):
+        typer.echo(follow(run, place, typer.echo) if watch else write_page(run, place))
 
 
 @app.command(name="bytes", rich_help_panel=RESULTS)

