@@ -144,9 +144,7 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="of a run that goes on: anew after each round")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="of a run that goes on: anew after each round")] = False,
 ) -> None:
     """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
     from capfl.report.live import watch as follow

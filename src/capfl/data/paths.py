@@ -25,7 +25,7 @@ def require(path: Path) -> None:
         if not is_saved(path):
             raise DataError(f"{path}: {folder_words(path)}")
     elif not path.exists():
-        raise DataError(f"{path}: no such file{_near(path)}")
+        raise DataError(f"{path}: no such file{near(path)}")
 
 
 def is_saved(folder: Path) -> bool:
@@ -47,8 +47,8 @@ def folder_words(path: Path) -> str:
     return f"{said}, and it has no file of rows in it ({', '.join(SUFFIXES)})"
 
 
-def _near(path: Path) -> str:
-    """Names near one that is not there, or what is there."""
+def near(path: Path) -> str:
+    """What to say of names near one that is not there, or of what is there."""
     folder = path.parent
     if not folder.is_dir():
         there = next((own for own in folder.parents if own.is_dir()), Path())
@@ -57,9 +57,9 @@ def _near(path: Path) -> str:
     for own in sorted(folder.iterdir()):
         if not own.name.startswith("."):
             stems.setdefault(own.name.split(".")[0].lower(), []).append(str(own))
-    near = get_close_matches(path.name.split(".")[0].lower(), list(stems), n=3, cutoff=0.7)
-    if near:
-        return did_you_mean([name for stem in near for name in stems[stem]][:3])
+    alike = get_close_matches(path.name.split(".")[0].lower(), list(stems), n=3, cutoff=0.7)
+    if alike:
+        return did_you_mean([name for stem in alike for name in stems[stem]][:3])
     rows = _rows_in(folder)
     has = f"has {', '.join(own.name for own in rows[:SHOWN])}" if rows else "has no file of rows"
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""

@@ -187,8 +187,9 @@ def _named(task: str) -> Iterator[None]:
                 "that transformers reads without it (often a name that ends in -hf), or update transformers, which "
                 "may have the architecture by now"
             ) from error
+        built_in = "This very model is built in: --model smollm2. " if "SmolLM2-135M-Instruct" in task else ""
         raise ModelError(
-            f"model.path: cannot {task}: {first}\n"
+            f"model.path: cannot {task}: {first}\n{built_in}"
             "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
         ) from error
 

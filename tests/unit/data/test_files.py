@@ -262,6 +262,9 @@ def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"a/b train: cannot be loaded from the Hub .*check the name, the network and"):
         load_items(DataConfig(sets=("a/b",)), 0)
     (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "north.jsonl").write_bytes(lines(ROWS))
+    with pytest.raises(DataError, match=r"a/nort train: .*, or, if it is to be a file here; did you mean a/north"):
+        load_items(DataConfig(sets=("a/nort",)), 0)
     (tmp_path / "a" / "b").write_bytes(lines(ROWS))  # what is here is not looked for elsewhere
     assert len(load_items(DataConfig(sets=("a/b",)), 0)) == 3
     (tmp_path / "north").write_bytes(lines(ROWS))
