@@ -140,7 +140,7 @@ def encode_all(
             examples.append(made)
         except DataError as error:
             place = prompt.place or f"item {number}"
-            faults.append((place, str(error)))
+            faults.append((place, f"{prompt.answers[prompt.right].strip()[:40]!r}: {error}"))
     if faults:
         raise DataError("\n".join([f"{len(faults)} of {len(prompts)} items cannot be used:", *counted(faults)]))
     return examples
