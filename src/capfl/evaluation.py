@@ -17,7 +17,7 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.round import Talk
 from capfl.samples import OF_MAIN
-from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, ServerState
+from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, Score, ServerState
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,17 @@ def evaluate(
         of_local, local_talk = finished["local"].evaluations(config, callback)
         failures = [*failures, *local_talk.failures]
     if main.agreement.method.pooled and federation is not None:
-        evaluations = {client: _of_member(client, federation, main) for client in federation.clients}
-    central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
+        evaluations = _of_members(federation, main)
+    central: dict[ClientId, dict[str, Score]] = {}
+    if federation and "centralised" in finished:
+        central = federation.tested({"global": finished["centralised"].state.everybody.adapter}, list(evaluations))
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
         if client in of_local:
             scores["local_only"] = of_local[client].scores["personal"]
-        if federation and central:
-            scores["centralised"] = federation.evaluate(client, {"global": central})["global"]
+        if client in central:
+            scores["centralised"] = central[client]["global"]
         return ClientRow(
             id=client,
             n_train=own.n_train,
@@ -105,15 +107,18 @@ def evaluate(
     )
 
 
-def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
-    """What a client would say of a model that was trained on everybody's data."""
+def _of_members(federation: Federation, pooled: Finished) -> dict[ClientId, Evaluation]:
+    """What each client would say of a model that was trained on everybody's data."""
     initial, trained = pooled.agreement.initial, pooled.state.everybody
     adapters: dict[str, Adapter] = {"base": initial, "global": trained.adapter | trained.known}
-    return Evaluation(
-        round=pooled.state.round + 1,
-        client=client,
-        n_train=len(federation.splits[client].train),
-        test=federation.held_out(client),
-        scores=federation.evaluate(client, adapters),
-        ranks=algebra.ranks(initial),
-    )
+    return {
+        client: Evaluation(
+            round=pooled.state.round + 1,
+            client=client,
+            n_train=len(federation.splits[client].train),
+            test=federation.held_out(client),
+            scores=scores,
+            ranks=algebra.ranks(initial),
+        )
+        for client, scores in federation.tested(adapters, federation.clients).items()
+    }

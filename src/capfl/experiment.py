@@ -26,7 +26,7 @@ from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
 from capfl.methods.robust import robust
-from capfl.model.base import load_base
+from capfl.model.base import load_base, pick_device
 from capfl.model.card import Card, card_of
 from capfl.model.export import save_adapter
 from capfl.model.features import lengths
@@ -45,9 +45,10 @@ from capfl.site import run_digest
 from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
+from capfl.workers import Workers, check_workers
 
-Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement], Exchange]
-"""Makes the exchange with clients in this process, from (trainer of a client, states of all, agreement)."""
+Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement, Workers], Exchange]
+"""Makes the exchange with clients on this machine: (trainer of a client, states of all, agreement, who works)."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,13 @@ class _Run:
         """Data, model, rounds, results. Nothing is written before data and model are known to be right."""
         began = time.monotonic()
         config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
-        torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        workers = Workers(config.runtime.workers)
+        torch.set_num_threads(config.runtime.threads or (1 if workers.number > 1 else torch.get_num_threads()))
         if not isinstance(engine, Remote):  # sites see to their own
             metrics.require(config.evaluation.metrics)
+            check_workers(workers.number, pick_device(config.model.device).type)
+        elif workers.number > 1:
+            raise ConfigError("runtime.workers: clients elsewhere work on their own machines; leave it out")
         with ExitStack() as stack:
             if not fresh:
                 stack.enter_context(locked(path))
@@ -184,10 +189,8 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
-            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
-            federation = (
-                Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
-            )
+            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
+            federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead
             finished: dict[str, Finished] = {}
@@ -200,7 +203,7 @@ class _Run:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
                     samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
-                    exchange = _simulated(engine, agreement, federation, place, vault, keep, samples)
+                    exchange = _simulated(engine, workers, agreement, federation, place, vault, keep, samples)
                 rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
                 finished[name] = run_method(
                     agreement, participants, exchange, federation, config, place, callback, rounds
@@ -213,7 +216,7 @@ class _Run:
             summary = replace(summary, stopped=why_stopped(main.records, config))
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
-            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
+            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
             self.folder.write_json("summary.json", summary.to_json())
         callback.on_end(summary)
         return summary, path
@@ -326,6 +329,7 @@ class _Run:
 
 def _simulated(
     engine: Engine,
+    workers: Workers,
     agreement: Agreement,
     federation: Federation,
     folder: RunFolder,
@@ -345,4 +349,4 @@ def _simulated(
         return federation.trainer(client, agreement.method, own, samples(client))
 
     store = folder.clients(StateReader(agreement.method, agreement.initial), vault)
-    return engine(trainer, store, agreement)
+    return engine(trainer, store, agreement, workers)

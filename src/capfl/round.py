@@ -41,8 +41,12 @@ def run_round(
     exchange: Exchange,
     config: FederationConfig,
     seed: int,
+    trained: Callable[[ClientId, float], None] = lambda client, loss: None,
 ) -> tuple[ServerState, RoundRecord]:
     """Sample clients, send, wait, receive, aggregate. The state that comes in is not changed.
+
+    Args:
+        trained: is told of every client's mean training loss, as its update comes.
 
     Raises:
         ClientError: a client failed and the policy is to stop, or no client answered.
@@ -65,6 +69,7 @@ def run_round(
             if update is None:
                 continue
             aggregation.add(update)
+            trained(client, update.loss)
             record.losses[client], record.steps[client] = update.loss, update.steps
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
             if kept is not None:

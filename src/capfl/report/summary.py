@@ -156,7 +156,7 @@ class Summary:
     evaluation_failures: tuple[Failure, ...]  # of the last messages; a client that did not answer has no row
     cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
     seconds: float
-    peak_memory: int  # bytes; of the process, its clients too where they are in it; since it began or was resumed
+    peak_memory: int  # bytes; of the process or its largest worker; clients elsewhere are not in it; since the start
     epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
     delta: float | None = None
     groups: tuple[GroupRow, ...] = ()
