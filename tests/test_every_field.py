@@ -155,6 +155,7 @@ CHANGES = DEALT | {
     "runtime.cache_dir": Change(at("shared"), "shared"),
     "runtime.state_key": Change(lambda files: f"file:{files / 'key'}", "clients"),
     "runtime.threads": Change(2, "threads"),
+    "runtime.workers": Change(2, "widest"),  # of the batches of this process
     "runtime.own_metrics": Change(["os.path:join"], "allowed"),
 }
 

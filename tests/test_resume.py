@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,36 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     monkeypatch.undo()
     resume(runs, serial)
     assert everything(runs) == everything(finished)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_two_workers_come_to_the_bits_of_one_process_also_when_killed(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups with several clients in a turn, validations, the end, and a reference that is scored for everybody."""
+    settings: dict[str, object] = SETTINGS | {
+        "federation__fraction": 1.0, "federation__rounds": 2, "data__sites": 4, "data__items": 20, "train__steps": 1,
+        "evaluation__references": ["centralised"],
+    }  # fmt: skip
+    tiny_run(runs / "one", **settings)
+    real, here, writes = os.replace, os.getpid(), iter(range(9))
+
+    def dying(source: str, target: str) -> None:
+        if os.getpid() != here and str(target).endswith(".000002") and next(writes) == 1:
+            raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(Killed):
+        tiny_run(runs / "two", runtime__workers=2, **settings)
+    monkeypatch.undo()
+    assert len(RunFolder(runs / "two").rounds()) == 1
+    resume(runs / "two", serial)
+    one, two = everything(runs / "one"), everything(runs / "two")
+    assert two.pop("config.toml") == one.pop("config.toml").replace(b"workers = 1", b"workers = 2")  # type: ignore[attr-defined]
+    assert two == one
+    caches = [RunFolder(runs / name).read_json("summary.json")["cache"] for name in ("one", "two")]
+    assert caches[1]["bytes"] == caches[0]["bytes"] > 0
 
 
 def test_a_finished_run_resumes_to_the_same_summary(runs: Path, finished: Path) -> None:
