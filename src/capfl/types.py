@@ -215,6 +215,7 @@ class Group:
     adapter: Adapter  # what the server has aggregated
     known: Adapter  # the newest version of it that clients are sent: with error feedback, not all has come down yet
     log: tuple[bytes, ...] = ()  # the last messages that lead from one version to the next, the newest last
+    idle: int = 0  # versions after these in which nothing has changed: of each there is a message that says so
     since: int = 0  # the last round before the group was formed
 
 
