@@ -218,7 +218,7 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
         "allowed": allowed(config),
         "widest": max(widest),
         "recomputed": bool(recomputed),
-        "state": tensors((out / "state" / "server").read_bytes()),
+        "state": [tensors(blob) for blob in (contents(out, "state/server") | contents(out, "state/groups/*")).values()],
         "clients": contents(out, "state/clients/**/*"),
         "references": sorted(path.name for path in out.glob("references/*")),
         "adapters": contents(out, "adapters/**/*.safetensors"),
