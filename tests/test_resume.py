@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from capfl.checkpoint import RunFolder
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError
 from capfl.experiment import resume
+from capfl.report.progress import Callback
 from support import Killed, killing, tiny_run
 
 SETTINGS: dict[str, object] = {
@@ -89,12 +91,23 @@ def test_two_workers_come_to_the_bits_of_one_process_also_when_killed(
     assert caches[1]["bytes"] == caches[0]["bytes"] > 0
 
 
-def test_a_finished_run_resumes_to_the_same_summary(runs: Path, finished: Path) -> None:
+class NoEvaluation(Callback):
+    def on_evaluation(self, clients: int) -> None:
+        raise AssertionError("clients were asked again")
+
+
+def test_a_finished_run_resumes_to_the_same_summary_and_asks_nobody(runs: Path, finished: Path) -> None:
     shutil.copytree(finished, runs)
+    before = everything(runs)
+    summary, _ = resume(runs, serial, NoEvaluation())
+    assert everything(runs) == before
+    assert json.loads(json.dumps(summary.to_json())) == RunFolder(finished).read_json("summary.json")
+    text = (runs / "summary.json").read_text()
+    (runs / "summary.json").write_text(text[:-9])  # damaged
+    with pytest.raises(AssertionError, match="asked again"):
+        resume(runs, serial, NoEvaluation())
     resume(runs, serial)
-    assert everything(runs) == everything(finished) | {
-        "config.toml": everything(runs)["config.toml"]  # which names the folder that it was
-    }
+    assert everything(runs) == before
 
 
 # -- what has been changed --------------------------------------------------------------------------------------

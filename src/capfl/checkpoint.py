@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
 from capfl.errors import CheckpointError
-from capfl.files import read_json, write_atomically
+from capfl.files import json_text, read_json, write_atomically
 from capfl.history import History, chained, line_of
 from capfl.methods import Method
 from capfl.packing import DIGEST, pack, unpack
@@ -220,7 +219,8 @@ class RunFolder:
         self.history = History(path / "rounds.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
-        write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+        """``value`` may have iterators in the place of lists. Raises CheckpointError: it cannot be written."""
+        write_atomically(self.path / name, (piece.encode() for piece in chain(json_text(value), ["\n"])))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises CheckpointError: there is no such file, or it holds no JSON object."""

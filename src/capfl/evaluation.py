@@ -57,9 +57,9 @@ def evaluate(
     name, main = next(iter(finished.items()))
     evaluations, talk = main.evaluations(config, callback)
     ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
-    sent: Counter[tuple[ClientId, str]] = Counter()
+    sent: dict[str, Counter[ClientId]] = {"up": Counter(), "down": Counter()}
     for entry in ledger:
-        sent[entry.client, entry.direction] += entry.bytes
+        sent[entry.direction][entry.client] += entry.bytes
     failures: list[Failure] = talk.failures
     of_local: dict[ClientId, Evaluation] = evaluations if name == "local" else {}
     if "local" in finished and name != "local":
@@ -70,6 +70,8 @@ def evaluate(
     central: dict[ClientId, dict[str, Score]] = {}
     if federation and "centralised" in finished:
         central = federation.tested({"global": finished["centralised"].state.everybody.adapter}, list(evaluations))
+
+    ranks: dict[tuple[int, ...], Mapping[str, int]] = {}  # those of many clients are the same
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
@@ -82,14 +84,14 @@ def evaluate(
             n_train=own.n_train,
             n_test=own.test.number,
             metrics=of_task(main.agreement.metrics, own.test.task),
-            scores={model: dict(score.metrics) for model, score in scores.items()},
+            scores={model: score.metrics for model, score in scores.items()},
             rank=fmean(own.ranks.values()),
-            ranks=dict(own.ranks),
+            ranks=ranks.setdefault(tuple(own.ranks.values()), own.ranks),
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
-            bytes_up=sent[client, "up"],
-            bytes_down=sent[client, "down"],
+            bytes_up=sent["up"][client],
+            bytes_down=sent["down"][client],
         )
 
     rows = tuple(row(client, own) for client, own in sorted(evaluations.items()))

@@ -34,7 +34,7 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
-from capfl.report.summary import Summary
+from capfl.report.summary import Summary, members_of, read_summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
@@ -211,13 +211,16 @@ class _Run:
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
+            if not fresh and (summary := self._summary(main)):
+                callback.on_end(summary)
+                return summary, path
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             summary = replace(summary, stopped=why_stopped(main.records, config))
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
-            self.folder.write_json("summary.json", summary.to_json())
+            self.folder.write_json("summary.json", summary.to_json(iter))
         callback.on_end(summary)
         return summary, path
 
@@ -257,12 +260,22 @@ class _Run:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
+        members = members_of(main.state.group_of) | {EVERYBODY: tuple(main.participants)}
         for name, group in main.state.groups.items():
-            members = [client for client, own in main.state.group_of.items() if own == name]
-            members = list(main.participants) if name == EVERYBODY else members
             place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
-            card = self._card(model, federation, members, name)
+            card = self._card(model, federation, members.get(name, ()), name)
             save_adapter(group.adapter | group.known, model.peft_config(), place, card)
+
+    def _summary(self, main: Finished) -> Summary | None:
+        """That of the run if it was finished before; None: it was not, or what it has written does not agree."""
+        if not (self.folder.path / "summary.json").is_file():
+            return None
+        try:
+            summary = read_summary(self.folder.path)
+        except CheckpointError as error:
+            self.callback.on_note(f"what came of this run is found and written anew: {error}")
+            return None
+        return summary if summary.rounds == main.state.round else None
 
     def _keep(self, federation: Federation, finished: Mapping[str, Finished], client: ClientId, own: Adapter) -> None:
         """Save the adapter that a client has in the end."""

@@ -87,7 +87,7 @@ def run_round(
         clients=tuple(sorted(record.losses)),
         failures=(*met.failures, *talk.failures),
         ledger=(*met.ledger, *talk.ledger),
-        groups=dict(new_state.group_of),
+        groups=new_state.group_of,
         capped=aggregation.capped,
         norms=talk.norms,
         seconds=time.monotonic() - began,
