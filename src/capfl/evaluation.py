@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from capfl import adapter as algebra
@@ -38,7 +38,16 @@ class Finished:
         """
         talk = Talk("evaluate", self.state, self.agreement, self.exchange, config)
         callback.on_evaluation(len(self.participants))
-        answers = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
+        ranks: dict[tuple[int, ...], Mapping[str, int]] = {}
+
+        def read(
+            reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
+        ) -> tuple[Evaluation, dict[str, int]]:
+            said, parts = server.read_evaluation(reply, client, state, agreement)
+            shared = ranks.setdefault(tuple(said.ranks.values()), said.ranks)  # many clients have the same
+            return replace(said, client=client, ranks=shared), parts
+
+        answers = talk.ask(self.participants, read, callback.on_evaluated)
         return {evaluation.client: evaluation for evaluation in answers}, talk
 
 
@@ -71,8 +80,6 @@ def evaluate(
     if federation and "centralised" in finished:
         central = federation.tested({"global": finished["centralised"].state.everybody.adapter}, list(evaluations))
 
-    ranks: dict[tuple[int, ...], Mapping[str, int]] = {}  # those of many clients are the same
-
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
         if client in of_local:
@@ -86,7 +93,7 @@ def evaluate(
             metrics=of_task(main.agreement.metrics, own.test.task),
             scores={model: score.metrics for model, score in scores.items()},
             rank=fmean(own.ranks.values()),
-            ranks=ranks.setdefault(tuple(own.ranks.values()), own.ranks),
+            ranks=own.ranks,
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,

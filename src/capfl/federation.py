@@ -239,9 +239,7 @@ class Federation:
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
-        if client not in self._held_out:  # its trainer is made anew for every visit
-            self._held_out[client] = self._count_held_out(client)
-        return self._held_out[client]
+        return _kept(self._held_out, client, lambda: self._count_held_out(client))  # trainers are made for each visit
 
     def _count_held_out(self, client: ClientId) -> HeldOut:
         test = [self.items[i] for i in self._indices(client, "test")]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
@@ -160,6 +160,7 @@ class Talk:
     failures: list[Failure] = field(default_factory=list)
     norms: dict[ClientId, float] = field(default_factory=dict)
     _entries: list[Entry] = field(default_factory=list)
+    _parts: dict[str, Mapping[str, int]] = field(default_factory=dict)  # of the last message in each direction
     _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
@@ -180,7 +181,7 @@ class Talk:
             message = server.ask_for_introduction(self.state, client, self.agreement)
         else:
             message = server.request(self.state, client, self.agreement, again)
-        self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
+        self._enter(client, "down", len(message.blob), message.parts)
         return message.blob
 
     def read(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | None:
@@ -257,10 +258,15 @@ class Talk:
             if isinstance(reply, Update):
                 self.norms[client] = door.admit(reply, self.state, self.agreement)
         except WireError as error:
-            self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
+            self._enter(client, "up", len(answer), {"unreadable": len(answer)})
             return Failure(client, "decode", printable(str(error)), error.code)
-        self._entries.append(Entry(self.round, client, "up", len(answer), parts))
+        self._enter(client, "up", len(answer), parts)
         return reply
+
+    def _enter(self, client: ClientId, direction: Literal["up", "down"], n: int, parts: Mapping[str, int]) -> None:
+        if self._parts.get(direction) != parts:  # those of thousands of like messages are in memory once
+            self._parts[direction] = parts
+        self._entries.append(Entry(self.round, client, direction, n, self._parts[direction]))
 
 
 def validation_of(scores: Sequence[Score]) -> dict[str, Any]:

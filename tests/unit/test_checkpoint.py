@@ -399,13 +399,14 @@ def test_what_a_killed_process_has_left_of_groups_is_swept(three: RunFolder) -> 
         (lambda path: path.write_bytes(pack(ClientState("a"))), "its digest is not its name"),
     ],
 )
-def test_a_damaged_file_of_a_group_is_an_error(
-    damage: Callable[[Path], object], said: str, three: RunFolder
-) -> None:
+def test_a_damaged_file_of_a_group_is_an_error(damage: Callable[[Path], object], said: str, three: RunFolder) -> None:
     (path,) = (three.path / "state" / "groups").iterdir()
     damage(path)
     for look in (three.resumed, RunFolder(three.path).state):
-        with pytest.raises(CheckpointError, match=rf"state/groups/{path.name}: (the file is damaged: )?{said}; restore it from a copy, or"):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"state/groups/{path.name}: (the file is damaged: )?{said}; restore it from a copy, or",
+        ):
             look(READER)
 
 

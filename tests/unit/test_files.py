@@ -72,7 +72,14 @@ def test_who_is_reading_a_file_goes_on_reading_what_it_was(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "value",
-    [{}, [], {"a": {}, "b": []}, {"ü\n": [1, {"x": [None, 2.5, True]}, "line\nend"], "b": {"c": {"d": [[]]}}}, "text", 7],
+    [
+        {},
+        [],
+        {"a": {}, "b": []},
+        {"ü\n": [1, {"x": [None, 2.5, True]}, "line\nend"], "b": {"c": {"d": [[]]}}},
+        "text",
+        7,
+    ],
 )
 def test_json_comes_in_pieces_as_it_comes_as_a_whole(value: object) -> None:
     def lazily(one: object) -> object:

@@ -147,9 +147,7 @@ class HiddenCache:
         return self._known[1]
 
 
-def open_cache(
-    config: RuntimeConfig, folder: Path, vault: Vault, counts: Counter[str] | None = None
-) -> HiddenCache:
+def open_cache(config: RuntimeConfig, folder: Path, vault: Vault, counts: Counter[str] | None = None) -> HiddenCache:
     """The cache that a config asks for.
 
     Args:

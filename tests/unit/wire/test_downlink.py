@@ -22,11 +22,11 @@ from capfl.wire import (
     down_codec,
     encode_broadcast,
     is_relayed,
+    nothing,
     receive,
     relay,
     relayed,
     schema_hash,
-    nothing,
     with_version,
 )
 from capfl.wire.sections import parts
