@@ -142,9 +142,9 @@ class _Stored:
 class ServerStore:
     """The server's state: a file ``server``, and in ``groups`` a file for each adapter that groups have.
 
-    These files are named after the digest of their content, and are written once: a group in which nobody has trained
-    costs a line of ``server``, and groups that have begun with the adapter of everybody share its file until they train.
-    ``server`` is replaced when all that it names is there, and what it names no more goes after that.
+    These files are named after the digest of their content and written once: a group in which nobody has trained costs
+    a line of ``server``, and groups that begin with the adapter of everybody share its file until they train.
+    ``server`` is replaced when all that it names is there, and what it no longer names is removed after that.
     """
 
     def __init__(self, folder: Path) -> None:

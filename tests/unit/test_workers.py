@@ -67,10 +67,9 @@ def test_what_work_raises_ends_it(number: int, error: BaseException) -> None:
             raise error
         return client
 
-    handed_on = []
+    handed_on: list[str] = []
     with pytest.raises(type(error), match="of c"):
-        for client, _ in Workers(number).each(work, CLIENTS, str):
-            handed_on.append(client)
+        handed_on.extend(client for client, _ in Workers(number).each(work, CLIENTS, str))
     assert handed_on == CLIENTS[: len(handed_on)]
     assert "c" not in handed_on
 
@@ -135,7 +134,7 @@ def test_workers_end_with_the_process_that_started_them(how: signal.Signals, tmp
 
     process = multiprocessing.get_context("fork").Process(target=begin)
     process.start()
-    until(lambda: [path.read_text() for path in tmp_path.iterdir() if path.read_text()].__len__() == 2)
+    until(lambda: len([path for path in tmp_path.iterdir() if path.read_text()]) == 2)
     pids = [int(path.read_text()) for path in tmp_path.iterdir()]
     assert process.pid is not None
     (os.killpg if how is signal.SIGINT else os.kill)(process.pid, how)

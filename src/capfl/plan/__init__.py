@@ -48,8 +48,8 @@ class Plan:
         memory_per_worker: bytes of it that each worker has of its own; None: there is one process.
         memory_row_tokens: tokens of a row that ``memory`` reckons with.
         activations: bytes of them in ``memory``, by tokens of a row, were rows so long.
-        seconds: by what they are spent on, one client after the other on this machine, without workers; None if it is not known, and
-            then ``seconds_reason`` says why.
+        seconds: by what they are spent on, one client after the other on this machine, whatever ``runtime.workers``;
+            None if it is not known, and then ``seconds_reason`` says why.
         round_seconds: of the training of a round, where every client has a machine like this: as many times the
             longest visit as there are turns.
         remarks: what is not adapted, although it could be thought to be.
