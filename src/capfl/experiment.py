@@ -190,6 +190,7 @@ class _Run:
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
+            stack.enter_context(workers)  # nobody writes to the cache when it is removed
             federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -38,7 +38,7 @@ AHEAD = 2  # clients for each worker that are asked for or wait to be handed on:
 
 
 class Workers:
-    """Who does the work.
+    """Who does the work. As a context manager it leaves no worker, whatever has become of those who asked.
 
     Attributes:
         number: 1: this process does it itself. More: so many forks of it.
@@ -48,6 +48,15 @@ class Workers:
     def __init__(self, number: int = 1) -> None:
         self.number = number
         self.counts: Counter[str] = Counter()
+        self._crews: list[list[_Worker]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for crew in self._crews:
+            for worker in crew:
+                worker.stop()
 
     def each(
         self, work: Work[Given, Result], clients: Sequence[str], given: Callable[[str], Given]
@@ -67,6 +76,7 @@ class Workers:
         done: dict[str, Result | WorkerError] = {}
         waiting, handed_on = list(reversed(clients)), 0
         crew: list[_Worker] = []
+        self._crews.append(crew)
         try:
             while handed_on < len(clients):
                 begun = len(clients) - len(waiting)
@@ -91,6 +101,7 @@ class Workers:
         finally:
             for worker in crew:
                 worker.stop()
+            self._crews = [other for other in self._crews if other is not crew]
 
     def all(self, work: Callable[[str], Result], clients: Sequence[str]) -> list[Result]:
         """The result for each client. Raises WorkerError: a worker died; and what ``work`` raises."""

@@ -116,6 +116,11 @@ def test_who_wants_no_more_leaves_no_worker() -> None:
     next(results)
     assert len(multiprocessing.active_children()) == 2
     results.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
+    with Workers(2) as workers:
+        kept = workers.each(lambda client, _: time.sleep(0 if client == "a" else 60), CLIENTS, str)
+        next(kept)
+    assert multiprocessing.active_children() == []  # although ``kept`` could go on
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
