@@ -155,6 +155,7 @@ CHANGES = DEALT | {
     "runtime.cache_dir": Change(at("shared"), "shared"),
     "runtime.state_key": Change(lambda files: f"file:{files / 'key'}", "clients"),
     "runtime.threads": Change(2, "threads"),
+    "runtime.workers": Change(2, "widest"),  # of the batches of this process
     "runtime.own_metrics": Change(["os.path:join"], "allowed"),
 }
 
@@ -217,7 +218,7 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
         "allowed": allowed(config),
         "widest": max(widest),
         "recomputed": bool(recomputed),
-        "state": tensors((out / "state" / "server").read_bytes()),
+        "state": [tensors(blob) for blob in (contents(out, "state/server") | contents(out, "state/groups/*")).values()],
         "clients": contents(out, "state/clients/**/*"),
         "references": sorted(path.name for path in out.glob("references/*")),
         "adapters": contents(out, "adapters/**/*.safetensors"),

@@ -28,6 +28,7 @@ from capfl.roles.client import LocalTrainer
 from capfl.round import sample_size
 from capfl.samples import Samples
 from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
+from capfl.workers import Workers
 
 KEPT = 256  # clients whose rows are kept as the model takes them; those of others are made anew for each visit
 SAMPLES = 5  # of a client's written answers, that are kept
@@ -74,7 +75,7 @@ class Federation:
     """All clients of a run, with one model between them.
 
     Args:
-        trained: is told of every client's mean training loss.
+        workers: who scores clients that nobody asks.
         examples: the items as ``tokenised`` gives them, if that has been done.
 
     Raises:
@@ -88,12 +89,12 @@ class Federation:
         splits: dict[ClientId, Split],
         model: AdaptedModel,
         cache: HiddenCache,
-        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+        workers: Workers | None = None,
         examples: Sequence[Example] | None = None,
     ) -> None:
         self.config, self.items, self.splits, self.model, self.cache = config, items, splits, model, cache
         self.clients = sorted(splits)
-        self._trained = trained
+        self._workers = workers or Workers()
         self._examples = tokenised(items, config.data, model) if examples is None else examples
         self._rows: dict[ClientId, Rows] = {}
         self._held_out: dict[ClientId, HeldOut] = {}
@@ -130,7 +131,6 @@ class Federation:
                     penalty=penalty,
                 )  # fmt: skip
             self.cache.end_visit()
-            self._trained(client, sum(result.losses) / len(result.losses))
             return result
 
         def described() -> Description:
@@ -199,14 +199,21 @@ class Federation:
 
     def validate(self, state: ServerState) -> list[Score]:
         """What each client's validation items say of the adapter that it would be sent; nobody is asked for it."""
-        groups = ((client, state.group(client)) for client in self.clients)
-        return [self.score(client, "validation", group.adapter | group.known) for client, group in groups]
+
+        def of(client: ClientId) -> Score:
+            group = state.group(client)
+            return self.score(client, "validation", group.adapter | group.known)
+
+        return self._workers.all(of, self.clients)
+
+    def tested(self, adapters: Mapping[str, Adapter], clients: Sequence[ClientId]) -> dict[ClientId, dict[str, Score]]:
+        """What ``evaluate`` gives for each client, of adapters that are the same for all."""
+        scores = self._workers.all(lambda client: self.evaluate(client, adapters), clients)
+        return dict(zip(clients, scores, strict=True))
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
-        if client not in self._held_out:  # its trainer is made anew for every visit
-            self._held_out[client] = self._count_held_out(client)
-        return self._held_out[client]
+        return _kept(self._held_out, client, lambda: self._count_held_out(client))  # trainers are made for each visit
 
     def _count_held_out(self, client: ClientId) -> HeldOut:
         test = [self.items[i] for i in self._indices(client, "test")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -65,7 +64,6 @@ class Site:
         client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
         path: its own file, where that is not where ``data.sets`` says.
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
-        trained: told of every visit's mean training loss.
 
     Raises:
         ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
@@ -82,10 +80,11 @@ class Site:
         folder: Path,
         path: Path | None = None,
         dealt: tuple[list[Item], Split] | None = None,
-        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
     ) -> None:
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
+        if config.runtime.workers > 1:
+            raise ConfigError("runtime.workers: a site has one client, which one process works for; leave it out")
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
@@ -102,7 +101,7 @@ class Site:
         self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
         examples = tokenised(items, config.data, model)
         self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
-        self._federation = Federation(config, items, splits, model, self._cache, trained, examples)
+        self._federation = Federation(config, items, splits, model, self._cache, examples=examples)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer
 from capfl.types import Adapter, ClientState, Failure, Trained
 from capfl.wire import decode_update
+from capfl.workers import Workers
 
 START = {"m.A": torch.tensor([[1.0]]), "m.B": torch.tensor([[2.0]])}
 AGREED = Agreement(build(MethodConfig(name="local")), CodecConfig(values="fp32"), START)  # clients remember something
@@ -31,6 +36,8 @@ def trainer(client: str) -> LocalTrainer:
             raise TrainingError("the loss is nan")
         if client == "bug":
             raise ValueError
+        if client == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return Trained({name: t + 1 for name, t in start.items()}, (1.0, 3.0))
 
     if client == "interrupted":
@@ -45,6 +52,10 @@ def store(tmp_path: Path) -> ClientStore:
 
 def asked(client: str) -> bytes:
     return server.request(STATE, client, AGREED).blob
+
+
+def asked_in_round_3(client: str) -> bytes:
+    return server.request(replace(STATE, round=2), client, AGREED).blob
 
 
 def test_clients_work_in_order_when_their_replies_are_asked_for_and_their_states_are_saved(store: ClientStore) -> None:
@@ -87,13 +98,34 @@ def test_an_error_is_a_failure_of_its_client_and_its_traceback_is_logged(
     assert "raise ValueError" in caplog.text
 
 
-def test_an_interruption_is_nobodys_failure(store: ClientStore) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_what_becomes_of_clients_is_the_same_with_workers_and_one_that_dies_is_a_failure(store: ClientStore) -> None:
+    clients = ["a", "b", "bug", "c", "killed"]
+    for name in clients:
+        store.save(ClientState(name, 4, adapter=START), 1)
+    one = serial(trainer, store, AGREED)("train", 2, clients[:-1], asked)
+    two = serial(trainer, store, AGREED, Workers(2))("train", 3, clients, asked_in_round_3)
+    replies, parallel = dict(one), dict(two)
+    assert list(parallel) == clients
+    killed = parallel.pop("killed")
+    assert isinstance(killed, Failure)
+    assert (killed.stage, killed.code) == ("train", "internal")
+    assert killed.reason.startswith("its worker was killed by SIGKILL")
+    assert {name: reply for name, reply in parallel.items() if isinstance(reply, Failure)} == {
+        name: reply for name, reply in replies.items() if isinstance(reply, Failure)
+    }
+    assert [store.load(name, before=4).steps for name in clients] == [8, 4, 4, 8, 4]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interruption_is_nobodys_failure(number: int, store: ClientStore) -> None:
     with pytest.raises(KeyboardInterrupt):
-        list(serial(trainer, store, AGREED)("train", 1, ["interrupted"], asked))
+        list(serial(trainer, store, AGREED, Workers(number))("train", 1, ["interrupted"], asked))
 
 
+@pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("when", ["load", "save"])
-def test_an_error_of_the_runs_disk_is_not_the_clients_failure(when: str, store: ClientStore) -> None:
+def test_an_error_of_the_runs_disk_is_not_the_clients_failure(when: str, number: int, store: ClientStore) -> None:
     store.save(ClientState("a", 1, adapter=START), 1)
     place = store.folder / "a"
     if when == "load":
@@ -102,7 +134,7 @@ def test_an_error_of_the_runs_disk_is_not_the_clients_failure(when: str, store: 
         place.rename(store.folder / "elsewhere")
         place.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError):
-        list(serial(trainer, store, AGREED)("train", 2, ["a"], asked))
+        list(serial(trainer, store, AGREED, Workers(number))("train", 2, ["a"], asked))
 
 
 def test_every_error_has_a_code_and_every_code_a_sentence() -> None:

@@ -283,11 +283,22 @@ class RuntimeConfig(Section):
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
-    threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+    threads: Positive | None = Field(
+        None, description="CPU threads of torch; by default all cores, or one for each of several workers"
+    )
+    workers: Positive = Field(
+        1, description="processes that train and score clients at the same time and share one base; Linux and CPU only"
+    )
     own_metrics: tuple[str, ...] = Field(
         (),
         description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
     )
+
+    @model_validator(mode="after")
+    def _shares_what_it_caches(self) -> Self:
+        if self.workers > 1 and self.cache == "memory":
+            raise ValueError("workers share hidden states on disk; set cache to disk, or to off")
+        return self
 
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -18,6 +18,7 @@ With P the elements of the adapter, in bytes, on host and device together::
                  differences are kept while they are shorter than the adapter
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
+    workers      with several, WORKER for each of them, beside training, activations and client for each
 
 ``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
 element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
@@ -50,6 +51,13 @@ from capfl.report.tables import size
 from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WORKER = 32 * 2**20  # bytes of its own that a fork has once it has worked; 28 MiB were measured
+EACH = (
+    "training",
+    "activations",
+    "client",
+    "workers",
+)  # what every worker has of its own, of the parts of the estimate
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
 ON_DEVICE = ("base", "training", "activations")  # what is on an accelerator, of the parts of the estimate
@@ -91,17 +99,24 @@ def estimate(
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
         cached = min(cached, rows * length * hidden * element)
+    n = config.runtime.workers
     found = {
         "base": _base(module, layers, config, element),
-        "training": 4 * adapter,
-        "activations": max(training, scoring, below, writing),
+        "training": n * 4 * adapter,
+        "activations": n * max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
-        "client": (4 if lossy else 2) * adapter,
+        "client": n * (4 if lossy else 2) * adapter,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
+        "workers": n * WORKER if n > 1 else 0,
     }
     return found | {"total": sum(found.values())}
+
+
+def of_a_worker(found: Mapping[str, int], workers: int) -> int | None:
+    """Bytes that each of several workers has of its own, of what ``estimate`` gives; None: there is one process."""
+    return sum(found[name] for name in EACH) // workers if workers > 1 else None
 
 
 def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
@@ -166,7 +181,7 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
     """Does a run fit into memory, and if not, with which settings does it?
 
     Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
-    no result; checkpointing, which takes time; and last a base in half precision.
+    no result; checkpointing and fewer workers, which take time; and last a base in half precision.
 
     Args:
         estimated: what ``estimate`` gives for a config.
@@ -194,9 +209,10 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
 
 def _settings(config: Config) -> Iterator[dict[str, object]]:
     """No change, and then every change that takes less memory, those that cost least first."""
-    model, train, evaluation = config.model, config.train, config.evaluation
+    model, train, evaluation, workers = config.model, config.train, config.evaluation, config.runtime.workers
     choices: dict[str, list[object]] = {
         "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
+        "runtime.workers": [workers // 2**n for n in range(9) if workers >= 2**n],
         "train.checkpointing": [False, True] if not train.checkpointing else [True],
         "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
         "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
