@@ -33,7 +33,9 @@ class ModelConfig(Section):
     path: str = Field("smollm2", description="the base model: `smollm2`, `tiny`, a Hub name or a folder")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the base model runs")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the base model")
-    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="bitsandbytes base, CUDA only")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="bits of the base's linear layers, by bitsandbytes"
+    )
 
 
 class LoraConfig(Section):
@@ -283,7 +285,15 @@ class RuntimeConfig(Section):
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
+    compile: bool = Field(
+        False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
+    )
     threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+    clients_per_pass: Positive = Field(
+        1,
+        description="simulations: clients of a turn that train in one pass of the base, each with its own adapter; "
+        "faster for many small clients on a GPU, and equal to 1 but for rounding",
+    )
     own_metrics: tuple[str, ...] = Field(
         (),
         description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
