@@ -45,7 +45,7 @@ def serial(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agre
             trainers: list[LocalTrainer] = []
             begun.append(_Visit(client, visited(client, trainers), trainers))
             begun[-1].go_on(None)
-            if len(begun) >= begun[-1].at_once:
+            if len(begun) >= max(visit.at_once for visit in begun):
                 yield from _finished(begun)
                 begun = []
         yield from _finished(begun)

@@ -1,8 +1,8 @@
 """Within a local step nothing waits for the device: no number of a tensor is asked for before the loss, at its end.
 
-On a CPU nothing ever waits, so what is counted are the operations that would. What `tolist` reads of the loss is none of
-them on a CPU. AdamW's counters of steps are numbers on the CPU everywhere; transformers asks once in a pass whether rows
-are packed (docs/gpu.md).
+On a CPU nothing ever waits, so the operations are counted that would; what `tolist` reads of the loss is none of them
+there. AdamW's counters of steps are numbers on the CPU everywhere. transformers asks once in a pass whether rows are
+packed (docs/gpu.md).
 """
 
 from __future__ import annotations
