@@ -321,6 +321,11 @@ def test_memory_adds_up() -> None:
     assert 2 * memory(lora__layers="all", model__dtype="bfloat16")["base"] == found["base"]
 
 
+def test_clients_in_one_pass_take_as_many_rows_and_optimisers() -> None:
+    one, four = (memory(runtime__clients_per_pass=n, evaluation__batch_size=1, lora__layers="all") for n in (1, 4))
+    assert [four[part] / one[part] for part in ("training", "client", "activations", "server")] == [4, 4, 4, 1]
+
+
 def test_the_cache_counts_where_it_is_in_memory() -> None:
     rows = 10 * 64 * 32 * 4
     assert memory(runtime__cache="memory")["hidden states"] == rows

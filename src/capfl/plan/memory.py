@@ -18,6 +18,7 @@ With P the elements of the adapter, in bytes, on host and device together::
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
 
+``training``, ``client`` and the rows of a step are those of runtime.clients_per_pass clients.
 ``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
 element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
 about as wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32
@@ -79,7 +80,9 @@ def estimate(
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
     kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
-    training = int(rows_of_a_part * length * kept) + min(3 * MOST, 12 * rows_of_a_part * answers * vocabulary)
+    clients = config.runtime.clients_per_pass
+    trained = clients * rows_of_a_part
+    training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
     scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
@@ -89,10 +92,10 @@ def estimate(
         cached = min(cached, rows * length * hidden * element)
     found = {
         "base": _base(module, layers, config, element),
-        "training": 4 * adapter,
+        "training": 4 * adapter * clients,
         "activations": max(training, scoring, below),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
-        "client": (4 if lossy else 2) * adapter,
+        "client": (4 if lossy else 2) * adapter * clients,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
@@ -149,7 +152,8 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
     """Does a run fit into memory, and if not, with which settings does it?
 
     Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
-    no result; checkpointing, which takes time; and last a base in half precision.
+    no result; one client in a pass, which changes rounding; checkpointing, which takes time; and last a base in half
+    precision.
 
     Args:
         estimated: what ``estimate`` gives for a config.
@@ -178,9 +182,11 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
 def _settings(config: Config) -> Iterator[dict[str, object]]:
     """No change, and then every change that takes less memory, those that cost least first."""
     model, train, evaluation = config.model, config.train, config.evaluation
+    passes = config.runtime.clients_per_pass
     choices: dict[str, list[object]] = {
         "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
         "train.checkpointing": [False, True] if not train.checkpointing else [True],
+        "runtime.clients_per_pass": [passes, 1] if passes > 1 else [1],
         "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
         "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
     }
