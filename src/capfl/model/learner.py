@@ -50,7 +50,7 @@ class Learner:
     """
 
     def __init__(self, factors: Mapping[str, nn.Parameter], job: Job, config: TrainConfig) -> None:
-        self.factors = dict(factors)
+        self.factors: Adapter = dict(factors)
         self._job, self._config, self._rate = job, config, job.rate * config.learning_rate
         self._live = {name: p for name, p in factors.items() if job.trainable(name)}
         for name, p in factors.items():
@@ -83,7 +83,7 @@ class Learner:
                 "or use model.dtype = float32 or bfloat16"
             )
         self._losses.append(loss)
-        self._squares = self._squares + _by_rank(dict(self.factors), self._live.keys()).square()
+        self._squares = self._squares + _by_rank(self.factors, self._live.keys()).square()
         torch.nn.utils.clip_grad_norm_(self._live.values(), self._config.max_grad_norm)
         self._optimiser.step()
         if self._job.penalty:
@@ -97,7 +97,7 @@ class Learner:
         Raises:
             TrainingError: it is not finite.
         """
-        trained = self._job.start | algebra.copy(dict(self.factors))
+        trained = self._job.start | algebra.copy(self.factors)
         if not all(bool(t.isfinite().all()) for t in trained.values()):  # the last step's, which no later loss shows
             raise TrainingError(
                 f"the adapter is not finite after step {self._next_step - 1}; lower train.learning_rate"

@@ -70,7 +70,7 @@ def _gradients(
     for part in parts:
         here = [k for k, indices in enumerate(part) if indices]
         batches = [working[k][0].data.batch(model, cache, part[k]) for k in here]
-        adapters = [dict(working[k][1].factors) for k in here]
+        adapters = [working[k][1].factors for k in here]
         with own_adapters(model, adapters, [len(batch.ids) for batch in batches]):
             each = token_losses(model, joined(batches)).split([len(batch.targets) for batch in batches])
             losses = torch.stack([some.sum() / tokens[k] for k, some in zip(here, each, strict=True)])

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,6 +53,6 @@ def keep_trainable(module: nn.Module) -> None:
     On CPUs with bfloat16 instructions bitsandbytes would repack the weights at the first pass without gradients, for a
     product that has no backward pass.
     """
-    for layer in module.modules():
+    for layer in cast(Iterable[Any], module.modules()):
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
