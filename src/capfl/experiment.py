@@ -23,7 +23,7 @@ from capfl.data import Split, deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, tokenised
+from capfl.federation import Federation, check_passes, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
@@ -168,6 +168,10 @@ class _Run:
             for remark in said:
                 callback.on_note(remark)
             agreed = self._agreements(model, len(clients))
+            if config.runtime.compile and not isinstance(engine, Remote):
+                callback.on_note("compiling the adapted layers, which can take minutes")
+                model.compile()
+            check_passes(config, [a.method for a in agreed.values()], model, isinstance(engine, Remote))
 
             # from here on the run exists
             if fresh:

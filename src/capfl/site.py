@@ -23,7 +23,7 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
-from capfl.roles.client import ANSWERS, LocalTrainer
+from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, training
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
@@ -42,8 +42,18 @@ def visit(
         CheckpointError: the store cannot be read or written.
         WireError, TrainingError: as ``roles.client.train``; the store is untouched then.
     """
+    return alone(visiting(kind, round, request, trainer, store, agreement), trainer)
+
+
+def visiting(
+    kind: Kind, round: int, request: bytes, trainer: LocalTrainer, store: ClientStore, agreement: Agreement
+) -> Training[bytes]:
+    """As ``visit``, and somebody else takes the local steps of a round."""
     memory = store.load(trainer.client, before=round)
-    reply, after = ANSWERS[kind](request, memory, trainer, agreement)
+    if kind == "train":
+        reply, after = yield from training(request, memory, trainer, agreement)
+    else:
+        reply, after = ANSWERS[kind](request, memory, trainer, agreement)
     if after is not memory:
         store.save(after, round if kind == "train" else round - 1)
     return reply
@@ -93,6 +103,8 @@ class Site:
         check_tasks(items, splits, config.evaluation.metrics)
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
+        if config.runtime.compile:
+            model.compile()
         initial = model.initial_adapter(config.seed)
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)

@@ -92,6 +92,22 @@ def _no_numbers() -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class LocalSteps:
+    """What a client asks for when it is to train: local steps from an adapter.
+
+    Attributes:
+        start: where they begin.
+        first_step: steps that the client has taken in earlier rounds.
+        penalty: follows each step.
+    """
+
+    start: Adapter
+    round: int
+    first_step: int
+    penalty: Penalty | None
+
+
+@dataclass(frozen=True)
 class Trained:
     """What local training leaves."""
 

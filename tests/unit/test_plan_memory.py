@@ -66,6 +66,11 @@ def test_each_worker_has_memory_of_its_own_and_shares_the_rest() -> None:
     assert settings == {"runtime.workers": 1}
 
 
+def test_clients_in_one_pass_take_as_many_rows_and_optimisers() -> None:
+    one, four = (memory(runtime__clients_per_pass=n, evaluation__batch_size=1, lora__layers="all") for n in (1, 4))
+    assert [four[part] / one[part] for part in ("training", "client", "activations", "server")] == [4, 4, 4, 1]
+
+
 def test_the_cache_counts_where_it_is_in_memory() -> None:
     rows = 10 * 64 * 32 * 4
     assert memory(runtime__cache="memory")["hidden states"] == rows

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from capfl.config.schema import RuntimeConfig
@@ -178,6 +179,25 @@ class Batch:
     targets: Tensor
     counts: list[int]
     hidden: Tensor | None
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one, their rows below each other, padded to the longest row of all."""
+    width = max(batch.ids.shape[1] for batch in batches)
+    ids, positions, hidden, above = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for batch in batches:
+        rows, own = batch.ids.shape
+        ids.append(F.pad(batch.ids, (0, width - own)))
+        positions.append((above + batch.positions // own) * width + batch.positions % own)
+        hidden += [] if batch.hidden is None else [F.pad(batch.hidden, (0, 0, 0, width - own))]
+        above += rows
+    return Batch(
+        ids=torch.cat(ids),
+        positions=torch.cat(positions),
+        targets=torch.cat([batch.targets for batch in batches]),
+        counts=[count for batch in batches for count in batch.counts],
+        hidden=torch.cat(hidden) if hidden else None,
+    )
 
 
 class Rows:

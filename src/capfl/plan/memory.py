@@ -20,6 +20,7 @@ With P the elements of the adapter, in bytes, on host and device together::
     process      what this process takes with the same libraries loaded and no model
     workers      with several, WORKER for each of them, beside training, activations and client for each
 
+``training``, ``client`` and the rows of a step are those of runtime.clients_per_pass clients.
 ``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
 element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
 about as wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32
@@ -89,7 +90,9 @@ def estimate(
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
     kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
-    training = int(rows_of_a_part * length * kept) + min(3 * MOST, 12 * rows_of_a_part * answers * vocabulary)
+    clients = config.runtime.clients_per_pass
+    trained = clients * rows_of_a_part
+    training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
     scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
@@ -102,10 +105,10 @@ def estimate(
     n = config.runtime.workers
     found = {
         "base": _base(module, layers, config, element),
-        "training": n * 4 * adapter,
+        "training": n * 4 * adapter * clients,
         "activations": n * max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
-        "client": n * (4 if lossy else 2) * adapter,
+        "client": n * (4 if lossy else 2) * adapter * clients,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
@@ -181,7 +184,8 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
     """Does a run fit into memory, and if not, with which settings does it?
 
     Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
-    no result; checkpointing and fewer workers, which take time; and last a base in half precision.
+    no result; one client in a pass, which changes rounding; checkpointing and fewer workers, which take time; and last
+    a base in half precision.
 
     Args:
         estimated: what ``estimate`` gives for a config.
@@ -210,10 +214,12 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
 def _settings(config: Config) -> Iterator[dict[str, object]]:
     """No change, and then every change that takes less memory, those that cost least first."""
     model, train, evaluation, workers = config.model, config.train, config.evaluation, config.runtime.workers
+    passes = config.runtime.clients_per_pass
     choices: dict[str, list[object]] = {
         "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
         "runtime.workers": [workers // 2**n for n in range(9) if workers >= 2**n],
         "train.checkpointing": [False, True] if not train.checkpointing else [True],
+        "runtime.clients_per_pass": [passes, 1] if passes > 1 else [1],
         "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
         "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
     }

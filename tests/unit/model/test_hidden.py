@@ -12,6 +12,7 @@ import torch
 from capfl.config.schema import RuntimeConfig, TrainConfig
 from capfl.errors import CheckpointError
 from capfl.model.hidden import BLOCK, HiddenCache, Rows, open_cache
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, Row
@@ -43,7 +44,7 @@ def work(model: AdaptedModel, start: Adapter, cache: HiddenCache) -> tuple[objec
     data, scorable = Rows(ROWS), Scorable([Example(row, 0) for row in rows(40, seed=1)])
     adapter, losses = start, []
     for _ in range(2):
-        trained = local_steps(model, cache, data, PLAN, adapter, TrainConfig(learning_rate=0.01))
+        trained = local_steps(model, cache, Job(data, PLAN, adapter), TrainConfig(learning_rate=0.01))
         adapter, losses = trained.adapter, [*losses, *trained.losses]
         cache.end_visit()
     found = score(model, cache, scorable, adapter, 7)
