@@ -142,6 +142,15 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A client's public key, which hides its update in one sum (``maths.masks``)."""
+
+    client: ClientId
+    key: bytes  # 32
+    signature: bytes = b""  # by the key of the client's node, where it has one
+
+
+@dataclass(frozen=True)
 class Broadcast:
     """Server to client, at the start of a round: what brings the client to the newest adapter of its group.
 
@@ -155,6 +164,8 @@ class Broadcast:
     differences: tuple[bytes, ...]  # from one version to the next, oldest first; empty bytes: the client's own update
     grouping: object | None = None
     ranks: object | None = None
+    cohort: tuple[Offer, ...] = ()  # secure aggregation: all whose updates will be summed, by id
+    gone: tuple[ClientId, ...] = ()  # those of them whose masks are to be opened
 
 
 @dataclass(frozen=True)
@@ -291,7 +302,7 @@ class Entry:
     direction: Literal["up", "down"]
     bytes: int
     parts: Mapping[str, int]
-    """header, positions, scales, values, records, scores, catch-up, unreadable: they sum to ``bytes``."""
+    """header, positions, scales, values, records, keys, scores, catch-up, unreadable: they sum to ``bytes``."""
 
 
 @dataclass(frozen=True)
@@ -331,9 +342,10 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Kind = Literal["introduce", "train", "validate", "evaluate"]
+Kind = Literal["introduce", "keys", "train", "open", "validate", "evaluate"]
 """What a client is asked for: what its data are like, a round of training, a score of the newest version of its group's
-adapter, or, last, of all models."""
+adapter, or, last, of all models. With secure aggregation, before training a public key, and after it the secrets that
+it shares with those who have not answered."""
 
 Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
 """An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the

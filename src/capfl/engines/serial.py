@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from capfl.checkpoint import ClientStore
 from capfl.errors import CapflError, CheckpointError, code_of
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer
+from capfl.roles.keyring import Keyring
 from capfl.site import visit
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 
@@ -22,12 +24,18 @@ def serial(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agre
         CheckpointError: the run's own disk fails, which is no client's failure.
     """
 
+    keyrings: dict[ClientId, Keyring] = {}
+
+    def visited(client: ClientId) -> LocalTrainer:
+        made = trainer(client)
+        return replace(made, keyring=keyrings.setdefault(client, Keyring())) if agreement.secure else made
+
     def exchange(
         kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         for client in clients:
             try:
-                reply = visit(kind, round, request(client), trainer(client), store, agreement)
+                reply = visit(kind, round, request(client), visited(client), store, agreement)
             except CheckpointError:
                 raise
             except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
 
@@ -10,11 +10,13 @@ from capfl.errors import WireError
 from capfl.roles.agreement import Agreement
 from capfl.types import (
     EVERYBODY,
+    Adapter,
     Broadcast,
     ClientId,
     Evaluation,
     Group,
     Introduction,
+    Offer,
     ServerState,
     Update,
     Validation,
@@ -31,13 +33,17 @@ from capfl.wire import (
     relay,
     with_version,
 )  # fmt: skip
+from capfl.wire.secure import Masked, Offered, Opened
 
 
-def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
+def request(
+    state: ServerState, client: ClientId, agreement: Agreement, again: bool = False, cohort: tuple[Offer, ...] = ()
+) -> Message:
     """What one client is sent in the next round.
 
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
+        cohort: with secure aggregation, the keys of all whose updates will be summed.
     """
     if again:
         state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
@@ -46,14 +52,16 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         broadcast(state, client, agreement.template),
         grouping=method.grouping.announce(state, client),
         ranks=method.ranks.announce(state, client),
+        cohort=cohort,
     )
     missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
 
 
-def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
-    """What a client is sent that is to say what its data are like: nothing but who is asked, and in which round."""
-    message = Broadcast(state.round + 1, client, state.version, None, ())
+def ask(state: ServerState, client: ClientId, agreement: Agreement, gone: tuple[ClientId, ...] = ()) -> Message:
+    """What a client is sent that is to say what its data are like, to make a key, or to open masks: nothing but who is
+    asked, in which round, and whose masks."""
+    message = Broadcast(state.round + 1, client, state.version, None, (), gone=gone)
     return encode_broadcast(message, agreement.down, agreement.schema)
 
 
@@ -99,6 +107,12 @@ class Aggregation:
         self._waiting.append(update)
         if len(self._claims) >= ENOUGH:
             self._fold()
+
+    def add_mean(self, group: str, clients: Sequence[ClientId], change: Adapter) -> None:
+        """Take the mean change of some clients of a group, in which they count alike."""
+        for name in dict.fromkeys((EVERYBODY, group)):
+            self._folds[name].add(change, len(clients))
+        self._turn += clients
 
     def _fold(self) -> None:
         state, method = self.state, self._agreement.method
@@ -196,7 +210,7 @@ def read_introduction(
         WireError: it does not fit, or belongs to another client or round.
     """
     said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
-    _check_sender(said, client, state)
+    check_sender(said, client, state)
     return said, parts
 
 
@@ -207,7 +221,7 @@ def read_update(
     update, parts = decode_update(
         reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
     )
-    _check_sender(update, client, state)
+    check_sender(update, client, state)
     return update, parts
 
 
@@ -216,7 +230,7 @@ def read_validation(
 ) -> tuple[Validation, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
     validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    _check_sender(validation, client, state)
+    check_sender(validation, client, state)
     return validation, parts
 
 
@@ -228,16 +242,19 @@ def read_evaluation(
     Raises as ``read_introduction``, and where models are missing.
     """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
-    _check_sender(evaluation, client, state)
+    check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
 
 
-def _check_sender(
-    message: Introduction | Update | Validation | Evaluation, client: ClientId, state: ServerState
+def check_sender(
+    message: Introduction | Update | Validation | Evaluation | Offered | Masked | Opened,
+    client: ClientId,
+    state: ServerState,
 ) -> None:
+    """Raises WireError: a reply is of another client or round."""
     round = state.round + 1
     if message.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")

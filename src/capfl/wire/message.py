@@ -10,6 +10,7 @@ from capfl.types import Adapter, Broadcast, Introduction, Update
 from capfl.wire import records
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
+from capfl.wire.secure import read_cohort, read_gone, write_cohort, write_gone
 from capfl.wire.sections import Section, parts, read, split, write
 
 BROADCAST, UPDATE, INTRODUCTION = 1, 2, 5
@@ -44,7 +45,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, missed: bo
     body = b"".join(write(Section.DIFFERENCE, difference) for difference in message.differences)
     if message.state is not None:
         body = write(Section.STATE, message.state)
-    beside = _write_records(message.grouping, message.ranks)
+    beside = _write_records(message.grouping, message.ranks) + write_cohort(message.cohort) + write_gone(message.gone)
     header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client, steps=message.version)
     blob = seal(header, beside + body)
     bodies = [*message.differences] if message.state is None else [message.state]
@@ -57,7 +58,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, missed: bo
 def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = NO_RECORDS) -> Broadcast:
     """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
     header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
-    beside, body = split(body, _RECORDS)
+    beside, body = split(body, (*_RECORDS, Section.COHORT, Section.GONE))
     sections = list(read(body, (Section.DIFFERENCE, Section.STATE)))
     states = [bytes(data) for tag, data in sections if tag is Section.STATE]
     if states and len(sections) > 1:
@@ -67,7 +68,8 @@ def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = 
     differences = () if states else tuple(bytes(data) for _, data in sections)
     grouping, ranks = _read_records(beside, kinds)
     state = states[0] if states else None
-    return Broadcast(header.round, header.client, header.steps, state, differences, grouping, ranks)
+    cohort, gone = read_cohort(beside.get(Section.COHORT)), read_gone(beside.get(Section.GONE))
+    return Broadcast(header.round, header.client, header.steps, state, differences, grouping, ranks, cohort, gone)
 
 
 def encode_introduction(message: Introduction, codec: Codec, schema: bytes) -> bytes:
