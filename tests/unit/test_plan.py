@@ -68,6 +68,8 @@ def plan(**changes: object) -> Plan:
                      marks=pytest.mark.slow),
         (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 3,
                 **ONE_GROUP}),
+        (0.01, {"privacy__secure_aggregation": "honest-server", "codec__values": "ternary", "data__sites": 4,
+                "federation__fraction": 0.75, "federation__rounds": 5}),
         pytest.param(0.02, {"codec__values": "8bit", "codec__density": 0.15, "codec__mask": "top",
                             "lora__layers": "all"}, marks=pytest.mark.slow),
     ],

@@ -71,10 +71,9 @@ class Keyring:
         self.check(message, schema)
         context = schema + message.round.to_bytes(4, "little") + message.version.to_bytes(4, "little")
         digest = hashlib.sha256(whole.values.tobytes() + whole.numbers.tobytes()).digest()
-        hidden = digest, message.cohort, context
-        if self._hidden not in (None, hidden):
+        if self._hidden is not None and self._hidden[0] != digest:
             raise WireError(f"the key for round {message.round} has hidden another update; two would give both away")
-        self._hidden = hidden
+        self._hidden = digest, message.cohort, context
         for one in message.cohort:
             if one != self._offer:
                 mask = expanded(self._secret(one, context), len(whole.values), whole.width, len(whole.numbers))
