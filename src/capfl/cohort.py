@@ -101,8 +101,8 @@ def _require(own: MaskedSum, opened: set[ClientId]) -> None:
     """Raises WireError: the sum may not be opened, or cannot be."""
     if len(own.present) < FEWEST:
         raise WireError(
-            f"{len(own.present)} of {len(own.cohort)} clients have sent an update; in a sum of fewer than {FEWEST} each "
-            "would learn another's change"
+            f"{len(own.present)} of {len(own.cohort)} clients have sent an update; in a sum of fewer than {FEWEST} "
+            "each would learn another's change"
         )
     if own.gone and (silent := sorted(set(own.present) - opened)):
         raise WireError(f"{', '.join(silent)} did not open the masks of {', '.join(own.gone)}, so the sum is lost")

@@ -144,7 +144,10 @@ class World:
 
 @pytest.mark.parametrize(
     ("n", "lost", "codec"),
-    [*((n, lost, codec) for codec in (TERNARY, LEVELS, DENSE) for n, lost in ((3, 0), (7, 1), (7, 2))), (30, 2, TERNARY)],
+    [
+        *((n, lost, codec) for codec in (TERNARY, LEVELS, DENSE) for n, lost in ((3, 0), (7, 1), (7, 2))),
+        (30, 2, TERNARY),
+    ],
 )
 def test_the_sum_under_masks_is_the_sum_without(n: int, lost: int, codec: CodecConfig) -> None:
     """To the last bit, also where some have gone after the keys were dealt out."""

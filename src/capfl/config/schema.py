@@ -257,8 +257,8 @@ class PrivacyConfig(Section):
 
     secure_aggregation: Literal["off", "honest-server"] = Field(
         "off",
-        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's own, "
-        "if it follows the protocol",
+        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
+        "own, if it follows the protocol",
     )
     clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
     noise_multiplier: PositiveFloat | None = Field(

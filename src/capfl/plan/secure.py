@@ -13,8 +13,8 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.types import ClientId, Offer, ServerState
 from capfl.wire.header import unseal
-from capfl.wire.secure import MASKED, Masked, Offered, encode_masked, encode_offered, write_cohort
 from capfl.wire.sections import parts
+from capfl.wire.secure import MASKED, Masked, Offered, encode_masked, encode_offered, write_cohort
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,12 @@ class Traffic:
                 for direction, met in zip(("down", "up"), self.clients[client].met, strict=False):
                     yield Charge("introduce", round, "down" if direction == "down" else "up", met)
             for turn in turns:
-                for client in turn if self.secure else ():
-                    down, up = self.secure.key(client)
-                    yield Charge("keys", round, "down", down)
-                    yield Charge("keys", round, "up", up)
-                cohort = self.secure.cohort(turn) if self.secure else counted({})
+                cohort = counted({})
+                if self.secure:
+                    cohort = self.secure.cohort(turn)
+                    for down, up in map(self.secure.key, turn):
+                        yield Charge("keys", round, "down", down)
+                        yield Charge("keys", round, "up", up)
                 for client in turn:
                     of = self.clients[client]
                     request = of.later if client in asked else of.first
@@ -102,7 +103,6 @@ class Traffic:
         for client, of in self.clients.items():
             request = of.later if client in asked else of.stranger
             yield Charge("deliver", round + 1, "down", request + versions.missed_by(client))
-
 
     def _update(self, client: ClientId, round: int, clients: int) -> Parts:
         """An update of a turn with so many clients."""

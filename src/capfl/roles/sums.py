@@ -79,4 +79,3 @@ def read_opened(
     opened, parts = decode_opened(reply, agreement.up, agreement.schema, own.gone)
     check_sender(opened, client, state)
     return opened, parts
-

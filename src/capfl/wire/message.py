@@ -10,8 +10,8 @@ from capfl.types import Adapter, Broadcast, Introduction, Update
 from capfl.wire import records
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
-from capfl.wire.secure import read_cohort, read_gone, write_cohort, write_gone
 from capfl.wire.sections import Section, parts, read, split, write
+from capfl.wire.secure import read_cohort, read_gone, write_cohort, write_gone
 
 BROADCAST, UPDATE, INTRODUCTION = 1, 2, 5
 _RECORDS = (Section.GROUPING, Section.RANKING)

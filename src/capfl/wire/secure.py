@@ -97,9 +97,7 @@ def encode_opened(message: Opened, codec: Codec, schema: bytes) -> bytes:
     return seal(_header(OPENED, message, codec, schema), write(Section.SECRETS, data))
 
 
-def decode_opened(
-    blob: bytes, codec: Codec, schema: bytes, gone: Sequence[ClientId]
-) -> tuple[Opened, dict[str, int]]:
+def decode_opened(blob: bytes, codec: Codec, schema: bytes, gone: Sequence[ClientId]) -> tuple[Opened, dict[str, int]]:
     """The secrets shared with ``gone``, and how many bytes belong to each part. Raises WireError: it does not fit."""
     header, found, counted = _unsealed(blob, OPENED, codec, schema, (Section.SECRETS,))
     data = bytes(found[Section.SECRETS])

@@ -1,8 +1,8 @@
 """Certificate and keys of a network: by what nodes know the server, the server its nodes, and nodes each other.
 
 The server has one certificate, which each site is given and trusts alone. Every node has a key pair of its own. P-384
-throughout: the strongest curve that Flower's node authentication takes. By this key a node also signs its keys of secure
-aggregation, which the server hands on to the others.
+throughout: the strongest curve that Flower's node authentication takes. By this key a node also signs its keys of
+secure aggregation, which the server hands on to the others.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def signer(key: Path) -> Sign:
     Raises:
         ConfigError: the file is no key of ``make_keys``.
     """
-    own = _loaded(key, lambda data: load_ssh_private_key(data, None), ec.EllipticCurvePrivateKey)
+    own = _loaded(key, lambda data: load_ssh_private_key(data, None))
+    if not isinstance(own, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{key} is a key of another kind; make one with: capfl flower keys")
 
     def sign(data: bytes) -> bytes:
         r, s = decode_dss_signature(own.sign(data, ec.ECDSA(hashes.SHA384())))
@@ -107,7 +109,9 @@ def verifier(folder: Path) -> Verify:
         path = folder / f"{offer.client}.pub"
         if not re.fullmatch(CLIENT, offer.client) or not path.is_file():
             raise WireError(f"--peers: {folder} has no public key of client {offer.client!r}, whose update is summed")
-        public = _loaded(path, load_ssh_public_key, ec.EllipticCurvePublicKey)
+        public = _loaded(path, load_ssh_public_key)
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise ConfigError(f"--peers: {path} is a key of another kind; give what capfl flower keys made")
         r, s = (int.from_bytes(half, "big") for half in (offer.signature[:HALF], offer.signature[HALF:]))
         try:
             public.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA384()))
@@ -117,14 +121,11 @@ def verifier(folder: Path) -> Verify:
     return verify
 
 
-def _loaded(path: Path, load: Callable[[bytes], object], kind: type[K]) -> K:
+def _loaded(path: Path, load: Callable[[bytes], K]) -> K:
     try:
-        found = load(path.read_bytes())
+        return load(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is no key of capfl flower keys: {error}") from error
-    if not isinstance(found, kind):
-        raise ConfigError(f"{path} is a key of another kind; make one with: capfl flower keys")
-    return found
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]) -> bytes:
