@@ -46,8 +46,7 @@ def run_round(
 
     for turn in method.order.of_round(chosen, state.group_of, seed, record.round):
         if agreement.secure:
-            before, after = secure_turn(turn, talk, aggregation, record)
-            talks = [met, before, talk, after]
+            talks = [met, *secure_turn(turn, talk, aggregation, record)]
             continue
         for client, answer in exchange("train", record.round, turn, talk.request):
             update = talk.read(client, answer, server.read_update)

@@ -18,14 +18,13 @@ from capfl.types import (
     Failure,
     Introduction,
     Kind,
-    Offer,
     ServerState,
     Update,
     Validation,
 )  # fmt: skip
-from capfl.wire.secure import Masked, Offered, Opened
+from capfl.wire.secure import Dealt, Masked, Offered, Opened
 
-Reply = TypeVar("Reply", Introduction, Update, Validation, Evaluation, Offered, Masked, Opened)
+Reply = TypeVar("Reply", Introduction, Update, Validation, Evaluation, Offered, Dealt, Masked, Opened)
 Read = Callable[[bytes, ClientId, ServerState, Agreement], tuple[Reply, dict[str, int]]]
 
 
@@ -33,8 +32,8 @@ Read = Callable[[bytes, ClientId, ServerState, Agreement], tuple[Reply, dict[str
 class Talk:
     """Requests of one kind to some clients, and their replies. Keeps the ledger, the failures and updates' norms.
 
-    ``state`` is the server's, which the next request is made of. With secure aggregation, ``cohorts`` are the keys
-    that clients are sent with the request to train, and ``gone`` those whose masks they are asked to open.
+    ``state`` is the server's, which the next request is made of, and ``beside`` what secure aggregation says with it, by
+    client.
     """
 
     kind: Kind
@@ -44,8 +43,7 @@ class Talk:
     config: FederationConfig
     failures: list[Failure] = field(default_factory=list)
     norms: dict[ClientId, float] = field(default_factory=dict)
-    cohorts: Mapping[ClientId, tuple[Offer, ...]] = field(default_factory=dict)
-    gone: Mapping[ClientId, tuple[ClientId, ...]] = field(default_factory=dict)
+    beside: Mapping[ClientId, server.Beside] = field(default_factory=dict)
     _entries: list[Entry] = field(default_factory=list)
     _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
@@ -63,10 +61,10 @@ class Talk:
     def request(self, client: ClientId) -> bytes:
         """What a client is sent. One that has failed before gets all that it may need."""
         again = any(failure.client == client for failure in self.failures)
-        if self.kind in ("introduce", "keys", "open"):
-            message = server.ask(self.state, client, self.agreement, self.gone.get(client, ()))
+        if self.kind in ("introduce", "keys", "shares", "open"):
+            message = server.ask(self.state, client, self.agreement, self.beside.get(client))
         else:
-            message = server.request(self.state, client, self.agreement, again, self.cohorts.get(client, ()))
+            message = server.request(self.state, client, self.agreement, again, self.beside.get(client))
         self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
         return message.blob
 

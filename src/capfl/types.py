@@ -143,11 +143,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Offer:
-    """A client's public key, which hides its update in one sum (``maths.masks``)."""
+    """A client's public keys, by which its update is hidden in one sum (``maths.masks``)."""
 
     client: ClientId
     key: bytes  # 32
     signature: bytes = b""  # by the key of the client's node, where it has one
+    box: bytes = b""  # 32: against a malicious server, the key by which others seal shares for the client
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Broadcast:
     ranks: object | None = None
     cohort: tuple[Offer, ...] = ()  # secure aggregation: all whose updates will be summed, by id
     gone: tuple[ClientId, ...] = ()  # those of them whose masks are to be opened
+    shares: tuple[bytes, ...] = ()  # sealed by each other client of the cohort, by id, for this one
 
 
 @dataclass(frozen=True)
@@ -342,10 +344,10 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Kind = Literal["introduce", "keys", "train", "open", "validate", "evaluate"]
+Kind = Literal["introduce", "keys", "shares", "train", "open", "validate", "evaluate"]
 """What a client is asked for: what its data are like, a round of training, a score of the newest version of its group's
-adapter, or, last, of all models. With secure aggregation, before training a public key, and after it the secrets that
-it shares with those who have not answered."""
+adapter, or, last, of all models. With secure aggregation, before training public keys and, against a malicious server,
+shares of secrets; and after it what opens the sum."""
 
 Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
 """An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the

@@ -17,6 +17,7 @@ from adapters import resealed
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, PrivacyConfig, TrainConfig
 from capfl.errors import ClientError, ConfigError, WireError
+from capfl.maths.masks import expanded
 from capfl.methods import METHODS, Method, build
 from capfl.methods.secure import SecureMean, refuse_few, secure
 from capfl.packing import pack
@@ -24,10 +25,12 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.roles.door import Limits
-from capfl.roles.keyring import Keyring
+from capfl.roles.keyring import Keyring, context_of
+from capfl.roles.server import Beside
 from capfl.round import run_round
 from capfl.types import (
     Adapter,
+    Broadcast,
     ClientId,
     ClientState,
     Failure,
@@ -44,6 +47,7 @@ from capfl.wire.secure import decode_masked
 from fake import bits, initial
 
 ON = PrivacyConfig(secure_aggregation="honest-server")
+LYING = PrivacyConfig(secure_aggregation="malicious-server")
 LIMITS = Limits(TrainConfig(steps=2, learning_rate=0.01), None, 2.0, {})
 EXACTLY = {"down_values": "fp32", "down_density": 1.0}  # so that what the server has summed can be seen
 TERNARY = CodecConfig(**EXACTLY)  # type: ignore[arg-type]
@@ -80,8 +84,10 @@ class World:
         replies: the last ones, as they came.
     """
 
-    def __init__(self, n: int, codec: CodecConfig = TERNARY, method: str = "fedit") -> None:
-        row = secure(build(MethodConfig(name=method)), ON, SKIP, up_codec(codec, 3))
+    def __init__(
+        self, n: int, codec: CodecConfig = TERNARY, method: str = "fedit", privacy: PrivacyConfig = ON
+    ) -> None:
+        row = secure(build(MethodConfig(name=method)), privacy, SKIP, up_codec(codec, 3))
         self.agreement = Agreement(row, codec, initial(), "base", seed=3, limits=LIMITS)
         self.clients = ids(n)
         self.state: ServerState = row.start(initial(), self.clients)
@@ -242,7 +248,7 @@ def noise(reply: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({("train", "c01"): None, ("train", "c02"): None}, "2 of 4 clients have sent an update"),
+        ({("train", "c01"): None, ("train", "c02"): None}, "2 of 4 clients have sent an update; a sum is of 3"),
         ({("train", "c01"): None, ("open", "c02"): None}, "c02 did not open the masks of c01"),
         ({("train", "c01"): noise}, "a sum of 4 clients has 1. where 12 is the most"),
         ({("train", "c01"): None, ("open", "c02"): noise}, "a sum of 3 clients has 1. where 9 is the most"),
@@ -281,7 +287,7 @@ def test_a_run_that_stops_at_failures_stops_at_the_first() -> None:
 def test_a_sum_of_two_is_made_by_nobody(n: int) -> None:
     world = World(4)
     world.drop("keys", *ids(4)[n:])
-    with pytest.raises(ClientError, match="in a sum of fewer than 3"):
+    with pytest.raises(ClientError, match="a sum is of 3 at least"):
         world.play()
     assert not any(kind == "train" for kind, _ in world.requests)
 
@@ -291,7 +297,7 @@ def test_a_sum_of_two_is_made_by_nobody(n: int) -> None:
 
 def request_to(world: World, cohort: tuple[Offer, ...], client: ClientId = "c00", round: int = 1) -> bytes:
     state = replace(world.state, round=round - 1)
-    return server.request(state, client, world.agreement, cohort=cohort).blob
+    return server.request(state, client, world.agreement, beside=Beside(cohort)).blob
 
 
 def offers(world: World, round: int = 1) -> dict[ClientId, Offer]:
@@ -344,7 +350,7 @@ def test_a_client_opens_masks_once_and_its_key_is_spent_then() -> None:
     world.answer("train", "c00", request_to(world, cohort))
     for gone, reason in [
         ([], "not clients whose masks"), (["c00"], "not clients whose masks"), (["x"], "not clients whose masks"),
-        (["c02", "c03", "c04"], "the sum of 2 would be opened"),
+        (["c02", "c03", "c04"], "the sum of 2 of 5 clients would be opened, 3 are the fewest"),
     ]:  # fmt: skip
         with pytest.raises(WireError, match=reason):
             ring.open(1, gone)
@@ -383,6 +389,140 @@ def test_a_run_without_it_gives_no_keys() -> None:
     for kind in ("keys", "open"):
         with pytest.raises(WireError, match="no secure aggregation"):
             world.answer(kind, "c00", request_to(world, ()))
+
+
+# -- a server that lies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "lost", "silent"), [(3, 0, 0), (4, 1, 0), (7, 0, 2), (7, 2, 0), (30, 5, 4)])
+def test_the_sum_is_the_same_with_shares(n: int, lost: int, silent: int) -> None:
+    """Some go after the keys were dealt out, and others when they are asked to open the sum."""
+    world = World(n, privacy=LYING)
+    gone = ids(n)[1 : 1 + lost]
+    world.drop("train", *gone)
+    world.drop("open", *ids(n)[n - silent :])
+    record = world.play()
+    present = [client for client in ids(n) if client not in gone]
+    assert bits(world.state.everybody.adapter) == bits(algebra.add(initial(), world.plain(present, n)))
+    assert record.clients == tuple(present)
+    assert Counter((e.client, e.direction, e.bytes) for e in record.ledger) == Counter(world.crossed)
+    assert all(sum(e.parts.values()) == e.bytes for e in record.ledger)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "reason"),
+    [
+        (3, [("train", "c01")], "2 of 3 clients have sent an update; a sum is of 3"),
+        (7, [("train", c) for c in ("c01", "c02", "c03")], "4 of 7 clients have sent an update; a sum is of 5"),
+        (7, [("open", c) for c in ("c01", "c02", "c03")], "c01, c02, c03 did not open"),
+        (4, [("shares", "c01")], "0 of 4 clients"),
+    ],
+)
+def test_of_too_few_answers_there_is_no_sum(n: int, wrong: list[tuple[Kind, ClientId]], reason: str) -> None:
+    world = World(n, privacy=LYING)
+    for kind, client in wrong:
+        world.drop(kind, client)
+    with pytest.raises(ClientError, match=reason):
+        world.play()
+
+
+def test_a_share_that_is_wrong_is_noticed() -> None:
+    world = World(4, DENSE, privacy=LYING)
+    world.drop("train", "c01")
+    world.wrong["open", "c02"] = noise
+    with pytest.raises(ClientError, match=r"the shares of client 'c0.' are wrong|where 9 is the most"):
+        world.play()
+
+
+def dealt(n: int = 4) -> tuple[World, tuple[Offer, ...], dict[ClientId, list[bytes]]]:
+    """A world in which shares have been dealt out, and what each client has dealt."""
+    world = World(n, privacy=LYING)
+    schema = world.agreement.schema
+    cohort = tuple(ring.offer(1, client, schema, True) for client, ring in world.keyrings.items())
+    said = {client: ring.deal(broadcast(world, cohort), schema) for client, ring in world.keyrings.items()}
+    return world, cohort, said
+
+
+def broadcast(world: World, cohort: tuple[Offer, ...] = (), shares: tuple[bytes, ...] = ()) -> Broadcast:
+    return Broadcast(1, "c00", 0, None, (), cohort=cohort, shares=shares)
+
+
+def for_first(said: dict[ClientId, list[bytes]]) -> tuple[bytes, ...]:
+    """What the others have sealed for c00."""
+    return tuple(boxes[0] for client, boxes in said.items() if client != "c00")
+
+
+def test_a_client_says_one_share_of_each_and_never_both() -> None:
+    """So a server that has an update, and says that its client has gone, gets one of its two masks."""
+    world, _, said = dealt()
+    ring, schema, summed = world.keyrings["c00"], world.agreement.schema, world.agreement.summed(1, 1, 4)
+    asked = broadcast(world, shares=for_first(said))
+    ring.check(asked, schema)
+    ring.hide(summed.whole(steps("c00", 1), 1.0, 2), asked, schema)
+    with pytest.raises(WireError, match="the sum of 2 of 4 clients would be opened, 3 are the fewest"):
+        ring.open(1, ["c01", "c02"])
+    alive = ring.open(1, [])
+    assert ring.open(1, []) == alive
+    assert {len(share) for share in alive.values()} == {33}
+    for lie in (["c01"], ["c02"]):
+        with pytest.raises(WireError, match="not clients whose masks"):
+            ring.open(1, lie)
+    with pytest.raises(WireError, match="takes part in no other of that round"):
+        ring.offer(1, "c00", schema, True)
+    other, _, said = dealt()
+    ring = other.keyrings["c00"]
+    asked = broadcast(other, shares=for_first(said))
+    ring.check(asked, schema)
+    ring.hide(summed.whole(steps("c00", 1), 1.0, 2), asked, schema)
+    assert ring.open(1, ["c01"])["c01"] != ring._shares["c01"][33:]  # of its key, not of its own mask
+
+
+def test_an_own_mask_stays_where_the_server_says_that_a_client_has_gone() -> None:
+    """All that the server can take away of an update are the masks of pairs."""
+    world, cohort, said = dealt()
+    ring, schema, summed = world.keyrings["c00"], world.agreement.schema, world.agreement.summed(1, 1, 4)
+    asked, plain = broadcast(world, shares=for_first(said)), summed.whole(steps("c00", 1), 1.0, 2)
+    ring.check(asked, schema)
+    hidden = ring.hide(plain, asked, schema)
+    for one in cohort[1:]:  # c00's key, put together from its shares
+        mask = expanded(ring._secret(one, context_of(schema, 1, 0)), summed.n_values, summed.width, summed.n_numbers)
+        hidden = hidden.plus(mask, -1)
+    assert not np.array_equal(hidden.numbers, plain.numbers)
+    own = expanded(ring._own_mask, summed.n_values, summed.width, summed.n_numbers)
+    assert np.array_equal(hidden.plus(own, -1).numbers, plain.numbers)
+
+
+def test_shares_are_for_one_client_among_one_cohort() -> None:
+    world, cohort, said = dealt()
+    ring, schema = world.keyrings["c00"], world.agreement.schema
+    good = for_first(said)
+    for shares, reason in [
+        ((), "shares of 0 clients, of 3 are needed"),
+        (good[:2], "shares of 2 clients"),
+        ((good[1], good[0], good[2]), "'c01' are not those that it dealt"),
+        ((said["c01"][1], *good[1:]), "'c01' are not those that it dealt"),  # for c02
+        ((good[0][:-1] + b"x", *good[1:]), "'c01' are not those that it dealt"),
+    ]:
+        with pytest.raises(WireError, match=reason):
+            ring.check(broadcast(world, shares=shares), schema)
+    assert ring.deal(broadcast(world, cohort), schema) == ring.deal(broadcast(world, cohort), schema)
+    with pytest.raises(WireError, match="dealt out among other clients"):
+        ring.deal(broadcast(world, cohort[:3]), schema)
+    world, cohort, said = dealt()
+    strange = Keyring()
+    cohort = (strange.offer(1, "c00", schema, True), *cohort[1:])
+    strange.deal(broadcast(world, cohort), schema)  # the others have dealt among c00's other keys
+    with pytest.raises(WireError, match="'c01' are not those that it dealt"):
+        strange.check(broadcast(world, shares=for_first(said)), schema)
+
+
+def test_without_the_others_keys_a_node_trusts_no_lying_server() -> None:
+    with pytest.raises(ConfigError, match="start the node with --peers DIR"):
+        Keyring(lambda data: b"signed").offer(1, "c00", b"", True)
+    world = World(3, privacy=LYING)
+    a, b, c = (ring.offer(1, client, b"", True) for client, ring in world.keyrings.items())
+    with pytest.raises(WireError, match="takes the server for another"):
+        world.keyrings["c00"].deal(broadcast(world, (a, b, replace(c, box=b""))), b"")
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -67,16 +67,25 @@ def kind_of(width: int) -> type[np.unsignedinteger[Any]]:
 class PrivateKey:
     """A client's key for one sum; whoever knows it knows the client's masks.
 
+    Args:
+        secret: the key, 32 bytes; None: a new one.
+
     Raises:
         ConfigError: the package cryptography is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, secret: bytes | None = None) -> None:
         require()
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-        self._key: X25519PrivateKey = X25519PrivateKey.generate()
+        made = X25519PrivateKey.generate() if secret is None else X25519PrivateKey.from_private_bytes(secret)
+        self._key: X25519PrivateKey = made
         self.public = self._key.public_key().public_bytes_raw()
+
+    @property
+    def private(self) -> bytes:
+        """The key itself, 32 bytes."""
+        return self._key.private_bytes_raw()
 
     def secret(self, other: bytes, context: bytes) -> bytes:
         """The secret, 32 bytes, of the two whose public keys these are.
@@ -107,6 +116,28 @@ def expanded(secret: bytes, n_values: int, width: int, n_numbers: int) -> Whole:
     numbers = np.frombuffer(stream.update(bytes(4 * n_numbers)), "<u4")
     values = np.frombuffer(stream.update(bytes(kind.itemsize * n_values)), kind)
     return Whole(values & kind.type((1 << width) - 1), width, numbers.astype(np.uint32))
+
+
+def sealed(secret: bytes, text: bytes) -> bytes:
+    """A text that only who knows the secret can read or write: ChaCha20-Poly1305 (RFC 8439), 16 bytes longer.
+
+    Args:
+        secret: 32 bytes, which seal one text and no other.
+    """
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    return ChaCha20Poly1305(secret).encrypt(bytes(12), text, None)
+
+
+def unsealed(secret: bytes, box: bytes) -> bytes:
+    """The text. Raises ValueError: it was sealed by another secret, or has been changed."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    try:
+        return ChaCha20Poly1305(secret).decrypt(bytes(12), box, None)
+    except InvalidTag as error:
+        raise ValueError("the text was sealed by another secret, or has been changed") from error
 
 
 def require() -> None:

@@ -24,8 +24,13 @@ _KEY = "privacy.secure_aggregation"
 
 @dataclass(frozen=True)
 class SecureMean(WeightedMean):
-    """The adapter plus the mean of changes of which the server sees the sum alone."""
+    """The adapter plus the mean of changes of which the server sees the sum alone.
 
+    Attributes:
+        shares: does that hold against a server that lies? Then clients deal out shares of their secrets.
+    """
+
+    shares: bool = False
     about = "mean of A, mean of B, of which the server sees the sum alone (secure aggregation)"
 
     @property
@@ -75,7 +80,7 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
             "so there is no rest to carry over; use codec.compensation = unbiased (or off, with codec.mask = top)"
         )
     masks.require()
-    return replace(method, combine=SecureMean(step))
+    return replace(method, combine=SecureMean(step, privacy.secure_aggregation == "malicious-server"))
 
 
 def refuse_few(method: Method, asked: int) -> None:

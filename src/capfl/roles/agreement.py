@@ -92,6 +92,11 @@ class Agreement:
         """Does the server see sums of updates alone?"""
         return isinstance(self.method.combine, SecureMean)
 
+    @property
+    def shares(self) -> bool:
+        """Does that hold against a server that lies?"""
+        return isinstance(self.method.combine, SecureMean) and self.method.combine.shares
+
     def summed(self, round: int, number: int, clients: int, importance: Tensor | None = None) -> Summed:
         """How the updates of a round become numbers that can be summed.
 

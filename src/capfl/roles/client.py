@@ -37,7 +37,16 @@ from capfl.wire import (
     receive,
     relay,
 )  # fmt: skip
-from capfl.wire.secure import Masked, Offered, Opened, encode_masked, encode_offered, encode_opened
+from capfl.wire.secure import (
+    Dealt,
+    Masked,
+    Offered,
+    Opened,
+    encode_dealt,
+    encode_masked,
+    encode_offered,
+    encode_opened,
+)  # fmt: skip
 
 
 def _nothing_to_score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
@@ -123,7 +132,7 @@ def train(
         sent=b"",
     )
     if agreement.secure:
-        summed = agreement.summed(message.round, number, len(message.cohort), importance)
+        summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
         hidden = trainer.keyring.hide(summed.whole(change, loss, n_steps), message, agreement.schema)
         return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
 
@@ -145,14 +154,23 @@ def offer_key(
 ) -> tuple[bytes, ClientState]:
     """Make a key that will hide the client's update of this round. Raises WireError: the request does not fit."""
     message = _opened_secure(request, trainer, agreement)
-    offer = trainer.keyring.offer(message.round, trainer.client, agreement.schema)
+    offer = trainer.keyring.offer(message.round, trainer.client, agreement.schema, agreement.shares)
     return encode_offered(Offered(message.round, trainer.client, offer), agreement.up, agreement.schema), memory
+
+
+def deal_shares(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Deal out shares of the secrets that will hide the client's update. Raises WireError: as ``Keyring.deal``."""
+    message = _opened_secure(request, trainer, agreement)
+    shares = trainer.keyring.deal(message, agreement.schema)
+    return encode_dealt(Dealt(message.round, trainer.client, shares), agreement.up, agreement.schema), memory
 
 
 def open_masks(
     request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
 ) -> tuple[bytes, ClientState]:
-    """Say the secrets that are shared with those who have not answered.
+    """Say the secrets that are shared with those who have not answered, or shares of everybody's.
 
     Raises:
         WireError: the request does not fit, or asks for more than that (``Keyring.open``).
@@ -208,6 +226,7 @@ def evaluate(
 ANSWERS: dict[Kind, Callable[[bytes, ClientState, LocalTrainer, Agreement], tuple[bytes, ClientState]]] = {
     "introduce": introduce,
     "keys": offer_key,
+    "shares": deal_shares,
     "train": train,
     "open": open_masks,
     "validate": validate,

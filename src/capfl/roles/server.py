@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median_low
 
 from capfl.errors import WireError
@@ -33,17 +33,26 @@ from capfl.wire import (
     relay,
     with_version,
 )  # fmt: skip
-from capfl.wire.secure import Masked, Offered, Opened
+from capfl.wire.secure import Dealt, Masked, Offered, Opened
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a request says of secure aggregation: the fields of ``Broadcast``."""
+
+    cohort: tuple[Offer, ...] = ()
+    gone: tuple[ClientId, ...] = ()
+    shares: tuple[bytes, ...] = ()
 
 
 def request(
-    state: ServerState, client: ClientId, agreement: Agreement, again: bool = False, cohort: tuple[Offer, ...] = ()
+    state: ServerState, client: ClientId, agreement: Agreement, again: bool = False, beside: Beside | None = None
 ) -> Message:
     """What one client is sent in the next round.
 
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
-        cohort: with secure aggregation, the keys of all whose updates will be summed.
+        beside: what secure aggregation says with it.
     """
     if again:
         state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
@@ -52,16 +61,16 @@ def request(
         broadcast(state, client, agreement.template),
         grouping=method.grouping.announce(state, client),
         ranks=method.ranks.announce(state, client),
-        cohort=cohort,
+        **vars(beside or Beside()),
     )
     missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
 
 
-def ask(state: ServerState, client: ClientId, agreement: Agreement, gone: tuple[ClientId, ...] = ()) -> Message:
-    """What a client is sent that is to say what its data are like, to make a key, or to open masks: nothing but who is
-    asked, in which round, and whose masks."""
-    message = Broadcast(state.round + 1, client, state.version, None, (), gone=gone)
+def ask(state: ServerState, client: ClientId, agreement: Agreement, beside: Beside | None = None) -> Message:
+    """What a client is sent that is to say something and not to train, such as what its data are like: nothing but who
+    is asked, in which round, and what secure aggregation says with it."""
+    message = Broadcast(state.round + 1, client, state.version, None, (), **vars(beside or Beside()))
     return encode_broadcast(message, agreement.down, agreement.schema)
 
 
@@ -250,7 +259,7 @@ def read_evaluation(
 
 
 def check_sender(
-    message: Introduction | Update | Validation | Evaluation | Offered | Masked | Opened,
+    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Masked | Opened,
     client: ClientId,
     state: ServerState,
 ) -> None:

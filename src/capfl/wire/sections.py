@@ -26,6 +26,7 @@ class Section(IntEnum):
     NUMBERS = 18  # secure aggregation: scales, loss and steps, masked
     MASKED = 19  # values, masked
     SECRETS = 20  # shared with clients that have not answered
+    SHARES = 21  # of secrets: sealed, or opened
 
 
 PARTS = {
@@ -42,6 +43,7 @@ PARTS_OF_SECURE = {
     Section.COHORT: "keys",
     Section.GONE: "keys",
     Section.SECRETS: "keys",
+    Section.SHARES: "keys",
     Section.NUMBERS: "scales",
     Section.MASKED: "values",
 }

@@ -1,7 +1,8 @@
 """The messages of secure aggregation: a key for a round, an update under masks, and the secrets that open masks.
 
 A client is asked for a key; it is sent the keys of all whose updates will be summed, with the request to train; and
-where some of these do not answer, it is asked for the secrets that it shares with them. docs/security.md says why.
+where some of these do not answer, it is asked for the secrets that it shares with them. Against a malicious server it
+is sent the keys first, deals out shares of its secrets, and always says shares in the end. docs/security.md says why.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from capfl.errors import WireError
 from capfl.maths.masks import KEY, Whole, kind_of
+from capfl.maths.shares import SHARE
 from capfl.types import ClientId, Offer
 from capfl.wire import rice
 from capfl.wire.codec import Codec
@@ -23,7 +25,8 @@ from capfl.wire.summed import Summed
 
 T = TypeVar("T")
 
-OFFER, MASKED, OPENED = 6, 7, 8
+OFFER, MASKED, OPENED, DEALT = 6, 7, 8, 9
+SEALED = 2 * SHARE + 16  # bytes of two shares, sealed
 SIGNATURE = 255  # bytes that a signature may have
 
 
@@ -47,11 +50,20 @@ class Masked:
 
 @dataclass(frozen=True)
 class Opened:
-    """Client to server: the secrets that it shares with some that have not answered."""
+    """Client to server: the secrets that it shares with some that have not answered; or of everybody a share."""
 
     round: int
     client: ClientId
     secrets: Mapping[ClientId, bytes]
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Client to server: shares of its secrets, sealed for each of the others, in the order of their ids."""
+
+    round: int
+    client: ClientId
+    shares: Sequence[bytes]
 
 
 # -- a client's messages -----------------------------------------------------------------------------------
@@ -60,16 +72,20 @@ class Opened:
 def encode_offered(message: Offered, codec: Codec, schema: bytes) -> bytes:
     """A key. ``codec`` is the run's for updates."""
     offer = message.offer
-    return seal(_header(OFFER, message, codec, schema), write(Section.KEY, offer.key + offer.signature))
+    keys = offer.key + bytes([len(offer.box)]) + offer.box
+    return seal(_header(OFFER, message, codec, schema), write(Section.KEY, keys + offer.signature))
 
 
 def decode_offered(blob: bytes, codec: Codec, schema: bytes) -> tuple[Offered, dict[str, int]]:
     """The key, and how many bytes belong to each part. Raises WireError: it does not fit."""
     header, found, counted = _unsealed(blob, OFFER, codec, schema, (Section.KEY,))
     data = bytes(found[Section.KEY])
-    if not KEY <= len(data) <= KEY + SIGNATURE:
-        raise WireError(f"a key and its signature of {len(data)} bytes, expected {KEY} to {KEY + SIGNATURE}")
-    return Offered(header.round, header.client, Offer(header.client, data[:KEY], data[KEY:])), counted
+    box = data[KEY] if len(data) > KEY else 1
+    signature = data[KEY + 1 + box :]
+    if box not in (0, KEY) or len(data) < KEY + 1 + box or len(signature) > SIGNATURE:
+        raise WireError(f"{len(data)} bytes are no key with a signature of {SIGNATURE} bytes at most")
+    offer = Offer(header.client, data[:KEY], signature, data[KEY + 1 : KEY + 1 + box])
+    return Offered(header.round, header.client, offer), counted
 
 
 def encode_masked(message: Masked, codec: Codec, schema: bytes) -> bytes:
@@ -97,17 +113,37 @@ def encode_opened(message: Opened, codec: Codec, schema: bytes) -> bytes:
     return seal(_header(OPENED, message, codec, schema), write(Section.SECRETS, data))
 
 
-def decode_opened(blob: bytes, codec: Codec, schema: bytes, gone: Sequence[ClientId]) -> tuple[Opened, dict[str, int]]:
-    """The secrets shared with ``gone``, and how many bytes belong to each part. Raises WireError: it does not fit."""
+def decode_opened(
+    blob: bytes, codec: Codec, schema: bytes, clients: Sequence[ClientId], length: int = KEY
+) -> tuple[Opened, dict[str, int]]:
+    """The secrets of ``clients``, each of so many bytes, and how many bytes belong to each part.
+
+    Raises:
+        WireError: it does not fit.
+    """
     header, found, counted = _unsealed(blob, OPENED, codec, schema, (Section.SECRETS,))
     data = bytes(found[Section.SECRETS])
-    if len(data) != KEY * len(gone):
-        raise WireError(f"{len(data)} bytes of secrets, {len(gone)} take {KEY * len(gone)}")
-    secrets = {client: data[KEY * i : KEY * (i + 1)] for i, client in enumerate(sorted(gone))}
+    if len(data) != length * len(clients):
+        raise WireError(f"{len(data)} bytes of secrets, {len(clients)} take {length * len(clients)}")
+    secrets = {client: data[length * i : length * (i + 1)] for i, client in enumerate(sorted(clients))}
     return Opened(header.round, header.client, secrets), counted
 
 
-def _header(kind: int, message: Offered | Masked | Opened, codec: Codec, schema: bytes) -> Header:
+def encode_dealt(message: Dealt, codec: Codec, schema: bytes) -> bytes:
+    """Sealed shares."""
+    return seal(_header(DEALT, message, codec, schema), write_shares(message.shares))
+
+
+def decode_dealt(blob: bytes, codec: Codec, schema: bytes, clients: int) -> tuple[Dealt, dict[str, int]]:
+    """The shares for so many others, and how many bytes belong to each part. Raises WireError: it does not fit."""
+    header, found, counted = _unsealed(blob, DEALT, codec, schema, (Section.SHARES,))
+    shares = read_shares(found[Section.SHARES])
+    if len(shares) != clients:
+        raise WireError(f"shares for {len(shares)} clients, expected {clients}")
+    return Dealt(header.round, header.client, shares), counted
+
+
+def _header(kind: int, message: Offered | Masked | Opened | Dealt, codec: Codec, schema: bytes) -> Header:
     return Header(kind, codec.values.tag, message.round, schema, message.client)
 
 
@@ -133,7 +169,10 @@ def write_cohort(offers: Sequence[Offer]) -> bytes:
     """The section with the keys of all whose updates will be summed; nothing for none."""
     if not offers:
         return b""
-    each = (_named(one.client) + one.key + bytes([len(one.signature)]) + one.signature for one in offers)
+    each = (
+        _named(one.client) + one.key + bytes([len(one.box)]) + one.box + bytes([len(one.signature)]) + one.signature
+        for one in offers
+    )
     return write(Section.COHORT, b"".join(each))
 
 
@@ -141,8 +180,10 @@ def read_cohort(data: memoryview | None) -> tuple[Offer, ...]:
     """What ``write_cohort`` was given. Raises WireError: it is cut off, or no list of clients by id."""
 
     def offer(client: ClientId, take: Callable[[int], bytes]) -> Offer:
-        key = take(KEY)
-        return Offer(client, key, take(take(1)[0]))
+        key, box = take(KEY), take(take(1)[0])
+        if len(box) not in (0, KEY):
+            raise WireError(f"a key of {len(box)} bytes in a list of clients")
+        return Offer(client, key, take(take(1)[0]), box)
 
     offers = tuple(_items(data, offer))
     _require_order([o.client for o in offers])
@@ -159,6 +200,19 @@ def read_gone(data: memoryview | None) -> tuple[ClientId, ...]:
     gone = tuple(_items(data, lambda client, take: client))
     _require_order(gone)
     return gone
+
+
+def write_shares(shares: Sequence[bytes]) -> bytes:
+    """The section with sealed shares, each of ``SEALED`` bytes; nothing for none."""
+    return write(Section.SHARES, b"".join(shares)) if shares else b""
+
+
+def read_shares(data: memoryview | None) -> tuple[bytes, ...]:
+    """What ``write_shares`` was given. Raises WireError: they are cut off."""
+    whole = bytes(data or b"")
+    if len(whole) % SEALED:
+        raise WireError(f"{len(whole)} bytes of shares, of which each has {SEALED}")
+    return tuple(whole[begin : begin + SEALED] for begin in range(0, len(whole), SEALED))
 
 
 def _named(client: ClientId) -> bytes:
