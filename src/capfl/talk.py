@@ -32,8 +32,8 @@ Read = Callable[[bytes, ClientId, ServerState, Agreement], tuple[Reply, dict[str
 class Talk:
     """Requests of one kind to some clients, and their replies. Keeps the ledger, the failures and updates' norms.
 
-    ``state`` is the server's, which the next request is made of, and ``beside`` what secure aggregation says with it, by
-    client.
+    ``state`` is the server's, which the next request is made of, and ``beside`` what secure aggregation says with it,
+    by client.
     """
 
     kind: Kind

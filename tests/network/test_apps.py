@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,20 +189,20 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert events[3:5] == [("left", "south"), ("joined", "south")]
 
 
-SECURE: dict[str, Any] = {"privacy__secure_aggregation": "honest-server", "evaluation__every": 0}
-
-
+@pytest.mark.parametrize("server", ["malicious", pytest.param("honest", marks=pytest.mark.slow)])
 def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training."""
-    monkeypatch.setattr("capfl.engines.serial.Keyring", lambda: Keyring(lambda data: bytes(96)))  # nodes sign
+    signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
+    monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
+    changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
     place = Place(tmp_path, more=1)
     make_keys(tmp_path / "keys", sorted(place.files), [])
     lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
-    twice = {(kind, "north", 1): "twice" for kind in ("keys", "train", "open")}
-    one, whole = run(place.config("serial", **SECURE, **SKIP), losing(lost))
-    two = place.run(place.config(**SECURE, **SKIP), dict.fromkeys(lost, "lost") | twice)
+    twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}
+    one, whole = run(place.config("serial", **changes), losing(lost))
+    two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice)
     assert [record.clients for record in place.records()] == [("north", "west", "x0"), ("north", "south", "x0")]
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
     assert bits(place.out, "state/server") == bits(whole, "state/server")
@@ -217,7 +218,7 @@ def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
     make_keys(tmp_path / "keys", sorted(place.files), [])
     shutil.copy(tmp_path / "keys/nodes/south.key", tmp_path / "keys/nodes/west.key")
     with pytest.raises(ClientError, match=public("wire")):
-        place.run(place.config(**SECURE))
+        place.run(place.config(privacy__secure_aggregation="honest-server"))
     assert "the key of client 'west' is not signed by its node" in caplog.text
 
 

@@ -87,16 +87,16 @@ class Traffic:
                 for direction, met in zip(("down", "up"), self.clients[client].met, strict=False):
                     yield Charge("introduce", round, "down" if direction == "down" else "up", met)
             for turn in turns:
-                cohort = counted({})
+                more = counted({})
                 if self.secure:
-                    cohort = self.secure.cohort(turn)
-                    for down, up in map(self.secure.key, turn):
+                    more = self.secure.more(turn)
+                    for down, up in (pair for client in turn for pair in self.secure.beside(turn, client)):
                         yield Charge("keys", round, "down", down)
                         yield Charge("keys", round, "up", up)
                 for client in turn:
                     of = self.clients[client]
                     request = of.later if client in asked else of.first
-                    yield Charge("train", round, "down", request + cohort + versions.missed_by(client))
+                    yield Charge("train", round, "down", request + more + versions.missed_by(client))
                     yield Charge("train", round, "up", self._update(client, round, len(turn)))
                 versions.end(turn, round)
                 asked |= set(turn)

@@ -25,8 +25,8 @@ class Keyring:
     A key hides one update and no other, and once it has opened a mask it hides none any more. A client whose process
     has ended since it made its key has failed in this round.
 
-    Against a malicious server a client has a second mask of its own, and deals out shares of its key and of that mask to
-    the others. In the end it says of each other client one of the two shares that it has, and never both.
+    Against a malicious server a client has a second mask of its own, and deals out shares of its key and of that mask
+    to the others. In the end it says of each client one of the two shares that it has, and never both.
 
     Args:
         sign: signs by the key of the client's node. None: it has none.
