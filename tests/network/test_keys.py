@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
+from capfl.engines.flower.node import run_node
 from capfl.errors import ConfigError, WireError
 from capfl.types import Offer
 
@@ -102,3 +103,9 @@ def test_a_file_that_is_no_key_is_named(folder: Path) -> None:
     for path in (folder / "server.crt", folder / "nodes" / "west.key"):
         with pytest.raises(ConfigError, match=rf"{path.name} is no key of capfl flower keys"):
             signer(path)
+
+
+def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:
+    certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
+    with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
+        run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)
