@@ -313,15 +313,15 @@ class RoundRecord:
 
     round: int
     clients: tuple[ClientId, ...]  # whose updates were used
-    losses: dict[ClientId, float]  # mean training loss of each, nats a token
-    steps: dict[ClientId, int]  # optimiser steps of each
+    losses: dict[ClientId, float]  # mean training loss of each, nats a token; with secure aggregation that of all
+    steps: dict[ClientId, int]  # optimiser steps of each; with secure aggregation the mean of all
     failures: tuple[Failure, ...]
     ledger: tuple[Entry, ...]
     seconds: float
     validation: dict[str, float] = field(default_factory=dict)
     """By metric, of the adapters that clients were sent, over the validation items of all that it measures."""
     validation_loss: float | None = None  # of all these items; None of two kinds of task, whose losses have no mean
-    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
+    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, if it was seen
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards

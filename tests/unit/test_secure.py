@@ -467,7 +467,12 @@ def test_a_client_says_one_share_of_each_and_never_both() -> None:
     for lie in (["c01"], ["c02"]):
         with pytest.raises(WireError, match="not clients whose masks"):
             ring.open(1, lie)
-    with pytest.raises(WireError, match="takes part in no other of that round"):
+    with pytest.raises(
+        WireError, match="has opened the sum of round 1 and takes part in none of round 1; if the server"
+    ):
+        ring.offer(1, "c00", schema, True)
+    ring.offer(2, "c00", schema, True)
+    with pytest.raises(WireError, match="none of round 1"):  # training of an earlier round can be repeated, too
         ring.offer(1, "c00", schema, True)
     other, _, said = dealt()
     ring = other.keyrings["c00"]

@@ -39,6 +39,7 @@ class Keyring:
         self._key: PrivateKey | None = None
         self._box: PrivateKey | None = None  # by which others seal shares
         self._offer = Offer("", b"")
+        self._last = 0  # round in which it has opened a sum for a server that may lie
         self._forget()
 
     def _forget(self) -> None:
@@ -64,7 +65,8 @@ class Keyring:
             shares: may the server lie?
 
         Raises:
-            WireError: it may, and the client has opened a sum in this round: two would tell what is between them.
+            WireError: it may, and the client has opened a sum in this round or a later one: training can be repeated,
+                and two sums of it would tell what is between them.
             ConfigError: it may, and nobody could tell its keys from those of the others.
         """
         if shares and self._sign is not None and self._verify is None:
@@ -72,10 +74,12 @@ class Keyring:
                 "privacy.secure_aggregation: a malicious server could deal out keys of its own; start the node with "
                 "--peers DIR, a folder with the public keys of all nodes"
             )
-        again = self._key is not None and self._round == round
-        if again and shares and self._opened is not None:
-            raise WireError(f"this client has opened a sum in round {round} and takes part in no other of that round")
-        if not again or self._opened is not None:
+        if shares and round <= self._last:
+            raise WireError(
+                f"this client has opened the sum of round {self._last} and takes part in none of round {round}; if the "
+                "server has lost that round, start the node again"
+            )
+        if self._key is None or self._round != round or self._opened is not None:
             self._forget()
             self._round, self._key, self._box = round, PrivateKey(), PrivateKey() if shares else None
             offer = Offer(client, self._key.public, box=self._box.public if self._box else b"")
@@ -157,6 +161,7 @@ class Keyring:
         self._opened = tuple(gone)
         if self._box is None:
             return {client: self._secret(others[client], self._hidden[1]) for client in gone}
+        self._last = round
         parts = {True: slice(0, SHARE), False: slice(SHARE, None)}  # of its key, of its own mask
         return {one.client: self._shares[one.client][parts[one.client in gone]] for one in self._cohort}
 
