@@ -514,6 +514,12 @@ def test_shares_are_for_one_client_among_one_cohort() -> None:
     with pytest.raises(WireError, match="dealt out among other clients"):
         ring.deal(broadcast(world, cohort[:3]), schema)
     world, cohort, said = dealt()
+    ring = world.keyrings["c00"]
+    ring._cohort = ()  # the server has told it of fewer clients than the others
+    ring.deal(broadcast(world, cohort[:3]), schema)
+    with pytest.raises(WireError, match="'c01' are not those that it dealt"):
+        ring.check(broadcast(world, shares=for_first(said)[:2]), schema)
+    world, cohort, said = dealt()
     strange = Keyring()
     cohort = (strange.offer(1, "c00", schema, True), *cohort[1:])
     strange.deal(broadcast(world, cohort), schema)  # the others have dealt among c00's other keys
