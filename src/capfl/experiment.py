@@ -16,12 +16,14 @@ import torch
 
 from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
-from capfl.config import Config, load_config, to_toml
+from capfl.checks import Dealt, config_of, free_folder
+from capfl.config import Config, to_toml
 from capfl.config.load import dated
 from capfl.data import Split, deal, digest, remarks
+from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, check_tasks, tokenised
+from capfl.federation import Federation, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
@@ -33,6 +35,7 @@ from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -43,7 +46,7 @@ from capfl.round import sample_size
 from capfl.rounds import run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.site import run_digest
-from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item
+from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
 
@@ -59,9 +62,6 @@ class Remote:
     exchange: Callable[[Agreement], Exchange]
 
 
-Dealt = tuple[Sequence[Item], dict[ClientId, Split]]
-"""Items, and each client's split of them."""
-
 PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
@@ -71,12 +71,14 @@ def run(
     callback: Callback | None = None,
     *,
     data: Dealt | None = None,
+    in_memory: bool = False,
     methods: Mapping[str, Method] | None = None,
 ) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
 
     Args:
-        data: in place of what the config's section ``data`` names.
+        data: of the run, where they have been read already, see ``checked_data``.
+        in_memory: ``data`` are rows of the caller's, in place of what the config's section ``data`` names.
         methods: methods of the caller's own by name, which ``method.name`` may ask for.
 
     Raises:
@@ -87,7 +89,8 @@ def run(
     if config.evaluation.patience and not method.has_server_model:
         raise ConfigError(f"evaluation.patience: {method.name} shares no adapter that could be validated; leave it out")
     config = dated(config)
-    return _Run(config, RunFolder(free_folder(config)), engine, callback or Callback(), data, methods or {}).go(True)
+    folder = RunFolder(free_folder(config))
+    return _Run(config, folder, engine, callback or Callback(), data, methods or {}, in_memory).go(True)
 
 
 def resume(
@@ -103,32 +106,8 @@ def resume(
     Raises:
         CheckpointError: the folder is not a run, or its config, data or records have changed since.
     """
-    return _Run(config_of(path), RunFolder(path), engine, callback or Callback(), data, methods or {}).go(False)
-
-
-def free_folder(config: Config) -> Path:
-    """Where a run goes. Raises ConfigError: something is there."""
-    if config.out is None:
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        path, n = Path(f"runs/{stamp}-{config.method.name}"), 1
-        while path.exists():
-            path, n = Path(f"runs/{stamp}-{config.method.name}-{n + 1}"), n + 1
-        return path
-    path = Path(config.out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
-    return path
-
-
-def config_of(path: Path) -> Config:
-    """The config that the run in a folder was started with.
-
-    Raises:
-        CheckpointError: the folder is not a run.
-    """
-    if not (path / "config.toml").is_file():
-        raise CheckpointError(f"{path} has no config.toml: not a run folder, or stopped before it began; start it anew")
-    return load_config(path / "config.toml")
+    given = callback or Callback()
+    return _Run(config_of(path), RunFolder(path), engine, given, data, methods or {}, data is not None).go(False)
 
 
 @dataclass
@@ -141,12 +120,14 @@ class _Run:
     callback: Callback
     data: Dealt | None
     methods: Mapping[str, Method]
+    in_memory: bool = False
 
     def go(self, fresh: bool) -> tuple[Summary, Path]:
         """Data, model, rounds, results. Nothing is written before data and model are known to be right."""
         began = time.monotonic()
         config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
-        torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        n_threads = config.runtime.threads or torch.get_num_threads()
+        torch.set_num_threads(n_threads)
         if not isinstance(engine, Remote):  # sites see to their own
             metrics.require(config.evaluation.metrics)
         with ExitStack() as stack:
@@ -157,7 +138,9 @@ class _Run:
             # data: who holds what, where it is held in this process
             items, splits = self._dealt()
             clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
-            for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
+            for remark in (
+                remarks(None if self.in_memory else config.data, config.partition, items, splits) if items else ()
+            ):
                 callback.on_note(remark)
 
             check_tasks(items, splits, config.evaluation.metrics)  # an error now, not after the last round
@@ -169,7 +152,10 @@ class _Run:
                 )
 
             # model: one frozen base for all of them
-            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
+            computed = f"{n_threads} thread{'' if n_threads == 1 else 's'}"
+            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}, {computed}")
+            if first := place_remark(config.model.path):
+                callback.on_note(first)
             model = AdaptedModel(load_base(config.model), config.lora)
             for remark in model.remarks:
                 callback.on_note(remark)

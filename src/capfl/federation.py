@@ -11,10 +11,9 @@ import numpy as np
 
 from capfl.config.schema import Config, DataConfig
 from capfl.data import Split, batches, render
-from capfl.errors import DataError
 from capfl.methods import Method
 from capfl.methods.peers import Description
-from capfl.metrics import METRICS, of_task, written
+from capfl.metrics import of_task, written
 from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
@@ -69,31 +68,6 @@ def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> 
         )
         for item in items
     ]
-
-
-def check_tasks(items: Sequence[Item], splits: Mapping[ClientId, Split], names: Sequence[str]) -> None:
-    """See that every client has items of one task, and that a metric measures it.
-
-    Args:
-        names: of the run's metrics.
-
-    Raises:
-        DataError: a client would be measured in two ways, whose mean says nothing, or in none.
-    """
-    for client, split in splits.items():
-        tasks = sorted({items[i].task for i in split.all})
-        if len(tasks) > 1:
-            raise DataError(
-                f"client {client!r} has rows to choose an answer in and rows to complete, which are scored "
-                "differently; make two clients of them"
-            )
-        for task in tasks:
-            if not of_task(names, task):
-                known = ", ".join(name for name, metric in METRICS.items() if metric.task == task)
-                raise DataError(
-                    f"client {client!r} has {task}, which no metric of evaluation.metrics = {', '.join(names)} "
-                    f"measures; add one of {known}"
-                )
 
 
 class Federation:

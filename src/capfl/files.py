@@ -94,6 +94,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Has a process the folder for itself? Never True where the system has no such locks."""
+    if fcntl is None or not (folder / LOCK).is_file():
+        return False
+    with open(folder / LOCK, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def naming(path: Path, then: str = RESUME) -> Iterator[None]:
     """Errors of the disk name the file and the remedy. Raises CheckpointError."""

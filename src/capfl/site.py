@@ -16,8 +16,9 @@ from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
+from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
-from capfl.federation import Federation, check_tasks, tokenised
+from capfl.federation import Federation, tokenised
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter

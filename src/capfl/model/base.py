@@ -25,6 +25,7 @@ from capfl.config.schema import ModelConfig
 from capfl.errors import CapflError, ConfigError, ModelError
 from capfl.model import smollm2, tiny
 from capfl.model.accept import auto_class
+from capfl.model.place import check_base as check_place
 from capfl.model.probe import check_base
 
 KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
@@ -137,10 +138,8 @@ def _digest(module: nn.Module, config: ModelConfig) -> str:
 def _folder_or_hub_name(path: str) -> str:
     if path == "smollm2":
         return str(smollm2.folder())
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    check_place(path)
     folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(f"model.path: there is no folder {path}; give a folder, a Hub name, smollm2 or tiny")
     return str(folder) if folder.is_dir() else path
 
 
@@ -188,8 +187,9 @@ def _named(task: str) -> Iterator[None]:
                 "that transformers reads without it (often a name that ends in -hf), or update transformers, which "
                 "may have the architecture by now"
             ) from error
+        built_in = "This very model is built in: --model smollm2. " if "SmolLM2-135M-Instruct" in task else ""
         raise ModelError(
-            f"model.path: cannot {task}: {first}\n"
+            f"model.path: cannot {task}: {first}\n{built_in}"
             "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
         ) from error
 

@@ -18,9 +18,11 @@ from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
 from capfl.methods.secure import refuse_few
+from capfl.metrics import written
 from capfl.model.accept import check_positions
 from capfl.model.base import skeleton
 from capfl.model.layers import adapter_shapes, hidden_size, remarks
+from capfl.model.written import MOST_NEW
 from capfl.plan.memory import Advice, advise, estimate
 from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
@@ -140,10 +142,12 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     length = measured.length if measured else config.data.max_length
     letters = config.data.scoring == "letter" and all(item.choices for item in clients.items)
     answers = measured.answers if measured else 1 if letters else length
+    writes = 0 if letters or not written(config.evaluation.metrics) else config.evaluation.max_new_tokens or MOST_NEW
     of_length = partial(
         estimate,
         module=module,
         shapes=shapes,
+        written=writes,
         rows=None if clients.missing else len(clients.items),
         lossy=not (agreement.up.exact and agreement.down.exact),
         patched=method.combine.relays,

@@ -10,7 +10,8 @@ With P the elements of the adapter, in bytes, on host and device together::
                  with train.checkpointing tokens * (layers * d * hidden + 1.5 * what one layer keeps) in its place;
                  or, if that is more, what one layer takes of the rows that are scored at once, with
                  8 * answers * vocabulary, at most 2 MOST, or of the BLOCK rows that the layers below the adapted ones
-                 see at once
+                 see at once, or of the rows whose answers are written at once, with their keys and values
+                 (all layers * 2 * width of the keys * d for each token of a row and its answer)
     hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
     server       24 P (adapter, version known, sum and addend in double precision) + 4 P if messages lose something:
@@ -56,8 +57,8 @@ ABOVE = 1.3  # runs have peaked at so many times the estimate, at most
 
 
 def estimate(
-    config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, rows: int | None, lossy: bool,
-    patched: bool, process: int,
+    config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, written: int, rows: int | None,
+    lossy: bool, patched: bool, process: int,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes by what they are for, and their ``total``.
 
@@ -65,6 +66,7 @@ def estimate(
         module: the base, on any device.
         length: tokens of the longest row.
         answers: tokens of the longest answer.
+        written: tokens of an answer that a model writes, at most; 0 if none is written.
         rows: rows of all clients; None if they are not known, and the cache is then taken to be full.
         lossy: do messages lose anything, so that residuals and versions are kept?
         patched: does the method change the base?
@@ -84,13 +86,15 @@ def estimate(
     scored = config.evaluation.batch_size
     scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
     below = BLOCK * of_one if lowest else 0
+    keys = element * len(layers) * 2 * _key_width(module)
+    writing = scored * (of_one + (length + written) * keys + 8 * vocabulary) if written else 0
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
         cached = min(cached, rows * length * hidden * element)
     found = {
         "base": _base(module, layers, config, element),
         "training": 4 * adapter,
-        "activations": max(training, scoring, below),
+        "activations": max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
         "client": (4 if lossy else 2) * adapter,
         "server": (7 if lossy else 6) * adapter,
@@ -105,6 +109,19 @@ def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
     linear = linear_layers(layer)
     copies = sum(d_in for name, (d_in, _) in linear.items() if any(fits(name, t) for t in config.lora.targets))
     return element * sum(map(max, linear.values())) + 8 * hidden + (4 * copies if element < 4 else 0)
+
+
+def _key_width(module: nn.Module) -> int:
+    """Elements of a token's key in the widest layer; its value has as many. 0 for a model without attention."""
+    config = cast(Any, module).config.get_text_config()
+    heads = _most(getattr(config, "num_attention_heads", None) or 0)
+    of_head = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    return _most(getattr(config, "num_key_value_heads", None) or heads) * int(of_head)
+
+
+def _most(of_layers: int | list[int]) -> int:
+    """Some configs say it for each layer."""
+    return int(max(of_layers) if isinstance(of_layers, list) else of_layers)
 
 
 def _base(module: nn.Module, layers: nn.ModuleList, config: Config, element: int) -> int:
