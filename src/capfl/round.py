@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +25,12 @@ def run_round(
     exchange: Exchange,
     config: FederationConfig,
     seed: int,
+    trained: Callable[[ClientId, float], None] = lambda client, loss: None,
 ) -> tuple[ServerState, RoundRecord]:
     """Sample clients, send, wait, receive, aggregate. The state that comes in is not changed.
+
+    Args:
+        trained: is told of every client's mean training loss, as its update comes.
 
     Raises:
         ClientError: a client failed and the policy is to stop, or no client answered.
@@ -47,12 +51,15 @@ def run_round(
     for turn in method.order.of_round(chosen, state.group_of, seed, record.round):
         if agreement.secure:
             talks = [met, *secure_turn(turn, talk, aggregation, record)]
+            for client, loss in record.losses.items():
+                trained(client, loss)
             continue
         for client, answer in exchange("train", record.round, turn, talk.request):
             update = talk.read(client, answer, server.read_update)
             if update is None:
                 continue
             aggregation.add(update)
+            trained(client, update.loss)
             record.losses[client], record.steps[client] = update.loss, update.steps
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
             if kept is not None:
@@ -70,7 +77,7 @@ def run_round(
         clients=tuple(sorted(record.losses)),
         failures=tuple(failure for one in talks for failure in one.failures),
         ledger=tuple(entry for one in talks for entry in one.ledger),
-        groups=dict(new_state.group_of),
+        groups=new_state.group_of,
         capped=aggregation.capped,
         norms=talk.norms,
         seconds=time.monotonic() - began,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, WireError, printable
@@ -45,6 +45,7 @@ class Talk:
     norms: dict[ClientId, float] = field(default_factory=dict)
     beside: Mapping[ClientId, server.Beside] = field(default_factory=dict)
     _entries: list[Entry] = field(default_factory=list)
+    _parts: dict[str, Mapping[str, int]] = field(default_factory=dict)  # of the last message in each direction
     _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
@@ -65,7 +66,7 @@ class Talk:
             message = server.ask(self.state, client, self.agreement, self.beside.get(client))
         else:
             message = server.request(self.state, client, self.agreement, again, self.beside.get(client))
-        self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
+        self._enter(client, "down", len(message.blob), message.parts)
         return message.blob
 
     def read(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | None:
@@ -142,7 +143,12 @@ class Talk:
             if isinstance(reply, Update):
                 self.norms[client] = door.admit(reply, self.state, self.agreement)
         except WireError as error:
-            self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
+            self._enter(client, "up", len(answer), {"unreadable": len(answer)})
             return Failure(client, "decode", printable(str(error)), error.code)
-        self._entries.append(Entry(self.round, client, "up", len(answer), parts))
+        self._enter(client, "up", len(answer), parts)
         return reply
+
+    def _enter(self, client: ClientId, direction: Literal["up", "down"], n: int, parts: Mapping[str, int]) -> None:
+        if self._parts.get(direction) != parts:  # those of thousands of like messages are in memory once
+            self._parts[direction] = parts
+        self._entries.append(Entry(self.round, client, direction, n, self._parts[direction]))
