@@ -14,7 +14,7 @@ flowertune-no-checkpointing  the same without gradient checkpointing, which the 
 Each contestant runs in a process of its own, one after the other. Seconds of the first round and of a later one (the
 median) are those between the server's first request and its new adapter; "cpu" are seconds of the processor (user) of
 all processes. Memory is the most that all processes of a contestant have at the same time, as the sum of their
-proportional set sizes (PSS), looked at twice a second. Bytes are those of the arrays (Flower) or of whole
+proportional set sizes (PSS), looked at every two seconds. Bytes are those of the arrays (Flower) or of whole
 messages (capfl), a client and round, without Flower's framing. The validation loss is that of the server's last adapter
 on the validation rows of all clients, by the same function for all.
 """
@@ -46,7 +46,7 @@ COLUMNS = {
     "later_cpu": "a later round, cpu s", "memory": "peak memory, MiB", "up": "bytes up", "down": "bytes down",
     "train_loss": "training loss, last round", "validation_loss": "validation loss",
 }  # fmt: skip
-LOOK_EVERY = 0.5  # seconds between two looks at memory
+LOOK_EVERY = 2.0  # seconds between two looks at memory
 WITHIN = 3600.0  # seconds for nodes to get ready, and for a run over them
 
 

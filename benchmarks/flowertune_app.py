@@ -36,7 +36,7 @@ client_app = ClientApp()
 @client_app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
     """A client's part of a round: the adapter that it was sent, trained on its own rows."""
-    given = message.content["config"]
+    before, given = time.process_time(), message.content["config"]
     job, number = Job(**json.loads(given["job"])), int(context.node_config["partition-id"])
     torch.set_num_threads(job.threads)
     model = adapted(job)
@@ -53,6 +53,7 @@ def train(message: Message, context: Context) -> Message:
         tokenizer = tokenizer_of(job.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         done = SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+    print(f"client {number}: {time.process_time() - before:.1f} s of the processor", flush=True)
     said = MetricRecord({"train_loss": float(done.training_loss), "num-examples": len(data)})
     reply = RecordDict({"arrays": ArrayRecord(get_peft_model_state_dict(model)), "metrics": said})
     return Message(content=reply, reply_to=message)
@@ -107,6 +108,7 @@ class Watched(FedAvg):
             "ended": time.time(), "cpu_after": self.cpu(), "loss": float(said["train_loss"]),  # type: ignore[arg-type]
             "up": sum(_bytes(m) for m in replies) / len(replies),
         }  # fmt: skip
+        print(self.rounds[-1], flush=True)
         return found, said
 
 
