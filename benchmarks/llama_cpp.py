@@ -24,11 +24,12 @@ import xllamacpp
 
 from capfl import adapter as algebra
 from capfl.config.schema import LoraConfig, ModelConfig
-from capfl.model import gguf_file, smollm2
+from capfl.model import gguf_file
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.generate import generate
 from capfl.model.lora import AdaptedModel
+from capfl.model.place import smollm2_weights
 from capfl.types import Adapter
 
 PROMPTS = ("The capital of France is", "Once upon a time there was a", "def add(a, b):\n    return")
@@ -38,7 +39,7 @@ NEW = 16
 
 def whole_base(out: Path) -> None:
     """The package's model in float32, as capfl computes with it."""
-    reader, writer = gguf.GGUFReader(smollm2._gguf()), gguf.GGUFWriter(out, "llama")
+    reader, writer = gguf.GGUFReader(smollm2_weights()), gguf.GGUFWriter(out, "llama")
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue

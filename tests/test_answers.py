@@ -131,7 +131,7 @@ def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
     labels = written(tmp_path / "labels.jsonl", [{"text": "a", "label": "b"}])
     assert f"{labels}:1: " in refused("generate", north, "--data", labels, *out)
     for words in ((), ("--prompt", "a", *out), ("--data", named), ("--data", named, *out, "--chat")):
-        assert "give --prompt TEXT" in refused("generate", north, *words)
+        assert "give one of these:" in refused("generate", north, *words)
     assert "train.steps: `capfl generate` has no use for it; --help" in refused(
         "generate", north, "--prompt", "a", "--steps", 2
     )
@@ -168,6 +168,14 @@ def test_a_chat_keeps_what_was_said_until_it_is_reset(adapter: LoadedAdapter) ->
     assert first.strip() != second.strip()
     converse(adapter, ["a\n", "\n", " a \n", "/reset\n", "a\n", "/exit\n", "b\n"], said.append, max_new_tokens=6)
     assert "".join(said) == f"{first}\n{second}\n(a new chat)\n{first}\n"
+
+    said.clear()  # what is no command is not sent to the model either, unless there is a space before it
+    converse(adapter, ["/foo\n", "/quit", "a\n", "/exit"], said.append, max_new_tokens=6)
+    words = "begins a new chat, /exit ends; behind a space it is a message)"
+    assert "".join(said) == f"(no command /foo; /reset {words}\n(no command /quit; /reset {words}\n{first}\n"
+    said.clear()
+    converse(adapter, [" /foo\n"], said.append, max_new_tokens=6)
+    assert "no command" not in "".join(said)
 
     said.clear()
     converse(adapter, ["a", "b" * 2048, "a"], said.append, max_new_tokens=6)

@@ -14,6 +14,7 @@ from capfl import __version__
 from capfl.config import load_config
 from capfl.config.keys import all_keys, flags
 from capfl.methods import METHODS
+from capfl.terminal import STEPS
 from commands import TINY_FLAGS, command, refused
 from support import tiny_run
 
@@ -65,8 +66,11 @@ def test_the_published_command_runs(tmp_path: Path) -> None:
 
 def test_version_and_help() -> None:
     assert command("--version").stdout == f"capfl {__version__}\n"
-    for words in (["--help"], []):
-        assert "Usage" in command(*words).output
+    assert "Usage" in command("--help").output
+    said = command().stdout
+    assert [first in said for first in STEPS] == [True] * 5
+    for panel in ("Run", "Look at runs", "Use an adapter", "Look things up", "Over a network"):
+        assert f"─ {panel} ─" in command("--help").stdout
 
 
 def test_nothing_is_cut_at_80_columns(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

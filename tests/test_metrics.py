@@ -13,10 +13,10 @@ import capfl
 from capfl import metrics
 from capfl.config import load_config
 from capfl.data import Split
+from capfl.data.tasks import check_tasks
 from capfl.engines.serial import serial
 from capfl.errors import ConfigError, DataError
 from capfl.experiment import resume
-from capfl.federation import check_tasks
 from capfl.report.summary import Summary
 from capfl.result import Result
 from capfl.rounds import why_stopped

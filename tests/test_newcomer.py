@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from capfl.checks import config_of
 from capfl.cli import app
 from capfl.data import load_items
 from capfl.errors import CheckpointError, ConfigError
-from capfl.experiment import config_of
 from capfl.model.export import load_adapter
 from capfl.newcomer import Run
 from support import tiny_run

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from capfl.files import locked
+from capfl.report.live import EVERY, watch, write_page_so_far
 from capfl.report.tables import client_table, percent, size
 from capfl.result import Result
 from commands import command, refused
@@ -161,3 +163,62 @@ def test_what_is_no_finished_run_is_refused(finished: Path, copied: Path, tmp_pa
     assert "another version of capfl: 'clients' is missing" in refused("report", copied)
     file.unlink()
     assert f"is not finished; go on with: capfl run --resume {copied}" in refused("report", copied)
+
+
+# -- while a run goes on -------------------------------------------------------------------------------------------
+
+
+def unfinished(folder: Path, rounds: int) -> bytes:
+    """Make the finished run in a folder one that has so many rounds. Returns its summary.json, which is gone."""
+    (folder / "report.html").unlink(missing_ok=True)
+    lines = (folder / "rounds.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_bytes(b"".join(lines[:rounds]) + b'{"half a li')
+    summary = (folder / "summary.json").read_bytes()
+    (folder / "summary.json").unlink()
+    return summary
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_page_of_the_rounds_so_far(copied: Path, tmp_path: Path, rounds: int) -> None:
+    unfinished(copied, rounds)
+    out = tmp_path / "so far.html"
+    with locked(copied):
+        write_page_so_far(copied, out)
+    page = ElementTree.fromstring(out.read_text(encoding="utf-8"))
+    text = text_of(page)
+    assert f"ca-pfl, round {rounds} of 3 so far" in text
+    assert "the run goes on, and this page loads itself again" in text
+    assert "local: round 3 of 3" in text
+    again = [meta.get("content") for meta in page.iter("meta") if meta.get("http-equiv") == "refresh"]
+    assert again == [str(round(EVERY))]
+    table = table_of(page, 0)
+    records = [json.loads(line) for line in (copied / "rounds.jsonl").read_text().splitlines()[:rounds]]
+    shown = {row[0]: row[3:5] for row in table if row[0] != "client"}
+    assert shown == (
+        {client: [f"{record['losses'][client]:.3f}" for record in records] for client in records[0]["losses"]}
+        if records else {}
+    )  # fmt: skip
+    assert len(list(page.iter(f"{SVG}svg"))) == (3 if rounds else 0)
+    write_page_so_far(copied, out)
+    assert f"no process works on this run; go on with: capfl run --resume {copied}" in out.read_text(encoding="utf-8")
+
+
+def test_the_page_is_written_again_until_the_run_is_finished(copied: Path) -> None:
+    whole = (copied / "rounds.jsonl").read_bytes()
+    summary = unfinished(copied, 1)
+    out, said, titles = copied / "report.html", list[str](), list[str]()
+
+    def pause(seconds: float) -> None:
+        titles.append(text_of(next(ElementTree.fromstring(out.read_text(encoding="utf-8")).iter("h1"))))
+        if len(titles) == 1:
+            out.write_text("<html><h1>not written again</h1></html>", encoding="utf-8")
+        elif len(titles) == 2:
+            (copied / "rounds.jsonl").write_bytes(whole)
+        else:
+            (copied / "summary.json").write_bytes(summary)
+
+    assert watch(copied, out, said.append, pause) == out
+    assert titles == ["ca-pfl, round 1 of 3 so far", "not written again", "ca-pfl, round 3 of 3 so far"]
+    assert len(said) == 1
+    assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8")
+    assert "no config.toml: not a run folder" in refused("report", copied.parent, "--watch")

@@ -12,8 +12,9 @@ import pytest
 from capfl.report.page import write_page
 from support import tiny_run
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -c constraints.txt playwright")
 PLACES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 OUTSIDE = """[...document.querySelectorAll('svg text')].filter(text => {
   const [box, outer] = [text, text.ownerSVGElement].map(element => element.getBoundingClientRect());
   return box.left < outer.left - 0.5 || box.right > outer.right + 0.5;
@@ -26,8 +27,8 @@ def browser() -> Iterator[Any]:
         own = playwright.chromium.executable_path
         found = next(filter(None, map(shutil.which, PLACES)), own if Path(own).is_file() else None)
         if found is None:
-            pytest.skip("no Chromium here: playwright install chromium, or the system's package")
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+            pytest.skip("no Chromium: apt-get install chromium (Debian), or playwright install chromium")
+        started = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))  # with a profile of its own
         yield started
         started.close()
 
@@ -38,6 +39,38 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_run(out, method__name="ca-pfl", method__rank_floor=1.0, partition__validation=0.2, data__sites=3,
              evaluation__references=["local"], codec__values="ternary")  # fmt: skip
     return write_page(out, out / "report.html")
+
+
+SEEN = {  # what whoever opens the page has to see: selector -> a text in it
+    "h1": "ca-pfl, 3 clients",
+    "main > p.note": " rounds in ",
+    "p.verdict": "oining",  # whether it paid, and for whom
+    "main > ul": "sent for each client and round: ",
+    "h2:first-of-type": "Clients: right answers, %; on each client's own test items",
+    "thead": "local only",
+    "tbody": "bank",
+    "tfoot": "± 95 %",
+    "details:first-of-type": "What the columns mean",
+    "figure:nth-of-type(1)": "Every client, accuracy, %",
+    "figure:nth-of-type(2)": "Validation of the shared adapters against bytes, accuracy, %",
+    "figure:nth-of-type(3)": "Training loss, nats a token",
+    "figure:nth-of-type(4)": "Mean rank of a client's modules",
+    "main > .scroll:nth-last-of-type(2)": "left the site",
+    "main > .scroll:last-of-type": "came back",
+    "details:nth-last-of-type(2)": "config.toml",
+    "details:last-of-type": "run.json",
+}
+OPENED = ("personal: the client's own adapter", 'name = "ca-pfl"', '"python"')  # behind what has to be opened
+
+
+def seen(page: Any) -> dict[str, str]:
+    """What of ``SEEN`` is not to be seen, and what is there instead."""
+    wrong = {}
+    for selector, text in SEEN.items():
+        place = page.locator(selector).first
+        if not place.is_visible() or text not in place.inner_text():
+            wrong[selector] = place.inner_text() if place.count() else "nothing"
+    return wrong
 
 
 def brightness(page: Any, element: str, what: str) -> float:
@@ -58,7 +91,12 @@ def test_it_fits_asks_for_nothing_and_prints(browser: Any, page_file: Path, widt
     page.wait_for_load_state("networkidle")
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    assert seen(page) == {}
+    assert not any(text in page.inner_text("main") for text in OPENED)
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true })")
+    assert all(text in page.inner_text("main") for text in OPENED)
+    letters = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+    assert min(page.evaluate(letters)) >= 9  # pixels; turned text is as wide as a letter is high, or wider
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OUTSIDE) == []
     assert (brightness(page, "body", "backgroundColor") < 60) is (scheme == "dark")

@@ -45,11 +45,23 @@ def commands_of(group: object, *before: str) -> list[list[str]]:
 def test_help_lists_and_mistakes() -> None:
     commands = commands_of(typer.main.get_command(app))
     assert len(commands) >= 14
-    wrong = [["run", "--ronds", "5"], ["plan", "--ronds", "5"], ["eval", "x", "--ronds", "5"], ["run", "gone.toml"]]
+    wrong = [
+        ["run", "--ronds", "5"], ["plan", "--ronds", "5"], ["eval", "x", "--ronds", "5"], ["run", "gone.toml"],
+        ["run", "--method", "fedsim"], ["run", "--method", "fedit", "--alpha-s", "1"], ["run", "--model", "./gone"],
+        ["run", "--out", str(Path(__file__).parent)], ["run", "--resume", "gone"], ["run", "--data", "gone.jsonl"],
+        ["run", "--data", "helpdesk", "--partition", "by:moon"], ["run", "--data", "helpdesk", "--metrics", "m:f"],
+        ["plan", "--method", "fedsim"], ["plan", "--model", "./gone"], ["eval", "gone", "--data", "helpdesk"],
+        ["generate", "gone"], ["generate", "gone", "--prompt", "a"], ["chat", "gone"],
+        ["export", "gone", "--merged", "out"], ["bytes", "gone"], ["report", "gone"],
+        ["personalize", "--run", "gone", "--data", "helpdesk", "--out", "out"],
+    ]  # fmt: skip
     helped = [[*words, "--help"] for words in commands if words[0] != "flower"]
-    for name, (code, loaded, said) in after(["--help"], ["--version"], ["keys"], ["methods"], *helped, *wrong).items():
+    for name, (code, loaded, said) in after(
+        [], ["--help"], ["--version"], ["keys"], ["methods"], *helped, *wrong
+    ).items():
         assert not loaded, f"capfl {name} loads {loaded}"
         assert code == (2 if name.split() in wrong else 0), f"{name}: {said}"
+        assert "Traceback" not in said
 
 
 def test_what_a_run_has_left_is_read_without_them(tmp_path: Path) -> None:

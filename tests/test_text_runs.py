@@ -92,9 +92,7 @@ def test_a_row_that_no_token_fits_is_named_before_anything_is_written(folder: Pa
     rows = [{"prompt": f"p {k}", "completion": "c" * (40 if k == 7 else 5)} for k in range(20)]
     path = tmp_path / "own.json"
     path.write_text(json.dumps(rows))
-    said = (
-        rf"1 of 20 items cannot be used:\n  {path}: row 8 \('c{{40}}'\): an answer of 41 tokens does not fit into data"
-    )
+    said = rf"1 of 20 items cannot be used:\n  {path}: row 8: 'c{{40}}': an answer of 41 tokens does not fit into data"
     with pytest.raises(DataError, match=said):
         api.run(clients={"north": path}, out=str(out), model="tiny", max_length=32)
     assert not out.exists()

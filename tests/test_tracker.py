@@ -76,6 +76,24 @@ def test_rounds_and_summary_arrive(runs: Path, recorders: list[Recorder]) -> Non
     assert found.finished
 
 
+def test_tensorboard_has_the_numbers_of_the_records(runs: Path) -> None:
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="no tensorboard: pip install -c constraints.txt tensorboard, or make test-tools",
+    )
+    result = command("run", *TINY_FLAGS, "--out", runs, "--tracker", "tensorboard")
+    assert result.exit_code == 0, result.output
+    found: dict[str, dict[int, float]] = {}
+    for place in {file.parent for file in (runs / "tensorboard").rglob("events.out.*")}:
+        own = events.EventAccumulator(str(place)).Reload()
+        for name in own.Tags()["scalars"]:
+            found.setdefault(name, {}).update({event.step: event.value for event in own.Scalars(name)})
+    records = [json.loads(line) for line in (runs / "rounds.jsonl").read_text().splitlines()]
+    losses = {record["round"]: sum(record["losses"].values()) / len(record["losses"]) for record in records}
+    assert found["fedit/loss"] == pytest.approx(losses)
+    assert set(found["fedit/bytes_up"]) == {1, 2}
+
+
 def test_it_is_finished_when_the_run_fails(
     runs: Path, recorders: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +145,10 @@ def test_the_evaluation_of_every_client_moves_a_bar() -> None:
     with progress_of(Console(force_terminal=True, width=80)) as printer:
         assert isinstance(printer, Printer)
         printer.on_start("fedit", 2, 2, 3)
+        assert printer._bar.tasks[0].description == "fedit round 2/2"
+        printer.on_start("fedit", 3, 0, 3)
+        printer.on_round(RoundRecord(1, ("a",), {"a": 2.0}, {}, (), (), 0.0))
+        assert printer._bar.tasks[0].description == "fedit round 2/3"
         printer.on_evaluation(3)
         printer.on_evaluated("north")
         (bar,) = printer._bar.tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from capfl.scoring import LoadedAdapter, open_adapter
 
 ANSWER = "answer"
 EXIT, RESET = "/exit", "/reset"
+COMMAND = re.compile(r"/\w+")
 
 
 def answer_file(
@@ -69,7 +71,8 @@ def converse(
 ) -> None:
     """A chat: each line is a user's message, and the answer is said as it comes. The model sees all of the chat.
 
-    ``/reset`` begins anew, ``/exit`` and the end of the lines end it. A message that cannot be answered, as when the
+    ``/reset`` begins anew, ``/exit`` and the end of the lines end it; another word behind a slash is no message. A
+    message that cannot be answered, as when the
     chat has outgrown the model's positions, is said why, and forgotten.
 
     Args:
@@ -89,6 +92,8 @@ def converse(
         if text == RESET:
             turns = list(start)
             say("(a new chat)\n")
+        elif COMMAND.fullmatch(line.rstrip()):
+            say(f"(no command {text}; {RESET} begins a new chat, {EXIT} ends; behind a space it is a message)\n")
         elif text:
             asked = [*turns, {"role": "user", "content": text}]
             own = derive(seed, "turn", number)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from capfl.config import Config, load_config
-from capfl.config.keys import flags
+from capfl.config.keys import flags, meant
 from capfl.config.load import changed
+from capfl.config.names import did_you_mean
 from capfl.data import deal_rows
 from capfl.engines.serial import serial
 from capfl.errors import ConfigError
@@ -52,7 +53,8 @@ def run(
     """
     known, given = flags(), dict[str, Any]()
     if unknown := [key for key in keys if key not in known]:
-        raise ConfigError(f"there is no key {unknown[0]!r}; `capfl keys` lists them")
+        hint = did_you_mean(meant(unknown[0])) or ";"
+        raise ConfigError(f"there is no key {unknown[0]!r}{hint} `capfl keys` lists them")
     given |= {known[key]: value for key, value in keys.items()}
     if not isinstance(given.get("evaluation.metrics", ""), str):
         given["evaluation.metrics"] = named(given["evaluation.metrics"])
@@ -68,5 +70,7 @@ def run(
     else:
         loaded = load_config(Path(config) if config is not None else None, given)
     dealt = deal_rows(clients, loaded.data, loaded.partition, loaded.seed) if isinstance(clients, Mapping) else None
-    summary, path = run_config(loaded, serial, Callbacks(callbacks), data=dealt, methods=rows)
+    summary, path = run_config(
+        loaded, serial, Callbacks(callbacks), data=dealt, in_memory=dealt is not None, methods=rows
+    )
     return Result(path, summary)

@@ -11,35 +11,32 @@ import typer
 from rich.console import Console
 
 from capfl import __version__
+from capfl.adapter_cli import app as adapters
+from capfl.checks import checked_data, config_of
 from capfl.config import Config
 from capfl.config.load import load_command
+from capfl.config.methods import check_method, listed
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
+from capfl.model.place import check_base
 from capfl.terminal import (
     FLAGS,
-    AnswerCommand,
-    AnswerRowsCommand,
     ConfigCommand,
     ConfigFile,
-    ModelCommand,
     Sets,
     errors,
+    first_steps,
     indented,
     key_list,
     load_given,
-    load_own,
-    typed_lines,
 )
 
 app = typer.Typer(
-    help="Personalised federated fine-tuning of language models.", no_args_is_help=True, add_completion=False,
+    help="Personalised federated fine-tuning of language models.", add_completion=False,
     pretty_exceptions_show_locals=False,
 )  # fmt: skip
-app.add_typer(flower, name="flower")
 
-METHOD_LIST = Path(__file__).parent / "methods" / "list.json"
-"""What ``capfl.methods.describe`` says, so that torch is not loaded for it. A test compares the two."""
-
+START, RESULTS, WORDS, NETWORK = "Run", "Look at runs", "Look things up", "Over a network"
 _Tracker = Annotated[
     str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb, trackio, ..., too")
 ]
@@ -55,16 +52,18 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version and end")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        Console().print(first_steps(__version__), highlight=False)
 
 
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
 def run(
     context: typer.Context,
     config: ConfigFile = None,
@@ -82,150 +81,14 @@ def run(
         _run(None if resume else load_given(context, config, sets), resume, tracker, rows)
 
 
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
 def demo(context: typer.Context, sets: Sets = None, tracker: _Tracker = None) -> None:
     """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
     with errors():
         _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker, None)
 
 
-@app.command(name="eval", context_settings=FLAGS, cls=ConfigCommand)
-def evaluate(
-    context: typer.Context,
-    adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
-    only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score items with this field")] = None,
-    sets: Sets = None,
-) -> None:
-    """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
-    with errors():
-        config = load_command(None, sets or [], list(context.args))  # what is wrong is said before torch is loaded
-
-        from capfl.scoring import score_adapter
-
-        result = score_adapter(adapter, config, only or [])
-        Console().print_json(data=result)
-
-
-_Adapter = Annotated[
-    Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere", metavar="ADAPTER")
-]
-_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="tokens at which an answer is cut")]
-_Temperature = Annotated[
-    float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; above that tokens are drawn, by --seed")
-]
-_TopP = Annotated[
-    float, typer.Option(metavar="P", help="draw from the likeliest tokens with this probability together")
-]
-_Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
-
-
-@app.command(context_settings=FLAGS, cls=AnswerRowsCommand)
-def generate(
-    context: typer.Context,
-    adapter: _Adapter,
-    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a prompt; may be given again")] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="each prompt is a user's message, for the chat template")
-    ] = False,
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")] = False,
-    base: _Base = False,
-    max_new_tokens: _Tokens = 256,
-    temperature: _Temperature = 0.0,
-    top_p: _TopP = 1.0,
-    sets: Sets = None,
-) -> None:
-    """Answer with an adapter: capfl generate ADAPTER --prompt TEXT, or --data rows.jsonl --out answers.jsonl."""
-    from capfl.answers import answer_file
-    from capfl.scoring import open_adapter
-
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "base": base,
-    }  # fmt: skip
-    with errors(go_on="the same command"):
-        if bool(prompt) == bool(data) or bool(data) != bool(out) or (data and chat):
-            raise ConfigError(
-                "give --prompt TEXT, with --chat if it is a user's message, or --data FILE and --out FILE"
-            )
-        config = load_own(context, sets)
-        if data and out:
-            count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
-            typer.echo(f"{count} rows with answers are in {out}")
-            return
-        rows = [
-            {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
-        ]
-        for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
-            typer.echo(answer)
-
-
-@app.command(context_settings=FLAGS, cls=AnswerCommand)
-def chat(
-    context: typer.Context,
-    adapter: _Adapter,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message to begin with")] = None,
-    base: _Base = False,
-    max_new_tokens: _Tokens = 256,
-    temperature: _Temperature = 0.0,
-    top_p: _TopP = 1.0,
-    sets: Sets = None,
-) -> None:
-    """Chat with an adapter, a line a message. /reset begins anew, /exit ends; so does the end of the input."""
-    from capfl.answers import converse
-    from capfl.scoring import open_adapter
-
-    def say(text: str) -> None:
-        typer.echo(text, nl=False)
-
-    with errors(go_on="the same command"):
-        config = load_own(context, sets)
-        loaded = open_adapter(adapter, config)
-        converse(
-            loaded, typed_lines(), say, system=system, seed=config.seed, base=base, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_p=top_p,
-        )  # fmt: skip
-
-
-@app.command(context_settings=FLAGS, cls=ModelCommand)
-def export(
-    context: typer.Context,
-    adapter: _Adapter,
-    merged: Annotated[Path | None, typer.Option(metavar="FOLDER", help="a model for transformers, vLLM, ...")] = None,
-    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="a LoRA file for llama.cpp and Ollama")] = None,
-    sets: Sets = None,
-) -> None:
-    """Write an adapter for other programs: merged into its base, or as a GGUF file beside a base in GGUF."""
-    from capfl.model.gguf_file import save_gguf
-    from capfl.model.merged import save_merged
-
-    with errors(go_on="the same command"):
-        if not merged and not gguf:
-            raise ConfigError("give --merged FOLDER, --gguf FILE, or both")
-        model = load_own(context, sets).model
-        for out, save in ((gguf, save_gguf), (merged, save_merged)):
-            if out:
-                save(adapter, model, out)
-                typer.echo(out)
-
-
-@app.command()
-def personalize(
-    run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
-    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
-    out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
-    name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
-) -> None:
-    """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
-    from capfl.newcomer import personalize as welcome
-
-    with errors():
-        Console().print_json(data=welcome(run, data, out, name).to_json())
-
-
-@app.command(context_settings=FLAGS, cls=ConfigCommand)
+@app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
 def plan(
     context: typer.Context,
     config: ConfigFile = None,
@@ -236,6 +99,8 @@ def plan(
     """Say what a run will cost before it runs: bytes each way, memory, time. Takes what `capfl run` takes."""
     with errors():
         given = load_given(context, config, sets)
+        check_method(given.method)
+        check_base(given.model.path, weights=False)
 
         from capfl.plan import make_plan
         from capfl.plan.table import plan_tables
@@ -247,11 +112,12 @@ def plan(
             Console().print(plan_tables(made))
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def compare(
     spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants and seeds", metavar="SPEC")],
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
+    model: Annotated[str | None, typer.Option(help="model.path of all runs, in place of the spec's")] = None,
     splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
     only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
     seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
@@ -266,7 +132,7 @@ def compare(
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
-        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir)
+        plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, model)
         place = out or Path("runs") / spec.stem
         if show:
             typer.echo(folder.table(plan, place), nl=False)
@@ -275,19 +141,22 @@ def compare(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=RESULTS)
 def report(
-    run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
     out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="of a run that goes on: anew after each round")] = False,
 ) -> None:
     """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
+    from capfl.report.live import watch as follow
     from capfl.report.page import write_page
 
-    with errors():
-        typer.echo(write_page(run, out or run / "report.html"))
+    place = out or run / "report.html"
+    with errors(go_on="the same command"):
+        typer.echo(follow(run, place, typer.echo) if watch else write_page(run, place))
 
 
-@app.command(name="bytes")
+@app.command(name="bytes", rich_help_panel=RESULTS)
 def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")]) -> None:
     """Say what left each site of a run and what came back, to the byte, and what it was made of."""
     from capfl.report.summary import read_summary
@@ -299,18 +168,39 @@ def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished r
             Console().print(bytes_table(summary, direction), "")
 
 
-@app.command()
+app.add_typer(adapters)
+
+
+@app.command(rich_help_panel=WORDS)
 def methods() -> None:
     """List the methods: what each does, what travels, who learns with whom."""
-    for row in json.loads(METHOD_LIST.read_text(encoding="utf-8")):
+    for row in listed():
         (_, name), *parts = row.items()
         Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
 
 
-@app.command()
+@app.command(rich_help_panel=WORDS)
 def keys() -> None:
     """List every key of a config with its default, its shortest flag and its meaning."""
     Console().print(key_list())
+
+
+@app.command(rich_help_panel=WORDS)
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False) -> None:
+    """Look at this machine: versions, devices, threads, memory, models, and what will be slow and why."""
+    from capfl.doctor import examine, lines
+
+    checkup = examine()
+    if as_json:
+        typer.echo(json.dumps(checkup.to_json(), indent=1))
+    else:
+        for style, text in lines(checkup):
+            Console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    if checkup.is_broken:
+        raise typer.Exit(1)
+
+
+app.add_typer(flower, name="flower", rich_help_panel=NETWORK)
 
 
 def _words(text: str | None) -> list[str] | None:
@@ -318,9 +208,14 @@ def _words(text: str | None) -> list[str] | None:
 
 
 def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows: Path | None) -> None:
+    dealt = checked_data(config, any_method=rows is not None) if config is not None else None
+    if resumed is not None:
+        config_of(resumed)
+
     from capfl.compare.rows import load_rows
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
+    from capfl.report.findings import findings, in_short, verdicts
     from capfl.report.progress import Callbacks, progress_of
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
@@ -333,8 +228,8 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
             summary, path = resume(resumed, serial, callbacks, **more)
         else:
             assert config is not None
-            summary, path = run(config, serial, callbacks, **more)
-    console.print(summary_table(summary), highlight=False)
+            summary, path = run(config, serial, callbacks, data=dealt, **more)
+    console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
 
 

@@ -4,7 +4,11 @@ A message may name rows, labels and paths, which are the business of the machine
 client that runs elsewhere travels as its ``code``, and the server shows what ``public`` says of the code.
 """
 
+import re
+from collections.abc import Sequence
 from typing import ClassVar
+
+_CHANGING = re.compile(r"""\d+|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # of a fault, from row to row
 
 PUBLIC = {
     "internal": "an unexpected error; the site's own log has it",
@@ -67,6 +71,10 @@ class CheckpointError(CapflError):
     code = "checkpoint"
 
 
+class WorkerError(CapflError):
+    """A process that worked for a client has died, or could not be started."""
+
+
 class ClientError(CapflError):
     """A client failed and the run's policy says stop."""
 
@@ -83,6 +91,30 @@ def code_of(error: BaseException) -> str:
 def public(code: str) -> str:
     """What may be said to everybody about an error with this code."""
     return PUBLIC.get(code, PUBLIC["internal"])
+
+
+def counted(faults: Sequence[tuple[str, str]], most: int = 5) -> list[str]:
+    """Lines of a report: (place, what is wrong there), where faults that differ in numbers and quotes alone are one.
+
+    Args:
+        most: kinds of faults, and further places of each, that are shown.
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for place, fault in faults:
+        kinds.setdefault(_CHANGING.sub("#", fault), []).append((place, fault))
+    lines: list[str] = []
+    for same in list(kinds.values())[:most]:
+        (place, fault), *others = same
+        lines.append(f"  {place}: {fault}")
+        if others:
+            here = place.rpartition(":")[0]
+            places = [where.removeprefix(here).strip(": ") for where, _ in others[:most]]
+            more = ", ..." if len(others) > most else ""
+            lines.append(f"    and {len(others)} more like it: {', '.join(places)}{more}")
+    if len(kinds) > most:
+        left = sum(len(same) for same in list(kinds.values())[most:])
+        lines.append(f"  ... and {left} more of {len(kinds) - most} other kinds")
+    return lines
 
 
 def printable(text: str, longest: int = 10_000) -> str:

@@ -16,25 +16,28 @@ import torch
 
 from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
-from capfl.config import Config, load_config, to_toml
+from capfl.checks import Dealt, config_of, free_folder
+from capfl.config import Config, to_toml
 from capfl.config.load import dated
 from capfl.data import Split, deal, digest, remarks
+from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, check_tasks, tokenised
+from capfl.federation import Federation, check_passes, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
 from capfl.methods.robust import robust
-from capfl.model.base import load_base
+from capfl.model.base import load_base, pick_device
 from capfl.model.card import Card, card_of
 from capfl.model.export import save_adapter
 from capfl.model.features import lengths
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
+from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
-from capfl.report.summary import Summary
+from capfl.report.summary import Summary, members_of, read_summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
@@ -42,12 +45,13 @@ from capfl.round import sample_size
 from capfl.rounds import run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.site import run_digest
-from capfl.types import EVERYBODY, Adapter, ClientId, Exchange, Item
+from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
+from capfl.workers import Workers, check_workers
 
-Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement], Exchange]
-"""Makes the exchange with clients in this process, from (trainer of a client, states of all, agreement)."""
+Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement, Workers], Exchange]
+"""Makes the exchange with clients on this machine: (trainer of a client, states of all, agreement, who works)."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,6 @@ class Remote:
     exchange: Callable[[Agreement], Exchange]
 
 
-Dealt = tuple[Sequence[Item], dict[ClientId, Split]]
-"""Items, and each client's split of them."""
-
 PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
@@ -70,12 +71,14 @@ def run(
     callback: Callback | None = None,
     *,
     data: Dealt | None = None,
+    in_memory: bool = False,
     methods: Mapping[str, Method] | None = None,
 ) -> tuple[Summary, Path]:
     """Run an experiment from the start. Returns its summary and its folder.
 
     Args:
-        data: in place of what the config's section ``data`` names.
+        data: of the run, where they have been read already, see ``checked_data``.
+        in_memory: ``data`` are rows of the caller's, in place of what the config's section ``data`` names.
         methods: methods of the caller's own by name, which ``method.name`` may ask for.
 
     Raises:
@@ -86,7 +89,8 @@ def run(
     if config.evaluation.patience and not method.has_server_model:
         raise ConfigError(f"evaluation.patience: {method.name} shares no adapter that could be validated; leave it out")
     config = dated(config)
-    return _Run(config, RunFolder(free_folder(config)), engine, callback or Callback(), data, methods or {}).go(True)
+    folder = RunFolder(free_folder(config))
+    return _Run(config, folder, engine, callback or Callback(), data, methods or {}, in_memory).go(True)
 
 
 def resume(
@@ -102,32 +106,8 @@ def resume(
     Raises:
         CheckpointError: the folder is not a run, or its config, data or records have changed since.
     """
-    return _Run(config_of(path), RunFolder(path), engine, callback or Callback(), data, methods or {}).go(False)
-
-
-def free_folder(config: Config) -> Path:
-    """Where a run goes. Raises ConfigError: something is there."""
-    if config.out is None:
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        path, n = Path(f"runs/{stamp}-{config.method.name}"), 1
-        while path.exists():
-            path, n = Path(f"runs/{stamp}-{config.method.name}-{n + 1}"), n + 1
-        return path
-    path = Path(config.out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
-    return path
-
-
-def config_of(path: Path) -> Config:
-    """The config that the run in a folder was started with.
-
-    Raises:
-        CheckpointError: the folder is not a run.
-    """
-    if not (path / "config.toml").is_file():
-        raise CheckpointError(f"{path} has no config.toml: not a run folder, or stopped before it began; start it anew")
-    return load_config(path / "config.toml")
+    given = callback or Callback()
+    return _Run(config_of(path), RunFolder(path), engine, given, data, methods or {}, data is not None).go(False)
 
 
 @dataclass
@@ -140,14 +120,20 @@ class _Run:
     callback: Callback
     data: Dealt | None
     methods: Mapping[str, Method]
+    in_memory: bool = False
 
     def go(self, fresh: bool) -> tuple[Summary, Path]:
         """Data, model, rounds, results. Nothing is written before data and model are known to be right."""
         began = time.monotonic()
         config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
-        torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
+        workers = Workers(config.runtime.workers)
+        n_threads = config.runtime.threads or (1 if workers.number > 1 else torch.get_num_threads())
+        torch.set_num_threads(n_threads)
         if not isinstance(engine, Remote):  # sites see to their own
             metrics.require(config.evaluation.metrics)
+            check_workers(workers.number, pick_device(config.model.device).type)
+        elif workers.number > 1:
+            raise ConfigError("runtime.workers: clients elsewhere work on their own machines; leave it out")
         with ExitStack() as stack:
             if not fresh:
                 stack.enter_context(locked(path))
@@ -156,7 +142,9 @@ class _Run:
             # data: who holds what, where it is held in this process
             items, splits = self._dealt()
             clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
-            for remark in remarks(None if self.data else config.data, config.partition, items, splits) if items else ():
+            for remark in (
+                remarks(None if self.in_memory else config.data, config.partition, items, splits) if items else ()
+            ):
                 callback.on_note(remark)
 
             check_tasks(items, splits, config.evaluation.metrics)  # an error now, not after the last round
@@ -168,7 +156,10 @@ class _Run:
                 )
 
             # model: one frozen base for all of them
-            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}")
+            computed = f"{n_threads} thread{'' if n_threads == 1 else 's'}"
+            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}, {computed}")
+            if first := place_remark(config.model.path):
+                callback.on_note(first)
             model = AdaptedModel(load_base(config.model), config.lora)
             for remark in model.remarks:
                 callback.on_note(remark)
@@ -177,6 +168,10 @@ class _Run:
             for remark in said:
                 callback.on_note(remark)
             agreed = self._agreements(model, len(clients))
+            if config.runtime.compile and not isinstance(engine, Remote):
+                callback.on_note("compiling the adapted layers, which can take minutes")
+                model.compile()
+            check_passes(config, [a.method for a in agreed.values()], model, isinstance(engine, Remote))
 
             # from here on the run exists
             if fresh:
@@ -184,10 +179,9 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
-            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
-            federation = (
-                Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
-            )
+            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
+            stack.enter_context(workers)  # nobody writes to the cache when it is removed
+            federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead
             finished: dict[str, Finished] = {}
@@ -200,7 +194,7 @@ class _Run:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
                     samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
-                    exchange = _simulated(engine, agreement, federation, place, vault, keep, samples)
+                    exchange = _simulated(engine, workers, agreement, federation, place, vault, keep, samples)
                 rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
                 finished[name] = run_method(
                     agreement, participants, exchange, federation, config, place, callback, rounds
@@ -208,13 +202,16 @@ class _Run:
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
+            if not fresh and (summary := self._summary(main)):
+                callback.on_end(summary)
+                return summary, path
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             summary = replace(summary, stopped=why_stopped(main.records, config))
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
-            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
-            self.folder.write_json("summary.json", summary.to_json())
+            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
+            self.folder.write_json("summary.json", summary.to_json(iter))
         callback.on_end(summary)
         return summary, path
 
@@ -254,12 +251,22 @@ class _Run:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
+        members = members_of(main.state.group_of) | {EVERYBODY: tuple(main.participants)}
         for name, group in main.state.groups.items():
-            members = [client for client, own in main.state.group_of.items() if own == name]
-            members = list(main.participants) if name == EVERYBODY else members
             place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
-            card = self._card(model, federation, members, name)
+            card = self._card(model, federation, members.get(name, ()), name)
             save_adapter(group.adapter | group.known, model.peft_config(), place, card)
+
+    def _summary(self, main: Finished) -> Summary | None:
+        """That of the run if it was finished before; None: it was not, or what it has written does not agree."""
+        if not (self.folder.path / "summary.json").is_file():
+            return None
+        try:
+            summary = read_summary(self.folder.path)
+        except CheckpointError as error:
+            self.callback.on_note(f"what came of this run is found and written anew: {error}")
+            return None
+        return summary if summary.rounds == main.state.round else None
 
     def _keep(self, federation: Federation, finished: Mapping[str, Finished], client: ClientId, own: Adapter) -> None:
         """Save the adapter that a client has in the end."""
@@ -326,6 +333,7 @@ class _Run:
 
 def _simulated(
     engine: Engine,
+    workers: Workers,
     agreement: Agreement,
     federation: Federation,
     folder: RunFolder,
@@ -345,4 +353,4 @@ def _simulated(
         return federation.trainer(client, agreement.method, own, samples(client))
 
     store = folder.clients(StateReader(agreement.method, agreement.initial), vault)
-    return engine(trainer, store, agreement)
+    return engine(trainer, store, agreement, workers)

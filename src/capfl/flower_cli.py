@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_state_path
 
+from capfl.checks import config_of, free_folder
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
@@ -123,8 +124,6 @@ def _given(context: typer.Context, config: Path | None, sets: list[str] | None, 
     if resume is not None and (config or sets or context.args):
         raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
     given = load_given(context, config, sets)
-
-    from capfl.experiment import config_of, free_folder
 
     given = config_of(resume) if resume else given
     return given.model_copy(update={"out": str((resume or free_folder(given)).absolute())})

@@ -10,10 +10,10 @@ from typing import Any
 from capfl import adapter as algebra
 from capfl import metrics
 from capfl.checkpoint import RunFolder, StateReader
+from capfl.checks import config_of
 from capfl.config.schema import Config
 from capfl.data import Split, load_items
 from capfl.errors import CheckpointError, ConfigError
-from capfl.experiment import config_of
 from capfl.federation import Federation
 from capfl.methods import build
 from capfl.model.base import load_base

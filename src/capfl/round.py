@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
@@ -41,8 +41,12 @@ def run_round(
     exchange: Exchange,
     config: FederationConfig,
     seed: int,
+    trained: Callable[[ClientId, float], None] = lambda client, loss: None,
 ) -> tuple[ServerState, RoundRecord]:
     """Sample clients, send, wait, receive, aggregate. The state that comes in is not changed.
+
+    Args:
+        trained: is told of every client's mean training loss, as its update comes.
 
     Raises:
         ClientError: a client failed and the policy is to stop, or no client answered.
@@ -65,6 +69,7 @@ def run_round(
             if update is None:
                 continue
             aggregation.add(update)
+            trained(client, update.loss)
             record.losses[client], record.steps[client] = update.loss, update.steps
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
             if kept is not None:
@@ -82,7 +87,7 @@ def run_round(
         clients=tuple(sorted(record.losses)),
         failures=(*met.failures, *talk.failures),
         ledger=(*met.ledger, *talk.ledger),
-        groups=dict(new_state.group_of),
+        groups=new_state.group_of,
         capped=aggregation.capped,
         norms=talk.norms,
         seconds=time.monotonic() - began,
@@ -155,6 +160,7 @@ class Talk:
     failures: list[Failure] = field(default_factory=list)
     norms: dict[ClientId, float] = field(default_factory=dict)
     _entries: list[Entry] = field(default_factory=list)
+    _parts: dict[str, Mapping[str, int]] = field(default_factory=dict)  # of the last message in each direction
     _read: list[ClientId] = field(default_factory=list)
     _answered: bool = False
 
@@ -175,7 +181,7 @@ class Talk:
             message = server.ask_for_introduction(self.state, client, self.agreement)
         else:
             message = server.request(self.state, client, self.agreement, again)
-        self._entries.append(Entry(self.round, client, "down", len(message.blob), message.parts))
+        self._enter(client, "down", len(message.blob), message.parts)
         return message.blob
 
     def read(self, client: ClientId, answer: bytes | Failure, read: Read[Reply]) -> Reply | None:
@@ -252,10 +258,15 @@ class Talk:
             if isinstance(reply, Update):
                 self.norms[client] = door.admit(reply, self.state, self.agreement)
         except WireError as error:
-            self._entries.append(Entry(self.round, client, "up", len(answer), {"unreadable": len(answer)}))
+            self._enter(client, "up", len(answer), {"unreadable": len(answer)})
             return Failure(client, "decode", printable(str(error)), error.code)
-        self._entries.append(Entry(self.round, client, "up", len(answer), parts))
+        self._enter(client, "up", len(answer), parts)
         return reply
+
+    def _enter(self, client: ClientId, direction: Literal["up", "down"], n: int, parts: Mapping[str, int]) -> None:
+        if self._parts.get(direction) != parts:  # those of thousands of like messages are in memory once
+            self._parts[direction] = parts
+        self._entries.append(Entry(self.round, client, direction, n, self._parts[direction]))
 
 
 def validation_of(scores: Sequence[Score]) -> dict[str, Any]:

@@ -13,14 +13,16 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
-from capfl.config.keys import flags
+from capfl.config.keys import flags, meant
 from capfl.config.load import changed
+from capfl.config.names import did_you_mean
 from capfl.config.schema import DataConfig, LoraConfig
 from capfl.data import Split, load_items, render
 from capfl.data.asked import held_asked
 from capfl.data.formats import read_held
+from capfl.data.tasks import check_tasks
 from capfl.errors import ConfigError, DataError, ModelError
-from capfl.federation import Federation, check_tasks, tokenised
+from capfl.federation import Federation, tokenised
 from capfl.metrics import Compare, metric, named, require
 from capfl.model.base import load_base
 from capfl.model.card import Card, load_card
@@ -227,7 +229,8 @@ def load(folder: Path | str, **keys: Any) -> LoadedAdapter:
     """
     known = flags()
     if unknown := [key for key in keys if key not in known]:
-        raise ConfigError(f"there is no key {unknown[0]!r}; `capfl keys` lists them")
+        hint = did_you_mean(meant(unknown[0])) or ";"
+        raise ConfigError(f"there is no key {unknown[0]!r}{hint} `capfl keys` lists them")
     return open_adapter(Path(folder), load_config(None, {known[key]: value for key, value in keys.items()}))
 
 

@@ -26,6 +26,24 @@ ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
 
 
+STEPS = {  # what one does first
+    "capfl demo": "a run on built-in data; a few minutes on two cores",
+    "capfl run --data north.jsonl south.jsonl": "a run on your own files, each a client",
+    "capfl plan --data north.jsonl south.jsonl": "what that run will cost: bytes, memory, time",
+    "capfl report RUN": "one HTML page of a run; `capfl compare` sets runs beside each other",
+    "capfl chat ADAPTER": "talk with an adapter of a run; generate, eval and export use it, too",
+}
+
+
+def first_steps(version: str) -> Group:
+    """What `capfl` says on its own."""
+    lines: list[Text | Padding] = [Text(f"capfl {version}: personalised federated fine-tuning of language models\n")]
+    for command, words in STEPS.items():
+        lines += [indented(2, command, "bold"), indented(6, words, "dim")]
+    lines.append(Text("\ncapfl --help lists all commands; capfl doctor looks at what this machine has."))
+    return Group(*lines)
+
+
 class ConfigCommand(TyperCommand):
     """A command that takes keys of a config as flags, and lists them in its help."""
 

@@ -92,6 +92,22 @@ def _no_numbers() -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class LocalSteps:
+    """What a client asks for when it is to train: local steps from an adapter.
+
+    Attributes:
+        start: where they begin.
+        first_step: steps that the client has taken in earlier rounds.
+        penalty: follows each step.
+    """
+
+    start: Adapter
+    round: int
+    first_step: int
+    penalty: Penalty | None
+
+
+@dataclass(frozen=True)
 class Trained:
     """What local training leaves."""
 
@@ -102,7 +118,7 @@ class Trained:
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
     """What a metric or a loss comes to: a sum, and over how many items or answer tokens."""
 
@@ -114,7 +130,7 @@ class Tally:
         return self.sum / self.count if self.count else float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """How an adapter does on some items: its loss, in nats, and metrics by name (``capfl.metrics``).
 
@@ -125,7 +141,7 @@ class Score:
     metrics: Mapping[str, Tally]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeldOut:
     """A client's test items: how many there are, and what accuracy takes no model. None: they are completions."""
 
@@ -190,7 +206,7 @@ class Validation:
     score: Score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Client to server, at the end of a run: how well its models do on the client's test items."""
 
@@ -215,6 +231,7 @@ class Group:
     adapter: Adapter  # what the server has aggregated
     known: Adapter  # the newest version of it that clients are sent: with error feedback, not all has come down yet
     log: tuple[bytes, ...] = ()  # the last messages that lead from one version to the next, the newest last
+    idle: int = 0  # versions after these in which nothing has changed: of each there is a message that says so
     since: int = 0  # the last round before the group was formed
 
 
@@ -282,7 +299,7 @@ class Failure:
     code: str = "internal"  # the kind of error, see ``errors``
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One message in the byte ledger, as long as it really is."""
 
@@ -311,7 +328,7 @@ class RoundRecord:
     norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
-    groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
+    groups: Mapping[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
     capped: dict[ClientId, int] = field(default_factory=dict)  # items that count of those who say they have very many
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
 

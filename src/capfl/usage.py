@@ -8,10 +8,31 @@ import sys
 from pathlib import Path
 
 
-def peak_memory() -> int:
-    """The most memory that this process has had so far, resident, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(children: bool = False) -> int:
+    """The most memory that this process has had so far, resident, in bytes.
+
+    Args:
+        children: or one of the processes that it has started and that have ended.
+    """
+    who = [resource.RUSAGE_SELF, *([resource.RUSAGE_CHILDREN] if children else [])]
+    peak = max(resource.getrusage(one).ru_maxrss for one in who)
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def cores() -> int:
+    """CPU cores that this process may use: those of its affinity, or fewer where its container has a quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, _, period = limit.read_text().strip().partition(" ") if limit.is_file() else ("max", "", "")
+    return max(1, min(allowed, int(quota) // int(period))) if quota.isdecimal() and period.isdecimal() else allowed
+
+
+def available_memory() -> int:
+    """The memory that a new process could have now, in bytes; where the system does not say, ``total_memory``."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return min([*free, total_memory()])
 
 
 def total_memory() -> int:

@@ -127,7 +127,7 @@ def losing(lost: set[About]) -> Any:
     """The serial engine, some of whose clients fail, once, after they were asked and before they do anything."""
     left = set(lost)
 
-    def engine(trainer: Any, store: Any, agreement: Any) -> Any:
+    def engine(trainer: Any, store: Any, agreement: Any, workers: Any) -> Any:
         whole = serial(trainer, store, agreement)
 
         def exchange(kind: Any, round: int, clients: Any, request: Any) -> Any:

@@ -52,13 +52,14 @@ def write(tmp_path: Path, text: str = SPEC) -> Path:
 
 
 def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_path: Path) -> None:
-    plan = make_plan(write(tmp_path), data_dir=Path("there"))
+    plan = make_plan(write(tmp_path), data_dir=Path("there"), model="other")
     assert [cell.name for cell in plan.cells[:3]] == ["easy.local.3", "easy.fedit.3", "hard.local.3"]
     cells = {cell.name: cell.config for cell in plan.cells}
     assert len(cells) == len(plan.cells) == 2 * 2 * 2
     config = cells["hard.fedit.5"]
     assert (config.train.steps, config.train.batch_size, config.federation.rounds) == (7, 4, 4)
     assert (config.codec.density, config.data.conflict, config.data.dir, config.seed) == (0.5, 1.0, "there", 5)
+    assert {cell.config.model.path for cell in plan.cells} == {"other"}
     assert cells["easy.local.3"].train.steps == 2
     plan = make_plan(tmp_path / "spec.toml", ["hard"], ["fedit"], [8])
     assert ([cell.name for cell in plan.cells], plan.baseline) == (["hard.fedit.8"], "local")

@@ -14,18 +14,14 @@ from rich.console import Console
 from transformers import AutoConfig
 
 from capfl import adapter as algebra
-from capfl.config import Config, load_config
-from capfl.config.load import changed
+from capfl.config import load_config
 from capfl.config.schema import CodecConfig, FederationConfig, LoraConfig, MethodConfig, ModelConfig
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.methods import build
 from capfl.model import tiny
-from capfl.model.base import load_base, skeleton
+from capfl.model.base import skeleton
 from capfl.model.layers import adapter_shapes
-from capfl.model.lora import AdaptedModel
-from capfl.model.parts import MOST
 from capfl.plan import Plan, make_plan
-from capfl.plan.memory import ABOVE, advise, estimate
 from capfl.plan.table import duration, plan_tables
 from capfl.plan.time import Calibration
 from capfl.plan.traffic import measure, totals
@@ -296,106 +292,6 @@ def test_a_round_takes_as_many_visits_as_it_has_turns(monkeypatch: pytest.Monkey
     with console.capture() as capture:
         console.print(plan_tables(made[1]))
     assert "2 turns of 2.5 s" in " ".join(capture.get().split())
-
-
-# -- memory ----------------------------------------------------------------------------------------------
-
-
-def memory(**changes: object) -> dict[str, int]:
-    """The estimate for the tiny model. Changes of the config have a `__`, others are arguments of ``estimate``."""
-    config = tiny_config("unused", **{key: value for key, value in changes.items() if "__" in key})
-    module = skeleton(config.model)
-    known: dict[str, object] = {"length": 64, "answers": 1, "rows": 10, "lossy": True, "patched": False, "process": 7}
-    known |= {key: value for key, value in changes.items() if "__" not in key}
-    return estimate(config, module, adapter_shapes(module, config.lora), **known)  # type: ignore[arg-type]
-
-
-def test_memory_adds_up() -> None:
-    found = memory(lora__layers="all")
-    p = 4 * 896  # four layers; A 8 x 32 twice, B 32 x 8 and 16 x 8
-    assert found["base"] == 4 * sum(t.numel() for t in tiny.model().parameters())
-    assert (found["training"], found["client"], found["server"]) == (16 * p, 16 * p, 28 * p)
-    assert (found["hidden states"], found["process"]) == (0, 7)
-    assert found["total"] == sum(n for name, n in found.items() if name != "total")
-    assert (memory(lora__layers="all", lossy=False)["client"], memory(patched=True)["patch"] > 0) == (8 * p, True)
-    assert 2 * memory(lora__layers="all", model__dtype="bfloat16")["base"] == found["base"]
-
-
-def test_the_cache_counts_where_it_is_in_memory() -> None:
-    rows = 10 * 64 * 32 * 4
-    assert memory(runtime__cache="memory")["hidden states"] == rows
-    assert memory(runtime__cache="memory", rows=None)["hidden states"] == 4 * 2**30
-    assert memory(runtime__cache="disk")["hidden states"] == 0
-    assert memory(runtime__cache="memory", lora__layers="all")["hidden states"] == 0
-
-
-@pytest.mark.parametrize("layers", ["all", "top:2"])
-def test_activations_are_about_what_torch_keeps(layers: str) -> None:
-    model = AdaptedModel(
-        load_base(ModelConfig(path="tiny", device="cpu")), LoraConfig(layers=layers, targets=("q_proj", "v_proj"))
-    )
-    model.write({name: torch.full(p.shape, 0.01) for name, p in model.parameters.items()})
-    weights = {p.untyped_storage().data_ptr() for p in model.base.module.parameters()}
-    ids = torch.arange(4 * 64).reshape(4, 64) % 250
-    hidden, seen, alive = model.lower(ids) if layers != "all" else None, {}, []
-
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        alive.append(t)
-        if t.untyped_storage().data_ptr() not in weights:
-            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        torch.nn.functional.cross_entropy(model.logits(ids, torch.arange(4) * 64 + 63, hidden), torch.zeros(4).long())
-    found = memory(lora__layers=layers, train__batch_size=4, evaluation__batch_size=1)["activations"]
-    assert found >= 0.9 * sum(seen.values())
-    if layers == "all":  # with two layers, scoring takes more
-        assert found < 1.1 * sum(seen.values())
-
-
-def test_parts_and_checkpointing_need_less() -> None:
-    def activations(**changes: object) -> int:
-        few = {"evaluation__batch_size": 1, "lora__layers": "all", "train__batch_size": 8}
-        return memory(**few, **changes, length=100, answers=2)["activations"]
-
-    layer = 4 * (32 + 32 + 32 + 32 + 64 + 64 + 64) + 8 * 32  # q, k, v, o, gate, up, down: the wider side; two norms
-    logits = 12 * 2 * tiny.VOCAB
-    assert activations() == 8 * (100 * 4 * layer + logits)
-    assert activations(train__accumulate=3) == 3 * (100 * 4 * layer + logits)  # of 3, 3 and 2 items
-    assert memory(lora__layers="all", answers=10**6)["activations"] < 4 * MOST  # of 8 * 10**6 positions
-    assert activations(train__checkpointing=True) == 8 * (100 * (4 * 4 * 32 + 1.5 * layer) + logits)
-
-
-def test_advice_for_llama_3b_at_2048_tokens() -> None:
-    """In the order of what changes cost; under each, the estimate itself is small enough."""
-    half, again = {"model.dtype": "bfloat16"}, {"train.checkpointing": True}
-    rooms: dict[int, dict[str, object]] = {
-        200: {},
-        100: {"train.accumulate": 2},
-        30: {"train.accumulate": 8, "evaluation.batch_size": 16},
-        25: again | {"train.accumulate": 2, "evaluation.batch_size": 16},
-        14: half | again | {"train.accumulate": 2, "evaluation.batch_size": 16},
-        5: half | again | {"train.accumulate": 8, "evaluation.batch_size": 2},
-    }
-    llama = {"model.path": "meta-llama/Llama-3.2-3B", "data.max_length": 2048, "model.device": "cpu", **QV}
-    config = load_config(None, llama)
-    module = skeleton(config.model)
-    shapes = adapter_shapes(module, config.lora)
-
-    def estimated(config: Config) -> dict[str, int]:
-        return estimate(config, module, shapes, length=2048, answers=1, rows=None, lossy=True, patched=False, process=0)
-
-    for room, settings in rooms.items():
-        advice = advise(config, estimated, room * 10**9)
-        assert advice.settings == settings
-        assert advice.bytes == estimated(changed(config, settings))["total"]
-        assert advice.fits == (room > 5) == (ABOVE * advice.bytes <= room * 10**9)
-        words = str(advice)
-        assert (words == "") == (not settings)
-        assert all(f"--{key} {str(value).lower()}" in words for key, value in settings.items())
-        assert ("take a smaller model" in words) == (room == 5)
-    elsewhere = changed(config, {"model.device": "mps" if torch.cuda.is_available() else "cuda"})
-    assert (advise(elsewhere, estimated).room, str(advise(elsewhere, estimated))) == (None, "")
 
 
 # -- what is said ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from capfl.report.findings import findings, glossary, in_short, verdicts
 from capfl.report.summary import ClientRow, GroupRow, Summary, group_rows, pair
 from capfl.report.tables import Table, size, summary_table
 from capfl.types import Entry, Failure, RoundRecord, Tally
@@ -33,7 +34,8 @@ def shown(what: object, width: int = 200) -> list[str]:
 
 
 def words(what: Summary) -> list[str]:
-    return [" ".join(line.split()) for line in shown(summary_table(what))]
+    said = [*verdicts(what), *findings(what), in_short(what)]
+    return [" ".join(line.split()) for line in shown(summary_table(what, said))]
 
 
 def test_one_client() -> None:
@@ -44,8 +46,11 @@ def test_one_client() -> None:
     assert "all 7 4 1.5 kB 2 MB" in lines
     assert "± 95 % 42.4 49.0 42.4" in lines  # 1.96 sqrt(p (1 - p) / n)
     assert "chance 25.0 %, always the most frequent answer 50.0 %" in lines
-    assert "personal: the client's own adapter, in adapters/clients/CLIENT or at its site" in "\n".join(lines)
-    assert any(line.endswith("for each client and round 500 B up, 667 kB down") for line in lines)
+    assert "sent for each client and round: 500 B up, 667 kB down" in lines
+    assert "whether joining paid is not known: nobody trained alone; add --references local" in lines
+    assert "personal: the client's own adapter, in adapters/clients/CLIENT or at its site" in "\n".join(
+        glossary(summary())
+    )
 
 
 def test_groups_are_shown_with_their_members_and_adapters() -> None:
@@ -87,8 +92,8 @@ def test_no_mean_is_taken_across_tasks() -> None:
     for mean in ("accuracy 25.0 50.0 75.0", "exact_match 25.0 50.0 50.0 10.0"):
         assert f"mean {mean}" in lines
         assert f"all 7 4 {mean.split()[0]} 1.5 kB 2 MB" in lines
-    (against,) = (line for line in lines if "against local only" in line)  # of the metric that has it
-    assert against.startswith("exact_match: personal against local only: -40.0 points; 0 clients are better off")
+    (against,) = (line for line in lines if "against training alone" in line)  # of the metric that has it
+    assert against.startswith("exact_match: whether joining paid cannot be told from 4 test items (-40.0 points ± 57.")
     found = made.to_json()["metrics"]
     assert {name: own["models"]["personal"]["mean"] for name, own in found.items()} == {
         "accuracy": 0.75, "exact_match": 0.1,
@@ -115,7 +120,10 @@ def test_less_perplexity_is_better_and_all_metrics_have_a_table() -> None:
     assert "a 7 400 8.00 2.00 4.00 1.5 kB 2 MB" in lines
     assert "worst 8.00 2.00 4.00" in lines
     assert not any("±" in line for line in lines)  # nothing says how far a perplexity may be off
-    assert "personal against local only: +1; 0 clients are better off, 1 worse" in "\n".join(lines)
+    assert (
+        "joining did not pay (+1 by the personal adapter against training alone, on average): 0 of 2 better, 1 of 2 "
+        "worse (a)" in lines
+    )
     assert [line for line in lines if line.startswith(("metric", "perplexity 8", "rouge_l,"))] == [
         "metric base local only personal",
         "perplexity 8.00 2.00 3.00",
@@ -160,7 +168,7 @@ def test_nothing_is_cut_at_any_width(width: int) -> None:
     for cell in (*heads, *(cell for row in rows for cell in row)):
         assert any(cell in line for line in lines), cell
     long = replace(ROW, id="a-client-with-a-name-that-is-longer-than-half-of-the-line")
-    lines = shown(summary_table(summary(long)), width)
+    lines = shown(summary_table(summary(long), ["a sentence"]), width)
     assert "…" not in "".join(lines)
     assert max(map(len, lines)) <= width
 

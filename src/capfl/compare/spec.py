@@ -131,8 +131,13 @@ def make_plan(
     only: list[str] | None = None,
     seeds: list[int] | None = None,
     data_dir: Path | None = None,
+    model: str | None = None,
 ) -> Plan:
     """All runs of a spec, or those of the splits, variants and seeds that are named.
+
+    Args:
+        data_dir: ``data.dir`` of all runs, in place of the spec's.
+        model: ``model.path`` of all runs, in place of the spec's.
 
     Raises:
         ConfigError: the spec, a name or the config of any run is wrong; lists every mistake.
@@ -146,6 +151,7 @@ def make_plan(
     for seed, split, variant in product(seeds or spec.seeds, splits or spec.splits, only or spec.variants):
         settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings | {"seed": seed}
         settings |= {"data.dir": str(data_dir)} if data_dir else {}
+        settings |= {"model.path": model} if model else {}
         try:
             config = load_config(path.parent / spec.base, settings)
             cells.append(Cell(split, variant, seed, config))

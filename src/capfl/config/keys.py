@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from capfl.config.names import FLAGS, nearest
 from capfl.config.schema import Config
 from capfl.config.section import Section
 from capfl.errors import ConfigError
@@ -138,6 +139,17 @@ def shortest() -> dict[str, str]:
     for flag, path in sorted(flags().items(), key=lambda item: (item[0] not in WORDS, len(item[0]), "." in item[0])):
         found.setdefault(path, flag)
     return found
+
+
+def meant(wrong: str) -> list[str]:
+    """The flags (underscores, no dashes) that one which there is not may stand for, the likeliest first."""
+    if usual := FLAGS.get(wrong.lower()):
+        return [usual]
+    table = flags()
+    found: dict[str, str] = {}  # of several flags for one key the likeliest
+    for flag in [own for own in table if own.rpartition(".")[2] == wrong] or nearest(wrong, table, 6):
+        found.setdefault(table[flag], flag)
+    return list(found.values())[:3]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

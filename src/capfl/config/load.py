@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from capfl.config.keys import PUBLISHED, PUBLISHED_DATA, all_keys, flags
+from capfl.config.keys import PUBLISHED, PUBLISHED_DATA, all_keys, flags, meant
+from capfl.config.names import did_you_mean, nearest
 from capfl.config.schema import Config
 from capfl.errors import ConfigError
 
@@ -109,7 +109,7 @@ def _read_flags(arguments: Sequence[str], mistakes: list[str]) -> tuple[dict[str
         while waiting and not waiting[0].startswith("--") and (not words or (not found and key and key.is_list)):
             words.append(waiting.pop(0))
         if key is None:
-            mistakes.append(f"{name}: no such flag{_suggest(flag, list(table), '--')}")
+            mistakes.append(f"{name}: no such flag{did_you_mean('--' + own.replace('_', '-') for own in meant(flag))}")
         elif not words:
             mistakes.append(f"{name}: needs a value")
         else:
@@ -156,8 +156,6 @@ def _explain(item: dict[str, Any], keys: list[str]) -> str:
     return where + str(item["msg"]).removeprefix("Value error, ") + given
 
 
-def _suggest(wrong: str, right: list[str], prefix: str = "") -> str:
+def _suggest(wrong: str, right: list[str]) -> str:
     leaf = wrong.rpartition(".")[2]
-    same_leaf = [key for key in right if key.rpartition(".")[2] == leaf]
-    near = same_leaf or difflib.get_close_matches(wrong, right, n=3)
-    return f"; did you mean {' or '.join(prefix + name for name in near)}?" if near else ""
+    return did_you_mean([key for key in right if key.rpartition(".")[2] == leaf] or nearest(wrong, right))

@@ -133,7 +133,7 @@ def _system(values: Values) -> Messages:
 
 
 def _chat(said: Messages, field: str) -> Item:
-    if len(said) < 2:
+    if len(said) == 1 and said[0][0] == "assistant":
         raise RowError(field, "has one message", "put a user message before the assistant's")
     if said[-1][0] != "assistant":
         raise RowError(field, f"ends with the role {said[-1][0]!r}", "the last must be 'assistant'")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capfl.config.schema import SUFFIXES
+from capfl.data.paths import require
 from capfl.data.rows import Row, held_rows
 from capfl.errors import DataError
 
@@ -39,12 +40,11 @@ def read_rows(path: Path, split: str = "train") -> list[Row]:
     Raises:
         DataError: it is missing, unreadable, empty, or of no known kind. What is wrong with one row alone is its fault.
     """
+    require(path)
     if path.is_dir():
         return _saved(path, split)
     try:
         raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path (it is relative to the working folder)") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
     if raw.startswith(b"\x1f\x8b"):
@@ -90,7 +90,9 @@ def _rows_of(path: Path, raw: bytes) -> list[Row]:
 
 def _lines(path: Path, raw: bytes) -> list[Row]:
     # Split on the byte: str.splitlines would also cut at U+2028, which JSON allows inside strings.
-    lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), start=1) if line.strip()]
+    # JSON has no bare carriage return inside a string, so where there is no line feed it ends lines.
+    end = b"\n" if b"\n" in raw else b"\r"
+    lines = [(number, line) for number, line in enumerate(raw.split(end), start=1) if line.strip()]
     rows = [_decoded(f"{path}:{number}", line) for number, line in lines]
     if rows and all(row.fault.startswith("is not JSON") for row in rows):
         if not lines[0][1].lstrip().startswith(b"{"):
@@ -226,10 +228,6 @@ def _dataset_rows(path: Path, table: Any) -> list[Row]:
 
 def _saved(path: Path, split: str) -> list[Row]:
     """Rows of a folder that ``save_to_disk`` wrote."""
-    if not any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
-        found = sorted(file.name for file in path.iterdir() if file.name.lower().removesuffix(".gz").endswith(SUFFIXES))
-        remedy = f"give its files: {' '.join(str(path / name) for name in found[:5])}" if found else "give a file"
-        raise DataError(f"{path}: is a folder, and not one that `datasets` saved; {remedy}")
     import datasets
 
     try:

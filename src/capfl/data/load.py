@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from capfl.config.names import nearest
 from capfl.config.schema import BUILT_IN, DataConfig, is_hub, is_path
 from capfl.data import formats, helpdesk, replies, sources
 from capfl.data.files import KINDS, name_of
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants
+from capfl.data.paths import folder_words, is_saved, near, require
 from capfl.errors import ConfigError
 from capfl.rng import stream
 from capfl.types import Item
@@ -69,7 +70,8 @@ def load_set(name: str, config: DataConfig, seed: int, path: Path | None = None)
         items = formats.read_file(path or name, config.labels or (), task_of(name), config.columns, config.split)
     elif is_hub(name):
         hub, _, part = name.partition(":")
-        rows = sources.hub_rows(hub, part or None, config.split)
+        here = near(Path(hub)) if Path(hub).parent.is_dir() else ""  # a slip in a path looks like a name on the Hub
+        rows = sources.hub_rows(hub, part or None, config.split, here and f", or, if it is to be a file here{here}")
         items = formats.read_as(name, task_of(name), rows, config.labels or (), config.columns)
     else:
         items = sources.load(name, config.split, config.dir)
@@ -93,8 +95,11 @@ def check_names(sets: Sequence[str]) -> None:
     wrong = []
     for name in sets:
         if name not in known and not is_path(name) and not is_hub(name):
-            near = get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            if Path(name).is_dir() and not is_saved(Path(name)):
+                wrong.append(f"data.sets: {name} {folder_words(Path(name))}")
+                continue
+            alike = nearest(name, known, 1)
+            hint = f" (did you mean {alike[0]!r}?)" if alike else ""
             if Path(name).exists():
                 hint = f" (if you mean the file or folder of that name: ./{name})"
             wrong.append(
@@ -107,6 +112,19 @@ def check_names(sets: Sequence[str]) -> None:
         wrong.append(f"data.sets: {', '.join(named)} are one task, {task!r}; name it once or rename a file")
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def check_sets(config: DataConfig) -> None:
+    """See that ``config.sets`` are there, as far as it can be seen without reading them or asking the Hub.
+
+    Raises:
+        ConfigError: as ``check_names``.
+        DataError: a file or folder is not there.
+    """
+    check_names(config.sets)
+    for name in config.sets:
+        if is_path(name):
+            require(Path(name))
 
 
 def _some(place: str, items: list[Item], config: DataConfig, seed: int) -> list[Item]:

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from capfl.errors import DataError
+from capfl.errors import DataError, counted
 
 T = TypeVar("T")
-SHOWN = 5  # faults listed in one message; the rest are counted
 
 
 class RowError(Exception):
@@ -60,25 +59,22 @@ def parse_rows(place: str, rows: Sequence[Row], parse: Callable[[Row], T]) -> li
     """Apply ``parse`` to all rows.
 
     Raises:
-        DataError: some rows could not be read, or were refused with a ``RowError``. Counts them, and lists the first.
+        DataError: some rows could not be read, or were refused with a ``RowError``. Counts them; the same fault of
+            several rows is shown once.
     """
     parsed: list[T] = []
-    faults: list[str] = []
+    faults: list[tuple[str, str]] = []
     for row in rows:
         try:
             if row.fault:
-                faults.append(f"{row.where}: {row.fault}")
+                faults.append((row.where, row.fault))
                 continue
             _refuse_broken_text(row.values)
             parsed.append(parse(row))
         except RowError as error:
-            faults.append(f"{row.where}: {error}")
+            faults.append((row.where, str(error)))
     if faults:
-        lines = [f"{len(faults)} of {len(rows)} rows of {place} cannot be used:"]
-        lines += [f"  {fault}" for fault in faults[:SHOWN]]
-        if len(faults) > SHOWN:
-            lines.append(f"  ... and {len(faults) - SHOWN} more")
-        raise DataError("\n".join(lines))
+        raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows of {place} cannot be used:", *counted(faults)]))
     return parsed
 
 

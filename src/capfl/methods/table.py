@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from capfl.config.methods import OF_ALL, check_method
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
@@ -18,7 +19,6 @@ from capfl.methods.ranks import AllRanks, Shares
 from capfl.methods.take_home import AfterSteps, NearServer
 
 Settings = Mapping[str, Any]
-OF_ALL = ("turns", "server_step")  # settings of every method whose clients learn from each other
 TURNS = 6  # of CA-PFL in a round: one after the other in groups of up to six (docs/LOG.md, 2026-11-29)
 
 
@@ -114,12 +114,7 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
     given = {
         key: value for key in type(config).model_fields if key != "name" and (value := getattr(config, key)) is not None
     }
-    if name not in METHODS and name not in own:
-        raise ConfigError(f"method.name: there is no method {name!r}; choose from {', '.join([*METHODS, *own])}")
-    used = () if name in own else METHODS[name].settings
-    if unused := [key for key in given if key not in (*used, *OF_ALL)]:
-        users = [other for other, row in METHODS.items() if unused[0] in row.settings]
-        raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")
+    check_method(config, own)
     method = own[name] if name in own else METHODS[name].make(seed, given)
     for key in (key for key in OF_ALL if key in given):
         if method.pooled or not method.factors.travel:
@@ -132,5 +127,5 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
 
 
 def describe() -> list[dict[str, str]]:
-    """Every method's row, in words."""
-    return [row.make(0, {}).describe() for row in METHODS.values()]
+    """Every method's row, in words, and the settings of its own that it uses."""
+    return [row.make(0, {}).describe() | {"settings": ", ".join(row.settings)} for row in METHODS.values()]

@@ -20,11 +20,10 @@ from capfl.errors import ModelError
 from capfl.files import write_atomically
 from capfl.model.card import CARD, Card, card_bytes
 from capfl.model.kinds import MERGE, refuse_other_kinds
+from capfl.model.place import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
 from capfl.types import Adapter
 
 _PREFIX = "base_model.model."
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_SHOWN = 20  # adapters of a run that a message lists
 
 
 def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, card: Card | None = None) -> None:
@@ -49,8 +48,8 @@ def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, card: 
     alphas = {module: config.lora_alpha * rank / config.r for module, rank in ranks.items()}
     settings = replace(config, rank_pattern=ranks, alpha_pattern=alphas).to_dict()
     text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)  # sets sorted: equal adapters are equal files
-    write_atomically(folder / _WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_atomically(folder / _CONFIG, text.encode())
+    write_atomically(folder / ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_atomically(folder / ADAPTER_CONFIG, text.encode())
     if card is None:
         (folder / CARD).unlink(missing_ok=True)  # of the adapter that was here before
     else:
@@ -71,11 +70,10 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
     Raises:
         ModelError: the folder holds no LoRA adapter, or one that does more than add B A to linear layers.
     """
-    weights = folder / _WEIGHTS
-    if not weights.is_file() or not (folder / _CONFIG).is_file():
-        raise ModelError(f"{folder} holds no PEFT adapter ({_CONFIG} and {_WEIGHTS}){_below(folder)}")
+    check_adapter(folder)
+    weights = folder / ADAPTER_WEIGHTS
     try:
-        settings = json.loads((folder / _CONFIG).read_bytes())
+        settings = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         refuse_other_kinds(settings, str(folder))
         known = {field.name for field in fields(peft.LoraConfig)}
         config = peft.LoraConfig(**{name: value for name, value in settings.items() if name in known})
@@ -93,13 +91,6 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         adapter[f"{module}.B"] *= scale / (config.lora_alpha / config.r)
     return adapter, config
-
-
-def _below(folder: Path) -> str:
-    """The adapters in the folders of a folder, as of a run, for whoever named the run."""
-    found = sorted(str(path.parent) for path in folder.rglob(_CONFIG))
-    more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return "\n  ".join(["; give one of those in it:", *found[:_SHOWN], *more]) if found else ""
 
 
 def base_config(folder: Path, saved: peft.LoraConfig, card: Card | None, given: ModelConfig) -> ModelConfig:

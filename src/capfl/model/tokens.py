@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capfl.errors import DataError, ModelError
+from capfl.errors import DataError, ModelError, counted
 from capfl.model.chat import Messages, Span, Template, fitted, spans, template_of
 from capfl.model.text import Ids, marked_ids, starts_with, text_ids
 from capfl.types import Prompt, Scoring, TooLong, Turns
-
-SHOWN = 5  # faults listed in one message; the rest are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +131,18 @@ def encode_all(
 
     Raises:
         ModelError: as ``encode``.
-        DataError: some prompts cannot be used. Counts all of them and shows five.
+        DataError: some prompts cannot be used. Counts all of them; those with the same fault are shown as one.
     """
-    faults, examples = list[str](), list[Example]()
+    faults, examples = list[tuple[str, str]](), list[Example]()
     for number, prompt in enumerate(prompts, start=1):
         try:
             made = encode(prompt, scoring, tokenizer, max_length, too_long=too_long, turns=turns, date=date)
             examples.append(made)
         except DataError as error:
             place = prompt.place or f"item {number}"
-            faults.append(f"  {place} ({prompt.answers[prompt.right].strip()[:40]!r}): {error}")
+            faults.append((place, f"{prompt.answers[prompt.right].strip()[:40]!r}: {error}"))
     if faults:
-        more = [f"  ... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise DataError("\n".join([f"{len(faults)} of {len(prompts)} items cannot be used:", *faults[:SHOWN], *more]))
+        raise DataError("\n".join([f"{len(faults)} of {len(prompts)} items cannot be used:", *counted(faults)]))
     return examples
 
 

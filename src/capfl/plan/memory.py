@@ -10,14 +10,17 @@ With P the elements of the adapter, in bytes, on host and device together::
                  with train.checkpointing tokens * (layers * d * hidden + 1.5 * what one layer keeps) in its place;
                  or, if that is more, what one layer takes of the rows that are scored at once, with
                  8 * answers * vocabulary, at most 2 MOST, or of the BLOCK rows that the layers below the adapted ones
-                 see at once
+                 see at once, or of the rows whose answers are written at once, with their keys and values
+                 (all layers * 2 * width of the keys * d for each token of a row and its answer)
     hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
     server       24 P (adapter, version known, sum and addend in double precision) + 4 P if messages lose something:
                  differences are kept while they are shorter than the adapter
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
+    workers      with several, WORKER for each of them, beside training, activations and client for each
 
+``training``, ``client`` and the rows of a step are those of runtime.clients_per_pass clients.
 ``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
 element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
 about as wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32
@@ -49,6 +52,13 @@ from capfl.report.tables import size
 from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WORKER = 32 * 2**20  # bytes of its own that a fork has once it has worked; 28 MiB were measured
+EACH = (
+    "training",
+    "activations",
+    "client",
+    "workers",
+)  # what every worker has of its own, of the parts of the estimate
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
 ON_DEVICE = ("base", "training", "activations")  # what is on an accelerator, of the parts of the estimate
@@ -56,8 +66,8 @@ ABOVE = 1.3  # runs have peaked at so many times the estimate, at most
 
 
 def estimate(
-    config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, rows: int | None, lossy: bool,
-    patched: bool, process: int,
+    config: Config, module: nn.Module, shapes: Shapes, *, length: int, answers: int, written: int, rows: int | None,
+    lossy: bool, patched: bool, process: int,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes by what they are for, and their ``total``.
 
@@ -65,6 +75,7 @@ def estimate(
         module: the base, on any device.
         length: tokens of the longest row.
         answers: tokens of the longest answer.
+        written: tokens of an answer that a model writes, at most; 0 if none is written.
         rows: rows of all clients; None if they are not known, and the cache is then taken to be full.
         lossy: do messages lose anything, so that residuals and versions are kept?
         patched: does the method change the base?
@@ -79,25 +90,36 @@ def estimate(
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
     kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
-    training = int(rows_of_a_part * length * kept) + min(3 * MOST, 12 * rows_of_a_part * answers * vocabulary)
+    clients = config.runtime.clients_per_pass
+    trained = clients * rows_of_a_part
+    training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
     scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
     below = BLOCK * of_one if lowest else 0
+    keys = element * len(layers) * 2 * _key_width(module)
+    writing = scored * (of_one + (length + written) * keys + 8 * vocabulary) if written else 0
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
         cached = min(cached, rows * length * hidden * element)
+    n = config.runtime.workers
     found = {
         "base": _base(module, layers, config, element),
-        "training": 4 * adapter,
-        "activations": max(training, scoring, below),
+        "training": n * 4 * adapter * clients,
+        "activations": n * max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
-        "client": (4 if lossy else 2) * adapter,
+        "client": n * (4 if lossy else 2) * adapter * clients,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
+        "workers": n * WORKER if n > 1 else 0,
     }
     return found | {"total": sum(found.values())}
+
+
+def of_a_worker(found: Mapping[str, int], workers: int) -> int | None:
+    """Bytes that each of several workers has of its own, of what ``estimate`` gives; None: there is one process."""
+    return sum(found[name] for name in EACH) // workers if workers > 1 else None
 
 
 def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
@@ -105,6 +127,19 @@ def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
     linear = linear_layers(layer)
     copies = sum(d_in for name, (d_in, _) in linear.items() if any(fits(name, t) for t in config.lora.targets))
     return element * sum(map(max, linear.values())) + 8 * hidden + (4 * copies if element < 4 else 0)
+
+
+def _key_width(module: nn.Module) -> int:
+    """Elements of a token's key in the widest layer; its value has as many. 0 for a model without attention."""
+    config = cast(Any, module).config.get_text_config()
+    heads = _most(getattr(config, "num_attention_heads", None) or 0)
+    of_head = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    return _most(getattr(config, "num_key_value_heads", None) or heads) * int(of_head)
+
+
+def _most(of_layers: int | list[int]) -> int:
+    """Some configs say it for each layer."""
+    return int(max(of_layers) if isinstance(of_layers, list) else of_layers)
 
 
 def _base(module: nn.Module, layers: nn.ModuleList, config: Config, element: int) -> int:
@@ -149,7 +184,8 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
     """Does a run fit into memory, and if not, with which settings does it?
 
     Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
-    no result; checkpointing, which takes time; and last a base in half precision.
+    no result; one client in a pass, which changes rounding; checkpointing and fewer workers, which take time; and last
+    a base in half precision.
 
     Args:
         estimated: what ``estimate`` gives for a config.
@@ -177,10 +213,13 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
 
 def _settings(config: Config) -> Iterator[dict[str, object]]:
     """No change, and then every change that takes less memory, those that cost least first."""
-    model, train, evaluation = config.model, config.train, config.evaluation
+    model, train, evaluation, workers = config.model, config.train, config.evaluation, config.runtime.workers
+    passes = config.runtime.clients_per_pass
     choices: dict[str, list[object]] = {
         "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
+        "runtime.workers": [workers // 2**n for n in range(9) if workers >= 2**n],
         "train.checkpointing": [False, True] if not train.checkpointing else [True],
+        "runtime.clients_per_pass": [passes, 1] if passes > 1 else [1],
         "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
         "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
     }

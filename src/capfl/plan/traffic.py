@@ -31,7 +31,7 @@ from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.round import introduce, run_round, sample
 from capfl.types import Adapter, ClientId, ClientState, Entry, Kind, Penalty, Request, ServerState, Trained
-from capfl.wire import decode_update, relay
+from capfl.wire import decode_update, differences, relay
 from capfl.wire.downlink import WHOLE
 from capfl.wire.sections import HEAD, parts
 
@@ -204,7 +204,8 @@ def _simulated(run: Agreement, measured: Sequence[ClientId], clients: Sequence[C
             up[client] += [counted(e.parts) for e in _of(client, record.ledger) if e.direction == "up"]
             update, _ = decode_update(replies[client], run.up, run.schema, run.initial, number, run.records_up)
             alone[client].append(counted(parts(relay([(1, update.body)])), HEAD))
-        together.append(counted(parts(b"".join(state.group(measured[0]).log[-1:])), HEAD))
+        newest = differences(state.group(measured[0]), 1, run.nothing) or ()
+        together.append(counted(parts(b"".join(newest)), HEAD))
     later = beside(state)
     found = [
         Client(

@@ -33,14 +33,17 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
 }
+WIDTH, NARROW = 5.2, 4.0  # inches, of a file and of a figure of a page, whose letters are read on a phone, too
 NO_METADATA = dict.fromkeys(["Creator", "Date", "Format", "Type"])  # equal data, equal file
 
 
 @contextmanager
-def drawing(name: str, height: float, panels: Sequence[int] = (1,)) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+def drawing(
+    name: str, height: float, panels: Sequence[int] = (1,), width: float = NARROW
+) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """A figure with panels of these relative heights. Its name tells its marks from those of other figures."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure = Figure(figsize=(5.2, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, list(figure.subplots(len(panels), squeeze=False, height_ratios=panels)[:, 0])
 
 
@@ -61,7 +64,10 @@ def bars(
         x_label: of per cent, the axis goes to 100.
     """
     thick = 0.8 / len(models)
-    with drawing(label, 0.8 + len(rows) * max(0.2, 0.11 * len(models))) as (figure, (axes,)):
+    with drawing(label, (0.8 if len(models) < 4 else 1.0) + len(rows) * max(0.2, 0.11 * len(models))) as (
+        figure,
+        (axes,),
+    ):
         for k, (model, words) in enumerate(models.items()):
             places = [i + k * thick for i in range(len(rows))]
             axes.barh(places, [values[k] for _, values in rows], 0.9 * thick, label=words, color=COLOURS[model])
@@ -69,7 +75,7 @@ def bars(
         axes.invert_yaxis()
         axes.set(xlim=(0, 100 if x_label == "%" else None), xlabel=x_label)
         axes.tick_params("y", length=0)
-        figure.legend(loc="outside upper left", ncols=len(models))
+        figure.legend(loc="outside upper left", ncols=min(len(models), 3))
         return inline(figure, label)
 
 
@@ -99,7 +105,7 @@ def scores(
         plain: titles of panels whose values are not per cent.
     """
     height = sum(0.6 + 0.22 * len(rows) for rows in panels.values()) + 0.3
-    with drawing(path.stem, height, [len(rows) for rows in panels.values()]) as (figure, every):
+    with drawing(path.stem, height, [len(rows) for rows in panels.values()], WIDTH) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
             for name, values in rows.items():
                 axes.barh(name, fmean(values) if values else 0, 0.7, color=COLOURS["shared"], alpha=0.6)

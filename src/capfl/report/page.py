@@ -14,6 +14,7 @@ from capfl.errors import printable
 from capfl.files import write_atomically
 from capfl.history import History
 from capfl.report import charts
+from capfl.report.findings import findings, glossary, verdicts
 from capfl.report.summary import MODELS, Summary, read_summary
 from capfl.report.tables import (
     METRICS_TITLE,
@@ -23,7 +24,6 @@ from capfl.report.tables import (
     duration,
     group_lines,
     metrics_table,
-    notes,
     scored_words,
     unit,
 )  # fmt: skip
@@ -42,23 +42,38 @@ def write_page(path: Path, out: Path) -> Path:
         CheckpointError: the folder is no run, the run is not finished, or its files do not agree.
     """
     summary = read_summary(path)
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = page.render(
+    text = rendered(
+        path,
         title=f"{summary.method}, {len(summary.rows)} clients",
         subtitle=f"{summary.rounds} rounds in {duration(summary.seconds)}; {path.absolute().name}",
         scored=scored_words(summary),
         clients=client_table(summary, len(summary.rows)).html(),
         metrics=others.html() if (others := metrics_table(summary)) else "",
-        metrics_title=METRICS_TITLE,
         groups=group_lines(summary),
-        notes=notes(summary),
+        verdicts=verdicts(summary),
+        findings=findings(summary),
+        glossary=glossary(summary),
         figures=figures(summary, History(path / "rounds.jsonl").read()[0]),
         samples=shown_samples(summary, path),
         bytes=[bytes_table(summary, direction).html() for direction in ("up", "down")],
-        files={name: (path / name).read_text(encoding="utf-8") for name in ("config.toml", "run.json")},
+        files=("config.toml", "run.json"),
     )
     write_atomically(out, text.encode())
     return out
+
+
+def rendered(path: Path, *, files: Sequence[str], again: int = 0, **parts: object) -> str:
+    """The page of a run's folder as HTML.
+
+    Args:
+        files: of the folder, which the page shows whole.
+        again: seconds after which a browser loads the page again; 0: never.
+        parts: what the template asks for; what is left out is empty.
+    """
+    empty = dict.fromkeys(("metrics", "groups", "verdicts", "findings", "glossary", "samples", "bytes"), "")
+    shown = {name: (path / name).read_text(encoding="utf-8") for name in files}
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return page.render(empty | parts, metrics_title=METRICS_TITLE, files=shown, again=again)
 
 
 def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Markup]:
@@ -72,12 +87,18 @@ def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Marku
         bars = [(row.id, [factor * (row.value(model) or 0.0) for model in models]) for row in rows]
         found[title] = charts.bars(bars, models, title, axis)
         first = metrics.of_task(metrics.VALIDATED, metrics.metric(metric).task)[0]
-        if len(summary.leading) == 1 and (points := _validations(records, len(summary.rows), first)):
+        if len(summary.leading) == 1 and (points := validations(records, len(summary.rows), first)):
             chance = summary.mean("chance", metric) if first == "accuracy" else None
             title = f"Validation of the shared adapters against bytes, {unit(first)}"
             found[title] = charts.curve(
                 points, "bytes for each client, both directions", title, None if chance is None else 100 * chance
             )
+    return found | curves(records)
+
+
+def curves(records: Sequence[RoundRecord]) -> dict[str, Markup]:
+    """Heading -> curve over rounds, of what is known while a run goes on."""
+    found = {}
     losses = [(record.round, list(record.losses.values())) for record in records if record.losses]
     ranks = [(record.round, list(map(fmean, record.ranks.values()))) for record in records if record.ranks]
     for values, title in ((losses, "Training loss, nats a token"), (ranks, "Mean rank of a client's modules")):
@@ -86,7 +107,8 @@ def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Marku
     return found
 
 
-def _validations(records: Sequence[RoundRecord], clients: int, metric: str) -> list[tuple[float, float, float, float]]:
+def validations(records: Sequence[RoundRecord], clients: int, metric: str) -> list[tuple[float, float, float, float]]:
+    """Points of a curve: bytes for each client so far, and a metric on validation items."""
     points, spent, factor = [], 0, 100 if metrics.metric(metric).is_share else 1
     for record in records:
         spent += record.bytes_up + record.bytes_down

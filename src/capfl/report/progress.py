@@ -81,19 +81,23 @@ class Printer(Callback):
 
     def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
         self._method, self._rounds, self._bytes, self._groups = method, rounds, 0, {}
-        self._start_bar(method, rounds * visits, done * visits)
+        self._start_bar(self._round(done + 1), rounds * visits, done * visits)
 
     def on_client(self, client: ClientId, loss: float) -> None:
         self._bar.update(self._task, advance=1, now=f"{client} loss {loss:.3f}")
 
     def on_round(self, record: RoundRecord) -> None:
         self._bytes += record.bytes_up + record.bytes_down
+        self._bar.update(self._task, description=self._round(record.round + 1))
         self.on_note(f"{self._method} {round_line(record, self._rounds, self._bytes)}")
         groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
         if groups != self._groups:
             self._groups = groups
             told = [f"{name} ({listed(members)})" for name, members in sorted(members_of(groups).items())]
             self.on_note(f"{self._method} round {record.round}: groups {listed(told)}")
+
+    def _round(self, number: int) -> str:
+        return f"{self._method} round {min(number, self._rounds)}/{self._rounds}"
 
     def on_evaluation(self, clients: int) -> None:
         self._start_bar("evaluation", clients, 0)

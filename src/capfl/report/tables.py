@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from capfl import metrics
-from capfl.report.summary import MODELS, ClientRow, Summary, pair
+from capfl.report.summary import MODELS, ClientRow, Summary
 from capfl.types import EVERYBODY, ClientId
 
 MOST_ROWS = 40  # clients in the table; summary.json has all
@@ -85,15 +85,13 @@ def _element(tag: str, content: Iterable[str]) -> Markup:
 # -- the clients of a run --------------------------------------------------------------------------------
 
 
-def summary_table(summary: Summary) -> Group:
-    """What a run prints in the end: clients and means, all metrics, the groups, and what the words mean."""
+def summary_table(summary: Summary, said: Sequence[str]) -> Group:
+    """What a run prints in the end: clients and means, all metrics, the groups, and what is said of them."""
     groups = list(map(Text, group_lines(summary)))
     title = Text(f"{summary.method}, {summary.rounds} rounds: {scored_words(summary)}", style="italic")
     others = metrics_table(summary)
     more: list[RenderableType] = [Text(), Text(METRICS_TITLE, style="italic"), others] if others else []
-    return Group(
-        title, client_table(summary), *more, *([Text(), *groups] if groups else []), Text(), *map(Text, notes(summary))
-    )
+    return Group(title, client_table(summary), *more, *([Text(), *groups] if groups else []), Text(), *map(Text, said))
 
 
 def client_table(summary: Summary, most: int = MOST_ROWS) -> Table:
@@ -161,9 +159,9 @@ def group_lines(summary: Summary) -> list[str]:
     return [*lines, *more]
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], most: int = MOST_ROWS) -> str:
     """The first names of a list, and how many more there are."""
-    return ", ".join(names[:MOST_ROWS]) + (f" and {len(names) - MOST_ROWS} more" if len(names) > MOST_ROWS else "")
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def scored_words(summary: Summary) -> str:
@@ -173,71 +171,6 @@ def scored_words(summary: Summary) -> str:
         for name in summary.leading
     )
     return f"{every}; on each client's own test items"
-
-
-def notes(summary: Summary) -> list[str]:
-    """What came out beside the scores, what the columns mean, where the adapters lie, and what is missing."""
-    found = [summary.stopped] if summary.stopped else []
-    found += [
-        (f"{metric}: " if len(summary.metrics) > 1 else "") + line
-        for metric in summary.leading
-        for line in (*_levels(summary, metric), *_against_alone(summary, metric))
-    ]
-    found += [
-        f"{name}: {metrics.metric(name).words}" + ("" if metrics.metric(name).is_share else "; less is better")
-        for name in summary.metrics
-        if len(summary.metrics) > len(summary.leading)
-    ]
-    found += [
-        "shared: the adapter of the client's group, in adapters/groups/GROUP, or of all clients, in adapters/global",
-        "personal: the client's own adapter, in adapters/clients/CLIENT or at its site; capfl eval scores them all",
-    ]
-    shares = any(metrics.metric(name).is_share for name in summary.leading)
-    found.append(
-        ("± comes from the choice of test items, not from the seed; " if shares else "")
-        + "spread: standard deviation over clients"
-    )
-    up, down = (size(summary.bytes_per_client(direction) / summary.rounds) for direction in ("up", "down"))
-    found.append(
-        "up, down: bytes from and to the client in the whole run, headers and final evaluation included; for each "
-        f"client and round {up} up, {down} down"
-    )
-    if summary.failures:
-        found.append(f"{summary.failures} failed replies, see rounds.jsonl")
-    if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
-        found.append(f"no row for {', '.join(absent)}, which did not answer in the end, see summary.json")
-    if summary.epsilon is not None:
-        found.append(
-            f"what clients' changes add to the shared adapter is private to epsilon {summary.epsilon:.3g} at delta "
-            f"{summary.delta:g}; losses, counts and personal adapters are not covered"
-        )
-    return found
-
-
-def _levels(summary: Summary, metric: str) -> list[str]:
-    """What takes no model."""
-    chance, majority = summary.mean("chance", metric), summary.mean("majority", metric)
-    if chance is None or majority is None:
-        return []
-    return [f"chance {percent(chance)} %, always the most frequent answer {percent(majority)} %"]
-
-
-def _against_alone(summary: Summary, metric: str) -> list[str]:
-    """How many clients gain by joining."""
-    rows = [row for row in summary.rows if row.metric == metric]
-    model = next((model for model in ("personal", "shared") if summary.scores(model, metric)), None)
-    if model is None or summary.scores("local_only", metric) is None or summary.method == "local":
-        return []
-    pairs = [found for row in rows if (found := pair(row, model, metric, row, "local_only"))]
-    better, worse = sum(one.gain > 0 for one in pairs), sum(one.gain < 0 for one in pairs)
-    mean = sum(one.mine - one.alone for one in pairs) / len(pairs)
-    clearly = ""
-    if metrics.metric(metric).is_share:
-        number = sum(bool(one.is_clearly_worse) for one in pairs)
-        clearly = f", {number} of them clearly (by more than 1.96 standard errors)"
-    return [
-        f"{model} against local only: {apart(mean, metric)}; {better} clients are better off, {worse} worse{clearly}"
-    ]
 
 
 # -- the messages of a run -------------------------------------------------------------------------------

@@ -15,7 +15,18 @@ from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Group
-from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, is_relayed, relayed, schema_hash, up_codec
+from capfl.wire import (
+    MODELS,
+    Codec,
+    Records,
+    down_codec,
+    full_codec,
+    is_relayed,
+    nothing,
+    relayed,
+    schema_hash,
+    up_codec,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,11 @@ class Agreement:
     def template(self) -> Adapter:
         """Every tensor that a version may have: the factors, and the patch of a method that has one."""
         return self.initial | self.version_0
+
+    @cached_property
+    def nothing(self) -> bytes:
+        """The difference between two versions that are the same."""
+        return nothing(self.initial)
 
     @property
     def always_whole(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from capfl import adapter as algebra
-from capfl.errors import DataError, WireError
+from capfl.errors import DataError, TrainingError, WireError
 from capfl.methods.take_home import NearServer, Own
 from capfl.roles.agreement import Agreement
 from capfl.types import (
@@ -19,6 +20,7 @@ from capfl.types import (
     HeldOut,
     Introduction,
     Kind,
+    LocalSteps,
     Penalty,
     Score,
     SplitName,
@@ -37,9 +39,24 @@ from capfl.wire import (
     relay,
 )  # fmt: skip
 
+Answer = TypeVar("Answer")
+
 
 def _nothing_to_score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
     raise DataError(f"this client has no {split} items to score an adapter on")
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Clients of one process that may train together, because none of them needs what another learns in this turn.
+
+    Attributes:
+        size: most clients at once.
+        train: what ``LocalTrainer.train`` gives for each of some clients, or what it raises.
+    """
+
+    size: int
+    train: Callable[[Sequence[tuple[ClientId, LocalSteps]]], Sequence[Trained | TrainingError]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,7 @@ class LocalTrainer:
         score: adapters by name, on one split; on test items by the run's metrics, otherwise by what costs nothing more.
         test: how many test items there are.
         keep: puts the client's own adapter, at its ranks, where it belongs.
+        lot: trains it together with others; None: it always trains alone.
     """
 
     client: ClientId
@@ -62,6 +80,23 @@ class LocalTrainer:
     score: Callable[[SplitName, Mapping[str, Adapter]], dict[str, Score]] = _nothing_to_score
     test: HeldOut = field(default_factory=HeldOut)
     keep: Callable[[Adapter], None] | None = None
+    lot: Lot | None = None
+
+
+Training = Generator[LocalSteps, Trained, Answer]
+"""A client that is being visited: yields the local steps that it needs, is sent what they lead to, and returns."""
+
+
+def alone(training: Training[Answer], trainer: LocalTrainer) -> Answer:
+    """What a client returns that takes its local steps by itself. Raises whatever it or its trainer does."""
+    trained: Trained | None = None
+    while True:
+        try:
+            steps = next(training) if trained is None else training.send(trained)
+        except StopIteration as returned:
+            answer: Answer = returned.value
+            return answer
+        trained = trainer.train(steps.start, steps.round, steps.first_step, steps.penalty)
 
 
 def introduce(
@@ -86,6 +121,13 @@ def train(
         WireError: the request does not fit or is for someone else. ``memory`` is untouched then.
         TrainingError: a loss is not finite.
     """
+    return alone(training(request, memory, trainer, agreement), trainer)
+
+
+def training(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> Training[tuple[bytes, ClientState]]:
+    """As ``train``, and somebody else takes the local steps."""
     method, template = agreement.method, agreement.initial
     message = opened(request, trainer, agreement)
     memory, number = received(message, memory, agreement), message.version + 1
@@ -93,11 +135,11 @@ def train(
     # local training, first of an adapter that never travels where the method has one
     if isinstance(method.takes_home, NearServer):
         near = method.takes_home.penalty(memory.known)
-        own = trainer.train(template | memory.adapter, message.round, memory.steps, near)
+        own = yield LocalSteps(template | memory.adapter, message.round, memory.steps, near)
         memory = replace(memory, adapter=own.adapter)
     start = method.starting_point(memory, template)
     importance = method.ranks.importance(memory.ranks)  # of this round: training may change it
-    trained = trainer.train(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
+    trained = yield LocalSteps(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
     change = method.change(start, trained, message.round)
     memory = replace(
         memory,

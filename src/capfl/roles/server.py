@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import median_low
 
 from capfl.errors import WireError
+from capfl.methods.combine import Fold
 from capfl.roles.agreement import Agreement
 from capfl.types import (
     EVERYBODY,
@@ -43,7 +44,7 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
     method = agreement.method
     message = replace(
-        broadcast(state, client, agreement.template),
+        broadcast(state, client, agreement.template, agreement.nothing),
         grouping=method.grouping.announce(state, client),
         ranks=method.ranks.announce(state, client),
     )
@@ -87,9 +88,8 @@ class Aggregation:
         self._begin_turn()
 
     def _begin_turn(self) -> None:
-        start, round = self._agreement.method.combine.start, self.state.round + 1
-        self._folds = {name: start(group.adapter, round) for name, group in self.state.groups.items()}
-        self._bodies: dict[str, list[tuple[int, bytes]]] = {name: [] for name in self.state.groups}
+        self._folds: dict[str, Fold] = {}  # of the groups in which somebody has trained, as all below
+        self._bodies: dict[str, list[tuple[int, bytes]]] = {}
         self._turn: list[ClientId] = []
         self._waiting: list[Update] = []
 
@@ -110,6 +110,8 @@ class Aggregation:
             importance = method.ranks.of_client(state, update.client)
             ranks = None if importance is None else importance > 0
             for name in dict.fromkeys((EVERYBODY, state.group_name(update.client))):
+                if name not in self._folds:
+                    self._folds[name] = method.combine.start(state.groups[name].adapter, state.round + 1)
                 self._folds[name].add(update.adapter, update.n_train, ranks)
                 self._keep_body(name, update)
             self._turn.append(update.client)
@@ -118,7 +120,7 @@ class Aggregation:
 
     def _keep_body(self, group: str, update: Update) -> None:
         """Keep what may be relayed: all updates, or the only one of a group in this turn."""
-        bodies, combine = self._bodies[group], self._agreement.method.combine
+        bodies, combine = self._bodies.setdefault(group, []), self._agreement.method.combine
         if combine.relays or (combine.passes_one and len(bodies) < 2):
             bodies.append((update.n_train, update.body))
 
@@ -143,18 +145,23 @@ class Aggregation:
     def _relays_one(self, group: str) -> bool:
         """Is the group's next version what its only update of this turn leads to?"""
         combine = self._agreement.method.combine
-        return len(self._bodies[group]) == 1 and combine.passes_one and not self._agreement.down.exact
+        return len(self._bodies.get(group, ())) == 1 and combine.passes_one and not self._agreement.down.exact
 
     def _next(self, name: str, group: Group, number: int) -> Group:
         """A group with its next version: relayed as it came where it can be, or encoded."""
-        agreed, bodies = self._agreement, self._bodies[name]
-        method, group = agreed.method, replace(group, adapter=self._folds[name].value())
+        agreed, bodies = self._agreement, self._bodies.get(name, [])
+        method = agreed.method
+        if name in self._folds:
+            group = replace(group, adapter=self._folds[name].value())
         target = method.factors.travelling(group.adapter)
         if method.combine.relays and bodies:
-            return with_version(group, target, relay(bodies))
+            return with_version(group, target, relay(bodies), agreed.nothing)
         if self._relays_one(name):
             body = relay(bodies)
-            return with_version(group, agreed.next_version(group.known, body, number), body)
+            known = agreed.next_version(group.known, body, number)
+            if agreed.down.scales:  # nothing is carried over: the two are the same, and in memory and on disk once
+                group = replace(group, adapter=group.adapter | known)
+            return with_version(group, known, body, agreed.nothing)
         return advance(group, target, number, agreed.down, agreed.initial, self._told)
 
     def value(self) -> ServerState:

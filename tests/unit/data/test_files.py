@@ -48,6 +48,7 @@ def parquet(rows: list[Any]) -> bytes:
 KINDS: dict[str, Callable[[], bytes]] = {
     "north.jsonl": lambda: lines(ROWS),
     "north.JSONL": lambda: b"\xef\xbb\xbf\r\n" + lines(ROWS).replace(b"\n", b"\r\n"),
+    "mac/north.jsonl": lambda: lines(ROWS).replace(b"\n", b"\r"),
     "north.ndjson": lambda: lines(ROWS).rstrip(),
     "north.json": lambda: json.dumps(ROWS).encode(),
     "pretty/north.json": lambda: b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).replace("\n", "\r\n").encode(),
@@ -230,7 +231,7 @@ def test_a_folder_that_datasets_saved(saved: Path) -> None:
     assert len(load_items(DataConfig(sets=(str(saved / "both"),), split="test"), 0)) == 4
     for name, said in {
         "both": "has no split 'dev'; take one of train, test: --data.split NAME",
-        "other": rf"is a folder, and not one that `datasets` saved; give its files: {saved}/other/a\.csv$",
+        "other": rf"that `datasets` saved \(save_to_disk\); give its files, each a client: {saved}/other/a\.csv$",
         "broken": r"cannot be loaded as a saved data set \(\w+: .*\); save it again",
     }.items():
         with pytest.raises(DataError, match=said):
@@ -262,8 +263,11 @@ def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"a/b train: cannot be loaded from the Hub .*check the name, the network and"):
         load_items(DataConfig(sets=("a/b",)), 0)
     (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "north.jsonl").write_bytes(lines(ROWS))
+    with pytest.raises(DataError, match=r"a/nort train: .*, or, if it is to be a file here; did you mean a/north"):
+        load_items(DataConfig(sets=("a/nort",)), 0)
     (tmp_path / "a" / "b").write_bytes(lines(ROWS))  # what is here is not looked for elsewhere
     assert len(load_items(DataConfig(sets=("a/b",)), 0)) == 3
-    (tmp_path / "north").mkdir()
+    (tmp_path / "north").write_bytes(lines(ROWS))
     with pytest.raises(ConfigError, match=r"called 'north' \(if you mean the file or folder of that name: \./north\)"):
         load_items(DataConfig(sets=("north",)), 0)

@@ -115,16 +115,18 @@ def test_a_wrong_row_is_named_with_field_and_remedy(write, row, message):
     assert message in str(caught.value)
 
 
-def test_all_wrong_rows_are_counted_and_five_listed(write):
+def test_all_wrong_rows_are_counted_and_each_kind_is_said_once(write):
     path = write('{"question": ', "[1]", QA, *[{**QA, "answer": 9}] * 6, CHAT)
     with pytest.raises(DataError) as caught:
         read_file(path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"9 of 10 rows of {path} cannot be used:"
-    assert len(lines) == 7
+    assert len(lines) == 6
     assert f"{path}:1: is not JSON" in lines[1]
     assert f"{path}:2: is a JSON list; write one JSON object a line" in lines[2]
-    assert lines[-1] == "  ... and 4 more"
+    assert lines[3].startswith(f"  {path}:4: field 'answer' is 9")
+    assert lines[4] == "    and 5 more like it: 5, 6, 7, 8, 9"
+    assert lines[5].startswith(f"  {path}:10: ")
     with pytest.raises(DataError, match=r"own.jsonl:2: .*question \+ choices.*of .*own.jsonl:1; use one format a file"):
         read_file(write(QA, CHAT))
 
@@ -140,7 +142,9 @@ def test_files_that_are_no_json_lines(tmp_path, write):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_file(path)
-    with pytest.raises(DataError, match=r"gone.jsonl: no such file; check the path"):
+    with pytest.raises(DataError, match=r"gone.jsonl: no such file; .* has own.jsonl$"):
         read_file(tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match=r"is a folder, and not one that .* saved; give its files: .*own\.jsonl"):
+    with pytest.raises(
+        DataError, match=r"is a folder, and not one that .*; give its files, each a client: .*own\.jsonl"
+    ):
         read_file(tmp_path)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from capfl.cli import METHOD_LIST
+from capfl.config.methods import METHOD_LIST
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import METHODS, build, describe
@@ -64,7 +64,9 @@ def test_the_table_in_words_has_every_row_and_says_all_of_it() -> None:
     for words in rows:
         alone = words["method"] in ("local", "centralised")
         empty = [question for question, answer in words.items() if not answer]
+        empty = [question for question in empty if question != "settings"]
         assert empty == (["combined", "learns with", "order"] if alone else [])
+        assert words["settings"] == ", ".join(METHODS[words["method"]].settings)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,10 @@ def test_turns_are_for_all_methods_whose_clients_learn_from_each_other(name: str
 
 
 def test_an_unknown_name_and_a_setting_that_is_not_used() -> None:
-    with pytest.raises(ConfigError, match="there is no method 'fedavg'; choose from ca-pfl, fedit, fedex-lora"):
-        made("fedavg")
+    with pytest.raises(
+        ConfigError, match=r"no method 'fedsim'; did you mean fedit.* Else choose from ca-pfl, fedit, fedex-lora"
+    ):
+        made("fedsim")
     for name in ("local", "centralised", "ffa-lora"):
         with pytest.raises(
             ConfigError, match=f"method.alpha_f: {name} does not use it; leave it out, or use ca-pfl, fedit"

@@ -1,0 +1,200 @@
+"""The commands that use an adapter: score it, let it answer, write it for other programs, give one to a newcomer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from capfl.checks import config_of
+from capfl.config.load import load_command
+from capfl.data.load import check_sets
+from capfl.data.paths import require
+from capfl.errors import ConfigError
+from capfl.model.place import check_adapter
+from capfl.terminal import (
+    FLAGS,
+    AnswerCommand,
+    AnswerRowsCommand,
+    ConfigCommand,
+    ModelCommand,
+    Sets,
+    errors,
+    load_own,
+    typed_lines,
+)
+
+app = typer.Typer()
+PANEL = "Use an adapter"
+
+
+@app.command(name="eval", context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=PANEL)
+def evaluate(
+    context: typer.Context,
+    adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
+    only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score items with this field")] = None,
+    sets: Sets = None,
+) -> None:
+    """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
+    with errors():
+        config = load_command(None, sets or [], list(context.args))
+        check_adapter(adapter)
+        if "sets" not in config.data.model_fields_set:
+            raise ConfigError("--data: say what to score the adapter on: a file of rows, or a data set as helpdesk")
+        check_sets(config.data)
+
+        from capfl.scoring import score_adapter
+
+        result = score_adapter(adapter, config, only or [])
+        Console().print_json(data=result)
+
+
+_Adapter = Annotated[
+    Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere", metavar="ADAPTER")
+]
+_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="tokens at which an answer is cut")]
+_Temperature = Annotated[
+    float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; above that tokens are drawn, by --seed")
+]
+_TopP = Annotated[
+    float, typer.Option(metavar="P", help="draw from the likeliest tokens with this probability together")
+]
+_Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
+
+
+@app.command(context_settings=FLAGS, cls=AnswerRowsCommand, rich_help_panel=PANEL)
+def generate(
+    context: typer.Context,
+    adapter: _Adapter,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a prompt; may be given again")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="each prompt is a user's message, for the chat template")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")] = False,
+    base: _Base = False,
+    max_new_tokens: _Tokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    sets: Sets = None,
+) -> None:
+    """Answer with an adapter: capfl generate ADAPTER --prompt TEXT, or --data rows.jsonl --out answers.jsonl."""
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "base": base,
+    }  # fmt: skip
+    with errors(go_on="the same command"):
+        if bool(prompt) == bool(data) or bool(data) != bool(out) or (data and chat):
+            raise ConfigError(_prompts_wanted(adapter, bool(prompt), data, out))
+        config = load_own(context, sets)
+        check_adapter(adapter)
+        if data:
+            require(data)
+
+        from capfl.answers import answer_file
+        from capfl.scoring import open_adapter
+
+        if data and out:
+            count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
+            typer.echo(f"{count} rows with answers are in {out}")
+            return
+        rows = [
+            {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
+        ]
+        for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
+            typer.echo(answer)
+
+
+@app.command(context_settings=FLAGS, cls=AnswerCommand, rich_help_panel=PANEL)
+def chat(
+    context: typer.Context,
+    adapter: _Adapter,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="a system message to begin with")] = None,
+    base: _Base = False,
+    max_new_tokens: _Tokens = 256,
+    temperature: _Temperature = 0.0,
+    top_p: _TopP = 1.0,
+    sets: Sets = None,
+) -> None:
+    """Chat with an adapter, a line a message. /reset begins anew, /exit ends; so does the end of the input."""
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    with errors(go_on="the same command"):
+        config = load_own(context, sets)
+        check_adapter(adapter)
+
+        from capfl.answers import converse
+        from capfl.scoring import open_adapter
+
+        loaded = open_adapter(adapter, config)
+        converse(
+            loaded, typed_lines(), say, system=system, seed=config.seed, base=base, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_p=top_p,
+        )  # fmt: skip
+
+
+@app.command(context_settings=FLAGS, cls=ModelCommand, rich_help_panel=PANEL)
+def export(
+    context: typer.Context,
+    adapter: _Adapter,
+    merged: Annotated[Path | None, typer.Option(metavar="FOLDER", help="a model for transformers, vLLM, ...")] = None,
+    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="a LoRA file for llama.cpp and Ollama")] = None,
+    sets: Sets = None,
+) -> None:
+    """Write an adapter for other programs: merged into its base, or as a GGUF file beside a base in GGUF."""
+    with errors(go_on="the same command"):
+        if not merged and not gguf:
+            raise ConfigError("give --merged FOLDER, --gguf FILE, or both")
+        model = load_own(context, sets).model
+        check_adapter(adapter)
+
+        from capfl.model.gguf_file import save_gguf
+        from capfl.model.merged import save_merged
+
+        for out, save in ((gguf, save_gguf), (merged, save_merged)):
+            if out:
+                save(adapter, model, out)
+                typer.echo(out)
+
+
+@app.command(rich_help_panel=PANEL)
+def personalize(
+    run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
+    data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
+    name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
+) -> None:
+    """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
+    with errors():
+        config = config_of(run)
+        check_sets(config.data.model_copy(update={"sets": tuple(data)}))
+
+        from capfl.newcomer import personalize as welcome
+
+        Console().print_json(data=welcome(run, data, out, name).to_json())
+
+
+def _prompts_wanted(adapter: Path, prompt: bool, data: Path | None, out: Path | None) -> str:
+    """What is wrong with the prompts of a command line, and how they are given."""
+    said = "say what it should answer"
+    if prompt and data:
+        said = "--prompt and --data are two kinds of prompts"
+    elif data and out:
+        said = "--data takes no --chat: its rows say whether they are chats"
+    elif data:
+        said = "--data needs --out, where its rows go, with answers"
+    elif out:
+        said = "--out is where the rows of --data go"
+    return (
+        f"{said}; give one of these:\n"
+        f"  capfl generate {adapter} --prompt 'a text to go on from'\n"
+        f'  capfl generate {adapter} --chat --prompt "a user\'s message"\n'
+        f"  capfl generate {adapter} --data prompts.jsonl --out answers.jsonl\n"
+        f"To talk with it: capfl chat {adapter}"
+    )

@@ -1,0 +1,65 @@
+"""What can be wrong with a run and is seen without torch, which takes seconds to load."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from capfl import metrics
+from capfl.config import Config, load_config
+from capfl.config.methods import check_method
+from capfl.data import Split, deal
+from capfl.data.tasks import check_tasks
+from capfl.errors import CheckpointError, ConfigError
+from capfl.model.place import check_base
+from capfl.types import ClientId, Item
+
+Dealt = tuple[Sequence[Item], dict[ClientId, Split]]
+"""Items, and each client's split of them."""
+
+
+def checked_data(config: Config, any_method: bool = False) -> Dealt:
+    """The data of a run that is to begin in this process, after all else that needs no torch has been checked.
+
+    Args:
+        any_method: the method may be one of the caller's own, whose names are not known yet.
+
+    Raises:
+        ConfigError: a name, a setting or a metric that there is not, or a folder that is in use.
+        DataError: the data cannot be used.
+        ModelError: the base model is not there.
+    """
+    if not any_method:
+        check_method(config.method)
+    free_folder(config)
+    check_base(config.model.path)
+    metrics.require(config.evaluation.metrics)
+    items, splits = deal(config.data, config.partition, config.seed)
+    check_tasks(items, splits, config.evaluation.metrics)
+    return items, splits
+
+
+def free_folder(config: Config) -> Path:
+    """Where a run goes. Raises ConfigError: something is there."""
+    if config.out is None:
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        path, n = Path(f"runs/{stamp}-{config.method.name}"), 1
+        while path.exists():
+            path, n = Path(f"runs/{stamp}-{config.method.name}-{n + 1}"), n + 1
+        return path
+    path = Path(config.out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
+    return path
+
+
+def config_of(path: Path) -> Config:
+    """The config that the run in a folder was started with.
+
+    Raises:
+        CheckpointError: the folder is not a run.
+    """
+    if not (path / "config.toml").is_file():
+        raise CheckpointError(f"{path} has no config.toml: not a run folder, or stopped before it began; start it anew")
+    return load_config(path / "config.toml")

@@ -1,0 +1,59 @@
+"""The sentence that says whether joining paid, for whom, and whether the test items are enough to tell."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from capfl.report.findings import findings, glossary, verdicts
+from capfl.report.summary import Summary
+from scored import client_row
+from unit.test_tables import LEDGER
+
+
+def verdict(*gains: float, items: int = 400, alone: float = 0.5) -> str:
+    rows = [
+        client_row(name, items=items, personal=alone + gain, local_only=alone)
+        for name, gain in zip("abc", gains, strict=False)
+    ]
+    (said,) = verdicts(Summary("ca-pfl", 3, tuple(rows), LEDGER, 0, (), {}, 1.0, 10**9))
+    return said
+
+
+def test_it_paid_for_all() -> None:
+    margin = 100 * 1.96 * math.sqrt(2 * (0.25 + 0.24) / 400) / 2
+    assert verdict(0.1, 0.1) == (
+        f"joining paid (+10.0 points ± {margin:.1f} by the personal adapter against training alone, on average): "
+        "2 of 2 better (a, b), 0 of 2 worse"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "begins", "ends"),
+    [
+        ((0.3, 0.3, -0.2), "joining paid (+13.3 points", "2 of 3 better (a, b), 1 of 3 worse (c), clearly so (c)"),
+        ((0.3, -0.01), "joining paid (+14.5 points", "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
+        ((-0.2, 0.0), "joining did not pay (-10.0 points", "0 of 2 better, 1 of 2 worse (a), clearly so (a)"),
+        ((0.01, -0.005), "whether joining paid cannot be told from 800 test items (+0.3 points ± 4.9",
+         "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
+        ((0.0, 0.0), "joining changed nothing on average (+0.0 points", "0 of 2 better, 0 of 2 worse"),
+    ],
+)  # fmt: skip
+def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> None:
+    said = verdict(*gains)
+    assert said.startswith(begins)
+    assert said.endswith(ends)
+
+
+def test_with_few_items_it_cannot_be_told_what_with_many_can() -> None:
+    assert verdict(0.1, 0.1, items=20).startswith("whether joining paid cannot be told from 40 test items")
+    assert verdict(0.1, 0.1, items=4000).startswith("joining paid")
+
+
+def test_training_alone_joins_nobody() -> None:
+    row = client_row("a", personal=0.5, local_only=0.5)
+    alone = Summary("local", 3, (row,), LEDGER, 0, (), {}, 1.0, 10**9)
+    assert verdicts(alone) == []
+    assert findings(alone)[0].startswith("chance 25.0 %")
+    assert any(line.startswith("personal: the client's own adapter") for line in glossary(alone))
