@@ -135,6 +135,7 @@ CHANGES = DEALT | {
     "codec.down_density": Change(0.5, "planned"),
     "codec.mask": Change("top", "planned", {"codec.density": 0.1}),
     "codec.compensation": Change("off", "state", SPARSE),
+    "privacy.secure_aggregation": Change("honest-server", "rounds", SOME | {"codec.values": "ternary"}),
     "privacy.clip": Change(0.05, "state", PRIVATE),
     "privacy.noise_multiplier": Change(2.0, "state", PRIVATE),
     "privacy.delta": Change(1e-3, "rounds", PRIVATE),

@@ -47,6 +47,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_run_of_sums_under_masks_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are never on disk: the round that was begun is done again under others. One of three clients had trained."""
+    settings: dict[str, object] = {
+        "privacy__secure_aggregation": "honest-server", "codec__values": "ternary", "data__sites": 3,
+    }  # fmt: skip
+    tiny_run(tmp_path / "whole", **settings)
+    monkeypatch.setattr(os, "replace", killing(14, after=True))
+    with pytest.raises(Killed):
+        tiny_run(tmp_path / "killed", **settings)
+    monkeypatch.undo()
+    assert len(RunFolder(tmp_path / "killed").rounds()) == 1
+    states = sorted(path.suffix for path in (tmp_path / "killed/state/clients").rglob("*.0000*"))
+    assert states == [".000001"] * 3 + [".000002"]
+    resume(tmp_path / "killed", serial)
+    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "n", [7, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5, 6, 8, 9, *range(11, 21)))]
 )

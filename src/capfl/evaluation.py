@@ -15,8 +15,8 @@ from capfl.report.progress import Callback
 from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.round import Talk
 from capfl.samples import OF_MAIN
+from capfl.talk import Talk
 from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, Score, ServerState
 
 

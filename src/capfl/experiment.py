@@ -28,6 +28,7 @@ from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
 from capfl.methods.robust import robust
+from capfl.methods.secure import refuse_few
 from capfl.model.base import load_base, pick_device
 from capfl.model.card import Card, card_of
 from capfl.model.export import save_adapter
@@ -226,7 +227,7 @@ class _Run:
         """What is agreed on, with limits of what clients may claim, and with the server's own robust or private mean.
 
         Raises:
-            ConfigError: robust aggregation or privacy cannot be had with the method.
+            ConfigError: robust aggregation, privacy or secure aggregation cannot be had with the method or the clients.
         """
         config, federation = self.config, self.config.federation
         initial = model.initial_adapter(config.seed)
@@ -241,8 +242,14 @@ class _Run:
                 config.train, federation.max_items, federation.max_norm, described
             )  # fmt: skip
             if not guarded:  # the references are what clients could have had instead
-                method = robust(method, federation, agreement.up)
                 asked = sample_size(clients, federation.fraction)
+                refuse_few(method, asked)
+                if agreement.secure and config.runtime.workers > 1:
+                    raise ConfigError(
+                        "privacy.secure_aggregation: clients' keys are in the memory of one process; set "
+                        "runtime.workers to 1"
+                    )
+                method = robust(method, federation, agreement.up)
                 method = private(method, config.privacy, agreement.up, clients, asked)
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +27,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, training
+from capfl.roles.keyring import Keyring
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
@@ -74,6 +78,7 @@ class Site:
         client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
         path: its own file, where that is not where ``data.sets`` says.
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
+        keyring: makes the client's keys of secure aggregation, one keyring for each method.
 
     Raises:
         ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
@@ -90,7 +95,9 @@ class Site:
         folder: Path,
         path: Path | None = None,
         dealt: tuple[list[Item], Split] | None = None,
+        keyring: Callable[[], Keyring] = Keyring,
     ) -> None:
+        self._keyrings: dict[str, Keyring] = defaultdict(keyring)
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
         if config.runtime.workers > 1:
@@ -140,12 +147,14 @@ class Site:
         agreement = self.agreements[method]
         reader = StateReader(agreement.method, agreement.initial)
         store = ClientStore(self.folder / "state" / method, reader, self._vault)
-        if used is not None:
+        if used is not None and kind != "open":  # which is of the training that the server is about to use
             store.forget(self.id, after=used)
         keep = self._keep if method == self._main else None
         names = OF_MAIN if method == self._main else OF_LOCAL
         samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
         trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
+        if agreement.secure:
+            trainer = replace(trainer, keyring=self._keyrings[method])
         return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:

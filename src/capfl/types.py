@@ -158,6 +158,16 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A client's public keys, by which its update is hidden in one sum (``maths.masks``)."""
+
+    client: ClientId
+    key: bytes  # 32
+    signature: bytes = b""  # by the key of the client's node, where it has one
+    box: bytes = b""  # 32: against a malicious server, the key by which others seal shares for the client
+
+
+@dataclass(frozen=True)
 class Broadcast:
     """Server to client, at the start of a round: what brings the client to the newest adapter of its group.
 
@@ -171,6 +181,9 @@ class Broadcast:
     differences: tuple[bytes, ...]  # from one version to the next, oldest first; empty bytes: the client's own update
     grouping: object | None = None
     ranks: object | None = None
+    cohort: tuple[Offer, ...] = ()  # secure aggregation: all whose updates will be summed, by id
+    gone: tuple[ClientId, ...] = ()  # those of them whose masks are to be opened
+    shares: tuple[bytes, ...] = ()  # sealed by each other client of the cohort, by id, for this one
 
 
 @dataclass(frozen=True)
@@ -308,7 +321,7 @@ class Entry:
     direction: Literal["up", "down"]
     bytes: int
     parts: Mapping[str, int]
-    """header, positions, scales, values, records, scores, catch-up, unreadable: they sum to ``bytes``."""
+    """header, positions, scales, values, records, keys, scores, catch-up, unreadable: they sum to ``bytes``."""
 
 
 @dataclass(frozen=True)
@@ -317,15 +330,15 @@ class RoundRecord:
 
     round: int
     clients: tuple[ClientId, ...]  # whose updates were used
-    losses: dict[ClientId, float]  # mean training loss of each, nats a token
-    steps: dict[ClientId, int]  # optimiser steps of each
+    losses: dict[ClientId, float]  # mean training loss of each, nats a token; with secure aggregation that of all
+    steps: dict[ClientId, int]  # optimiser steps of each; with secure aggregation the mean of all
     failures: tuple[Failure, ...]
     ledger: tuple[Entry, ...]
     seconds: float
     validation: dict[str, float] = field(default_factory=dict)
     """By metric, of the adapters that clients were sent, over the validation items of all that it measures."""
     validation_loss: float | None = None  # of all these items; None of two kinds of task, whose losses have no mean
-    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
+    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, if it was seen
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
     groups: Mapping[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
@@ -348,9 +361,10 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Kind = Literal["introduce", "train", "validate", "evaluate"]
+Kind = Literal["introduce", "keys", "shares", "train", "open", "validate", "evaluate"]
 """What a client is asked for: what its data are like, a round of training, a score of the newest version of its group's
-adapter, or, last, of all models."""
+adapter, or, last, of all models. With secure aggregation, before training public keys and, against a malicious server,
+shares of secrets; and after it what opens the sum."""
 
 Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
 """An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the

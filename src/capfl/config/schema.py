@@ -254,8 +254,14 @@ class FederationConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of clients towards whoever sees the global adapter; on if both numbers are given."""
+    """Differential privacy of clients towards whoever sees the global adapter, on if both numbers are given; and secure
+    aggregation, which hides clients' updates from the server."""
 
+    secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
+        "off",
+        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
+        "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
+    )
     clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
     noise_multiplier: PositiveFloat | None = Field(
         None, description="standard deviation of the noise on the sum of changes, in units of clip"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capfl.checkpoint import ClientStore
 from capfl.errors import CapflError, CheckpointError, WorkerError, code_of
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer, Training
+from capfl.roles.keyring import Keyring
 from capfl.site import visit, visiting
 from capfl.types import ClientId, Exchange, Failure, Kind, LocalSteps, Request, Trained
 from capfl.workers import Workers
@@ -33,6 +34,12 @@ def serial(
     """
     crew = workers or Workers()
 
+    keyrings: dict[ClientId, Keyring] = {}
+
+    def keyed(client: ClientId) -> LocalTrainer:
+        made = trainer(client)
+        return replace(made, keyring=keyrings.setdefault(client, Keyring())) if agreement.secure else made
+
     def exchange(
         kind: Kind, round: int, clients: Sequence[ClientId], request: Request
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
@@ -43,7 +50,7 @@ def serial(
 
         def answer(client: ClientId, blob: bytes) -> bytes | Failure:
             try:
-                return visit(kind, round, blob, trainer(client), store, agreement)
+                return visit(kind, round, blob, keyed(client), store, agreement)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -52,7 +59,7 @@ def serial(
         def visited(client: ClientId, trainers: list[LocalTrainer]) -> Training[bytes | Failure]:
             blob = request(client)
             try:
-                trainers.append(trainer(client))
+                trainers.append(keyed(client))
                 return (yield from visiting(kind, round, blob, trainers[0], store, agreement))
             except CheckpointError:
                 raise

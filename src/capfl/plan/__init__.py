@@ -17,6 +17,7 @@ from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, 
 from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
+from capfl.methods.secure import refuse_few
 from capfl.metrics import written
 from capfl.model.accept import check_positions
 from capfl.model.base import pick_device, skeleton
@@ -123,6 +124,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     blank = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}  # whatever its size, no memory
     agreement = agreements(config, blank, config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
+    refuse_few(agreement.method, visits)
     traffic = measure(agreement, who, hidden_size(module))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median_low
 
 from capfl.errors import WireError
@@ -11,11 +11,13 @@ from capfl.methods.combine import Fold
 from capfl.roles.agreement import Agreement
 from capfl.types import (
     EVERYBODY,
+    Adapter,
     Broadcast,
     ClientId,
     Evaluation,
     Group,
     Introduction,
+    Offer,
     ServerState,
     Update,
     Validation,
@@ -32,13 +34,26 @@ from capfl.wire import (
     relay,
     with_version,
 )  # fmt: skip
+from capfl.wire.secure import Dealt, Masked, Offered, Opened
 
 
-def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
+@dataclass(frozen=True)
+class Beside:
+    """What a request says of secure aggregation: the fields of ``Broadcast``."""
+
+    cohort: tuple[Offer, ...] = ()
+    gone: tuple[ClientId, ...] = ()
+    shares: tuple[bytes, ...] = ()
+
+
+def request(
+    state: ServerState, client: ClientId, agreement: Agreement, again: bool = False, beside: Beside | None = None
+) -> Message:
     """What one client is sent in the next round.
 
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
+        beside: what secure aggregation says with it.
     """
     if again:
         state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
@@ -47,14 +62,16 @@ def request(state: ServerState, client: ClientId, agreement: Agreement, again: b
         broadcast(state, client, agreement.template, agreement.nothing),
         grouping=method.grouping.announce(state, client),
         ranks=method.ranks.announce(state, client),
+        **vars(beside or Beside()),
     )
     missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
 
 
-def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
-    """What a client is sent that is to say what its data are like: nothing but who is asked, and in which round."""
-    message = Broadcast(state.round + 1, client, state.version, None, ())
+def ask(state: ServerState, client: ClientId, agreement: Agreement, beside: Beside | None = None) -> Message:
+    """What a client is sent that is to say something and not to train, such as what its data are like: nothing but who
+    is asked, in which round, and what secure aggregation says with it."""
+    message = Broadcast(state.round + 1, client, state.version, None, (), **vars(beside or Beside()))
     return encode_broadcast(message, agreement.down, agreement.schema)
 
 
@@ -99,6 +116,15 @@ class Aggregation:
         self._waiting.append(update)
         if len(self._claims) >= ENOUGH:
             self._fold()
+
+    def add_mean(self, group: str, clients: Sequence[ClientId], change: Adapter) -> None:
+        """Take the mean change of some clients of a group, in which they count alike."""
+        start = self._agreement.method.combine.start
+        for name in dict.fromkeys((EVERYBODY, group)):
+            if name not in self._folds:
+                self._folds[name] = start(self.state.groups[name].adapter, self.state.round + 1)
+            self._folds[name].add(change, len(clients))
+        self._turn += clients
 
     def _fold(self) -> None:
         state, method = self.state, self._agreement.method
@@ -203,7 +229,7 @@ def read_introduction(
         WireError: it does not fit, or belongs to another client or round.
     """
     said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
-    _check_sender(said, client, state)
+    check_sender(said, client, state)
     return said, parts
 
 
@@ -214,7 +240,7 @@ def read_update(
     update, parts = decode_update(
         reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
     )
-    _check_sender(update, client, state)
+    check_sender(update, client, state)
     return update, parts
 
 
@@ -223,7 +249,7 @@ def read_validation(
 ) -> tuple[Validation, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
     validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    _check_sender(validation, client, state)
+    check_sender(validation, client, state)
     return validation, parts
 
 
@@ -235,16 +261,19 @@ def read_evaluation(
     Raises as ``read_introduction``, and where models are missing.
     """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
-    _check_sender(evaluation, client, state)
+    check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
 
 
-def _check_sender(
-    message: Introduction | Update | Validation | Evaluation, client: ClientId, state: ServerState
+def check_sender(
+    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Masked | Opened,
+    client: ClientId,
+    state: ServerState,
 ) -> None:
+    """Raises WireError: a reply is of another client or round."""
     round = state.round + 1
     if message.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
