@@ -20,11 +20,11 @@ from matplotlib.ticker import EngFormatter
 from capfl.report.charts import COLOURS, INK, NO_METADATA, drawing
 
 OURS = "ca-pfl"
-HEIGHT = 3.4  # inches of a panel
+HEIGHT, WIDTH = 3.2, 6.6  # inches of a panel
 
 
 def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    with drawing(path.stem, HEIGHT * len(panels), [1] * len(panels)) as (figure, every):
+    with drawing(path.stem, HEIGHT * len(panels), [1] * len(panels), WIDTH) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
             for at, row in enumerate(sorted(rows, key=lambda row: statistics.fmean(row["bytes_total"]))):
                 values = [100 * value for value in row["personal"]]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
-SHOWN = ["local", "fedit", "ca-pfl-small", "ca-pfl"]  # in the README
+SHOWN = ["local", "fedit", "ca-pfl"]  # in the README
 
 
 @pytest.fixture
