@@ -26,8 +26,8 @@ FLOWER = [sys.executable, "-m", "capfl.cli", "flower"]
 
 def start(stack: contextlib.ExitStack, log: Path, *words: object) -> subprocess.Popen[bytes]:
     """A command in the background, which ends with ``stack``."""
-    output = stack.enter_context(open(log, "wb"))
-    process = subprocess.Popen([*FLOWER, *map(str, words)], stdout=output, stderr=subprocess.STDOUT)
+    with log.open("wb") as output:
+        process = subprocess.Popen([*FLOWER, *map(str, words)], stdout=output, stderr=subprocess.STDOUT)
     stack.callback(process.wait)
     stack.callback(process.terminate)
     return process

@@ -27,9 +27,7 @@ class ByName(Order):
     def about(self) -> str:
         return f"one after the other by name, in up to {self.turns} turns a round"
 
-    def of_round(
-        self, clients: Sequence[str], group_of: Mapping[str, str], seed: int, round: int
-    ) -> list[list[str]]:
+    def of_round(self, clients: Sequence[str], group_of: Mapping[str, str], seed: int, round: int) -> list[list[str]]:
         ordered = sorted(clients)
         alone, together = ordered[: self.turns - 1], ordered[self.turns - 1 :]
         return [[client] for client in alone] + ([together] if together else [])

@@ -1,4 +1,4 @@
-"""The tutorials, examples and notebooks run, with the tiny model and less of everything; and the pictures are the script's."""
+"""Tutorials, examples and notebooks run, with the tiny model and less of everything; pictures are their script's."""
 
 from __future__ import annotations
 
@@ -72,34 +72,53 @@ def test_three_sites_with_labels(place: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_house_style(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = follow(TUTORIALS / "house-style.md")
-    assert [item.fields["style"] for item in names["items"][::110]] == ["notes", "sentences"] * 2
+    assert [item.fields["style"] for item in names["items"][::110]] == ["formal", "brief"] * 2
     assert names["result"].summary.metrics == ("exact_match", "rouge_l", "perplexity")
     assert names["everybody"].summary.method == "fedit"
     assert "FedIT: " in capsys.readouterr().out.splitlines()[-1]
     assert words(TUTORIALS / "house-style.md") <= 700
 
 
-@pytest.mark.parametrize(
-    "script", ["three_sites", "own_method", "read_result", pytest.param("house_style", marks=pytest.mark.slow)]
-)
-def test_an_example_runs(
-    script: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def example(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--model", "tiny"])
     runpy.run_path(str(ROOT / "examples" / f"{script}.py"), run_name="__main__")
+
+
+def test_the_examples_of_labels_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for script in ("three_sites", "read_result", "own_method"):
+        example(script, monkeypatch)
     out = capsys.readouterr().out
-    expected = {"three_sites": "shop's adapter", "own_method": "by-name", "read_result": "report.html", "house_style": "base:"}
-    assert expected[script] in out
-    made = "three_sites" if script == "read_result" else script
-    assert (place / "runs" / made / "summary.json").exists()
+    assert "the shop's adapter says:" in out
+    assert "ca-pfl, 1 rounds" in out  # of the run that was there: read_result made none
+    assert (place / "runs" / "three_sites" / "report.html").exists()
+    summary = json.loads((place / "runs" / "own_method" / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["method"], summary["rounds"]) == ("by-name", 1)
+
+
+def test_the_method_of_the_example_keeps_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    order = import_module("own_method").ByName(turns=3)
+    turns = [order.of_round(list("dbac"), {}, seed=0, round=n) for n in (1, 2)]
+    assert turns == [[["a"], ["b"], ["c", "d"]]] * 2
+    assert order.of_round(["b"], {}, seed=0, round=1) == [["b"]]
+
+
+@pytest.mark.slow
+def test_the_example_of_texts_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example("house_style", monkeypatch)
+    assert capsys.readouterr().out.count("adapter:") == 1
+    assert (place / "runs" / "house_style" / "summary.json").exists()
 
 
 @pytest.mark.slow
 def test_the_example_of_a_network_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["network", "--model", "tiny"])
-    runpy.run_path(str(ROOT / "examples" / "network.py"), run_name="__main__")
+    example("network", monkeypatch)
     assert capsys.readouterr().out.count("bytes up") == 3
 
 

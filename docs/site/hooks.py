@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make links lead to pages of the site; and a page that is alone in its section needs no list of pages beside it."""
+    """Make links lead to pages of the site, and show no list of pages beside a page that is alone in its section."""
     here = page.file.src_uri
     if page.parent is None:
         page.meta["hide"] = ["navigation"]

@@ -135,7 +135,11 @@ def messages() -> str:
             shade = 1 if kinds is not None else draw.choice([0.25, 0.45, 0.7, 1])
             box = rect(left + size * column, 44 + size * line, size - 2, size - 2, kind, 2)
             parts.append(box if shade == 1 else box.replace("/>", f' opacity="{shade:g}"/>'))
-    parts += [arrow(272, 88, 92), text(142, 28, "the change: every value"), text(492, 28, "a random fifth, one bit each")]
+    parts += [
+        arrow(272, 88, 92),
+        text(142, 28, "the change: every value"),
+        text(492, 28, "a random fifth, one bit each"),
+    ]
     parts += [rect(30, 160, 580, 12, "none", 2), rect(30, 160, 580 * 13 / 1954, 12, "blue")]
     parts += [text(30, 192, "13 kB, at the scale of the whole bar: 1,954 kB in float32", "small start")]
     return picture("A random fifth of the values of a change is sent, one bit each: 13 kB for 1,954 kB", 208, parts)
