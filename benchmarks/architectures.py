@@ -34,6 +34,7 @@ from capfl.model.base import load_base
 from capfl.model.export import save_adapter
 from capfl.model.generate import generate, stop_tokens
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, Row
@@ -163,7 +164,7 @@ def rows() -> list[Row]:
 def trains(model: AdaptedModel, start: Adapter) -> bool:
     """Do three steps on a batch have finite losses, and does every module's adapter change?"""
     with HiddenCache(2**20) as cache:
-        trained = local_steps(model, cache, Rows(rows()), [range(len(LENGTHS))] * 3, start, TrainConfig())
+        trained = local_steps(model, cache, Job(Rows(rows()), [range(len(LENGTHS))] * 3, start), TrainConfig())
     moved = [name for name, t in trained.adapter.items() if name.endswith(".B") and bool(t.any())]
     idle = [name for name in start if name.endswith(".B") and name not in moved]
     return all(map(math.isfinite, trained.losses)) and not idle

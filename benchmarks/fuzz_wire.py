@@ -71,6 +71,7 @@ from capfl.wire import (
     encode_introduction,
     encode_update,
     is_relayed,
+    nothing,
     receive,
     relay,
     relayed,
@@ -86,6 +87,7 @@ CHUNK = 5000  # messages that a process is handed at once
 SHAPES = {"q.A": (2, 12), "q.B": (16, 2), "v.A": (2, 12), "v.B": (8, 2)}
 TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 SCHEMA = schema_hash(TEMPLATE, "fuzz")
+NOTHING = nothing(TEMPLATE)
 NUMBER = 4  # of the version to come
 
 
@@ -168,16 +170,16 @@ def valid(codec: int) -> list[bytes]:
         target = {name: t + normal(10 + number)[name] for name, t in START.items()}
         if number == 2:  # a difference as a client sent it
             passed = relay([(12, chosen.encode(algebra.subtract(target, group.known), TEMPLATE, number, importance))])
-            group = with_version(group, changed(chosen, group.known, passed, number), passed)
+            group = with_version(group, changed(chosen, group.known, passed, number), passed, NOTHING)
         else:
             group = advance(replace(group, adapter=target), target, number, chosen, TEMPLATE, importance)
     state = ServerState(5, {EVERYBODY: group}, version=3)  # more than a turn in some rounds
     if len(group.log) < 3:  # a codec that loses nothing: its whole adapters need no differences
         group = replace(group, log=3 * (passed,))
     knowing = replace(state, groups={EVERYBODY: group}, versions={"site": 2})
-    told = [broadcast(knowing, "site", TEMPLATE)]
+    told = [broadcast(knowing, "site", TEMPLATE, NOTHING)]
     told += [replace(told[0], differences=(b"", *group.log[-2:]))]
-    told += [broadcast(replace(state, groups={EVERYBODY: Group(START, group.known)}), "site", TEMPLATE)]
+    told += [broadcast(replace(state, groups={EVERYBODY: Group(START, group.known)}), "site", TEMPLATE, NOTHING)]
     loss = Tally(4.5, 80)
     tallies = {"perplexity": loss, "token_accuracy": Tally(3, 80), "exact_match": Tally(2, 6), "rouge_l": Tally(2.5, 6)}
     scored = Evaluation(4, "site", 12, HeldOut(8), {"base": Score(loss, tallies)}, algebra.ranks(TEMPLATE))

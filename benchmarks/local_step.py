@@ -32,6 +32,7 @@ from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row, encode
 from capfl.model.train import local_steps
@@ -146,11 +147,11 @@ def compare(args: argparse.Namespace, layers: str, rows: list[Row]) -> dict[str,
             for indices in data.by_length(32):
                 data.batch(model, cache, indices)
         fill = time.perf_counter() - began
-        local_steps(model, cache, data, plan[:2], start, config)  # warm up both, untimed
+        local_steps(model, cache, Job(data, plan[:2], start), config)  # warm up both, untimed
         with_trainer(args, layers, rows, start, plan[:2], ordered=True)
         for _ in range(args.repeats):
             began = time.perf_counter()
-            trained = local_steps(model, cache, data, plan, start, config)
+            trained = local_steps(model, cache, Job(data, plan, start), config)
             rates["ours"].append(n_items / (time.perf_counter() - began))
             losses["ours"] = list(trained.losses)
             for name in ("trainer", "ordered"):

@@ -7,7 +7,8 @@ items to train on and one to be tested on, out of those of one of four help desk
 number of clients is then what capfl keeps of them. Nobody validates or takes a model home. Each run is in a process of
 its own. Memory is the most that was resident, at the end of the rounds and at the end of the run, whose last step asks
 all clients at once. Disk is states after the last round: of each client that has taken part (its last two states), of
-the server, and the records. Times are of the processor. A resumption finds all rounds done and stops before the end.
+the server, and the records. Times are of the processor. What is resumed is the finished run: data, model, states and
+records are read and checked, and its summary is handed back.
 """
 
 from __future__ import annotations
@@ -60,10 +61,6 @@ def child(method: str, clients: int, rounds: int) -> dict[str, Any]:
         def on_end(self, *given: Any) -> None:
             self.mark("end")
 
-    class Again(Callback):
-        def on_evaluation(self, *given: Any) -> None:
-            raise KeyboardInterrupt
-
     with tempfile.TemporaryDirectory() as folder:
         place, per_round = Path(folder, "run"), max(10, clients // 100)
         config = load_config(None, {
@@ -81,12 +78,13 @@ def child(method: str, clients: int, rounds: int) -> dict[str, Any]:
         run(config, serial, Watch(), data=(items, splits))
         states = [path for path in (place / "state" / "clients").rglob("*") if path.is_file()]
         began = cpu()
-        try:
-            resume(place, serial, Again(), data=(items, splits))
-        except KeyboardInterrupt:
-            resumed = cpu() - began
+        resume(place, serial, data=(items, splits))
+        resumed = cpu() - began
         kept = sum(path.stat().st_size for path in states) / len({path.parent for path in states})
-        server, records = ((place / name).stat().st_size for name in ("state/server", "rounds.jsonl"))
+        server = sum(
+            path.stat().st_size for path in [place / "state" / "server", *(place / "state" / "groups").iterdir()]
+        )
+        records = (place / "rounds.jsonl").stat().st_size
     start, last, end = (marks[name] for name in ("start", "rounds", "end"))
     values = (
         method, clients, per_round, last[1] / MIB, end[1] / MIB, kept / 1000, server / 1000, records / 1000,

@@ -125,8 +125,8 @@ ADMITTED: dict[str, Attack] = {"flipped": flipped(1.0), "farthest": farthest, "h
 def attacked(engine: Engine, attack: Attack, villains: Sequence[ClientId]) -> Engine:
     """The engine, with the updates of some clients replaced. Other messages pass as they are."""
 
-    def make(trainer: Any, store: Any, agreement: Agreement) -> Exchange:
-        inner: Any = engine(trainer, store, agreement)
+    def make(trainer: Any, store: Any, agreement: Agreement, workers: Any) -> Exchange:
+        inner: Any = engine(trainer, store, agreement, workers)
         first: dict[ClientId, bytes] = {}
 
         def exchange(*asked: Any) -> Iterator[tuple[ClientId, bytes | Failure]]:

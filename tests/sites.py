@@ -11,11 +11,12 @@ from support import tiny_config
 SIZES = {"north": 30, "south": 40, "west": 24}
 
 
-def write_files(folder: Path) -> dict[str, Path]:
-    """A file for each client, with labels of its own."""
+def write_files(folder: Path, more: int = 0) -> dict[str, Path]:
+    """A file for each client, with labels of its own; of so many clients more than there are in ``SIZES``."""
     folder.mkdir(parents=True)
-    paths = {client: folder / f"{client}.jsonl" for client in SIZES}
-    for client, size in SIZES.items():
+    sizes = SIZES | {f"x{i}": 20 for i in range(more)}
+    paths = {client: folder / f"{client}.jsonl" for client in sizes}
+    for client, size in sizes.items():
         rows = [
             {"text": f"{client} asks {i * 7 % 13}", "label": "abcd"[i % (2 + len(client) % 3)]} for i in range(size)
         ]

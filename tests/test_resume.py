@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from capfl.checkpoint import RunFolder
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError
 from capfl.experiment import resume
+from capfl.report.progress import Callback
 from support import Killed, killing, tiny_run
 
 SETTINGS: dict[str, object] = {
@@ -44,6 +47,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_run_of_sums_under_masks_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are never on disk: the round that was begun is done again under others. One of three clients had trained."""
+    settings: dict[str, object] = {
+        "privacy__secure_aggregation": "honest-server", "codec__values": "ternary", "data__sites": 3,
+    }  # fmt: skip
+    tiny_run(tmp_path / "whole", **settings)
+    monkeypatch.setattr(os, "replace", killing(14, after=True))
+    with pytest.raises(Killed):
+        tiny_run(tmp_path / "killed", **settings)
+    monkeypatch.undo()
+    assert len(RunFolder(tmp_path / "killed").rounds()) == 1
+    states = sorted(path.suffix for path in (tmp_path / "killed/state/clients").rglob("*.0000*"))
+    assert states == [".000001"] * 3 + [".000002"]
+    resume(tmp_path / "killed", serial)
+    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "n", [7, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 5, 6, 8, 9, *range(11, 21)))]
 )
@@ -58,12 +78,53 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert everything(runs) == everything(finished)
 
 
-def test_a_finished_run_resumes_to_the_same_summary(runs: Path, finished: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_two_workers_come_to_the_bits_of_one_process_also_when_killed(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups with several clients in a turn, validations, the end, and a reference that is scored for everybody."""
+    settings: dict[str, object] = SETTINGS | {
+        "federation__fraction": 1.0, "federation__rounds": 2, "data__sites": 4, "data__items": 20, "train__steps": 1,
+        "evaluation__references": ["centralised"],
+    }  # fmt: skip
+    tiny_run(runs / "one", **settings)
+    real, here, writes = os.replace, os.getpid(), iter(range(9))
+
+    def dying(source: str, target: str) -> None:
+        if os.getpid() != here and str(target).endswith(".000002") and next(writes) == 1:
+            raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(Killed):
+        tiny_run(runs / "two", runtime__workers=2, **settings)
+    monkeypatch.undo()
+    assert len(RunFolder(runs / "two").rounds()) == 1
+    resume(runs / "two", serial)
+    one, two = everything(runs / "one"), everything(runs / "two")
+    assert two.pop("config.toml") == one.pop("config.toml").replace(b"workers = 1", b"workers = 2")  # type: ignore[attr-defined]
+    assert two == one
+    caches = [RunFolder(runs / name).read_json("summary.json")["cache"] for name in ("one", "two")]
+    assert caches[1]["bytes"] == caches[0]["bytes"] > 0
+
+
+class NoEvaluation(Callback):
+    def on_evaluation(self, clients: int) -> None:
+        raise AssertionError("clients were asked again")
+
+
+def test_a_finished_run_resumes_to_the_same_summary_and_asks_nobody(runs: Path, finished: Path) -> None:
     shutil.copytree(finished, runs)
+    before = everything(runs)
+    summary, _ = resume(runs, serial, NoEvaluation())
+    assert everything(runs) == before
+    assert json.loads(json.dumps(summary.to_json())) == RunFolder(finished).read_json("summary.json")
+    text = (runs / "summary.json").read_text()
+    (runs / "summary.json").write_text(text[:-9])  # damaged
+    with pytest.raises(AssertionError, match="asked again"):
+        resume(runs, serial, NoEvaluation())
     resume(runs, serial)
-    assert everything(runs) == everything(finished) | {
-        "config.toml": everything(runs)["config.toml"]  # which names the folder that it was
-    }
+    assert everything(runs) == before
 
 
 # -- what has been changed --------------------------------------------------------------------------------------

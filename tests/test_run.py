@@ -24,6 +24,7 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement, agreements
 from capfl.roles.client import LocalTrainer
 from capfl.types import Adapter, ClientId, ClientState, Exchange, ServerState
+from capfl.workers import Workers
 from sites import write_files
 from support import tiny_config, tiny_run
 
@@ -127,7 +128,9 @@ def test_a_folder_in_use_is_refused(peers: Done) -> None:
 
 
 def test_one_seed_gives_identical_bits_in_any_order_of_visits_and_another_seed_does_not(runs: Path) -> None:
-    def backwards(trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agreement: Agreement) -> Exchange:
+    def backwards(
+        trainer: Callable[[ClientId], LocalTrainer], store: ClientStore, agreement: Agreement, workers: Workers
+    ) -> Exchange:
         forwards = serial(trainer, store, agreement)
         before = {name: t.clone() for name, t in agreement.initial.items()}
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from capfl import adapter as algebra
 from capfl.errors import CheckpointError
-from capfl.files import read_json, write_atomically
+from capfl.files import json_text, read_json, write_atomically
 from capfl.history import History, chained, line_of
 from capfl.methods import Method
-from capfl.packing import pack, unpack
-from capfl.types import Adapter, ClientId, ClientState, RoundRecord, ServerState
+from capfl.packing import DIGEST, pack, unpack
+from capfl.types import Adapter, ClientId, ClientState, Group, RoundRecord, ServerState
 from capfl.vault import Vault
 
 
@@ -27,8 +27,15 @@ class StateReader:
 
     def server(self, blob: bytes) -> ServerState:
         """Raises CheckpointError: damaged, or made for another method or adapter."""
-        parts = self.method.grouping, self.method.ranks
-        state = unpack(ServerState, blob, {"grouping": parts[0].server_state, "ranks": parts[1].server_state})
+        return self.checked(unpack(ServerState, blob, self.of_server))
+
+    @property
+    def of_server(self) -> dict[str, type | None]:
+        """What the parts of the method keep at the server."""
+        return {"grouping": self.method.grouping.server_state, "ranks": self.method.ranks.server_state}
+
+    def checked(self, state: ServerState) -> ServerState:
+        """Raises CheckpointError: made for another adapter."""
         for group in state.groups.values():
             self._check(group.adapter, group.known)
         if unknown := sorted(set(state.group_of.values()) - state.groups.keys()):
@@ -108,15 +115,112 @@ class ClientStore:
         return sorted(int(number) for name, _, number in names if name == client and number.isdigit())
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a file in ``state/groups`` has of a group."""
+
+    adapter: Adapter
+    known: Adapter
+    log: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What ``state/server`` has of a group in place of that."""
+
+    file: str
+    idle: int
+    since: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    state: ServerState  # without its groups
+    groups: Mapping[str, _Reference]
+
+
+class ServerStore:
+    """The server's state: a file ``server``, and in ``groups`` a file for each adapter that groups have.
+
+    These files are named after the digest of their content and written once: a group in which nobody has trained costs
+    a line of ``server``, and groups that begin with the adapter of everybody share its file until they train.
+    ``server`` is replaced when all that it names is there, and what it no longer names is removed after that.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._folder = folder / "server", folder / "groups"
+        self._written: dict[tuple[int, ...], tuple[Group, str]] = {}  # by the objects that are in the files
+
+    def write(self, state: ServerState) -> None:
+        """Raises CheckpointError: it cannot be written."""
+        written: dict[tuple[int, ...], tuple[Group, str]] = {}
+        groups = {}
+        for name, group in state.groups.items():
+            key = _objects(group)
+            _, file = written.get(key) or self._written.get(key) or (group, "")
+            if not file:
+                blob = pack(_Content(group.adapter, group.known, group.log))
+                file = blob[-DIGEST:].hex()
+                write_atomically(self._folder / file, blob)
+            written[key] = group, file
+            groups[name] = _Reference(file, group.idle, group.since)
+        write_atomically(self.path, pack(_Stored(replace(state, groups={}), groups)))
+        before, self._written = self._written, written
+        for file in {file for _, file in before.values()} - {file for _, file in written.values()}:
+            (self._folder / file).unlink(missing_ok=True)
+
+    def read(self, reader: StateReader) -> ServerState:
+        """Raises CheckpointError: a file is missing or damaged, or made for another method or adapter; names it."""
+        path, contents = self.path, dict[str, _Content]()
+        try:
+            stored = unpack(_Stored, path.read_bytes(), reader.of_server)
+            for one in stored.groups.values():
+                path = self._folder / one.file
+                if one.file not in contents:
+                    contents[one.file] = _content(path)
+            groups = {name: _group(contents[one.file], one) for name, one in stored.groups.items()}
+            path = self.path
+            state = reader.checked(replace(stored.state, groups=groups))
+        except (CheckpointError, OSError) as error:
+            said = "it is not there" if isinstance(error, FileNotFoundError) else error
+            raise CheckpointError(f"{path}: {said}; restore it from a copy, or start a new run") from error
+        self._written = {_objects(groups[name]): (groups[name], one.file) for name, one in stored.groups.items()}
+        return state
+
+    def sweep(self) -> None:
+        """Remove what a process has left that was killed, beside what ``read`` has read."""
+        named = {file for _, file in self._written.values()}
+        for path in self._folder.glob("*"):
+            if path.name not in named:
+                path.unlink()
+
+
+def _objects(group: Group) -> tuple[int, ...]:
+    return id(group.adapter), id(group.known), id(group.log)
+
+
+def _content(path: Path) -> _Content:
+    blob = path.read_bytes()
+    if blob[-DIGEST:].hex() != path.name:
+        raise CheckpointError("the file is damaged: its digest is not its name")
+    return unpack(_Content, blob)
+
+
+def _group(content: _Content, reference: _Reference) -> Group:
+    return Group(content.adapter, content.known, content.log, reference.idle, reference.since)
+
+
 class RunFolder:
     """The files of one run. ``state/server`` is the commit point: what it does not know did not happen."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._server = ServerStore(path / "state")
         self.history = History(path / "rounds.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
-        write_atomically(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+        """``value`` may have iterators in the place of lists. Raises CheckpointError: it cannot be written."""
+        write_atomically(self.path / name, (piece.encode() for piece in chain(json_text(value), ["\n"])))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Raises CheckpointError: there is no such file, or it holds no JSON object."""
@@ -130,7 +234,7 @@ class RunFolder:
         line = line_of(record)
         state = replace(state, lines=(_next(state, line),))
         self.history.append(line)
-        self._write_state(state)
+        self._server.write(state)
         return state
 
     def amend(self, before: ServerState, after: ServerState, record: RoundRecord) -> ServerState:
@@ -140,16 +244,17 @@ class RunFolder:
         """
         line = line_of(record)
         amended = _next(before, line)
-        self._write_state(replace(before, lines=(*before.lines, amended)))  # with the line or without it fits
+        self._server.write(replace(before, lines=(*before.lines, amended)))  # with the line or without it fits
         self.history.append(line)
         after = replace(after, lines=(amended,))
-        self._write_state(after)
+        self._server.write(after)
         return after
 
     def resumed(self, reader: StateReader) -> ServerState | None:
         """As ``state``, to go on with: what was written of a round that did not happen is dropped."""
         state, length = self._checked(reader)
         self.history.cut(length)
+        self._server.sweep()
         return state
 
     def state(self, reader: StateReader) -> ServerState | None:
@@ -166,15 +271,12 @@ class RunFolder:
 
     def _checked(self, reader: StateReader) -> tuple[ServerState | None, int]:
         """The state, and how many bytes of the records belong to it."""
-        path = self.path / "state" / "server"
+        path = self._server.path
         if not path.is_file():
             if len(list(islice(self.history.lines(), 2))) > 1:  # the first is on disk before there is a state
                 raise CheckpointError(f"{path} is not there; restore it from a copy, or start a new run")
             return None, 0
-        try:
-            state = reader.server(path.read_bytes())
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}; restore it from a copy, or start a new run") from error
+        state = self._server.read(reader)
         try:
             found, length = self.history.digest(state.round)
         except (ValueError, TypeError, AttributeError):
@@ -185,9 +287,6 @@ class RunFolder:
                 "restore it from a copy"
             )
         return replace(state, lines=(found,)), length
-
-    def _write_state(self, state: ServerState) -> None:
-        write_atomically(self.path / "state" / "server", pack(state))
 
 
 def _next(state: ServerState, line: str) -> str:

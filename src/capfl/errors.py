@@ -71,6 +71,10 @@ class CheckpointError(CapflError):
     code = "checkpoint"
 
 
+class WorkerError(CapflError):
+    """A process that worked for a client has died, or could not be started."""
+
+
 class ClientError(CapflError):
     """A client failed and the run's policy says stop."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from capfl import adapter as algebra
@@ -15,9 +15,9 @@ from capfl.report.progress import Callback
 from capfl.report.summary import ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.round import Talk
 from capfl.samples import OF_MAIN
-from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, ServerState
+from capfl.talk import Talk
+from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, Score, ServerState
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,16 @@ class Finished:
         """
         talk = Talk("evaluate", self.state, self.agreement, self.exchange, config)
         callback.on_evaluation(len(self.participants))
-        answers = talk.ask(self.participants, server.read_evaluation, callback.on_evaluated)
+        ranks: dict[tuple[int, ...], Mapping[str, int]] = {}
+
+        def read(
+            reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
+        ) -> tuple[Evaluation, dict[str, int]]:
+            said, parts = server.read_evaluation(reply, client, state, agreement)
+            shared = ranks.setdefault(tuple(said.ranks.values()), said.ranks)  # many clients have the same
+            return replace(said, client=client, ranks=shared), parts
+
+        answers = talk.ask(self.participants, read, callback.on_evaluated)
         return {evaluation.client: evaluation for evaluation in answers}, talk
 
 
@@ -57,37 +66,39 @@ def evaluate(
     name, main = next(iter(finished.items()))
     evaluations, talk = main.evaluations(config, callback)
     ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
-    sent: Counter[tuple[ClientId, str]] = Counter()
+    sent: dict[str, Counter[ClientId]] = {"up": Counter(), "down": Counter()}
     for entry in ledger:
-        sent[entry.client, entry.direction] += entry.bytes
+        sent[entry.direction][entry.client] += entry.bytes
     failures: list[Failure] = talk.failures
     of_local: dict[ClientId, Evaluation] = evaluations if name == "local" else {}
     if "local" in finished and name != "local":
         of_local, local_talk = finished["local"].evaluations(config, callback)
         failures = [*failures, *local_talk.failures]
     if main.agreement.method.pooled and federation is not None:
-        evaluations = {client: _of_member(client, federation, main) for client in federation.clients}
-    central = finished["centralised"].state.everybody.adapter if "centralised" in finished else None
+        evaluations = _of_members(federation, main)
+    central: dict[ClientId, dict[str, Score]] = {}
+    if federation and "centralised" in finished:
+        central = federation.tested({"global": finished["centralised"].state.everybody.adapter}, list(evaluations))
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
         if client in of_local:
             scores["local_only"] = of_local[client].scores["personal"]
-        if federation and central:
-            scores["centralised"] = federation.evaluate(client, {"global": central})["global"]
+        if client in central:
+            scores["centralised"] = central[client]["global"]
         return ClientRow(
             id=client,
             n_train=own.n_train,
             n_test=own.test.number,
             metrics=of_task(main.agreement.metrics, own.test.task),
-            scores={model: dict(score.metrics) for model, score in scores.items()},
+            scores={model: score.metrics for model, score in scores.items()},
             rank=fmean(own.ranks.values()),
-            ranks=dict(own.ranks),
+            ranks=own.ranks,
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
-            bytes_up=sent[client, "up"],
-            bytes_down=sent[client, "down"],
+            bytes_up=sent["up"][client],
+            bytes_down=sent["down"][client],
         )
 
     rows = tuple(row(client, own) for client, own in sorted(evaluations.items()))
@@ -105,15 +116,18 @@ def evaluate(
     )
 
 
-def _of_member(client: ClientId, federation: Federation, pooled: Finished) -> Evaluation:
-    """What a client would say of a model that was trained on everybody's data."""
+def _of_members(federation: Federation, pooled: Finished) -> dict[ClientId, Evaluation]:
+    """What each client would say of a model that was trained on everybody's data."""
     initial, trained = pooled.agreement.initial, pooled.state.everybody
     adapters: dict[str, Adapter] = {"base": initial, "global": trained.adapter | trained.known}
-    return Evaluation(
-        round=pooled.state.round + 1,
-        client=client,
-        n_train=len(federation.splits[client].train),
-        test=federation.held_out(client),
-        scores=federation.evaluate(client, adapters),
-        ranks=algebra.ranks(initial),
-    )
+    return {
+        client: Evaluation(
+            round=pooled.state.round + 1,
+            client=client,
+            n_train=len(federation.splits[client].train),
+            test=federation.held_out(client),
+            scores=scores,
+            ranks=algebra.ranks(initial),
+        )
+        for client, scores in federation.tested(adapters, federation.clients).items()
+    }

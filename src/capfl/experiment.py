@@ -23,12 +23,13 @@ from capfl.data import Split, deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, tokenised
+from capfl.federation import Federation, check_passes, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
 from capfl.methods.robust import robust
-from capfl.model.base import load_base
+from capfl.methods.secure import refuse_few
+from capfl.model.base import load_base, pick_device
 from capfl.model.card import Card, card_of
 from capfl.model.export import save_adapter
 from capfl.model.features import lengths
@@ -37,7 +38,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
-from capfl.report.summary import Summary
+from capfl.report.summary import Summary, members_of, read_summary
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
@@ -48,9 +49,10 @@ from capfl.site import run_digest
 from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
 from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
+from capfl.workers import Workers, check_workers
 
-Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement], Exchange]
-"""Makes the exchange with clients in this process, from (trainer of a client, states of all, agreement)."""
+Engine = Callable[[Callable[[ClientId], LocalTrainer], ClientStore, Agreement, Workers], Exchange]
+"""Makes the exchange with clients on this machine: (trainer of a client, states of all, agreement, who works)."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,14 @@ class _Run:
         """Data, model, rounds, results. Nothing is written before data and model are known to be right."""
         began = time.monotonic()
         config, engine, callback, path = self.config, self.engine, self.callback, self.folder.path
-        n_threads = config.runtime.threads or torch.get_num_threads()
+        workers = Workers(config.runtime.workers)
+        n_threads = config.runtime.threads or (1 if workers.number > 1 else torch.get_num_threads())
         torch.set_num_threads(n_threads)
         if not isinstance(engine, Remote):  # sites see to their own
             metrics.require(config.evaluation.metrics)
+            check_workers(workers.number, pick_device(config.model.device).type)
+        elif workers.number > 1:
+            raise ConfigError("runtime.workers: clients elsewhere work on their own machines; leave it out")
         with ExitStack() as stack:
             if not fresh:
                 stack.enter_context(locked(path))
@@ -163,6 +169,10 @@ class _Run:
             for remark in said:
                 callback.on_note(remark)
             agreed = self._agreements(model, len(clients))
+            if config.runtime.compile and not isinstance(engine, Remote):
+                callback.on_note("compiling the adapted layers, which can take minutes")
+                model.compile()
+            check_passes(config, [a.method for a in agreed.values()], model, isinstance(engine, Remote))
 
             # from here on the run exists
             if fresh:
@@ -170,10 +180,9 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
-            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault))
-            federation = (
-                Federation(config, items, splits, model, cache, callback.on_client, examples) if items else None
-            )
+            cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
+            stack.enter_context(workers)  # nobody writes to the cache when it is removed
+            federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
 
             # rounds: the method itself, then the references that its clients could have had instead
             finished: dict[str, Finished] = {}
@@ -186,7 +195,7 @@ class _Run:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
                     samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
-                    exchange = _simulated(engine, agreement, federation, place, vault, keep, samples)
+                    exchange = _simulated(engine, workers, agreement, federation, place, vault, keep, samples)
                 rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
                 finished[name] = run_method(
                     agreement, participants, exchange, federation, config, place, callback, rounds
@@ -194,13 +203,16 @@ class _Run:
 
             # results: every model on every client's own test items
             main = next(iter(finished.values()))
+            if not fresh and (summary := self._summary(main)):
+                callback.on_end(summary)
+                return summary, path
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             summary = replace(summary, stopped=why_stopped(main.records, config))
             if epsilon := main.records[-1].epsilon:
                 summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
-            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory())
-            self.folder.write_json("summary.json", summary.to_json())
+            summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
+            self.folder.write_json("summary.json", summary.to_json(iter))
         callback.on_end(summary)
         return summary, path
 
@@ -215,7 +227,7 @@ class _Run:
         """What is agreed on, with limits of what clients may claim, and with the server's own robust or private mean.
 
         Raises:
-            ConfigError: robust aggregation or privacy cannot be had with the method.
+            ConfigError: robust aggregation, privacy or secure aggregation cannot be had with the method or the clients.
         """
         config, federation = self.config, self.config.federation
         initial = model.initial_adapter(config.seed)
@@ -230,8 +242,14 @@ class _Run:
                 config.train, federation.max_items, federation.max_norm, described
             )  # fmt: skip
             if not guarded:  # the references are what clients could have had instead
-                method = robust(method, federation, agreement.up)
                 asked = sample_size(clients, federation.fraction)
+                refuse_few(method, asked)
+                if agreement.secure and config.runtime.workers > 1:
+                    raise ConfigError(
+                        "privacy.secure_aggregation: clients' keys are in the memory of one process; set "
+                        "runtime.workers to 1"
+                    )
+                method = robust(method, federation, agreement.up)
                 method = private(method, config.privacy, agreement.up, clients, asked)
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
@@ -240,12 +258,22 @@ class _Run:
         """The server's adapters: everybody's, and each group's under its name."""
         if not main.agreement.method.has_server_model:
             return
+        members = members_of(main.state.group_of) | {EVERYBODY: tuple(main.participants)}
         for name, group in main.state.groups.items():
-            members = [client for client, own in main.state.group_of.items() if own == name]
-            members = list(main.participants) if name == EVERYBODY else members
             place = self.folder.path / "adapters" / ("global" if name == EVERYBODY else f"groups/{name}")
-            card = self._card(model, federation, members, name)
+            card = self._card(model, federation, members.get(name, ()), name)
             save_adapter(group.adapter | group.known, model.peft_config(), place, card)
+
+    def _summary(self, main: Finished) -> Summary | None:
+        """That of the run if it was finished before; None: it was not, or what it has written does not agree."""
+        if not (self.folder.path / "summary.json").is_file():
+            return None
+        try:
+            summary = read_summary(self.folder.path)
+        except CheckpointError as error:
+            self.callback.on_note(f"what came of this run is found and written anew: {error}")
+            return None
+        return summary if summary.rounds == main.state.round else None
 
     def _keep(self, federation: Federation, finished: Mapping[str, Finished], client: ClientId, own: Adapter) -> None:
         """Save the adapter that a client has in the end."""
@@ -312,6 +340,7 @@ class _Run:
 
 def _simulated(
     engine: Engine,
+    workers: Workers,
     agreement: Agreement,
     federation: Federation,
     folder: RunFolder,
@@ -331,4 +360,4 @@ def _simulated(
         return federation.trainer(client, agreement.method, own, samples(client))
 
     store = folder.clients(StateReader(agreement.method, agreement.initial), vault)
-    return engine(trainer, store, agreement)
+    return engine(trainer, store, agreement, workers)

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from capfl.config.schema import Config, DataConfig
 from capfl.data import Split, batches, render
+from capfl.errors import ConfigError, TrainingError
 from capfl.methods import Method
 from capfl.methods.peers import Description
 from capfl.metrics import of_task, written
 from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
+from capfl.model.lot import REMEDY, check_lots, steps_together
 from capfl.model.probe import check_tokens
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode_all, prompt_ids
 from capfl.model.train import local_steps, scheduled
 from capfl.model.written import Asked, compared, write_answers
 from capfl.rng import stream, torch_stream
-from capfl.roles.client import LocalTrainer
+from capfl.roles.client import LocalTrainer, Lot
 from capfl.round import sample_size
 from capfl.samples import Samples
-from capfl.types import Adapter, ClientId, HeldOut, Item, Penalty, Score, ServerState, SplitName, Trained
+from capfl.types import Adapter, ClientId, HeldOut, Item, LocalSteps, Penalty, Score, ServerState, SplitName, Trained
+from capfl.workers import Workers
 
 KEPT = 256  # clients whose rows are kept as the model takes them; those of others are made anew for each visit
 SAMPLES = 5  # of a client's written answers, that are kept
@@ -70,11 +74,36 @@ def asked_of(items: Sequence[Item], config: DataConfig, model: AdaptedModel) -> 
     ]
 
 
+def check_passes(config: Config, methods: Iterable[Method], model: AdaptedModel, remote: bool) -> None:
+    """See that several clients can train in one pass of the base, where ``runtime.clients_per_pass`` says so.
+
+    Args:
+        remote: are clients in processes of their own?
+
+    Raises:
+        ConfigError, ModelError: they cannot; says why.
+    """
+    if config.runtime.clients_per_pass == 1:
+        return
+    problem = next((f"the base that clients of {m.name} train on has a patch" for m in methods if m.combine.relays), "")
+    if config.lora.dropout:
+        problem = "lora.dropout draws for one client at a time"
+    if config.runtime.compile:
+        problem = "runtime.compile makes graphs of one adapter"
+    if config.model.quantization == "8bit":
+        problem = "8-bit products treat large inputs of all rows together"
+    if remote:
+        problem = "every site has a process and a base of its own"
+    if problem:
+        raise ConfigError(f"runtime.clients_per_pass: {problem}; {REMEDY}")
+    check_lots(model)
+
+
 class Federation:
     """All clients of a run, with one model between them.
 
     Args:
-        trained: is told of every client's mean training loss.
+        workers: who scores clients that nobody asks.
         examples: the items as ``tokenised`` gives them, if that has been done.
 
     Raises:
@@ -88,12 +117,12 @@ class Federation:
         splits: dict[ClientId, Split],
         model: AdaptedModel,
         cache: HiddenCache,
-        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+        workers: Workers | None = None,
         examples: Sequence[Example] | None = None,
     ) -> None:
         self.config, self.items, self.splits, self.model, self.cache = config, items, splits, model, cache
         self.clients = sorted(splits)
-        self._trained = trained
+        self._workers = workers or Workers()
         self._examples = tokenised(items, config.data, model) if examples is None else examples
         self._rows: dict[ClientId, Rows] = {}
         self._held_out: dict[ClientId, HeldOut] = {}
@@ -119,19 +148,17 @@ class Federation:
         config = self.config
 
         def train(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
-            data = self._train_rows(client)
-            plan = self._plan(data, client, first_step, self.steps(client))
+            job = self._job(client, method, LocalSteps(start, round, first_step, penalty))
             with torch_stream(config.seed, "dropout", client, first_step):
-                result = local_steps(
-                    self.model, self.cache, data, plan, start, config.train,
-                    first_step=first_step,
-                    rate=scheduled(config.train.schedule, round, config.federation.rounds),
-                    trainable=lambda name: method.factors.trains(round, name),
-                    penalty=penalty,
-                )  # fmt: skip
+                result = local_steps(self.model, self.cache, job, config.train)
             self.cache.end_visit()
-            self._trained(client, sum(result.losses) / len(result.losses))
             return result
+
+        def together(asked: Sequence[tuple[ClientId, LocalSteps]]) -> list[Trained | TrainingError]:
+            jobs = [self._job(member, method, steps) for member, steps in asked]
+            results = steps_together(self.model, self.cache, jobs, config.train)
+            self.cache.end_visit()
+            return results
 
         def described() -> Description:
             texts = all(self.items[i].task == "completions" for i in self._indices(client, "train"))
@@ -143,7 +170,9 @@ class Federation:
             return {name: self.score(client, split, adapter) for name, adapter in adapters.items()}
 
         n_train = len(self._indices(client, "train"))
-        return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep)
+        size = config.runtime.clients_per_pass
+        lot = Lot(size, together) if size > 1 else None
+        return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep, lot)
 
     def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
         """All training items of some clients."""
@@ -199,14 +228,21 @@ class Federation:
 
     def validate(self, state: ServerState) -> list[Score]:
         """What each client's validation items say of the adapter that it would be sent; nobody is asked for it."""
-        groups = ((client, state.group(client)) for client in self.clients)
-        return [self.score(client, "validation", group.adapter | group.known) for client, group in groups]
+
+        def of(client: ClientId) -> Score:
+            group = state.group(client)
+            return self.score(client, "validation", group.adapter | group.known)
+
+        return self._workers.all(of, self.clients)
+
+    def tested(self, adapters: Mapping[str, Adapter], clients: Sequence[ClientId]) -> dict[ClientId, dict[str, Score]]:
+        """What ``evaluate`` gives for each client, of adapters that are the same for all."""
+        scores = self._workers.all(lambda client: self.evaluate(client, adapters), clients)
+        return dict(zip(clients, scores, strict=True))
 
     def held_out(self, client: ClientId) -> HeldOut:
         """A client's test items."""
-        if client not in self._held_out:  # its trainer is made anew for every visit
-            self._held_out[client] = self._count_held_out(client)
-        return self._held_out[client]
+        return _kept(self._held_out, client, lambda: self._count_held_out(client))  # trainers are made for each visit
 
     def _count_held_out(self, client: ClientId) -> HeldOut:
         test = [self.items[i] for i in self._indices(client, "test")]
@@ -230,6 +266,19 @@ class Federation:
     def _train_rows(self, client: ClientId) -> Rows:
         return _kept(
             self._rows, client, lambda: Rows([self._examples[i].train for i in self._indices(client, "train")])
+        )
+
+    def _job(self, client: ClientId, method: Method, steps: LocalSteps) -> Job:
+        """What a client's local steps take."""
+        config, data = self.config, self._train_rows(client)
+        return Job(
+            data,
+            self._plan(data, client, steps.first_step, self.steps(client)),
+            steps.start,
+            first_step=steps.first_step,
+            rate=scheduled(config.train.schedule, steps.round, config.federation.rounds),
+            trainable=lambda name: method.factors.trains(steps.round, name),
+            penalty=steps.penalty,
         )
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:

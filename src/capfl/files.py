@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ RESUME = "go on with: capfl run --resume RUN_FOLDER"
 AGAIN = "run the same command again"
 
 
-def write_atomically(path: Path, data: bytes, then: str = RESUME) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes], then: str = RESUME) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new, never a part.
 
     Args:
+        data: the content, or its pieces one after the other.
         then: what to do once the disk has been seen to.
 
     Raises:
@@ -36,12 +37,35 @@ def write_atomically(path: Path, data: bytes, then: str = RESUME) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(work, "wb") as file:
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes) else data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(work, path)
         finally:
             work.unlink(missing_ok=True)
+
+
+def json_text(value: object, line: str = "\n") -> Iterator[str]:
+    """What ``json.dumps(value, indent=1)`` gives, piece by piece. What an iterator gives becomes a list.
+
+    Args:
+        line: a line end, and what the next line begins with.
+    """
+    inside, between = line + " ", ""
+    if isinstance(value, Mapping) and value:
+        for key, one in value.items():
+            yield f"{between or '{'}{inside}{json.dumps(key)}: "
+            yield from json_text(one, inside)
+            between = ","
+        yield line + "}"
+    elif isinstance(value, Iterator):
+        for one in value:
+            yield f"{between or '['}{inside}"
+            yield from json_text(one, inside)
+            between = ","
+        yield line + "]" if between else "[]"
+    else:
+        yield json.dumps(value, indent=1).replace("\n", line)  # no other line ends are in JSON
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def node(
     certificate: Annotated[Path, typer.Option(help="the server's: server.crt of `capfl flower keys`", metavar="FILE")],
     key: Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")],
     state: Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(help="public keys of all nodes, CLIENT.pub, which secure aggregation checks", metavar="DIR"),
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
@@ -82,7 +86,7 @@ def node(
         from capfl.engines.flower.node import run_node
 
         place = state or STATE / "nodes" / client
-        run_node(client, server, data, place, certificate, key, _own(sets or []), typer.echo)
+        run_node(client, server, data, place, certificate, key, peers, _own(sets or []), typer.echo)
 
 
 @app.command(context_settings=FLAGS)

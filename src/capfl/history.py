@@ -81,6 +81,8 @@ class History:
                 raise CheckpointError(
                     f"{self.path}, line {n}, is no record of a round ({error}); restore the file from a copy"
                 ) from error
+            if records and records[-1].groups == record.groups:  # it is in memory once
+                record = dataclasses.replace(record, groups=records[-1].groups)
             if records and records[-1].round == record.round:
                 records.pop()
             records.append(record)

@@ -122,7 +122,7 @@ class Run:
             # up: what its data are like
             blob, memory = b"", ClientState(client)
             if self.method.grouping.describes:
-                asked = server.ask_for_introduction(state, client, agreed).blob
+                asked = server.ask(state, client, agreed).blob
                 blob, memory = introduce(asked, memory, trainer, agreed)
                 said, _ = server.read_introduction(blob, client, state, agreed)
                 state = server.introduced(state, {client: said}, agreed)

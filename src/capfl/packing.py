@@ -39,7 +39,7 @@ def unpack(kind: type[T], blob: bytes, parts: Mapping[str, type | None] | None =
     """The dataclass that ``pack`` was given.
 
     Args:
-        parts: the classes of fields that are declared as ``object | None``, by name.
+        parts: the classes of fields that are declared as ``object | None``, by name, wherever they are.
 
     Raises:
         CheckpointError: the bytes are damaged, or are of another class.
@@ -103,7 +103,7 @@ def _put_together(kind: Any, tree: Any, tensors: Mapping[str, torch.Tensor], par
         if set(tree) != set(declared):
             raise TypeError(f"its fields are {', '.join(tree)}, those of {kind.__name__} are {', '.join(declared)}")
         return kind(**{
-            name: _put_together(parts.get(name, hint), tree[name], tensors, {})
+            name: _put_together(parts.get(name, hint), tree[name], tensors, parts)
             for name, hint in declared.items()
         })  # fmt: skip
     raise TypeError(f"{kind} cannot be read from a state")

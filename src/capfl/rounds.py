@@ -56,7 +56,9 @@ def run_method(
         if due(record):
             state, records[-1] = ask(state, record)
     while state.round < rounds and (method.name != config.method.name or not why_stopped(records, config)):
-        state, record = run_round(state, participants, agreement, exchange, config.federation, config.seed)
+        state, record = run_round(
+            state, participants, agreement, exchange, config.federation, config.seed, callback.on_client
+        )
         if isinstance(method.combine, Noisy):
             record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
         if due(record) and federation is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +26,8 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
-from capfl.roles.client import ANSWERS, LocalTrainer
+from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, training
+from capfl.roles.keyring import Keyring
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind
 from capfl.vault import open_vault
@@ -43,8 +46,18 @@ def visit(
         CheckpointError: the store cannot be read or written.
         WireError, TrainingError: as ``roles.client.train``; the store is untouched then.
     """
+    return alone(visiting(kind, round, request, trainer, store, agreement), trainer)
+
+
+def visiting(
+    kind: Kind, round: int, request: bytes, trainer: LocalTrainer, store: ClientStore, agreement: Agreement
+) -> Training[bytes]:
+    """As ``visit``, and somebody else takes the local steps of a round."""
     memory = store.load(trainer.client, before=round)
-    reply, after = ANSWERS[kind](request, memory, trainer, agreement)
+    if kind == "train":
+        reply, after = yield from training(request, memory, trainer, agreement)
+    else:
+        reply, after = ANSWERS[kind](request, memory, trainer, agreement)
     if after is not memory:
         store.save(after, round if kind == "train" else round - 1)
     return reply
@@ -65,7 +78,7 @@ class Site:
         client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
         path: its own file, where that is not where ``data.sets`` says.
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
-        trained: told of every visit's mean training loss.
+        keyring: makes the client's keys of secure aggregation, one keyring for each method.
 
     Raises:
         ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
@@ -82,10 +95,13 @@ class Site:
         folder: Path,
         path: Path | None = None,
         dealt: tuple[list[Item], Split] | None = None,
-        trained: Callable[[ClientId, float], None] = lambda client, loss: None,
+        keyring: Callable[[], Keyring] = Keyring,
     ) -> None:
+        self._keyrings: dict[str, Keyring] = defaultdict(keyring)
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
+        if config.runtime.workers > 1:
+            raise ConfigError("runtime.workers: a site has one client, which one process works for; leave it out")
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
@@ -94,6 +110,8 @@ class Site:
         check_tasks(items, splits, config.evaluation.metrics)
         self._claim(digest(items, splits))
         model = AdaptedModel(load_base(config.model), config.lora)
+        if config.runtime.compile:
+            model.compile()
         initial = model.initial_adapter(config.seed)
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
@@ -102,7 +120,7 @@ class Site:
         self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
         examples = tokenised(items, config.data, model)
         self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
-        self._federation = Federation(config, items, splits, model, self._cache, trained, examples)
+        self._federation = Federation(config, items, splits, model, self._cache, examples=examples)
         self._main = next(iter(self.agreements))
         self._card = card_of(model.base, config.data, items, method=config.method.name, run=folder.name)
 
@@ -129,12 +147,14 @@ class Site:
         agreement = self.agreements[method]
         reader = StateReader(agreement.method, agreement.initial)
         store = ClientStore(self.folder / "state" / method, reader, self._vault)
-        if used is not None:
+        if used is not None and kind != "open":  # which is of the training that the server is about to use
             store.forget(self.id, after=used)
         keep = self._keep if method == self._main else None
         names = OF_MAIN if method == self._main else OF_LOCAL
         samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
         trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
+        if agreement.secure:
+            trainer = replace(trainer, keyring=self._keyrings[method])
         return visit(kind, round_of(request), request, trainer, store, agreement)
 
     def _keep(self, adapter: Adapter) -> None:

@@ -92,6 +92,22 @@ def _no_numbers() -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class LocalSteps:
+    """What a client asks for when it is to train: local steps from an adapter.
+
+    Attributes:
+        start: where they begin.
+        first_step: steps that the client has taken in earlier rounds.
+        penalty: follows each step.
+    """
+
+    start: Adapter
+    round: int
+    first_step: int
+    penalty: Penalty | None
+
+
+@dataclass(frozen=True)
 class Trained:
     """What local training leaves."""
 
@@ -102,7 +118,7 @@ class Trained:
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
     """What a metric or a loss comes to: a sum, and over how many items or answer tokens."""
 
@@ -114,7 +130,7 @@ class Tally:
         return self.sum / self.count if self.count else float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """How an adapter does on some items: its loss, in nats, and metrics by name (``capfl.metrics``).
 
@@ -125,7 +141,7 @@ class Score:
     metrics: Mapping[str, Tally]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class HeldOut:
     """A client's test items: how many there are, and what accuracy takes no model. None: they are completions."""
 
@@ -142,6 +158,16 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Offer:
+    """A client's public keys, by which its update is hidden in one sum (``maths.masks``)."""
+
+    client: ClientId
+    key: bytes  # 32
+    signature: bytes = b""  # by the key of the client's node, where it has one
+    box: bytes = b""  # 32: against a malicious server, the key by which others seal shares for the client
+
+
+@dataclass(frozen=True)
 class Broadcast:
     """Server to client, at the start of a round: what brings the client to the newest adapter of its group.
 
@@ -155,6 +181,9 @@ class Broadcast:
     differences: tuple[bytes, ...]  # from one version to the next, oldest first; empty bytes: the client's own update
     grouping: object | None = None
     ranks: object | None = None
+    cohort: tuple[Offer, ...] = ()  # secure aggregation: all whose updates will be summed, by id
+    gone: tuple[ClientId, ...] = ()  # those of them whose masks are to be opened
+    shares: tuple[bytes, ...] = ()  # sealed by each other client of the cohort, by id, for this one
 
 
 @dataclass(frozen=True)
@@ -190,7 +219,7 @@ class Validation:
     score: Score
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Client to server, at the end of a run: how well its models do on the client's test items."""
 
@@ -215,6 +244,7 @@ class Group:
     adapter: Adapter  # what the server has aggregated
     known: Adapter  # the newest version of it that clients are sent: with error feedback, not all has come down yet
     log: tuple[bytes, ...] = ()  # the last messages that lead from one version to the next, the newest last
+    idle: int = 0  # versions after these in which nothing has changed: of each there is a message that says so
     since: int = 0  # the last round before the group was formed
 
 
@@ -282,7 +312,7 @@ class Failure:
     code: str = "internal"  # the kind of error, see ``errors``
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One message in the byte ledger, as long as it really is."""
 
@@ -291,7 +321,7 @@ class Entry:
     direction: Literal["up", "down"]
     bytes: int
     parts: Mapping[str, int]
-    """header, positions, scales, values, records, scores, catch-up, unreadable: they sum to ``bytes``."""
+    """header, positions, scales, values, records, keys, scores, catch-up, unreadable: they sum to ``bytes``."""
 
 
 @dataclass(frozen=True)
@@ -300,18 +330,18 @@ class RoundRecord:
 
     round: int
     clients: tuple[ClientId, ...]  # whose updates were used
-    losses: dict[ClientId, float]  # mean training loss of each, nats a token
-    steps: dict[ClientId, int]  # optimiser steps of each
+    losses: dict[ClientId, float]  # mean training loss of each, nats a token; with secure aggregation that of all
+    steps: dict[ClientId, int]  # optimiser steps of each; with secure aggregation the mean of all
     failures: tuple[Failure, ...]
     ledger: tuple[Entry, ...]
     seconds: float
     validation: dict[str, float] = field(default_factory=dict)
     """By metric, of the adapters that clients were sent, over the validation items of all that it measures."""
     validation_loss: float | None = None  # of all these items; None of two kinds of task, whose losses have no mean
-    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, as decoded
+    norms: dict[ClientId, float] = field(default_factory=dict)  # L2 norm of each client's change, if it was seen
     ranks: dict[ClientId, list[int]] = field(default_factory=dict)  # of every module, as the client's report says
     kappa: dict[ClientId, list[float]] = field(default_factory=dict)  # of every module: mean importance of its ranks
-    groups: dict[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
+    groups: Mapping[ClientId, str] = field(default_factory=dict)  # of who is in another one than everybody, afterwards
     capped: dict[ClientId, int] = field(default_factory=dict)  # items that count of those who say they have very many
     epsilon: float | None = None  # of differential privacy, of all rounds so far: see methods.private
 
@@ -331,9 +361,10 @@ class RoundRecord:
 
 Request = Callable[[ClientId], bytes]
 
-Kind = Literal["introduce", "train", "validate", "evaluate"]
+Kind = Literal["introduce", "keys", "shares", "train", "open", "validate", "evaluate"]
 """What a client is asked for: what its data are like, a round of training, a score of the newest version of its group's
-adapter, or, last, of all models."""
+adapter, or, last, of all models. With secure aggregation, before training public keys and, against a malicious server,
+shares of secrets; and after it what opens the sum."""
 
 Exchange = Callable[[Kind, int, Sequence[ClientId], Request], Iterator[tuple[ClientId, bytes | Failure]]]
 """An engine: ``exchange(kind, round, clients, request)`` delivers ``request(client)`` to every client and yields the

@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 
 
-def peak_memory() -> int:
-    """The most memory that this process has had so far, resident, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(children: bool = False) -> int:
+    """The most memory that this process has had so far, resident, in bytes.
+
+    Args:
+        children: or one of the processes that it has started and that have ended.
+    """
+    who = [resource.RUSAGE_SELF, *([resource.RUSAGE_CHILDREN] if children else [])]
+    peak = max(resource.getrusage(one).ru_maxrss for one in who)
     return peak if sys.platform == "darwin" else 1024 * peak
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from capfl.checkpoint import RunFolder
 from capfl.config import Config, to_toml
 from capfl.engines.flower import client_app
 from capfl.engines.flower.exchange import Patience
+from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
@@ -26,6 +28,7 @@ from capfl.errors import ClientError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
+from capfl.roles.keyring import Keyring
 from capfl.types import Failure, RoundRecord
 from capfl.vault import MAGIC, open_vault
 from fake_grid import FakeGrid
@@ -69,6 +72,7 @@ class Apps(FakeGrid):
         super().__init__({client: lambda request: None for client in files})
         given = {
             client: {"client": client, "data": str(path), "state": str(state / client)}
+            | {"key": str(state.parent / "keys/nodes" / f"{client}.key"), "peers": str(state.parent / "keys/nodes")}
             for client, path in files.items()
         }
         self.contexts = {c: Context(1, 1, given[c], RecordDict(), {"config": to_toml(config)}) for c in files}
@@ -96,9 +100,9 @@ class Apps(FakeGrid):
 class Place:
     """Where the server, three sites and their data are in one test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: int = 0) -> None:
         self.folder, self.out, self.sites = folder, folder / "nodes", folder / "sites"
-        self.files = write_files(folder / "data")
+        self.files = write_files(folder / "data", more)
 
     def config(self, out: str = "nodes", **changes: object) -> Config:
         return config_for(self.folder / out, self.files, **{"evaluation__references": []} | changes)
@@ -127,7 +131,7 @@ def losing(lost: set[About]) -> Any:
     """The serial engine, some of whose clients fail, once, after they were asked and before they do anything."""
     left = set(lost)
 
-    def engine(trainer: Any, store: Any, agreement: Any) -> Any:
+    def engine(trainer: Any, store: Any, agreement: Any, workers: Any) -> Any:
         whole = serial(trainer, store, agreement)
 
         def exchange(kind: Any, round: int, clients: Any, request: Any) -> Any:
@@ -183,6 +187,39 @@ def test_a_run_over_nodes_is_the_serial_run(
     events = [(row["event"], row["client"]) for row in rows]
     assert events[:3] == [("joined", client) for client in place.files]
     assert events[3:5] == [("left", "south"), ("joined", "south")]
+
+
+@pytest.mark.parametrize("server", ["malicious", pytest.param("honest", marks=pytest.mark.slow)])
+def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training."""
+    signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
+    monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
+    changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
+    place = Place(tmp_path, more=1)
+    make_keys(tmp_path / "keys", sorted(place.files), [])
+    lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
+    twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}
+    one, whole = run(place.config("serial", **changes), losing(lost))
+    two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice)
+    assert [record.clients for record in place.records()] == [("north", "west", "x0"), ("north", "south", "x0")]
+    assert (two.rows, two.ledger) == (one.rows, one.ledger)
+    assert bits(place.out, "state/server") == bits(whole, "state/server")
+    for client in place.files:
+        (own,) = (place.sites / client / "runs").iterdir()
+        assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
+
+
+def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path)
+    make_keys(tmp_path / "keys", sorted(place.files), [])
+    shutil.copy(tmp_path / "keys/nodes/south.key", tmp_path / "keys/nodes/west.key")
+    with pytest.raises(ClientError, match=public("wire")):
+        place.run(place.config(privacy__secure_aggregation="honest-server"))
+    assert "the key of client 'west' is not signed by its node" in caplog.text
 
 
 def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: Place) -> None:

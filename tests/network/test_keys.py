@@ -11,8 +11,10 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from capfl.engines.flower.keys import hosts_of, make_keys
-from capfl.errors import ConfigError
+from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
+from capfl.engines.flower.node import run_node
+from capfl.errors import ConfigError, WireError
+from capfl.types import Offer
 
 
 @pytest.fixture
@@ -77,3 +79,33 @@ def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no client id"):
             make_keys(tmp_path / "keys", [name], [])
     assert not (tmp_path / "keys").exists()
+
+
+def test_what_a_node_signs_the_others_can_check(folder: Path) -> None:
+    nodes = folder / "nodes"
+    sign, verify = signer(nodes / "north.key"), verifier(nodes)
+    signature = sign(b"data")
+    assert len(signature) == 96
+    verify(Offer("north", b"", signature), b"data")
+    flipped = bytes([signature[0] ^ 1]) + signature[1:]
+    for offer, data in [
+        (Offer("north", b"", signature), b"other"), (Offer("south.east", b"", signature), b"data"),
+        (Offer("north", b"", flipped), b"data"), (Offer("north", b"", b""), b"data"),
+    ]:  # fmt: skip
+        with pytest.raises(WireError, match=f"the key of client '{offer.client}' is not signed by its node"):
+            verify(offer, data)
+    for stranger in ("west", "../nodes/north"):
+        with pytest.raises(WireError, match="has no public key of client"):
+            verify(Offer(stranger, b"", signature), b"data")
+
+
+def test_a_file_that_is_no_key_is_named(folder: Path) -> None:
+    for path in (folder / "server.crt", folder / "nodes" / "west.key"):
+        with pytest.raises(ConfigError, match=rf"{path.name} is no key of capfl flower keys"):
+            signer(path)
+
+
+def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:
+    certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
+    with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
+        run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)

@@ -328,7 +328,86 @@ def test_records_are_on_disk_before_the_state_that_makes_them_count(
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), real(fd)))
     monkeypatch.setattr(checkpoint, "write_atomically", lambda path, data: order.append(path.name))
     three.commit(state(4), record(4))
-    assert order == ["fsync", "server"]
+    assert [name if len(name) < 32 else "groups" for name in order] == ["fsync", "groups", "server"]
+
+
+# -- groups: a file for each adapter, written once ---------------------------------------------------------
+
+
+def group(n: float, idle: int = 0) -> Group:
+    moved = {name: t + n for name, t in START.items()}
+    return Group(moved, moved, (b"one", b"one", bytes([int(n)])), idle)
+
+
+def on_disk(folder: RunFolder) -> set[str]:
+    return {path.name for path in (folder.path / "state" / "groups").iterdir()}
+
+
+def test_a_group_is_written_when_it_has_changed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        checkpoint, "write_atomically", lambda path, data: (written.append(path.name), write_atomically(path, data))
+    )
+    first = replace(state(1), groups={EVERYBODY: group(0), "x": group(1), "y": group(2)})
+    folder.commit(first, record(1))
+    assert (len(written), written.pop(), set(written)) == (4, "server", on_disk(folder))
+
+    new = replace(first.everybody, since=1)  # a group that begins with what everybody has
+    second = replace(
+        first, round=2, groups={**first.groups, "x": replace(first.groups["x"], idle=3), "y": group(3), "z": new}
+    )
+    before = on_disk(folder)
+    written.clear()
+    lines = folder.resumed(READER).lines  # type: ignore[union-attr]
+    folder.commit(replace(second, lines=lines), record(2))
+    assert len(written) == 4  # ``resumed`` has read other objects of the same bits, and they are written again
+    written.clear()
+    third = replace(second, round=3, lines=folder.resumed(READER).lines)  # type: ignore[union-attr]
+    assert len(on_disk(folder)) == 3  # y's old one is gone, z has none of its own
+    assert len(before - on_disk(folder)) == 1
+
+    again = RunFolder(folder.path)
+    read = again.resumed(READER)
+    assert read is not None
+    assert pack(read) == pack(replace(second, lines=third.lines))
+    again.commit(replace(read, round=3, groups={**read.groups, "z": group(4)}), record(3))
+    assert len(written) == 2  # z's, and the server's
+    assert len(on_disk(folder)) == 4
+    after = RunFolder(folder.path).state(READER)
+    assert after is not None
+    assert after.groups["x"].known["m.A"].tolist() == group(1).known["m.A"].tolist()
+    assert (after.groups["x"].idle, after.groups["z"].since, after.groups["z"].log[-1]) == (3, 0, b"\x04")
+
+
+def test_what_a_killed_process_has_left_of_groups_is_swept(three: RunFolder) -> None:
+    whole = on_disk(three)
+    for name in ("0" * 32, ".0123.77"):
+        (three.path / "state" / "groups" / name).write_bytes(b"of a round that did not happen")
+    again = RunFolder(three.path)
+    assert again.state(READER) is not None
+    assert len(on_disk(three)) == len(whole) + 2  # a reader leaves all as it is
+    again.resumed(READER)
+    assert on_disk(three) == whole
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "it is not there"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "its digest is not its name"),
+        (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), "its digest is not that of its content"),
+        (lambda path: path.write_bytes(pack(ClientState("a"))), "its digest is not its name"),
+    ],
+)
+def test_a_damaged_file_of_a_group_is_an_error(damage: Callable[[Path], object], said: str, three: RunFolder) -> None:
+    (path,) = (three.path / "state" / "groups").iterdir()
+    damage(path)
+    for look in (three.resumed, RunFolder(three.path).state):
+        with pytest.raises(
+            CheckpointError,
+            match=rf"state/groups/{path.name}: (the file is damaged: )?{said}; restore it from a copy, or",
+        ):
+            look(READER)
 
 
 # -- writing -----------------------------------------------------------------------------------------------
@@ -366,5 +445,5 @@ def test_a_write_that_fails_leaves_the_old_content_and_says_what_to_do(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(CheckpointError, match=rf"(rounds.jsonl|state/server): {os.strerror(number)}; {remedy}"):
+    with pytest.raises(CheckpointError, match=rf"(rounds.jsonl|state/groups/\w+): {os.strerror(number)}; {remedy}"):
         folder.commit(state(1), record(1))

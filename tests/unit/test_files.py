@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capfl.errors import CheckpointError
-from capfl.files import locked, new_folder, write_atomically
+from capfl.files import json_text, locked, new_folder, write_atomically
 
 HOLDER = """
 import sys
@@ -67,3 +68,24 @@ def test_who_is_reading_a_file_goes_on_reading_what_it_was(tmp_path: Path) -> No
         write_atomically(path, b"new, and longer")
         assert reader.read() == b"old"
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"new, and longer"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        {"a": {}, "b": []},
+        {"ü\n": [1, {"x": [None, 2.5, True]}, "line\nend"], "b": {"c": {"d": [[]]}}},
+        "text",
+        7,
+    ],
+)
+def test_json_comes_in_pieces_as_it_comes_as_a_whole(value: object) -> None:
+    def lazily(one: object) -> object:
+        if isinstance(one, dict):
+            return {key: lazily(own) for key, own in one.items()}
+        return map(lazily, one) if isinstance(one, list) else one
+
+    expected = json.dumps(value, indent=1)
+    assert "".join(json_text(value)) == "".join(json_text(lazily(value))) == expected

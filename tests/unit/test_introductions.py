@@ -246,7 +246,7 @@ def test_an_engine_must_hand_on_one_introduction_a_client() -> None:
 
 def test_an_introduction_says_what_the_data_are_like_and_is_remembered() -> None:
     played, memory = Federation(), ClientState("a", steps=3)
-    asked = server.ask_for_introduction(played.state, "a", AGREED).blob
+    asked = server.ask(played.state, "a", AGREED).blob
     reply, after = ANSWERS["introduce"](asked, memory, played.trainer("a"), AGREED)
     introduction, _ = decode_introduction(reply, AGREED.up, AGREED.schema, AGREED.records_up)
     assert (introduction.round, introduction.client, introduction.n_train) == (1, "a", 10)
@@ -262,6 +262,6 @@ def test_a_client_that_cannot_describe_its_data_or_is_not_meant() -> None:
         ("a", DataError, "this client cannot describe its data"),
         ("b", WireError, "client 'a' received a message for 'b'"),
     ):
-        asked = server.ask_for_introduction(played.state, client, AGREED).blob
+        asked = server.ask(played.state, client, AGREED).blob
         with pytest.raises(error, match=message):
             ANSWERS["introduce"](asked, memory, replace(played.trainer("a"), describe=None), AGREED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rich.console import Console
 
 from capfl.config import Config, load_config
 from capfl.config.load import changed
@@ -13,7 +14,10 @@ from capfl.model.base import load_base, skeleton
 from capfl.model.layers import adapter_shapes
 from capfl.model.lora import AdaptedModel
 from capfl.model.parts import MOST
-from capfl.plan.memory import ABOVE, advise, estimate
+from capfl.plan import make_plan
+from capfl.plan.memory import ABOVE, WORKER, advise, estimate, of_a_worker
+from capfl.plan.table import plan_tables
+from capfl.report.tables import size
 from support import tiny_config
 
 QV: dict[str, object] = {"lora.layers": "all", "lora.targets": ["q_proj", "v_proj"]}
@@ -38,6 +42,33 @@ def test_memory_adds_up() -> None:
     assert found["total"] == sum(n for name, n in found.items() if name != "total")
     assert (memory(lora__layers="all", lossy=False)["client"], memory(patched=True)["patch"] > 0) == (8 * p, True)
     assert 2 * memory(lora__layers="all", model__dtype="bfloat16")["base"] == found["base"]
+
+
+def test_each_worker_has_memory_of_its_own_and_shares_the_rest() -> None:
+    one, three = memory(), memory(runtime__workers=3)
+    for name in ("training", "activations", "client"):
+        assert three[name] == 3 * one[name]
+    own = one["training"] + one["activations"] + one["client"] + WORKER
+    assert three["total"] - one["total"] == 2 * own + WORKER
+    assert (of_a_worker(one, 1), of_a_worker(three, 3)) == (None, own)
+    config = tiny_config("unused", runtime__workers=3, lora__layers="top:2")
+    made, words = make_plan(config, calibration=False), Console(width=90)
+    assert made.memory_per_worker == of_a_worker(made.memory, 3)
+    with words.capture() as capture:
+        words.print(plan_tables(made))
+    assert f"each worker {size(made.memory_per_worker)} of it" in " ".join(capture.get().split())
+    room = int(ABOVE * memory()["total"])
+    settings = advise(
+        tiny_config("unused", runtime__workers=3, train__accumulate=4, evaluation__batch_size=1),
+        lambda config: memory(runtime__workers=config.runtime.workers, train__checkpointing=config.train.checkpointing),
+        room,
+    ).settings
+    assert settings == {"runtime.workers": 1}
+
+
+def test_clients_in_one_pass_take_as_many_rows_and_optimisers() -> None:
+    one, four = (memory(runtime__clients_per_pass=n, evaluation__batch_size=1, lora__layers="all") for n in (1, 4))
+    assert [four[part] / one[part] for part in ("training", "client", "activations", "server")] == [4, 4, 4, 1]
 
 
 def test_the_cache_counts_where_it_is_in_memory() -> None:

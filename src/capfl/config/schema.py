@@ -33,7 +33,9 @@ class ModelConfig(Section):
     path: str = Field("smollm2", description="the base model: `smollm2`, `tiny`, a Hub name or a folder")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the base model runs")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the base model")
-    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="bitsandbytes base, CUDA only")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="bits of the base's linear layers, by bitsandbytes"
+    )
 
 
 class LoraConfig(Section):
@@ -252,8 +254,14 @@ class FederationConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of clients towards whoever sees the global adapter; on if both numbers are given."""
+    """Differential privacy of clients towards whoever sees the global adapter, on if both numbers are given; and secure
+    aggregation, which hides clients' updates from the server."""
 
+    secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
+        "off",
+        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
+        "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
+    )
     clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
     noise_multiplier: PositiveFloat | None = Field(
         None, description="standard deviation of the noise on the sum of changes, in units of clip"
@@ -283,11 +291,32 @@ class RuntimeConfig(Section):
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
-    threads: Positive | None = Field(None, description="CPU threads of torch; by default all cores")
+    compile: bool = Field(
+        False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
+    )
+    threads: Positive | None = Field(
+        None, description="CPU threads of torch; by default all cores, or one for each of several workers"
+    )
+    workers: Positive = Field(
+        1, description="processes that train and score clients at the same time and share one base; Linux and CPU only"
+    )
+    clients_per_pass: Positive = Field(
+        1,
+        description="simulations: clients of a turn that train in one pass of the base, each with its own adapter; "
+        "faster for many small clients on a GPU, and equal to 1 but for rounding",
+    )
     own_metrics: tuple[str, ...] = Field(
         (),
         description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
     )
+
+    @model_validator(mode="after")
+    def _shares_what_it_caches(self) -> Self:
+        if self.workers > 1 and self.cache == "memory":
+            raise ValueError("workers share hidden states on disk; set cache to disk, or to off")
+        if self.workers > 1 and self.clients_per_pass > 1:
+            raise ValueError("workers train one client at a time each; set clients_per_pass to 1, or workers to 1")
+        return self
 
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

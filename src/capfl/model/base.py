@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from capfl.errors import CapflError, ConfigError, ModelError
 from capfl.model import smollm2, tiny
 from capfl.model.accept import auto_class
 from capfl.model.place import check_base as check_place
-from capfl.model.probe import check_base
+from capfl.model.probe import APART_IN_HALF, check_base
+from capfl.model.quantised import keep_trainable, loading
 
 KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
     "tiny": tiny.config,
@@ -76,19 +78,19 @@ def load_base(config: ModelConfig) -> Base:
     device, quantised = pick_device(config.device), config.quantization != "none"
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     if quantised:
-        options |= {"quantization_config": _quantisation(config, device), "device_map": {"": device}}
+        options |= loading(config, device)
     if config.path == "tiny":
-        if quantised:
-            raise ConfigError("model.quantization: the tiny test model has no quantised form")
-        module: nn.Module = tiny.model().to(options["dtype"])
-        tokenizer: PreTrainedTokenizerBase = tiny.tokenizer()
+        module, tokenizer = _tiny(options, quantised)
     else:
         module, tokenizer = _from_pretrained(config.path, options)
     module.requires_grad_(False)
     module.eval()
-    if not quantised:
+    if quantised:
+        keep_trainable(module)
+    else:
         module.to(device)
-    check_base(module, tokenizer, config.path, options["dtype"])
+    limit = APART_IN_HALF if config.quantization == "8bit" else None  # it takes large inputs of all rows together
+    check_base(module, tokenizer, config.path, options["dtype"], limit)
     return Base(config.path, _digest(module, config), module, tokenizer, device)
 
 
@@ -143,6 +145,16 @@ def _folder_or_hub_name(path: str) -> str:
     return str(folder) if folder.is_dir() else path
 
 
+def _tiny(options: dict[str, Any], quantised: bool) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    module, tokenizer = tiny.model(), tiny.tokenizer()
+    if not quantised:
+        return module.to(options["dtype"]), tokenizer
+    with TemporaryDirectory() as folder:  # weights are quantised on their way from a file
+        module.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return _from_pretrained(folder, options)
+
+
 def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     source = _folder_or_hub_name(path)
     with _named(f"load {path!r} as a causal language model"):
@@ -192,14 +204,3 @@ def _named(task: str) -> Iterator[None]:
             f"model.path: cannot {task}: {first}\n{built_in}"
             "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
         ) from error
-
-
-def _quantisation(config: ModelConfig, device: torch.device) -> object:
-    if device.type != "cuda":
-        raise ConfigError(f"model.quantization: {config.quantization} needs CUDA, this run is on {device.type}")
-    from transformers import BitsAndBytesConfig
-
-    if config.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    dtype = getattr(torch, config.dtype)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

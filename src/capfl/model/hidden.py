@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from capfl.config.schema import RuntimeConfig
@@ -32,6 +34,7 @@ from capfl.vault import Vault
 
 BLOCK = 32  # rows computed at once; part of the definition of a state's bits
 PROBE = 16  # tokens of the passage by which a model is known
+COMPUTED, REUSED, STORED = "blocks computed", "blocks reused", "bytes cached"
 
 
 class HiddenCache:
@@ -50,19 +53,25 @@ class HiddenCache:
         folder: of the files, made when the first is written; None: blocks are in memory.
         shared: do other runs use the folder? Otherwise it is removed at the end.
         vault: encrypts the files.
+        counts: has ``blocks computed``, ``blocks reused`` and ``bytes cached``. Where several processes add to one
+            counter (``workers``), each knows what the others have stored when its visit begins: together they may
+            store more than the limit by what they store in one visit each.
     """
 
     def __init__(
-        self, limit_bytes: int, folder: Path | None = None, shared: bool = False, vault: Vault | None = None
+        self,
+        limit_bytes: int,
+        folder: Path | None = None,
+        shared: bool = False,
+        vault: Vault | None = None,
+        counts: Counter[str] | None = None,
     ) -> None:
         self.limit_bytes, self.folder = limit_bytes, folder
         self._shared, self._vault = shared, vault or Vault()
-        self.computed = 0  # blocks computed
-        self.reused = 0  # blocks found
-        self.used_bytes = 0
+        self._counts = Counter[str]() if counts is None else counts
         for path in folder.glob("*") if folder else ():
             with suppress(FileNotFoundError):  # another run's file that has just got its name
-                self.used_bytes += path.stat().st_size
+                self._counts[STORED] += path.stat().st_size
         self._kept: dict[str, Tensor] = {}
         self._visit: dict[str, Tensor] = {}
         self._known: tuple[AdaptedModel, bytes] | None = None
@@ -80,7 +89,7 @@ class HiddenCache:
 
     def usage(self) -> dict[str, int]:
         """Blocks that were computed and that were found, and the bytes that are held."""
-        return {"computed": self.computed, "reused": self.reused, "bytes": self.used_bytes}
+        return {"computed": self._counts[COMPUTED], "reused": self._counts[REUSED], "bytes": self._counts[STORED]}
 
     def block(self, model: AdaptedModel, rows: Sequence[Ids]) -> Tensor:
         """The states of some rows' tokens, (rows, longest, hidden) on the CPU; behind a row's end they mean nothing.
@@ -91,9 +100,9 @@ class HiddenCache:
         name = self._name(model, rows)
         found = self._find(name)
         if found is not None:
-            self.reused += 1
+            self._counts[REUSED] += 1
             return found
-        self.computed += 1
+        self._counts[COMPUTED] += 1
         made = model.lower(padded(rows).to(model.base.device)).cpu().contiguous()
         self._keep(name, made)
         return made
@@ -113,7 +122,7 @@ class HiddenCache:
     def _keep(self, name: str, block: Tensor) -> None:
         data = save({"hidden": block}) if self.folder else b""
         n_bytes = len(data) or block.numel() * block.element_size()
-        if self.used_bytes + n_bytes > self.limit_bytes:
+        if self._counts[STORED] + n_bytes > self.limit_bytes:
             self._visit[name] = block
             return
         if self.folder is None:
@@ -121,7 +130,7 @@ class HiddenCache:
         else:
             path = self.folder / name
             write_atomically(path, self._vault.lock(data, path))
-        self.used_bytes += n_bytes
+        self._counts[STORED] += n_bytes
 
     def _name(self, model: AdaptedModel, rows: Sequence[Ids]) -> str:
         content = hashlib.blake2b(self._fingerprint(model), digest_size=20)
@@ -139,17 +148,18 @@ class HiddenCache:
         return self._known[1]
 
 
-def open_cache(config: RuntimeConfig, folder: Path, vault: Vault) -> HiddenCache:
+def open_cache(config: RuntimeConfig, folder: Path, vault: Vault, counts: Counter[str] | None = None) -> HiddenCache:
     """The cache that a config asks for.
 
     Args:
         folder: of the files, unless ``cache_dir`` names one that runs share.
         vault: encrypts them.
+        counts: as of ``HiddenCache``.
     """
     limit = int(config.cache_gib * 2**30)
     if config.cache == "disk":
-        return HiddenCache(limit, Path(config.cache_dir or folder), shared=config.cache_dir is not None, vault=vault)
-    return HiddenCache(limit if config.cache == "memory" else 0)
+        return HiddenCache(limit, Path(config.cache_dir or folder), config.cache_dir is not None, vault, counts)
+    return HiddenCache(limit if config.cache == "memory" else 0, counts=counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +179,25 @@ class Batch:
     targets: Tensor
     counts: list[int]
     hidden: Tensor | None
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one, their rows below each other, padded to the longest row of all."""
+    width = max(batch.ids.shape[1] for batch in batches)
+    ids, positions, hidden, above = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for batch in batches:
+        rows, own = batch.ids.shape
+        ids.append(F.pad(batch.ids, (0, width - own)))
+        positions.append((above + batch.positions // own) * width + batch.positions % own)
+        hidden += [] if batch.hidden is None else [F.pad(batch.hidden, (0, 0, 0, width - own))]
+        above += rows
+    return Batch(
+        ids=torch.cat(ids),
+        positions=torch.cat(positions),
+        targets=torch.cat([batch.targets for batch in batches]),
+        counts=[count for batch in batches for count in batch.counts],
+        hidden=torch.cat(hidden) if hidden else None,
+    )
 
 
 class Rows:

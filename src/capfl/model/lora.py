@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from capfl import adapter as algebra
 from capfl.config.schema import ALL_LINEAR, LoraConfig
-from capfl.errors import ModelError
+from capfl.errors import ConfigError, ModelError
 from capfl.model.base import Base
 from capfl.model.layers import Shapes, adapted_layers, decoder_layers, fits, lowest_layer, named_layers, remarks
 from capfl.model.patch import Patch
@@ -61,6 +61,7 @@ class AdaptedModel:
         transposed = {name: isinstance(base.module.get_submodule(name), Conv1D) for name in self.targets}
         self._transposed = any(transposed.values())  # GPT-2 and its kin
         peft.inject_adapter_in_model(self.peft_config(), base.module, adapter_name=_NAME)
+        self.halves: dict[str, nn.Module] = {}  # by the names of their weights, the two layers of every module
         self.parameters = dict(self._find_parameters())
         scale = config.alpha / config.rank
         self._patches = {
@@ -68,6 +69,7 @@ class AdaptedModel:
         }
         self._patch_shapes = {f"{target}.W": (d_out, d_in) for target, (d_in, d_out) in shapes.items()}
         self.train(False)  # PEFT injects modules with their dropout on
+        self._compiled: list[Callable[..., object]] = []  # ``forward`` of every layer from the lowest adapted one up
         self.has_head = False  # do ``states`` and ``head`` together give what ``logits`` does?
         self.check_split()
 
@@ -99,8 +101,17 @@ class AdaptedModel:
         """Copy values into the live factors, and patch the base if the adapter does; it is clean again otherwise.
 
         Raises:
-            ModelError: a tensor is missing, unknown or of another shape; nothing has been written then.
+            ModelError: as ``check``; nothing has been written then.
         """
+        self.check(adapter)
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(adapter[name])
+        for name, patch in self._patches.items():
+            patch.write(adapter.get(name))
+
+    def check(self, adapter: Adapter) -> None:
+        """Raises ModelError: a tensor is missing, unknown or of another shape."""
         expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
         expected |= {name: shape for name, shape in self._patch_shapes.items() if name in adapter}
         found = {name: tuple(t.shape) for name, t in adapter.items()}
@@ -110,11 +121,6 @@ class AdaptedModel:
                     f"adapter tensor {name!r}: shape {found.get(name, 'missing')}, the model expects "
                     f"{expected.get(name, 'no such tensor')}; check rank, targets and layers"
                 )
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(adapter[name])
-        for name, patch in self._patches.items():
-            patch.write(adapter.get(name))
 
     def _find_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         modules = dict(self.base.module.named_modules())
@@ -122,7 +128,8 @@ class AdaptedModel:
             if not hasattr(modules[target], "lora_A"):
                 raise ModelError(f"lora.targets: PEFT does not adapt {target} in {self.base.name}; leave it out")
             for factor in ("A", "B"):
-                weight = getattr(modules[target], f"lora_{factor}")[_NAME].weight
+                self.halves[f"{target}.{factor}"] = half = getattr(modules[target], f"lora_{factor}")[_NAME]
+                weight = half.weight
                 weight.data = weight.data.to(torch.float32)  # a half-precision base still trains in float32
                 weight.requires_grad_(True)
                 yield f"{target}.{factor}", weight
@@ -133,9 +140,37 @@ class AdaptedModel:
         Args:
             checkpointing: from here on a layer keeps only its input, and is computed again in the backward pass.
         """
-        self._checkpointing = checkpointing
+        self._training, self._checkpointing = on, checkpointing
         for target in self.targets:
             self.base.module.get_submodule(target).get_submodule("lora_dropout").train(on)
+
+    def compile(self) -> None:
+        """Compile the layers from the lowest adapted one up, for training; scores and answers are made without.
+
+        Once for batches of all shapes: a graph for each shape would be made again for every new length.
+
+        Raises:
+            ConfigError: they cannot be compiled here, for want of a C++ compiler for instance.
+        """
+        self._compiled = [torch.compile(layer.forward, dynamic=True) for layer in self.layers[self.lowest :]]
+        rows, length = 3, 13  # what no width of a model is: a graph of a length that is one would be for it alone
+        ids = probe_ids(self.base.module, rows * length).reshape(rows, length).to(self.base.device)
+        self.train(True)
+        try:
+            with torch.enable_grad():
+                hidden = self.lower(ids) if self.lowest else None
+                self.logits(ids, torch.arange(length, device=ids.device), hidden).sum().backward()
+        except Exception as error:  # whatever torch's compilers raise
+            self._compiled = []
+            lines = str(error).strip().splitlines() or [""]
+            raise ConfigError(
+                f"runtime.compile: torch.compile fails here ({type(error).__name__}: {lines[0]}); install a C++ "
+                "compiler such as g++ if there is none, or leave it out"
+            ) from error
+        finally:
+            self.train(False)
+            for p in self.parameters.values():
+                p.grad = None
 
     # -- the forward pass in two parts --------------------------------------------------------------
 
@@ -214,7 +249,10 @@ class AdaptedModel:
         for i, layer in enumerate(self.layers):
             if hidden is not None and i < lowest:
                 layer.forward = partial(self._skipped, hidden)
-            elif self._checkpointing:
+                continue
+            if self._compiled and self._training and i >= self.lowest:
+                layer.forward = self._compiled[i - self.lowest]
+            if self._checkpointing:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         try:
             yield
@@ -260,12 +298,13 @@ class AdaptedModel:
         for name in names:
             module = self.base.module.get_submodule(name)
             handles.append(module.register_forward_hook(partial(_note, called, name)))
-        self.base.module(input_ids=self._probe(), use_cache=False)
+        self.base.module(input_ids=self.probe(), use_cache=False)
         for handle in handles:
             handle.remove()
         return called
 
-    def _probe(self) -> Tensor:
+    def probe(self) -> Tensor:
+        """Ids (2, LENGTH) to try the model on."""
         return probe_ids(self.base.module, 2 * LENGTH).reshape(2, LENGTH).to(self.base.device)
 
     @torch.no_grad()
@@ -278,12 +317,12 @@ class AdaptedModel:
         Raises:
             ModelError: logits cannot be had at some positions alone, or adapters get no gradient.
         """
-        ids = self._probe()
+        ids = self.probe()
         positions = torch.tensor([3, LENGTH - 1, 2 * LENGTH - 1], device=ids.device)
         own: Tensor = self.base.module(input_ids=ids, use_cache=False).logits.flatten(0, 1)[positions]
         with torch.enable_grad():
             whole = self.logits(ids, positions)
-        if not _same(own, whole):
+        if not close(own, whole):
             raise ModelError(f"model.path: {self.base.name} makes no logits of single positions; give another model")
         if not whole.requires_grad:
             raise ModelError(
@@ -301,7 +340,7 @@ class AdaptedModel:
     def _has_head(self, ids: Tensor, positions: Tensor, own: Tensor) -> bool:
         try:
             states = self.states(ids)
-            return states.shape[:-1] == ids.shape and _same(own, self.head(states.flatten(0, 1)[positions]))
+            return states.shape[:-1] == ids.shape and close(own, self.head(states.flatten(0, 1)[positions]))
         except Exception:  # some make more of what leaves the layers than a norm and a head do
             return False
 
@@ -311,7 +350,7 @@ class AdaptedModel:
             split = self.logits(ids, positions, hidden)
         except Exception:  # whatever an upper layer raises that misses what a lower one would have left it
             return False
-        return hidden.ndim == 3 and hidden.shape[:2] == ids.shape and _same(own, split)
+        return hidden.ndim == 3 and hidden.shape[:2] == ids.shape and close(own, split)
 
 
 class _Reached(Exception):
@@ -319,7 +358,8 @@ class _Reached(Exception):
         self.hidden = hidden
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
+    """Are two passes' logits the same but for rounding?"""
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-3 * float(a.abs().max()))
 
 

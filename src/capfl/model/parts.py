@@ -50,6 +50,20 @@ def mean_loss(model: AdaptedModel, batch: Batch) -> Tensor:
     return torch.stack(sums).sum() / n
 
 
+def token_losses(model: AdaptedModel, batch: Batch) -> Tensor:
+    """The cross-entropy at each of the batch's positions, (n,) float32 with its graph, in nats. In parts as above."""
+    n, size = len(batch.positions), _size(model, batch)
+    if n <= size:
+        logits = model.logits(batch.ids, batch.positions, batch.hidden)
+        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+    def losses(states: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model.head(states).float(), targets, reduction="none")
+
+    parts = zip(_states(model, batch).split(size), batch.targets.split(size), strict=True)
+    return torch.cat([cast(Tensor, checkpoint(losses, *part, use_reentrant=False)) for part in parts])
+
+
 def _states(model: AdaptedModel, batch: Batch) -> Tensor:
     return model.states(batch.ids, batch.hidden).flatten(0, 1)[batch.positions]
 

@@ -17,11 +17,16 @@ APART = {torch.float32: 1e-3, torch.float64: 1e-3}  # by which equal logits may 
 APART_IN_HALF = 0.1  # rounding differs with the shapes of a batch; what a later token says would change far more
 
 
-def check_base(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, dtype: torch.dtype) -> None:
+def check_base(
+    module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str, dtype: torch.dtype, limit: float | None = None
+) -> None:
     """See that a model is causal, that its tokenizer is its own, and that its logits are finite.
 
     Rows are padded on the right, and no mask is passed. So what stands behind a text, or beside it in a batch, must
     not change what the model makes of it.
+
+    Args:
+        limit: by which equal logits may differ, relative to their norm; by default what ``dtype`` rounds.
 
     Raises:
         ModelError: one of these is not so. Says which, and what to do.
@@ -41,7 +46,7 @@ def check_base(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str,
         others = "float32 or bfloat16" if dtype == torch.float16 else "float32"
         remedy = "restore its weights" if dtype == torch.float32 else f"use model.dtype = {others}"
         raise ModelError(f"model.path: the logits of {name} are not finite in {str(dtype)[6:]}; {remedy}")
-    limit = APART.get(dtype, APART_IN_HALF)
+    limit = limit or APART.get(dtype, APART_IN_HALF)
     if apart(together[0, :SAME], together[1, :SAME]) > limit:
         raise ModelError(
             f"model.path: {name} is no causal language model: a later token changes its logits of earlier ones; give "

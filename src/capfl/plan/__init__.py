@@ -17,18 +17,20 @@ from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, 
 from capfl.errors import CapflError, DataError
 from capfl.federation import POOLED
 from capfl.methods import build
+from capfl.methods.secure import refuse_few
 from capfl.metrics import written
 from capfl.model.accept import check_positions
-from capfl.model.base import skeleton
+from capfl.model.base import pick_device, skeleton
 from capfl.model.layers import adapter_shapes, hidden_size, remarks
 from capfl.model.written import MOST_NEW
-from capfl.plan.memory import Advice, advise, estimate
+from capfl.plan.memory import Advice, advise, estimate, of_a_worker
 from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
 from capfl.roles.agreement import agreements
 from capfl.round import sample_size
 from capfl.types import ClientId, Item
 from capfl.usage import peak_memory
+from capfl.workers import check_workers
 
 LENGTHS = (256, 1024, 4096)  # tokens of rows whose activations are stated
 
@@ -46,10 +48,11 @@ class Plan:
         totals: bytes of all clients and rounds, introductions included; ``bytes_down`` has the final delivery.
         turns: of a round, at most: clients are taken to be one group.
         memory: bytes at the peak by what they are for, and their ``total``.
+        memory_per_worker: bytes of it that each worker has of its own; None: there is one process.
         memory_row_tokens: tokens of a row that ``memory`` reckons with.
         activations: bytes of them in ``memory``, by tokens of a row, were rows so long.
-        seconds: by what they are spent on, one client after the other on this machine; None if it is not known, and
-            then ``seconds_reason`` says why.
+        seconds: by what they are spent on, one client after the other on this machine, whatever ``runtime.workers``;
+            None if it is not known, and then ``seconds_reason`` says why.
         round_seconds: of the training of a round, where every client has a machine like this: as many times the
             longest visit as there are turns.
         remarks: what is not adapted, although it could be thought to be.
@@ -67,6 +70,7 @@ class Plan:
     dense_fp32_round_trip: int
     totals: Mapping[str, int]
     memory: Mapping[str, int]
+    memory_per_worker: int | None
     memory_row_tokens: int
     activations: Mapping[int, int]
     memory_advice: Advice
@@ -105,6 +109,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         ModelError: the shapes of the model cannot be known, or it cannot be a base.
         DataError: the data are here, but cannot be shared out as the config asks.
     """
+    if config.runtime.workers > 1:
+        check_workers(config.runtime.workers, pick_device(config.model.device).type)
     torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
     process = peak_memory()
     method = build(config.method, config.seed)
@@ -118,6 +124,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     blank = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}  # whatever its size, no memory
     agreement = agreements(config, blank, config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
+    refuse_few(agreement.method, visits)
     traffic = measure(agreement, who, hidden_size(module))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 
@@ -152,6 +159,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         process=process,
     )
     estimated = partial(of_length, length=length, answers=answers)
+    memory = estimated(config)
     activations = {
         n: of_length(config, length=n, answers=max(1, n * answers // length))["activations"] for n in LENGTHS
     }
@@ -167,7 +175,8 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         parts=settled(traffic, visits, config.seed),
         dense_fp32_round_trip=8 * algebra.size(agreement.initial),
         totals=totals(traffic, config.federation, config.seed),
-        memory=estimated(config),
+        memory=memory,
+        memory_per_worker=of_a_worker(memory, config.runtime.workers),
         memory_row_tokens=length,
         activations=activations,
         memory_advice=advise(config, estimated),

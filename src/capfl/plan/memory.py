@@ -18,7 +18,9 @@ With P the elements of the adapter, in bytes, on host and device together::
                  differences are kept while they are shorter than the adapter
     patch        all adapted weights in fp32, PATCHES times, for a method that changes the base
     process      what this process takes with the same libraries loaded and no model
+    workers      with several, WORKER for each of them, beside training, activations and client for each
 
+``training``, ``client`` and the rows of a step are those of runtime.clients_per_pass clients.
 ``tokens`` are batch_size / accumulate * length, ``layers`` those from the lowest adapted one up, ``d`` the bytes of an
 element of the base. What a layer keeps for the backward pass are outputs of linear layers and inputs of products, each
 about as wide as the wider side of a linear layer; two norms, in fp32; and, on a base in half precision, copies in fp32
@@ -50,6 +52,13 @@ from capfl.report.tables import size
 from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WORKER = 32 * 2**20  # bytes of its own that a fork has once it has worked; 28 MiB were measured
+EACH = (
+    "training",
+    "activations",
+    "client",
+    "workers",
+)  # what every worker has of its own, of the parts of the estimate
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
 ON_DEVICE = ("base", "training", "activations")  # what is on an accelerator, of the parts of the estimate
@@ -81,7 +90,9 @@ def estimate(
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
     kept = element * hidden * len(of_layers) + 1.5 * max(of_layers) if config.train.checkpointing else sum(of_layers)
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
-    training = int(rows_of_a_part * length * kept) + min(3 * MOST, 12 * rows_of_a_part * answers * vocabulary)
+    clients = config.runtime.clients_per_pass
+    trained = clients * rows_of_a_part
+    training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
     scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
@@ -91,17 +102,24 @@ def estimate(
     cached = int(config.runtime.cache_gib * 2**30)
     if rows is not None:
         cached = min(cached, rows * length * hidden * element)
+    n = config.runtime.workers
     found = {
         "base": _base(module, layers, config, element),
-        "training": 4 * adapter,
-        "activations": max(training, scoring, below, writing),
+        "training": n * 4 * adapter * clients,
+        "activations": n * max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
-        "client": (4 if lossy else 2) * adapter,
+        "client": n * (4 if lossy else 2) * adapter * clients,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,
         "process": process,
+        "workers": n * WORKER if n > 1 else 0,
     }
     return found | {"total": sum(found.values())}
+
+
+def of_a_worker(found: Mapping[str, int], workers: int) -> int | None:
+    """Bytes that each of several workers has of its own, of what ``estimate`` gives; None: there is one process."""
+    return sum(found[name] for name in EACH) // workers if workers > 1 else None
 
 
 def _kept(layer: nn.Module, config: Config, element: int, hidden: int) -> int:
@@ -166,7 +184,8 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
     """Does a run fit into memory, and if not, with which settings does it?
 
     Settings are tried in the order of what they cost: fewer rows scored at once and a step in more parts, which change
-    no result; checkpointing, which takes time; and last a base in half precision.
+    no result; one client in a pass, which changes rounding; checkpointing and fewer workers, which take time; and last
+    a base in half precision.
 
     Args:
         estimated: what ``estimate`` gives for a config.
@@ -194,10 +213,13 @@ def advise(config: Config, estimated: Callable[[Config], Mapping[str, int]], roo
 
 def _settings(config: Config) -> Iterator[dict[str, object]]:
     """No change, and then every change that takes less memory, those that cost least first."""
-    model, train, evaluation = config.model, config.train, config.evaluation
+    model, train, evaluation, workers = config.model, config.train, config.evaluation, config.runtime.workers
+    passes = config.runtime.clients_per_pass
     choices: dict[str, list[object]] = {
         "model.dtype": [model.dtype, "bfloat16"] if model.dtype == "float32" else [model.dtype],
+        "runtime.workers": [workers // 2**n for n in range(9) if workers >= 2**n],
         "train.checkpointing": [False, True] if not train.checkpointing else [True],
+        "runtime.clients_per_pass": [passes, 1] if passes > 1 else [1],
         "train.accumulate": [train.accumulate * 2**n for n in range(9) if train.accumulate * 2**n <= train.batch_size],
         "evaluation.batch_size": [evaluation.batch_size // 2**n for n in range(9) if evaluation.batch_size >= 2**n],
     }

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-PARTS = ("header", "positions", "scales", "values", "records")
+PARTS = ("header", "positions", "scales", "values", "records", "keys")
 
 Parts = npt.NDArray[np.int64]
-"""Bytes by part, (5,), in the order of ``PARTS``."""
+"""Bytes by part, (6,), in the order of ``PARTS``."""
 
 
 def counted(ledger: Mapping[str, int], header: int = 0) -> Parts:

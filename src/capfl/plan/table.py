@@ -46,6 +46,8 @@ def _run(plan: Plan) -> Grid:
     grid.add_row("bytes down", size(total["bytes_down"]), delivery)
     tokens = f"estimate for rows of {plan.memory_row_tokens} tokens: {memory}"
     grid.add_row("peak memory", size(plan.memory["total"]), tokens)
+    if plan.memory_per_worker is not None:
+        grid.add_row("each worker", size(plan.memory_per_worker), "of it; the rest is there once")
     lengths = ", ".join(f"{size(n)} for rows of {tokens:,} tokens" for tokens, n in plan.activations.items())
     grid.add_row("activations", "", lengths)
     if advice := str(plan.memory_advice):
@@ -54,7 +56,8 @@ def _run(plan: Plan) -> Grid:
         grid.add_row("time", "unknown", plan.seconds_reason)
     else:
         spent = ", ".join(f"{name} {duration(n)}" for name, n in plan.seconds.items() if n >= 0.5)
-        grid.add_row("time", duration(sum(plan.seconds.values())), spent)
+        alone = "" if plan.memory_per_worker is None else " in one process; workers share clients of a turn"
+        grid.add_row("time", duration(sum(plan.seconds.values())), spent + alone)
     if plan.round_seconds is not None:
         turns = f"{plan.turns} turns of {duration(plan.round_seconds / plan.turns)}" if plan.turns > 1 else "training"
         grid.add_row("of a round", duration(plan.round_seconds), f"over sites with a machine like this each: {turns}")

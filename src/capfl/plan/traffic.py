@@ -25,13 +25,14 @@ from capfl.methods.peers import Description
 from capfl.model.features import PATTERNS
 from capfl.plan.messages import PARTS, Client, Measured, Parts, counted
 from capfl.plan.scaled import scaled
+from capfl.plan.secure import SecureMessages
 from capfl.rng import derive
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.round import introduce, run_round, sample
 from capfl.types import Adapter, ClientId, ClientState, Entry, Kind, Penalty, Request, ServerState, Trained
-from capfl.wire import decode_update, relay
+from capfl.wire import decode_update, differences, relay
 from capfl.wire.downlink import WHOLE
 from capfl.wire.sections import HEAD, parts
 
@@ -46,7 +47,7 @@ T = TypeVar("T")
 class Charge:
     """One message. ``kind`` is that of the request, or "deliver" for the final delivery, whose replies are not here."""
 
-    kind: Literal["introduce", "train", "deliver"]
+    kind: Literal["introduce", "keys", "train", "deliver"]
     round: int
     direction: Literal["up", "down"]
     parts: Parts
@@ -62,6 +63,7 @@ class Traffic:
         together: the difference in round 1, 2, ... that a mean of updates leads to.
         whole: the whole adapter.
         limit: bytes of the differences that the server keeps.
+        secure: the messages of secure aggregation, in place of updates and beside requests; None: there is none.
     """
 
     agreement: Agreement
@@ -70,6 +72,7 @@ class Traffic:
     together: Sequence[Parts]
     whole: Parts
     limit: int
+    secure: SecureMessages | None = None
 
     def turns(self, chosen: Sequence[ClientId], seed: int, round: int) -> list[list[ClientId]]:
         """The clients of each turn of a round."""
@@ -84,16 +87,28 @@ class Traffic:
                 for direction, met in zip(("down", "up"), self.clients[client].met, strict=False):
                     yield Charge("introduce", round, "down" if direction == "down" else "up", met)
             for turn in turns:
+                more = counted({})
+                if self.secure:
+                    more = self.secure.more(turn)
+                    for down, up in (pair for client in turn for pair in self.secure.beside(turn, client)):
+                        yield Charge("keys", round, "down", down)
+                        yield Charge("keys", round, "up", up)
                 for client in turn:
                     of = self.clients[client]
                     request = of.later if client in asked else of.first
-                    yield Charge("train", round, "down", request + versions.missed_by(client))
-                    yield Charge("train", round, "up", _at(of.up, round))
+                    yield Charge("train", round, "down", request + more + versions.missed_by(client))
+                    yield Charge("train", round, "up", self._update(client, round, len(turn)))
                 versions.end(turn, round)
                 asked |= set(turn)
         for client, of in self.clients.items():
             request = of.later if client in asked else of.stranger
             yield Charge("deliver", round + 1, "down", request + versions.missed_by(client))
+
+    def _update(self, client: ClientId, round: int, clients: int) -> Parts:
+        """An update of a turn with so many clients."""
+        if self.secure is None:
+            return _at(self.clients[client].up, round)
+        return self.secure.masked(client, _place(ROUNDS, round), clients)
 
 
 class _Versions:
@@ -136,8 +151,13 @@ class _Versions:
 
 def _at(values: Sequence[T], round: int) -> T:
     """The value of a round. Beyond those that there are the last two take turns: some methods alternate A and B."""
-    beyond = round - len(values)
-    return values[round - 1] if beyond <= 0 else values[-1 - beyond % 2]
+    return values[_place(len(values), round) - 1]
+
+
+def _place(known: int, round: int) -> int:
+    """The round, of the first that are known, that stands for a round."""
+    beyond = round - known
+    return round if beyond <= 0 else known - beyond % 2
 
 
 def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64) -> Traffic:
@@ -149,6 +169,9 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
         hidden: width of the model's hidden states, of which clients may describe their data.
     """
     initial, run = agreement.initial, replace(agreement, method=replace(agreement.method, order=Order()))
+    secure = SecureMessages(agreement) if agreement.secure else None
+    if secure:  # all but the updates is as it is without
+        run = replace(run, method=replace(run.method, combine=WeightedMean()))
     patch = 0
     if run.method.combine.relays:  # the patch is as large as the base's weights, and only its size matters here
         patch = sum(4 * up.shape[0] * down.shape[1] for _, down, up in algebra.factors(initial))
@@ -166,7 +189,7 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
     }
     return Traffic(
         agreement, {client: named[client] for client in clients}, found.group, found.together,
-        found.whole + counted({"values": patch}), 4 * algebra.size(run.version_0) + patch,
+        found.whole + counted({"values": patch}), 4 * algebra.size(run.version_0) + patch, secure,
     )  # fmt: skip
 
 
@@ -204,7 +227,8 @@ def _simulated(run: Agreement, measured: Sequence[ClientId], clients: Sequence[C
             up[client] += [counted(e.parts) for e in _of(client, record.ledger) if e.direction == "up"]
             update, _ = decode_update(replies[client], run.up, run.schema, run.initial, number, run.records_up)
             alone[client].append(counted(parts(relay([(1, update.body)])), HEAD))
-        together.append(counted(parts(b"".join(state.group(measured[0]).log[-1:])), HEAD))
+        newest = differences(state.group(measured[0]), 1, run.nothing) or ()
+        together.append(counted(parts(b"".join(newest)), HEAD))
     later = beside(state)
     found = [
         Client(
@@ -272,9 +296,12 @@ def settled(traffic: Traffic, visits: int, seed: int) -> dict[str, dict[str, int
     """
     chosen = sorted(traffic.clients)[:visits]
     rounds = [traffic.turns(chosen, seed, round) for round in range(1, ROUNDS + 2)]
-    charges = [c for c in traffic.charges(rounds) if c.kind == "train" and c.round >= ROUNDS]
-    down = np.mean([c.parts for c in charges if c.direction == "down"], axis=0)
+    charges = [c for c in traffic.charges(rounds) if c.kind in ("keys", "train") and c.round >= ROUNDS]
+    n = sum(c.kind == "train" and c.direction == "down" for c in charges)
+    down = np.sum([c.parts for c in charges if c.direction == "down"], axis=0) / n
     up = np.mean([n for client in traffic.clients.values() for n in client.up[-2:]], axis=0)
+    if traffic.secure:
+        up = np.sum([c.parts for c in charges if c.direction == "up"], axis=0) / n
     return {
         way: {part: round(float(n)) for part, n in zip(PARTS, mean, strict=True)}
         for way, mean in (("up", up), ("down", down))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MODELS = {
 Z95 = 1.96
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ClientRow:
     """One client, and how the models that it has do on its own test items.
 
@@ -47,9 +47,9 @@ class ClientRow:
     n_train: int
     n_test: int
     metrics: tuple[str, ...]
-    scores: dict[str, dict[str, Tally]]
+    scores: Mapping[str, Mapping[str, Tally]]
     rank: float
-    ranks: dict[str, int]
+    ranks: Mapping[str, int]
     chance: float | None
     majority: float | None
     bytes_up: int
@@ -127,21 +127,25 @@ class GroupRow:
 
 def group_rows(records: Sequence[RoundRecord]) -> tuple[GroupRow, ...]:
     """The groups after the last round, and since when each has had the members that it has."""
-    history = [members_of(record.groups) for record in records]
-    rows = []
-    for name, members in sorted(history[-1].items()) if history else ():
-        since = records[-1].round
-        for record, groups in zip(reversed(records), reversed(history), strict=True):
-            if groups.get(name) != members:
-                break
-            since = record.round
-        rows.append(GroupRow(name, members, since))
-    return tuple(rows)
+    last = members_of(records[-1].groups) if records else {}
+    since = dict.fromkeys(last, records[-1].round if records else 0)
+    lasting = set(last)  # groups that have had these members in all rounds from here on
+    groups: Mapping[ClientId, str] = records[-1].groups if records else {}
+    for record in reversed(records):
+        if record.groups != groups:
+            before = members_of(record.groups)
+            lasting = {name for name in lasting if before.get(name) == last[name]}
+            groups = record.groups
+        since |= dict.fromkeys(lasting, record.round)
+    return tuple(GroupRow(name, last[name], since[name]) for name in sorted(last))
 
 
 def members_of(groups: Mapping[ClientId, str]) -> dict[str, tuple[ClientId, ...]]:
     """Group -> its clients, from client -> its group."""
-    return {name: tuple(sorted(c for c, own in groups.items() if own == name)) for name in set(groups.values())}
+    found: dict[str, list[ClientId]] = {}
+    for client in sorted(groups):
+        found.setdefault(groups[client], []).append(client)
+    return {name: tuple(members) for name, members in found.items()}
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class Summary:
     evaluation_failures: tuple[Failure, ...]  # of the last messages; a client that did not answer has no row
     cache: dict[str, int]  # blocks computed, blocks reused, bytes kept; empty where clients are elsewhere
     seconds: float
-    peak_memory: int  # bytes; of the process, its clients too where they are in it; since it began or was resumed
+    peak_memory: int  # bytes; of the process or its largest worker; clients elsewhere are not in it; since the start
     epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
     delta: float | None = None
     groups: tuple[GroupRow, ...] = ()
@@ -242,20 +246,21 @@ class Summary:
             found.update(e.parts)
         return dict(found)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, listed: Callable[[Iterator[dict[str, Any]]], Any] = list) -> dict[str, Any]:
+        """As it stands in summary.json. ``listed``: what to make of clients and of messages, which may be very many."""
         up, down = self.total_bytes("up"), self.total_bytes("down")
-        fields = asdict(self)
+        fields = asdict(replace(self, rows=(), ledger=()))
         del fields["rows"], fields["ledger"]
         return fields | {
             "metrics": {metric: self._metric(metric) for metric in self.metrics},
-            "clients": [row.to_json() for row in self.rows],
+            "clients": listed(row.to_json() for row in self.rows),
             "bytes": {
                 "up": up,
                 "down": down,
                 "total": up + down,
                 "parts_up": self.parts("up"),
                 "parts_down": self.parts("down"),
-                "delivery": [asdict(e) for e in self.ledger if e.round > self.rounds],  # no round's record has it
+                "delivery": listed(asdict(e) for e in self.ledger if e.round > self.rounds),  # in no round's record
             },
         }
 

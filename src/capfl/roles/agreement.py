@@ -7,15 +7,30 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import Method, build
+from capfl.methods.secure import SecureMean, secure
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
 from capfl.roles.door import Limits
 from capfl.types import Adapter, Group
-from capfl.wire import MODELS, Codec, Records, down_codec, full_codec, is_relayed, relayed, schema_hash, up_codec
+from capfl.wire import (
+    MODELS,
+    Codec,
+    Records,
+    down_codec,
+    full_codec,
+    is_relayed,
+    nothing,
+    relayed,
+    schema_hash,
+    up_codec,
+)  # fmt: skip
+from capfl.wire.summed import Summed
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,33 @@ class Agreement:
     def schema(self) -> bytes:
         return schema_hash(self.initial, self.base)
 
+    # -- secure aggregation ----------------------------------------------------------------------------
+
+    @property
+    def secure(self) -> bool:
+        """Does the server see sums of updates alone?"""
+        return isinstance(self.method.combine, SecureMean)
+
+    @property
+    def shares(self) -> bool:
+        """Does that hold against a server that lies?"""
+        return isinstance(self.method.combine, SecureMean) and self.method.combine.shares
+
+    def summed(self, round: int, number: int, clients: int, importance: Tensor | None = None) -> Summed:
+        """How the updates of a round become numbers that can be summed.
+
+        Args:
+            number: of the version that comes after the one that clients were sent.
+            clients: how many may be in the sum.
+            importance: of the ranks, as for ``Codec.encode``.
+
+        Raises:
+            WireError: they are too many.
+        """
+        names = self.method.factors.sent(round, self.initial)
+        part = {name: self.initial[name] for name in names}
+        return Summed(self.up, part, self.initial, number, clients, importance)
+
     # -- versions of an adapter ------------------------------------------------------------------------
 
     @cached_property
@@ -96,6 +138,11 @@ class Agreement:
     def template(self) -> Adapter:
         """Every tensor that a version may have: the factors, and the patch of a method that has one."""
         return self.initial | self.version_0
+
+    @cached_property
+    def nothing(self) -> bytes:
+        """The difference between two versions that are the same."""
+        return nothing(self.initial)
 
     @property
     def always_whole(self) -> bool:
@@ -135,10 +182,11 @@ def agreements(
         rows: methods of the caller's own, by name.
 
     Raises:
-        ConfigError: the method, or a setting of it, does not exist.
+        ConfigError: the method, or a setting of it, does not exist, or it cannot be had with secure aggregation.
     """
     codec, seed = config.codec, config.seed
     main = build(config.method, seed, rows)
+    main = secure(main, config.privacy, config.federation, up_codec(codec, seed, main.order.turns > 1))
     models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
     measures: dict[str, Any] = {"metrics": config.evaluation.metrics, "keep_best": config.evaluation.keep == "best"}
     made = {main.name: Agreement(main, codec, initial, base, seed, models, **measures)}

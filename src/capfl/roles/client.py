@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from capfl import adapter as algebra
-from capfl.errors import DataError, WireError
+from capfl.errors import DataError, TrainingError, WireError
 from capfl.methods.take_home import NearServer, Own
 from capfl.roles.agreement import Agreement
+from capfl.roles.keyring import Keyring
 from capfl.types import (
     Adapter,
     Broadcast,
@@ -19,6 +21,7 @@ from capfl.types import (
     HeldOut,
     Introduction,
     Kind,
+    LocalSteps,
     Penalty,
     Score,
     SplitName,
@@ -36,10 +39,35 @@ from capfl.wire import (
     receive,
     relay,
 )  # fmt: skip
+from capfl.wire.secure import (
+    Dealt,
+    Masked,
+    Offered,
+    Opened,
+    encode_dealt,
+    encode_masked,
+    encode_offered,
+    encode_opened,
+)  # fmt: skip
+
+Answer = TypeVar("Answer")
 
 
 def _nothing_to_score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
     raise DataError(f"this client has no {split} items to score an adapter on")
+
+
+@dataclass(frozen=True)
+class Lot:
+    """Clients of one process that may train together, because none of them needs what another learns in this turn.
+
+    Attributes:
+        size: most clients at once.
+        train: what ``LocalTrainer.train`` gives for each of some clients, or what it raises.
+    """
+
+    size: int
+    train: Callable[[Sequence[tuple[ClientId, LocalSteps]]], Sequence[Trained | TrainingError]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +81,8 @@ class LocalTrainer:
         score: adapters by name, on one split; on test items by the run's metrics, otherwise by what costs nothing more.
         test: how many test items there are.
         keep: puts the client's own adapter, at its ranks, where it belongs.
+        keyring: its keys of secure aggregation, which live as long as its process.
+        lot: trains it together with others; None: it always trains alone.
     """
 
     client: ClientId
@@ -62,6 +92,24 @@ class LocalTrainer:
     score: Callable[[SplitName, Mapping[str, Adapter]], dict[str, Score]] = _nothing_to_score
     test: HeldOut = field(default_factory=HeldOut)
     keep: Callable[[Adapter], None] | None = None
+    keyring: Keyring = field(default_factory=Keyring)
+    lot: Lot | None = None
+
+
+Training = Generator[LocalSteps, Trained, Answer]
+"""A client that is being visited: yields the local steps that it needs, is sent what they lead to, and returns."""
+
+
+def alone(training: Training[Answer], trainer: LocalTrainer) -> Answer:
+    """What a client returns that takes its local steps by itself. Raises whatever it or its trainer does."""
+    trained: Trained | None = None
+    while True:
+        try:
+            steps = next(training) if trained is None else training.send(trained)
+        except StopIteration as returned:
+            answer: Answer = returned.value
+            return answer
+        trained = trainer.train(steps.start, steps.round, steps.first_step, steps.penalty)
 
 
 def introduce(
@@ -86,18 +134,27 @@ def train(
         WireError: the request does not fit or is for someone else. ``memory`` is untouched then.
         TrainingError: a loss is not finite.
     """
+    return alone(training(request, memory, trainer, agreement), trainer)
+
+
+def training(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> Training[tuple[bytes, ClientState]]:
+    """As ``train``, and somebody else takes the local steps."""
     method, template = agreement.method, agreement.initial
     message = opened(request, trainer, agreement)
+    if agreement.secure:
+        trainer.keyring.check(message, agreement.schema)  # before a step is taken
     memory, number = received(message, memory, agreement), message.version + 1
 
     # local training, first of an adapter that never travels where the method has one
     if isinstance(method.takes_home, NearServer):
         near = method.takes_home.penalty(memory.known)
-        own = trainer.train(template | memory.adapter, message.round, memory.steps, near)
+        own = yield LocalSteps(template | memory.adapter, message.round, memory.steps, near)
         memory = replace(memory, adapter=own.adapter)
     start = method.starting_point(memory, template)
     importance = method.ranks.importance(memory.ranks)  # of this round: training may change it
-    trained = trainer.train(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
+    trained = yield LocalSteps(start, message.round, memory.steps, method.penalty(memory, trainer.n_train))
     change = method.change(start, trained, message.round)
     memory = replace(
         memory,
@@ -108,25 +165,67 @@ def train(
     if agreement.keep_best and "personal" in agreement.scored:
         memory = with_best(memory, _own_model(memory, start, trained.adapter, agreement), trainer)
 
-    # the change, and with error feedback what earlier messages could not carry of theirs
-    if agreement.up.compensation == "feedback":
-        body, residual = compensate(change, memory.residual, agreement.up, template, number, importance)
-    else:
-        body, residual = agreement.up.encode(change, template, number, importance), {}
-    n_steps = len(trained.losses)
-    update = Update(
-        message.round, trainer.client, {}, trainer.n_train, n_steps, sum(trained.losses) / n_steps,
-        ranks=method.ranks.report(memory),
-    )  # fmt: skip
+    n_steps, loss = len(trained.losses), sum(trained.losses) / len(trained.losses)
     memory = replace(
         memory,
         steps=memory.steps + n_steps,
         trained=message.round,
         known={} if agreement.always_whole else memory.known,  # the whole adapter will come again
-        residual=residual,
-        sent=relay([(trainer.n_train, body)]) if method.combine.passes_one and not agreement.down.exact else b"",
+        sent=b"",
+    )
+    if agreement.secure:
+        summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
+        hidden = trainer.keyring.hide(summed.whole(change, loss, n_steps), message, agreement.schema)
+        return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
+
+    # the change, and with error feedback what earlier messages could not carry of theirs
+    if agreement.up.compensation == "feedback":
+        body, residual = compensate(change, memory.residual, agreement.up, template, number, importance)
+    else:
+        body, residual = agreement.up.encode(change, template, number, importance), {}
+    passed_on = method.combine.passes_one and not agreement.down.exact
+    memory = replace(memory, residual=residual, sent=relay([(trainer.n_train, body)]) if passed_on else b"")
+    update = Update(
+        message.round, trainer.client, {}, trainer.n_train, n_steps, loss, ranks=method.ranks.report(memory)
     )
     return encode_update(update, body, agreement.up, agreement.schema), memory
+
+
+def offer_key(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Make a key that will hide the client's update of this round. Raises WireError: the request does not fit."""
+    message = _opened_secure(request, trainer, agreement)
+    offer = trainer.keyring.offer(message.round, trainer.client, agreement.schema, agreement.shares)
+    return encode_offered(Offered(message.round, trainer.client, offer), agreement.up, agreement.schema), memory
+
+
+def deal_shares(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Deal out shares of the secrets that will hide the client's update. Raises WireError: as ``Keyring.deal``."""
+    message = _opened_secure(request, trainer, agreement)
+    shares = trainer.keyring.deal(message, agreement.schema)
+    return encode_dealt(Dealt(message.round, trainer.client, shares), agreement.up, agreement.schema), memory
+
+
+def open_masks(
+    request: bytes, memory: ClientState, trainer: LocalTrainer, agreement: Agreement
+) -> tuple[bytes, ClientState]:
+    """Say the secrets that are shared with those who have not answered, or shares of everybody's.
+
+    Raises:
+        WireError: the request does not fit, or asks for more than that (``Keyring.open``).
+    """
+    message = _opened_secure(request, trainer, agreement)
+    secrets = trainer.keyring.open(message.round, message.gone)
+    return encode_opened(Opened(message.round, trainer.client, secrets), agreement.up, agreement.schema), memory
+
+
+def _opened_secure(request: bytes, trainer: LocalTrainer, agreement: Agreement) -> Broadcast:
+    if not agreement.secure:
+        raise WireError("a key was asked for, and this run has no secure aggregation: the sites' configs differ")
+    return opened(request, trainer, agreement)
 
 
 def validate(
@@ -168,7 +267,10 @@ def evaluate(
 
 ANSWERS: dict[Kind, Callable[[bytes, ClientState, LocalTrainer, Agreement], tuple[bytes, ClientState]]] = {
     "introduce": introduce,
+    "keys": offer_key,
+    "shares": deal_shares,
     "train": train,
+    "open": open_masks,
     "validate": validate,
     "evaluate": evaluate,
 }

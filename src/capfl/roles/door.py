@@ -11,6 +11,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import TrainConfig
 from capfl.errors import WireError
 from capfl.types import Introduction, ServerState, Update
+from capfl.wire.summed import Mean
 
 if TYPE_CHECKING:
     from capfl.roles.agreement import Agreement
@@ -32,7 +33,10 @@ class Limits:
         arXiv:1412.6980, section 2.1); so many steps, all elements in one direction, and what compression adds:
         what is scaled for what is not sent, or has waited until it was, is longer by a codec's ``gain``.
         """
-        steps = self.train.steps_of(n_train)
+        return self.longest_of(self.train.steps_of(n_train), n_elements, gain)
+
+    def longest_of(self, steps: float, n_elements: int, gain: float) -> float:
+        """The same for a number of steps."""
         return self.max_norm * self.train.learning_rate * steps * math.sqrt(n_elements) * gain
 
 
@@ -72,6 +76,20 @@ def admit(update: Update, state: ServerState, agreement: Agreement) -> float:
 
     method.ranks.check(state, update)  # what it says beside the change
     return norm
+
+
+def admit_mean(mean: Mean, agreement: Agreement) -> None:
+    """Check the mean of a sum of updates: nothing else is known of them.
+
+    Raises:
+        WireError: it is longer than the mean of honest updates.
+    """
+    limits = agreement.limits
+    if limits:
+        steps = min(mean.steps, limits.train.steps or mean.steps)
+        longest = limits.longest_of(steps, algebra.size(mean.change), agreement.up.gain)
+        if (norm := algebra.norm(mean.change)) > longest:
+            raise WireError(f"the mean update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")
 
 
 def admit_introduction(said: Introduction, agreement: Agreement) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median_low
 
 from capfl.errors import WireError
+from capfl.methods.combine import Fold
 from capfl.roles.agreement import Agreement
 from capfl.types import (
     EVERYBODY,
+    Adapter,
     Broadcast,
     ClientId,
     Evaluation,
     Group,
     Introduction,
+    Offer,
     ServerState,
     Update,
     Validation,
@@ -31,29 +34,44 @@ from capfl.wire import (
     relay,
     with_version,
 )  # fmt: skip
+from capfl.wire.secure import Dealt, Masked, Offered, Opened
 
 
-def request(state: ServerState, client: ClientId, agreement: Agreement, again: bool = False) -> Message:
+@dataclass(frozen=True)
+class Beside:
+    """What a request says of secure aggregation: the fields of ``Broadcast``."""
+
+    cohort: tuple[Offer, ...] = ()
+    gone: tuple[ClientId, ...] = ()
+    shares: tuple[bytes, ...] = ()
+
+
+def request(
+    state: ServerState, client: ClientId, agreement: Agreement, again: bool = False, beside: Beside | None = None
+) -> Message:
     """What one client is sent in the next round.
 
     Args:
         again: the client has failed, so nothing is taken for granted about what it knows.
+        beside: what secure aggregation says with it.
     """
     if again:
         state = replace(forgotten(state, {client}), heard={**state.heard, client: 0})
     method = agreement.method
     message = replace(
-        broadcast(state, client, agreement.template),
+        broadcast(state, client, agreement.template, agreement.nothing),
         grouping=method.grouping.announce(state, client),
         ranks=method.ranks.announce(state, client),
+        **vars(beside or Beside()),
     )
     missed = state.heard.get(client, 0) < state.round and not agreement.always_whole
     return encode_broadcast(message, agreement.down, agreement.schema, missed)
 
 
-def ask_for_introduction(state: ServerState, client: ClientId, agreement: Agreement) -> Message:
-    """What a client is sent that is to say what its data are like: nothing but who is asked, and in which round."""
-    message = Broadcast(state.round + 1, client, state.version, None, ())
+def ask(state: ServerState, client: ClientId, agreement: Agreement, beside: Beside | None = None) -> Message:
+    """What a client is sent that is to say something and not to train, such as what its data are like: nothing but who
+    is asked, in which round, and what secure aggregation says with it."""
+    message = Broadcast(state.round + 1, client, state.version, None, (), **vars(beside or Beside()))
     return encode_broadcast(message, agreement.down, agreement.schema)
 
 
@@ -87,9 +105,8 @@ class Aggregation:
         self._begin_turn()
 
     def _begin_turn(self) -> None:
-        start, round = self._agreement.method.combine.start, self.state.round + 1
-        self._folds = {name: start(group.adapter, round) for name, group in self.state.groups.items()}
-        self._bodies: dict[str, list[tuple[int, bytes]]] = {name: [] for name in self.state.groups}
+        self._folds: dict[str, Fold] = {}  # of the groups in which somebody has trained, as all below
+        self._bodies: dict[str, list[tuple[int, bytes]]] = {}
         self._turn: list[ClientId] = []
         self._waiting: list[Update] = []
 
@@ -99,6 +116,15 @@ class Aggregation:
         self._waiting.append(update)
         if len(self._claims) >= ENOUGH:
             self._fold()
+
+    def add_mean(self, group: str, clients: Sequence[ClientId], change: Adapter) -> None:
+        """Take the mean change of some clients of a group, in which they count alike."""
+        start = self._agreement.method.combine.start
+        for name in dict.fromkeys((EVERYBODY, group)):
+            if name not in self._folds:
+                self._folds[name] = start(self.state.groups[name].adapter, self.state.round + 1)
+            self._folds[name].add(change, len(clients))
+        self._turn += clients
 
     def _fold(self) -> None:
         state, method = self.state, self._agreement.method
@@ -110,6 +136,8 @@ class Aggregation:
             importance = method.ranks.of_client(state, update.client)
             ranks = None if importance is None else importance > 0
             for name in dict.fromkeys((EVERYBODY, state.group_name(update.client))):
+                if name not in self._folds:
+                    self._folds[name] = method.combine.start(state.groups[name].adapter, state.round + 1)
                 self._folds[name].add(update.adapter, update.n_train, ranks)
                 self._keep_body(name, update)
             self._turn.append(update.client)
@@ -118,7 +146,7 @@ class Aggregation:
 
     def _keep_body(self, group: str, update: Update) -> None:
         """Keep what may be relayed: all updates, or the only one of a group in this turn."""
-        bodies, combine = self._bodies[group], self._agreement.method.combine
+        bodies, combine = self._bodies.setdefault(group, []), self._agreement.method.combine
         if combine.relays or (combine.passes_one and len(bodies) < 2):
             bodies.append((update.n_train, update.body))
 
@@ -143,18 +171,23 @@ class Aggregation:
     def _relays_one(self, group: str) -> bool:
         """Is the group's next version what its only update of this turn leads to?"""
         combine = self._agreement.method.combine
-        return len(self._bodies[group]) == 1 and combine.passes_one and not self._agreement.down.exact
+        return len(self._bodies.get(group, ())) == 1 and combine.passes_one and not self._agreement.down.exact
 
     def _next(self, name: str, group: Group, number: int) -> Group:
         """A group with its next version: relayed as it came where it can be, or encoded."""
-        agreed, bodies = self._agreement, self._bodies[name]
-        method, group = agreed.method, replace(group, adapter=self._folds[name].value())
+        agreed, bodies = self._agreement, self._bodies.get(name, [])
+        method = agreed.method
+        if name in self._folds:
+            group = replace(group, adapter=self._folds[name].value())
         target = method.factors.travelling(group.adapter)
         if method.combine.relays and bodies:
-            return with_version(group, target, relay(bodies))
+            return with_version(group, target, relay(bodies), agreed.nothing)
         if self._relays_one(name):
             body = relay(bodies)
-            return with_version(group, agreed.next_version(group.known, body, number), body)
+            known = agreed.next_version(group.known, body, number)
+            if agreed.down.scales:  # nothing is carried over: the two are the same, and in memory and on disk once
+                group = replace(group, adapter=group.adapter | known)
+            return with_version(group, known, body, agreed.nothing)
         return advance(group, target, number, agreed.down, agreed.initial, self._told)
 
     def value(self) -> ServerState:
@@ -196,7 +229,7 @@ def read_introduction(
         WireError: it does not fit, or belongs to another client or round.
     """
     said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
-    _check_sender(said, client, state)
+    check_sender(said, client, state)
     return said, parts
 
 
@@ -207,7 +240,7 @@ def read_update(
     update, parts = decode_update(
         reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
     )
-    _check_sender(update, client, state)
+    check_sender(update, client, state)
     return update, parts
 
 
@@ -216,7 +249,7 @@ def read_validation(
 ) -> tuple[Validation, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
     validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    _check_sender(validation, client, state)
+    check_sender(validation, client, state)
     return validation, parts
 
 
@@ -228,16 +261,19 @@ def read_evaluation(
     Raises as ``read_introduction``, and where models are missing.
     """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
-    _check_sender(evaluation, client, state)
+    check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
 
 
-def _check_sender(
-    message: Introduction | Update | Validation | Evaluation, client: ClientId, state: ServerState
+def check_sender(
+    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Masked | Opened,
+    client: ClientId,
+    state: ServerState,
 ) -> None:
+    """Raises WireError: a reply is of another client or round."""
     round = state.round + 1
     if message.client != client:
         raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")

@@ -22,7 +22,7 @@ from capfl.types import Adapter
 from capfl.wire import positions, select
 from capfl.wire.body import pack, unpack
 from capfl.wire.budget import Budget, read_importance, write_importance
-from capfl.wire.layout import Layout, Places
+from capfl.wire.layout import Floats, Layout, Places
 from capfl.wire.sections import Section
 from capfl.wire.values import VALUES, Values
 
@@ -69,14 +69,32 @@ class Codec:
         Raises:
             WireError: a tensor that is not the template's, values that are not finite, or importance that is not one.
         """
+        layout = Layout.of(adapter, template)
+        if not layout.size:
+            return pack(layout.flatten(adapter), layout.all(), self.values, layout, template)
+        coded = None if importance is None else write_importance(importance, Layout.of(template, template).n_ranks)
+        flat, kept, drawn = self.select(adapter, template, number, coded)
+        if drawn:
+            return pack(flat, kept, self.values, layout, template, False, self.scales, coded)
+        return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.scales)
+
+    def select(
+        self, adapter: Adapter, template: Adapter, number: int, coded: bytes | None = None
+    ) -> tuple[Floats, Places, bool]:
+        """The elements of an adapter (size,), scaled for what is left out; the positions (n,) of what is sent of them;
+        and whether chance has decided on these.
+
+        Args:
+            coded: importance of the ranks, as ``wire.budget`` writes it.
+
+        Raises:
+            WireError: as ``encode``.
+        """
         layout, whole = Layout.of(adapter, template), Layout.of(template, template)
         flat = layout.flatten(adapter)
-        if not layout.size:
-            return pack(flat, layout.all(), self.values, layout, template)
         if not all(np.isfinite(flat[block.elements]).all() for block in layout.blocks()):
             bad = next(name for name, t in adapter.items() if not bool(t.isfinite().all()))
             raise WireError(f"{bad!r} has values that are not finite")
-        coded = None if importance is None else write_importance(importance, whole.n_ranks)
         budget = self._by_rank(coded, layout, whole)
         drawn = self._drawn(layout, whole, number, budget)
         kept = select.largest(flat, budget or Budget.by_tensor(self.density, layout)) if drawn is None else drawn
@@ -85,9 +103,7 @@ class Codec:
             share = share if self.compensation == "unbiased" else np.sqrt(share)
             for block in layout.blocks():
                 flat[block.elements] /= np.repeat(share[block.ranks], layout.rank_sizes[block.ranks])
-        if drawn is None:
-            return pack(flat, kept, self.values, layout, template, len(kept) < layout.size, self.scales)
-        return pack(flat, kept, self.values, layout, template, False, self.scales, coded)
+        return flat, kept, drawn is not None
 
     def decode(self, body: memoryview, template: Adapter, number: int) -> Adapter:
         """What arrives: zero where nothing was sent.
@@ -138,7 +154,11 @@ class Codec:
             return positions.decode(found[Section.POSITIONS], layout.size)
         if Section.RANKS in found and self.mask != "random":
             raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
-        drawn = self._drawn(layout, whole, number, self._by_rank(found.get(Section.RANKS), layout, whole))
+        return self.common(layout, whole, number, found.get(Section.RANKS))
+
+    def common(self, layout: Layout, whole: Layout, number: int, coded: bytes | memoryview | None = None) -> Places:
+        """The positions (n,) of what both sides know to be sent, without a list: what chance selects, or all."""
+        drawn = self._drawn(layout, whole, number, self._by_rank(coded, layout, whole))
         return layout.all() if drawn is None else drawn
 
     def _by_rank(self, coded: bytes | memoryview | None, layout: Layout, whole: Layout) -> Budget | None:

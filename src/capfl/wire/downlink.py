@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 
 import numpy.typing as npt
 
@@ -41,41 +42,63 @@ def advance(
         importance: of the ranks, as for ``Codec.encode``; a codec that loses nothing sends all that changed, whatever
             it is.
     """
+    same = all(t is group.known.get(name) for name, t in target.items())  # nobody of many groups of few has trained
     if codec.exact:  # the whole adapter is no longer than a difference, and free of rounding
-        return replace(group, known=target, log=())
-    if all(t is group.known.get(name) for name, t in target.items()):  # nobody of many groups of few has trained
-        return with_version(group, group.known, codec.encode({}, template, number))
-    difference = algebra.moved(algebra.subtract(target, group.known))  # the factors that clients have drawn theirs with
+        return group if same else replace(group, known=target, log=())
+    # the factors that clients have drawn theirs with
+    difference = {} if same else algebra.moved(algebra.subtract(target, group.known))
+    if not difference:
+        return replace(group, idle=group.idle + 1)
     body = codec.encode(difference, template, number, importance)
     known = algebra.add(group.known, codec.decode(memoryview(body), template, number))
     if codec.scales:  # nothing is carried over: what clients know is the adapter
         group = replace(group, adapter=group.adapter | known)
-    return with_version(group, known, body)
+    return with_version(group, known, body, nothing(template))
 
 
-def with_version(group: Group, known: Adapter, body: bytes) -> Group:
+def with_version(group: Group, known: Adapter, body: bytes, nothing: bytes) -> Group:
     """The group with its next version, and with the difference that leads there from the one before.
 
     Differences are kept as long as they are together no longer than the whole adapter; the newest always is.
+
+    Args:
+        nothing: what ``nothing`` gives.
     """
-    log = (*group.log, body)
-    while len(log) > 1 and sum(map(len, log)) > 4 * algebra.size(known):
-        log = log[1:]
-    return replace(group, known=known, log=log)
+    log, left = [body], 4 * algebra.size(known) - len(body)
+    for before in chain(repeat(nothing, group.idle), reversed(group.log)):
+        left -= len(before)
+        if left < 0:
+            break
+        log.append(before)
+    return replace(group, known=known, log=tuple(reversed(log)), idle=0)
 
 
-def broadcast(state: ServerState, client: ClientId, template: Adapter) -> Broadcast:
+def nothing(template: Adapter) -> bytes:
+    """The difference between two versions that are the same. ``template`` is that of differences."""
+    return WHOLE.encode({}, template, 0)
+
+
+def differences(group: Group, number: int, nothing: bytes) -> tuple[bytes, ...] | None:
+    """The newest differences of a group, so many; None: they are no longer kept."""
+    idle = min(number, group.idle)
+    if number - idle > len(group.log):
+        return None
+    found = (*group.log[len(group.log) - number + idle :], *repeat(nothing, idle))
+    return found if number <= 1 or sum(map(len, found)) <= 4 * algebra.size(group.known) else None
+
+
+def broadcast(state: ServerState, client: ClientId, template: Adapter, nothing: bytes) -> Broadcast:
     """What brings a client from the version of its group's adapter that it knows to the newest, in the next round.
 
     Args:
         template: has every tensor of a version.
+        nothing: what ``nothing`` gives.
     """
     group, version = state.group(client), state.versions.get(client, 0)
-    n_missed = state.version - version
-    if n_missed > len(group.log):
+    missed = differences(group, state.version - version, nothing)
+    if missed is None:
         whole = WHOLE.encode(group.known, template, state.version)
         return Broadcast(state.round + 1, client, state.version, whole, ())
-    missed = group.log[len(group.log) - n_missed :]
     if missed and state.own.get(client) == version + 1:
         missed = (OWN, *missed[1:])
     return Broadcast(state.round + 1, client, state.version, None, missed)

@@ -11,9 +11,11 @@ from capfl.wire import records
 from capfl.wire.codec import Codec
 from capfl.wire.header import LARGEST_LOSS, Header, seal, unseal
 from capfl.wire.sections import Section, parts, read, split, write
+from capfl.wire.secure import read_cohort, read_gone, read_shares, write_cohort, write_gone, write_shares
 
 BROADCAST, UPDATE, INTRODUCTION = 1, 2, 5
 _RECORDS = (Section.GROUPING, Section.RANKING)
+_SECURE = (Section.COHORT, Section.GONE, Section.SHARES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, missed: bo
     if message.state is not None:
         body = write(Section.STATE, message.state)
     beside = _write_records(message.grouping, message.ranks)
+    beside += write_cohort(message.cohort) + write_gone(message.gone) + write_shares(message.shares)
     header = Header(BROADCAST, codec.values.tag, message.round, schema, message.client, steps=message.version)
     blob = seal(header, beside + body)
     bodies = [*message.differences] if message.state is None else [message.state]
@@ -57,7 +60,7 @@ def encode_broadcast(message: Broadcast, codec: Codec, schema: bytes, missed: bo
 def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = NO_RECORDS) -> Broadcast:
     """The bodies inside are decoded by ``downlink.receive``, which knows what they are applied to."""
     header, body = unseal(blob, BROADCAST, codec.values.tag, schema)
-    beside, body = split(body, _RECORDS)
+    beside, body = split(body, (*_RECORDS, *_SECURE))
     sections = list(read(body, (Section.DIFFERENCE, Section.STATE)))
     states = [bytes(data) for tag, data in sections if tag is Section.STATE]
     if states and len(sections) > 1:
@@ -67,7 +70,11 @@ def decode_broadcast(blob: bytes, codec: Codec, schema: bytes, kinds: Records = 
     differences = () if states else tuple(bytes(data) for _, data in sections)
     grouping, ranks = _read_records(beside, kinds)
     state = states[0] if states else None
-    return Broadcast(header.round, header.client, header.steps, state, differences, grouping, ranks)
+    cohort, gone = read_cohort(beside.get(Section.COHORT)), read_gone(beside.get(Section.GONE))
+    shares = read_shares(beside.get(Section.SHARES))
+    return Broadcast(
+        header.round, header.client, header.steps, state, differences, grouping, ranks, cohort, gone, shares
+    )
 
 
 def encode_introduction(message: Introduction, codec: Codec, schema: bytes) -> bytes:

@@ -18,8 +18,15 @@ class Section(IntEnum):
     SCORES = 8  # a record: of models
     RELAYED = 11  # a weight, and sections again: the update of one client
     RANKING = 12  # a record: what the method says of ranks
+    KEY = 13  # secure aggregation: a public key, and its signature
+    COHORT = 14  # the keys of all whose updates will be summed
+    GONE = 15  # clients of these that have not answered
     DIFFERENCE = 16  # sections again: the change from one version of a group's adapter to the next
     STATE = 17  # sections again: the adapter itself
+    NUMBERS = 18  # secure aggregation: scales, loss and steps, masked
+    MASKED = 19  # values, masked
+    SECRETS = 20  # shared with clients that have not answered
+    SHARES = 21  # of secrets: sealed, or opened
 
 
 PARTS = {
@@ -30,6 +37,15 @@ PARTS = {
     Section.VALUES: "values",
     Section.GROUPING: "records",
     Section.RANKING: "records",
+}
+PARTS_OF_SECURE = {
+    Section.KEY: "keys",
+    Section.COHORT: "keys",
+    Section.GONE: "keys",
+    Section.SECRETS: "keys",
+    Section.SHARES: "keys",
+    Section.NUMBERS: "scales",
+    Section.MASKED: "values",
 }
 HEAD = 5  # bytes of tag and length
 WEIGHT = 4  # bytes of a relayed update's weight
@@ -75,11 +91,15 @@ def split(body: memoryview, first: tuple[Section, ...]) -> tuple[dict[Section, m
 def parts(body: bytes | memoryview) -> dict[str, int]:
     """How many bytes of a body, or of relayed ones, belong to each part of the ledger.
 
-    Tags, lengths and weights of sections count as header.
+    Tags, lengths and weights of sections count as header. There are keys only where there is secure aggregation.
     """
     counted = dict.fromkeys(PARTS.values(), 0)
-    for tag, data in read(memoryview(body), (*PARTS, Section.RELAYED)):
+    for tag, data in read(memoryview(body), (*PARTS, *PARTS_OF_SECURE, Section.RELAYED)):
         counted["header"] += HEAD
+        if tag in PARTS_OF_SECURE:
+            part = PARTS_OF_SECURE[tag]
+            counted[part] = counted.get(part, 0) + len(data)
+            continue
         if tag is Section.RELAYED:
             counted["header"] += WEIGHT
             for part, n in parts(data[WEIGHT:]).items():

@@ -77,9 +77,12 @@ Turns = npt.NDArray[np.unsignedinteger[Any]]
 
 def _turns(layout: Layout, whole: Layout, seed: int) -> Turns:
     """The turns of a message's elements among those of their ranks that are in the message."""
+    return _all_turns(whole, seed) if layout.shapes == whole.shapes else _turns_of_part(layout, whole, seed)
+
+
+@lru_cache(maxsize=2)  # where factors are trained one after the other, there are two kinds of messages
+def _turns_of_part(layout: Layout, whole: Layout, seed: int) -> Turns:
     of_all = _all_turns(whole, seed)
-    if layout.shapes == whole.shapes:
-        return of_all
     found = np.empty(layout.size, of_all.dtype)
     at, there = _pieces(whole), _pieces(layout)
     for module, pieces in there.items():
@@ -91,6 +94,7 @@ def _turns(layout: Layout, whole: Layout, seed: int) -> Turns:
             marks = np.zeros((len(rows), int(rows.max(initial=0)) + 1), np.int32)
             np.put_along_axis(marks, rows, 1, axis=1)
             found[piece] = (np.take_along_axis(np.cumsum(marks, axis=1), rows, axis=1) - 1).reshape(-1)
+    found.setflags(write=False)
     return found
 
 

@@ -16,6 +16,7 @@ from capfl.config.schema import DataConfig, TrainConfig
 from capfl.errors import DataError, ModelError
 from capfl.model import tiny
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.remarks import remarks
 from capfl.model.tokens import Example, Row, encode, prompt_ids
 from capfl.model.train import local_steps
@@ -108,7 +109,7 @@ def test_the_loss_is_over_the_answers_wherever_they_stand(adapt) -> None:  # typ
     expected = F.cross_entropy(torch.cat(logits), torch.cat(targets), ignore_index=-100)
     start = model.initial_adapter(0)
     config = TrainConfig(batch_size=2, accumulate=2)
-    trained = local_steps(model, HiddenCache(2**20), Rows(rows), [[0, 1]], start, config)
+    trained = local_steps(model, HiddenCache(2**20), Job(Rows(rows), [[0, 1]], start), config)
     assert trained.losses[0] == pytest.approx(expected.item(), rel=1e-5)
     assert algebra.size(trained.adapter)
 

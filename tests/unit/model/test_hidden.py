@@ -12,6 +12,7 @@ import torch
 from capfl.config.schema import RuntimeConfig, TrainConfig
 from capfl.errors import CheckpointError
 from capfl.model.hidden import BLOCK, HiddenCache, Rows, open_cache
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, Row
@@ -43,7 +44,7 @@ def work(model: AdaptedModel, start: Adapter, cache: HiddenCache) -> tuple[objec
     data, scorable = Rows(ROWS), Scorable([Example(row, 0) for row in rows(40, seed=1)])
     adapter, losses = start, []
     for _ in range(2):
-        trained = local_steps(model, cache, data, PLAN, adapter, TrainConfig(learning_rate=0.01))
+        trained = local_steps(model, cache, Job(data, PLAN, adapter), TrainConfig(learning_rate=0.01))
         adapter, losses = trained.adapter, [*losses, *trained.losses]
         cache.end_visit()
     found = score(model, cache, scorable, adapter, 7)
@@ -57,9 +58,9 @@ def test_every_place_and_every_bound_gives_the_same_bits(adapt, wander, tmp_path
     for limit, folder in ((0, None), (ROOM, tmp_path / "all"), (FIRST + 200, tmp_path / "one")):
         with HiddenCache(limit, folder) as cache:
             assert work(model, start, cache) == expected
-            assert cache.used_bytes <= limit
+            assert cache.usage()["bytes"] <= limit
             if folder is not None:
-                assert sum(path.stat().st_size for path in folder.iterdir()) == cache.used_bytes > 0
+                assert sum(path.stat().st_size for path in folder.iterdir()) == cache.usage()["bytes"] > 0
     assert list(tmp_path.iterdir()) == []  # removed at the end
 
 
@@ -75,16 +76,16 @@ def test_what_fits_is_computed_once(adapt, tmp_path, limit, on_disk, computed):
             for batch in data.by_length(16):
                 data.batch(model, cache, batch)
             cache.end_visit()
-        assert cache.computed == computed
-        assert cache.computed + cache.reused == 15  # three visits of five batches
-        assert cache.used_bytes <= limit
+        assert cache.usage()["computed"] == computed
+        assert cache.usage()["computed"] + cache.usage()["reused"] == 15  # three visits of five batches
+        assert cache.usage()["bytes"] <= limit
 
 
 def states(cache: HiddenCache, model: AdaptedModel, ids: Sequence[np.ndarray] = IDS) -> tuple[int, torch.Tensor]:
     """How many blocks were computed for these rows, and what the cache has of them."""
-    before = cache.computed
+    before = cache.usage()["computed"]
     found = cache.block(model, ids)
-    return cache.computed - before, found
+    return cache.usage()["computed"] - before, found
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -171,7 +172,7 @@ def test_a_batch_by_hand(adapt):
     assert not batch.hidden[1, 3:].any()
     cache = HiddenCache(ROOM)
     assert data.batch(adapt(layers="all"), cache, [0]).hidden is None
-    assert cache.computed == 0
+    assert cache.usage()["computed"] == 0
 
 
 def test_a_rows_state_does_not_depend_on_its_batch(adapt):

@@ -13,6 +13,7 @@ from capfl.errors import ModelError
 from capfl.model import tiny
 from capfl.model.base import Base
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import Row
 from capfl.model.train import local_steps
@@ -99,7 +100,7 @@ def test_training_works_on_the_patched_base_and_leaves_the_patch(adapt, wander):
     rows = Rows([Row(np.arange(i, i + 6), np.array([i])) for i in range(1, 9)])
 
     def trained(start: Adapter) -> Adapter:
-        return local_steps(model, HiddenCache(0), rows, [[0, 1, 2, 3], [4, 5, 6, 7]], start, TrainConfig()).adapter
+        return local_steps(model, HiddenCache(0), Job(rows, [[0, 1, 2, 3], [4, 5, 6, 7]], start), TrainConfig()).adapter
 
     adapter = patched(wander(model))
     copies = {name: t.clone() for name, t in adapter.items()}

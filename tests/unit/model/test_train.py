@@ -12,6 +12,7 @@ from capfl.config.schema import TrainConfig
 from capfl.errors import TrainingError
 from capfl.model import tiny
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.tokens import Row
 from capfl.model.train import local_steps, scheduled
 from capfl.rng import torch_stream
@@ -36,7 +37,7 @@ PLAN = [[0, 1, 2], [2, 3], [1, 2]]
 
 def train(model, start: Adapter, plan=PLAN, config: TrainConfig | None = None, **more):  # type: ignore[no-untyped-def]
     config = config or TrainConfig(learning_rate=LR)
-    return local_steps(model, HiddenCache(1 << 20), Rows(ROWS), plan, start, config, **more)
+    return local_steps(model, HiddenCache(1 << 20), Job(Rows(ROWS), plan, start, **more), config)
 
 
 def moved(start: Adapter, trained: Adapter) -> dict[str, float]:

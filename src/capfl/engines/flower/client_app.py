@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
+from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
 from capfl.errors import CapflError, code_of, printable
+from capfl.roles.keyring import Keyring
 from capfl.site import Site
 from capfl.types import ClientId
 
@@ -54,8 +58,14 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
             close()
         own = {"runtime.own_metrics": [], **json.loads(str(given.get("settings", "{}")))}  # never what the server says
         config = from_toml(str(context.run_config["config"]), own)
-        _open[folder] = Site(config, me, folder, Path(str(given["data"])))
+        _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
         print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
         for remark in _open[folder].remarks:
             print(printable(remark), flush=True)
     return _open[folder]
+
+
+def _keyring(given: Mapping[str, object]) -> Keyring:
+    """Keys of secure aggregation, signed by the node's own, and checked where the site knows the others'."""
+    peers = given.get("peers")
+    return Keyring(signer(Path(str(given["key"]))), verifier(Path(str(peers))) if peers else None)

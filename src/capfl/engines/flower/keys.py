@@ -1,7 +1,8 @@
-"""Certificate and keys of a network: by what nodes know the server, and the server its nodes.
+"""Certificate and keys of a network: by what nodes know the server, the server its nodes, and nodes each other.
 
 The server has one certificate, which each site is given and trusts alone. Every node has a key pair of its own. P-384
-throughout: the strongest curve that Flower's node authentication takes.
+throughout: the strongest curve that Flower's node authentication takes. By this key a node also signs its keys of
+secure aggregation, which the server hands on to the others.
 """
 
 from __future__ import annotations
@@ -10,18 +11,34 @@ import datetime
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from capfl.engines.flower.addresses import LOCAL, bare
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, WireError
+from capfl.roles.keyring import Sign, Verify
+from capfl.types import Offer
 
+K = TypeVar("K")
+
+CLIENT = r"\w[\w.-]*"
+HALF = 48  # bytes of either number of a signature
 DAYS = 3650  # for which a certificate is valid; another one has to be taken to every site
 
 
@@ -39,7 +56,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
         ConfigError: a node's name is no client id; or the server's certificate is there, and not for all hosts.
     """
     for name in nodes:
-        if not re.fullmatch(r"\w[\w.-]*", name):
+        if not re.fullmatch(CLIENT, name):
             raise ConfigError(
                 f"--nodes: {name!r} is no client id; begin with a letter, go on with letters, digits, _-."
             )
@@ -66,6 +83,49 @@ def hosts_of(certificate: Path) -> list[str]:
     read = x509.load_pem_x509_certificate(certificate.read_bytes())
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
+
+
+def signer(key: Path) -> Sign:
+    """Signs by a node's key: ECDSA with SHA-384, r and s of 48 bytes each.
+
+    Raises:
+        ConfigError: the file is no key of ``make_keys``.
+    """
+    own = _loaded(key, lambda data: load_ssh_private_key(data, None))
+    if not isinstance(own, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{key} is a key of another kind; make one with: capfl flower keys")
+
+    def sign(data: bytes) -> bytes:
+        r, s = decode_dss_signature(own.sign(data, ec.ECDSA(hashes.SHA384())))
+        return r.to_bytes(HALF, "big") + s.to_bytes(HALF, "big")
+
+    return sign
+
+
+def verifier(folder: Path) -> Verify:
+    """Checks what other nodes have signed, by their public keys CLIENT.pub in a folder."""
+
+    def verify(offer: Offer, data: bytes) -> None:
+        path = folder / f"{offer.client}.pub"
+        if not re.fullmatch(CLIENT, offer.client) or not path.is_file():
+            raise WireError(f"--peers: {folder} has no public key of client {offer.client!r}, whose update is summed")
+        public = _loaded(path, load_ssh_public_key)
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise ConfigError(f"--peers: {path} is a key of another kind; give what capfl flower keys made")
+        r, s = (int.from_bytes(half, "big") for half in (offer.signature[:HALF], offer.signature[HALF:]))
+        try:
+            public.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA384()))
+        except InvalidSignature as error:
+            raise WireError(f"the key of client {offer.client!r} is not signed by its node: {path}") from error
+
+    return verify
+
+
+def _loaded(path: Path, load: Callable[[bytes], K]) -> K:
+    try:
+        return load(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no key of capfl flower keys: {error}") from error
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]) -> bytes:

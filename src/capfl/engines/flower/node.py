@@ -26,6 +26,7 @@ def run_node(
     state: Path,
     certificate: Path,
     key: Path,
+    peers: Path | None,
     settings: Mapping[str, str],
     say: Say,
 ) -> None:
@@ -37,6 +38,7 @@ def run_node(
         state: folder of what it remembers from round to round, and of its adapters.
         certificate: the server's.
         key: the node's own, of ``capfl flower keys``.
+        peers: a folder with the public keys of all nodes, by which keys of secure aggregation are checked.
         settings: what the site decides for itself, by the keys of the config.
 
     Raises:
@@ -46,8 +48,11 @@ def run_node(
     for path in (data, certificate, key):
         if not (path.is_file() or (path == data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
+    if peers is not None and not peers.is_dir():
+        raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
     server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
+    given |= {"key": str(key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
     given |= {"settings": json.dumps(dict(settings))} if settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")

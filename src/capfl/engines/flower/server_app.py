@@ -24,6 +24,7 @@ from capfl.engines.flower.internals import tolerant
 from capfl.engines.flower.messages import Request
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
+from capfl.report.findings import findings, in_short, verdicts
 from capfl.report.progress import Callback, Printer
 from capfl.report.summary import Summary
 from capfl.report.tables import summary_table
@@ -47,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
         raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
-    console.print(summary_table(summary))
+    said = [*verdicts(summary), *findings(summary), in_short(summary)]
+    console.print(summary_table(summary, said), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything but the clients' own adapters is in {path}", soft_wrap=True)
     sys.stdout.flush()
 

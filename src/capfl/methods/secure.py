@@ -1,0 +1,92 @@
+"""Secure aggregation: another way to combine, for a server that learns the sum of the changes and no single one.
+
+The changes come to the server as whole numbers under masks that cancel in their sum (``maths.masks``, ``wire.summed``).
+What the server makes of the sum is the adapter plus the mean change. All clients count alike: how many items each has
+is not said. Here is what that is possible for; docs/security.md has the protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from capfl.config.schema import FederationConfig, PrivacyConfig
+from capfl.errors import ConfigError
+from capfl.maths import masks
+from capfl.methods.combine import WeightedMean
+from capfl.methods.method import Method
+from capfl.methods.robust import refuse_other_than_mean
+from capfl.wire import Codec
+from capfl.wire.summed import BITS
+
+FEWEST = 3  # clients in a sum: of two, each would learn the other's change
+_KEY = "privacy.secure_aggregation"
+
+
+@dataclass(frozen=True)
+class SecureMean(WeightedMean):
+    """The adapter plus the mean of changes of which the server sees the sum alone.
+
+    Attributes:
+        shares: does that hold against a server that lies? Then clients deal out shares of their secrets.
+    """
+
+    shares: bool = False
+    about = "mean of A, mean of B, of which the server sees the sum alone (secure aggregation)"
+
+    @property
+    def passes_one(self) -> bool:  # type: ignore[override]
+        return False
+
+
+def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig, up: Codec) -> Method:
+    """The method, with secure aggregation if the config asks for it. ``up`` encodes its updates.
+
+    Raises:
+        ConfigError: a sum is not enough for the method, the codec or another setting; says which, and what to do.
+    """
+    if privacy.secure_aggregation == "off":
+        return method
+    plain = isinstance(method.combine, WeightedMean)
+    step = method.combine.step if isinstance(method.combine, WeightedMean) else 1.0
+    refuse_other_than_mean(replace(method, combine=WeightedMean()) if plain else method, _KEY)
+    if federation.robust != "none":
+        raise ConfigError(
+            f"{_KEY}: federation.robust = {federation.robust} compares single changes, which the server does not see; "
+            "leave one of them out"
+        )
+    if privacy.on:
+        raise ConfigError(
+            f"{_KEY}: privacy.noise_multiplier has the server clip single changes, which it does not see; leave one of "
+            "them out"
+        )
+    if federation.max_items is not None:
+        raise ConfigError(
+            f"{_KEY}: clients do not say how many items they have, so federation.max_items has nothing to bound; leave "
+            "it out"
+        )
+    if up.values.name not in BITS:
+        raise ConfigError(
+            f"{_KEY}: values of {up.values.name} are no whole numbers that could be summed under masks; use "
+            f"codec.values = {', '.join(BITS)}"
+        )
+    if up.mask == "top" and up.density < 1:
+        raise ConfigError(
+            f"{_KEY}: with codec.mask = top every client sends other elements, and which they are would be in clear; "
+            "use codec.mask = random, or codec.density = 1"
+        )
+    if up.compensation == "feedback":
+        raise ConfigError(
+            f"{_KEY}: a client cannot know what arrives of its change, because the server scales the sum as a whole, "
+            "so there is no rest to carry over; use codec.compensation = unbiased (or off, with codec.mask = top)"
+        )
+    masks.require()
+    return replace(method, combine=SecureMean(step, privacy.secure_aggregation == "malicious-server"))
+
+
+def refuse_few(method: Method, asked: int) -> None:
+    """Raises ConfigError: so few clients take part in a round that their sum would give them away."""
+    if isinstance(method.combine, SecureMean) and asked < FEWEST:
+        raise ConfigError(
+            f"{_KEY}: {asked} clients take part in a round, and in a sum of two each would learn the other's change; "
+            f"have at least {FEWEST} clients, and a federation.fraction that takes {FEWEST} of them"
+        )
