@@ -24,7 +24,7 @@ def test_the_python_example_runs(
     monkeypatch.chdir(tmp_path)
     exec(code.replace('model="smollm2"', 'model="tiny", threads=1'), {})
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["clinic", "shop", "runs/api/adapters/clients/clinic"]
+    assert [line.split()[0] for line in printed] == ["east", "north", "south", "runs/first/adapters/clients/north"]
 
 
 def options(command: click.Command) -> set[str]:

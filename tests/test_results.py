@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/results/methods.md"
+RESULTS = ROOT / "docs/results"
+SHOWN = ["local", "fedit", "ca-pfl-small", "ca-pfl"]  # in the README
 
 
 @pytest.fixture
@@ -21,22 +22,23 @@ def readme(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def rows_of(name: str) -> list[dict]:
-    return json.loads(PAGE.with_name(f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
 
 
 def test_the_readme_has_the_rows_of_the_comparison(readme: ModuleType) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.into(text, "methods", readme.table(rows_of("methods"), list(readme.VARIANTS))) == text
-    for page in ("no marks", f"{readme.END}{readme.begin('methods')}"):
-        with pytest.raises(ValueError, match="the page needs a line '<!-- table: methods -->'"):
-            readme.into(page, "methods", "text")
+    assert readme.into(text, "comparison", readme.table(rows_of("comparison"), SHOWN)) == text
+    for page in ("no marks", f"{readme.END}{readme.begin('comparison')}"):
+        with pytest.raises(ValueError, match="the page needs a line '<!-- table: comparison -->'"):
+            readme.into(page, "comparison", "text")
 
 
-@pytest.mark.parametrize(
-    "name", ["methods", "ablations", "ablations-conflict", "earlier", "commonsense", "parts", "parts-conflict"]
-)
-def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, name: str) -> None:
-    _, _, rest = PAGE.read_text(encoding="utf-8").partition(readme.begin(name))
+OF_METHODS = ["methods", "ablations", "ablations-conflict", "earlier", "commonsense", "parts", "parts-conflict"]
+
+
+@pytest.mark.parametrize(("page", "name"), [("comparison.md", "comparison"), *(("methods.md", n) for n in OF_METHODS)])
+def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, page: str, name: str) -> None:
+    _, _, rest = (RESULTS / page).read_text(encoding="utf-8").partition(readme.begin(name))
     lines = [line for line in rest.partition(readme.END)[0].splitlines() if line.startswith("| ")]
     rows = rows_of(name)
     told = [line for line in lines if not line.startswith(("| variant ", "| ---"))]

@@ -172,7 +172,7 @@ class Federation:
         n_train = len(self._indices(client, "train"))
         size = config.runtime.clients_per_pass
         lot = Lot(size, together) if size > 1 else None
-        return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep, lot)
+        return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep, lot=lot)
 
     def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
         """All training items of some clients."""

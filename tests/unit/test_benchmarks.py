@@ -62,3 +62,57 @@ def test_the_control_gives_all_modules_the_shares_of_two(public_code: ModuleType
     assert up[0] == up[1] == up[2]
     assert (min(up[0]), max(up[0])) == (16, 32)
     assert all(bool(((t == 0) | (t == adapter[name])).all()) for name, t in kept.items())
+
+
+@pytest.fixture
+def flowertune(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return import_module("flowertune")
+
+
+def test_a_later_round_is_the_median_of_all_but_the_first(flowertune: ModuleType) -> None:
+    names = ("began", "ended", "cpu_before", "cpu_after", "down")
+    rows = ((103, 112, 0, 8, 0), (112, 114, 8, 9, 30), (114, 118, 9, 12, 30), (118, 121, 12, 14, 60))
+    rounds = [dict(zip(names, row, strict=True)) | {"up": 10, "loss": 2} for row in rows]
+    assert flowertune.figures(rounds, 100.0) == {
+        "start": 3, "first": 9, "later": 3, "first_cpu": 8, "later_cpu": 2, "up": 10, "down": 30, "train_loss": 2,
+    }  # fmt: skip
+    alone = flowertune.figures(rounds[:1], 100.0)
+    assert (alone["first"], alone["later"], alone["later_cpu"]) == (9, 9, 8)
+
+
+def test_ratios_are_of_amounts_and_not_of_losses(flowertune: ModuleType) -> None:
+    amounts = {"start": 1, "first": 2, "later": 4, "first_cpu": 2, "later_cpu": 1, "memory": 50, "up": 0, "down": 20}
+    other = {name: 3 * value for name, value in amounts.items()} | {"later": 20}
+    losses = {"train_loss": 1.0, "validation_loss": 1.0}
+    found = {"capfl": amounts | losses, "flowertune": other | losses}
+    assert flowertune.ratios(found, "flowertune") == {
+        "capfl": {"start": 3, "first": 3, "later": 5, "first_cpu": 3, "later_cpu": 3, "memory": 3, "down": 3}
+    }
+    assert flowertune.table({"capfl": amounts | losses}).splitlines()[2] == (
+        "| capfl | 1.0 | 2.0 | 4.0 | 2.0 | 1.0 | 50 | 0 | 20 | 1.000 | 1.000 |"
+    )
+
+
+def test_the_job_against_flowertune_is_the_same_for_all(flowertune: ModuleType, tmp_path: Path) -> None:
+    from capfl.config.schema import ModelConfig
+    from capfl.data import deal
+    from capfl.model.base import load_base
+    from capfl.model.lora import AdaptedModel
+    from flowertune_job import Job, from_peft, to_peft
+
+    job = Job(str(tmp_path), clients=3, steps=1, rows=8)
+    job.write_rows()
+    config = job.config()
+    items, splits = deal(config.data, config.partition, 0)
+    assert list(splits) == ["client-00", "client-01", "client-02"]
+    assert [(len(s.train), len(s.validation), len(s.test)) for s in splits.values()] == [(8, 1, 1)] * 3
+    assert len({item.question for item in items}) == 30
+    base = load_base(ModelConfig(path="tiny"))
+    start = job.start(base.module)
+    ours = AdaptedModel(base, config.lora).initial_adapter(0)
+    assert start.keys() == ours.keys()
+    assert all(torch.equal(start[name], ours[name]) for name in ours)
+    assert set(map(len, (start, to_peft(start)))) == {len(ours)}
+    assert from_peft(to_peft(start)).keys() == ours.keys()
+    assert all(name.startswith("base_model.model.") and ".lora_" in name for name in to_peft(start))

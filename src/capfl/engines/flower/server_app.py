@@ -48,8 +48,7 @@ def main(grid: Grid, context: Context) -> None:
     except CapflError as error:
         print(f"error: {type(error).__name__}\n{error}", flush=True)
         raise error.with_traceback(None) from None  # it says what to do; where it was raised does not
-    said = [*verdicts(summary), *findings(summary), in_short(summary)]
-    console.print(summary_table(summary, said), highlight=False)
+    console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything but the clients' own adapters is in {path}", soft_wrap=True)
     sys.stdout.flush()
 
