@@ -39,8 +39,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, HOME, content=(ROOT / "README.md").read_text(encoding="utf-8")))
     shown: set[str] = set()
     for file in list(files.documentation_pages()):
-        shown.update(path for path in linked(file.content_string, file.src_uri) if not path.startswith("docs/"))
-    for path in sorted(shown):
+        shown.update(linked(file.content_string, file.src_uri))
+    for path in sorted(path for path in shown if place_of(path).startswith("repository/")):
         content, level = shown_as_page(ROOT / path), InclusionLevel.NOT_IN_NAV
         files.append(File.generated(config, place_of(path), content=content, inclusion=level))
     return files
