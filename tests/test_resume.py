@@ -53,7 +53,7 @@ def test_a_run_of_sums_under_masks_goes_on_to_the_same_bits(tmp_path: Path, monk
         "privacy__secure_aggregation": "honest-server", "codec__values": "ternary", "data__sites": 3,
     }  # fmt: skip
     tiny_run(tmp_path / "whole", **settings)
-    monkeypatch.setattr(os, "replace", killing(14, after=True))
+    monkeypatch.setattr(os, "replace", killing(15, after=True))
     with pytest.raises(Killed):
         tiny_run(tmp_path / "killed", **settings)
     monkeypatch.undo()
@@ -149,11 +149,17 @@ def edited(name: str, old: str, new: str) -> Callable[[Path], None]:
     return edit
 
 
+def unfinished(out: Path) -> Path:
+    """A run that was killed before it wrote what came out: its clients are asked once more."""
+    (out / "summary.json").unlink()
+    return out
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda out: flipped(out / "state/server"), r"state/server: the file is damaged"),
-        (lambda out: flipped(newest_client(out)), r"state/clients/\w+/\w+\.0000\d+: the file is damaged"),
+        (lambda out: flipped(newest_client(unfinished(out))), r"state/clients/\w+/\w+\.0000\d+: the file is damaged"),
         (edited("rounds.jsonl", '"losses"', '"loses"'), r"rounds\.jsonl is not what this run wrote"),
         (lambda out: (out / "run.json").write_text("[]"), r"run\.json is damaged"),
         (edited("config.toml", "steps = 2", "steps = 3"), r"config\.toml changed since this run began"),

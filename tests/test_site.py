@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,17 +185,22 @@ def test_a_server_that_lost_its_last_round_finds_the_sites_as_they_were_before_i
     settings = {"federation__rounds": 3, "federation__fraction": 0.6, "evaluation__every": 1}
     config = config_for(tmp_path / "run", files, **settings, codec__mask="top", method__name="ca-pfl")
     sites = Sites(config, tmp_path / "sites")
-    before: list[bytes] = []
-    place = tmp_path / "run/state/server"
-    sites.notice = lambda kind, round: before.append(place.read_bytes()) if (kind, round) == ("train", 3) else None
+    place, copy = tmp_path / "run/state", tmp_path / "copy"
+
+    def saved(kind: str, round: int) -> None:
+        if (kind, round) == ("train", 3) and not copy.exists():
+            shutil.copytree(place, copy)
+
+    sites.notice = saved
     first, _ = run(config, sites.remote)
-    end = place.read_bytes()
-    assert before[0] != end
-    place.write_bytes(before[0])
+    end = (place / "server").read_bytes()
+    assert (copy / "server").read_bytes() != end
+    shutil.rmtree(place)
+    copy.rename(place)
     sites.used |= {key: min(round, 2) for key, round in sites.used.items() if key[0] == "ca-pfl"}
     again, _ = resume(tmp_path / "run", sites.remote)
     assert (again.rows, again.ledger) == (first.rows, first.ledger)
-    assert place.read_bytes() == end
+    assert (place / "server").read_bytes() == end
 
 
 def test_a_site_forgets_what_the_server_never_used_and_may_lock_its_states(

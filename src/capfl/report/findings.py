@@ -81,7 +81,7 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
         n_items = sum(row.n_test for row in rows)
         said = f"whether joining paid cannot be told from {n_items} test items ({by})"
     else:
-        said = f"joining {'paid' if gain > 0 else 'did not pay' if gain < 0 else 'changed nothing on average'} ({by})"
+        said = f"joining {'paid' if gain > 0 else 'did not pay' if gain < 0 else 'made no difference'} ({by})"
     clear = [client for client, one in pairs.items() if one.is_clearly_worse]
     whose = {
         "better": [client for client, one in pairs.items() if one.gain > 0],
