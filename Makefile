@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 NETWORK ?= tests/network
 
-.PHONY: help demo test test-tools test-slow test-network check format benchmarks clean
+.PHONY: help demo test test-tools test-slow test-network check format benchmarks site clean
 
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-network  of the slow tests those with a server and nodes: parity, who is not let in, kills"
 	@echo "make check       ruff, mypy --strict, import order, tests"
 	@echo "make benchmarks  speed, memory and codecs"
+	@echo "make site        the documentation as a web site in dist/site"
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,13 @@ benchmarks: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/local_step.py
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/codec.py
+
+$(VENV)/docs: $(VENV)/ready
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	touch $@
+
+site: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV)
