@@ -37,6 +37,7 @@ from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
@@ -105,9 +106,9 @@ def ours(
             for indices in rows.by_length(32):
                 rows.batch(model, cache, indices)
         filled = time.perf_counter() - began
-        local_steps(model, cache, rows, plan[:1], start, config)
+        local_steps(model, cache, Job(rows, plan[:1], start), config)
         began = time.perf_counter()
-        losses = local_steps(model, cache, rows, plan, start, config).losses
+        losses = local_steps(model, cache, Job(rows, plan, start), config).losses
         seconds = time.perf_counter() - began
     tokens = sum(rows.lengths[i] for batch in plan for i in batch)
     return {"seconds": seconds, "tokens": tokens, "losses": list(losses), "cache_fill_seconds": filled}
