@@ -49,21 +49,8 @@ RATE = 1e-3
 CONTESTANTS = ("capfl", "trainer", "trl", "ordered")
 
 
-class Given:
-    """The batches of a plan, as a sampler of batches gives them."""
-
-    def __init__(self, plan: list[list[int]]) -> None:
-        self.plan = plan
-
-    def __iter__(self) -> Any:
-        return iter(self.plan)
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-
 class Clock(TrainerCallback):
-    """When the first step, which warms up, and the last one were done; and the items of each step."""
+    """When each step was done, in seconds of the processor. The first warms up, and is not counted."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 
 from capfl.config import Config, load_config
 from capfl.engines.serial import serial
@@ -58,3 +60,13 @@ def killing(n: int, after: bool = False) -> Callable[[str, str], None]:
             raise Killed
 
     return replace
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file that is in no package, as a module."""
+    spec = util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from support import script
 
 pytest.importorskip("mkdocs", reason="no mkdocs: make site installs it")
 ROOT = Path(__file__).parents[1]
@@ -15,12 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
-    spec = util.spec_from_file_location("hooks", ROOT / "docs" / "site" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "docs" / "site" / "hooks.py")
 
 
 @pytest.mark.parametrize(

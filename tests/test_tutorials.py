@@ -8,7 +8,7 @@ import re
 import runpy
 import shlex
 import sys
-from importlib import import_module, util
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 
 import capfl
 from commands import command
+from support import script
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -87,8 +88,8 @@ def example(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_examples_of_labels_run(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for script in ("three_sites", "read_result", "own_method"):
-        example(script, monkeypatch)
+    for name in ("three_sites", "read_result", "own_method"):
+        example(name, monkeypatch)
     out = capsys.readouterr().out
     assert "the shop's adapter says:" in out
     assert "ca-pfl, 1 rounds" in out  # of the run that was there: read_result made none
@@ -144,12 +145,8 @@ def test_every_example_is_on_the_page_of_examples() -> None:
 
 
 def test_the_pictures_are_those_of_the_script() -> None:
-    spec = util.spec_from_file_location("pictures", ROOT / "docs" / "site" / "pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    pictures = script(ROOT / "docs" / "site" / "pictures.py")
     folder = ROOT / "docs" / "pictures"
     assert {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")} == {
-        name: draw() for name, draw in script.PICTURES.items()
+        name: draw() for name, draw in pictures.PICTURES.items()
     }

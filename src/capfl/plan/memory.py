@@ -53,12 +53,7 @@ from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKER = 32 * 2**20  # bytes of its own that a fork has once it has worked; 28 MiB were measured
-EACH = (
-    "training",
-    "activations",
-    "client",
-    "workers",
-)  # what every worker has of its own, of the parts of the estimate
+EACH = ("training", "activations", "client", "workers")  # of the parts of the estimate: what each worker has of its own
 PATCHES = 8  # server's; a client's from its file, the next and what it adds; in the weights; and on its way to disk
 QUANTISED = {"8bit": 1.0, "4bit": 0.5}
 ON_DEVICE = ("base", "training", "activations")  # what is on an accelerator, of the parts of the estimate
