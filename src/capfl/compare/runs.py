@@ -60,7 +60,7 @@ def _run(plan: Plan, cell: Cell, data: Path | None, out: Path) -> int:
         words = [str(file)]
     words += ["--rows", str(plan.rows)] if plan.rows else []
     with (out / f"{cell.name}.log").open("a") as log:
-        return subprocess.run([sys.executable, "-m", "capfl.cli", "run", *words], stdout=log, stderr=log).returncode
+        return subprocess.run([sys.executable, "-m", "capfl", "run", *words], stdout=log, stderr=log).returncode
 
 
 def kept_rows(plan: Plan, cell: Cell, out: Path) -> Path | None:
