@@ -15,7 +15,8 @@ from scipy.stats import chisquare
 
 from adapters import resealed
 from capfl import adapter as algebra
-from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, PrivacyConfig, TrainConfig
+from capfl.config.privacy import PrivacyConfig
+from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, TrainConfig
 from capfl.errors import ClientError, ConfigError, WireError
 from capfl.maths.masks import expanded
 from capfl.methods import METHODS, Method, build
@@ -248,7 +249,7 @@ def noise(reply: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({("train", "c01"): None, ("train", "c02"): None}, "2 of 4 clients have sent an update; a sum is of 3"),
+        ({("train", "c01"): None, ("train", "c02"): None}, "2 of 4 clients have answered; a sum is of 3"),
         ({("train", "c01"): None, ("open", "c02"): None}, "c02 did not open the masks of c01"),
         ({("train", "c01"): noise}, "a sum of 4 clients has 1. where 12 is the most"),
         ({("train", "c01"): None, ("open", "c02"): noise}, "a sum of 3 clients has 1. where 9 is the most"),
@@ -412,8 +413,8 @@ def test_the_sum_is_the_same_with_shares(n: int, lost: int, silent: int) -> None
 @pytest.mark.parametrize(
     ("n", "wrong", "reason"),
     [
-        (3, [("train", "c01")], "2 of 3 clients have sent an update; a sum is of 3"),
-        (7, [("train", c) for c in ("c01", "c02", "c03")], "4 of 7 clients have sent an update; a sum is of 5"),
+        (3, [("train", "c01")], "2 of 3 clients have answered; a sum is of 3"),
+        (7, [("train", c) for c in ("c01", "c02", "c03")], "4 of 7 clients have answered; a sum is of 5"),
         (7, [("open", c) for c in ("c01", "c02", "c03")], "c01, c02, c03 did not open"),
         (4, [("shares", "c01")], "0 of 4 clients"),
     ],
@@ -539,7 +540,8 @@ def test_without_the_others_keys_a_node_trusts_no_lying_server() -> None:
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "ca-pfl": "clients of ca-pfl say more than their changes", "flexlora": "more with changes than to add their mean",
+    "ca-pfl": "clients of ca-pfl tell the server what their data are like",
+    "flexlora": "more with changes than to add their mean",
     "lora-fair": "more with changes than to add their mean", "fedex-lora": "gets the others' updates as they came",
     "local": "clients send nothing", "centralised": "all data in one place",
 }  # fmt: skip
@@ -576,10 +578,10 @@ def test_settings_that_it_cannot_be_had_with(settings: dict[str, object], reason
 def test_in_turn_and_of_two_there_is_nothing_to_hide_among() -> None:
     with pytest.raises(ConfigError, match=r"^privacy\.secure_aggregation: .*train in 2 turns.*set method.turns to 1"):
         secure(build(MethodConfig(name="fedit", turns=2)), ON, SKIP, up_codec(TERNARY, 3))
-    refuse_few(made(), 3)
-    refuse_few(build(MethodConfig(name="fedit")), 1)
+    refuse_few(made(), ids(3), 3)
+    refuse_few(build(MethodConfig(name="fedit")), ids(1), 1)
     with pytest.raises(ConfigError, match=r"2 clients take part in a round.*at least 3 clients"):
-        refuse_few(made(), 2)
+        refuse_few(made(), ids(3), 2)
 
 
 def test_a_servers_step_is_longer_also_for_a_sum() -> None:

@@ -12,8 +12,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from capfl.config.evaluation import EvaluationConfig
+from capfl.config.privacy import PrivacyConfig
 from capfl.config.section import NonNegative, Positive, PositiveFloat, Section, Share
-from capfl.types import TooLong, Turns
+from capfl.types import EVERYBODY, TooLong, Turns
 
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
@@ -21,6 +22,8 @@ ALL_LINEAR = "all-linear"
 BUILT_IN = ("helpdesk", "replies")
 """The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
 
+
+_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder is called so
 
 COLUMNS = (
     "prompt", "completion", "messages", "conversations", "instruction", "input", "output", "system", "question",
@@ -175,6 +178,11 @@ class MethodConfig(Section):
         description="most turns in which the members of a group train in a round, each from what the one before left; "
         "1: all train together; by default 6 (ca-pfl) or 1",
     )
+    peers: dict[str, str] | None = Field(
+        None,
+        description="ca-pfl: the group of each client, such as `north=a,south=a`; a client that is not named is alone, "
+        "and nobody describes its data; by default clients find their peers",
+    )
     server_step: PositiveFloat | None = Field(
         None, description="what the mean change of a group is multiplied by; by default 1"
     )
@@ -204,6 +212,25 @@ class MethodConfig(Section):
         min_length=1,
         description="flexlora: shares of lora.rank, dealt out to clients in turn, such as 1,0.5; by default 1",
     )
+
+    @model_validator(mode="after")
+    def _gives_groups_in_one_way(self) -> Self:
+        if self.peers is None:
+            return self
+        if not self.peers:
+            raise ValueError("peers names no client; give the group of each, such as north=a, or leave it out")
+        for name in self.peers.values():
+            if name == EVERYBODY or not _GROUP.fullmatch(name):
+                raise ValueError(
+                    f"peers: a group cannot be called {name!r}; use letters, digits and _ . + -, such as a"
+                )
+        for key in ("peer_distance", "rff_output_dim", "mlp_hidden_dim"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is about what clients say of their data, and with peers they say nothing; "
+                    "leave one of the two out"
+                )
+        return self
 
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
@@ -251,35 +278,6 @@ class FederationConfig(Section):
         description="aggregation that a lying client can harm less: long changes are clipped (`clip`), or each value "
         "is the `median` or the mean of the middle half (`trimmed`)",
     )
-
-
-class PrivacyConfig(Section):
-    """Differential privacy of clients towards whoever sees the global adapter, on if both numbers are given; and secure
-    aggregation, which hides clients' updates from the server."""
-
-    secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
-        "off",
-        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
-        "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
-    )
-    clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
-    noise_multiplier: PositiveFloat | None = Field(
-        None, description="standard deviation of the noise on the sum of changes, in units of clip"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta); below 1 / clients")
-    seed: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="for tests: noise that can be repeated, and protects from nobody who knows this number"
-    )
-
-    @model_validator(mode="after")
-    def _is_on_or_off(self) -> Self:
-        if (self.clip is None) != (self.noise_multiplier is None):
-            raise ValueError("clip and noise_multiplier make sense together only; give both or neither")
-        return self
-
-    @property
-    def on(self) -> bool:
-        return self.noise_multiplier is not None
 
 
 class RuntimeConfig(Section):
