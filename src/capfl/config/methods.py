@@ -56,9 +56,10 @@ def check_peers(config: MethodConfig, clients: Collection[ClientId]) -> None:
     """
     peers = config.peers or {}
     if unknown := sorted(peers.keys() - set(clients)):
-        hint = did_you_mean(nearest(unknown[0], clients)) or ";"
+        meant = did_you_mean(nearest(unknown[0], clients))
+        hint = f"{meant} The" if meant else "; the"
         there = ", ".join(sorted(clients)[:MOST]) + (", ..." if len(clients) > MOST else "")
-        raise ConfigError(f"method.peers: there is no client {unknown[0]!r}{hint} the clients are {there}")
+        raise ConfigError(f"method.peers: there is no client {unknown[0]!r}{hint} clients are {there}")
     if taken := sorted(set(peers.values()) & (set(clients) - peers.keys())):
         name = taken[0]
         raise ConfigError(

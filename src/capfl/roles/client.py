@@ -119,6 +119,8 @@ def introduce(
 ) -> tuple[bytes, ClientState]:
     """Say what the client's data are like, as the run's method wants to know it. Raises as ``train``."""
     message, grouping = opened(request, trainer, agreement), agreement.method.grouping
+    if not grouping.describes:
+        raise WireError(f"clients of {agreement.method.name} do not say here what their data are like: configs differ")
     if trainer.describe is None:
         raise DataError("this client cannot describe its data")
     said = trainer.describe()
