@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from adapters import resealed
@@ -23,15 +24,19 @@ from capfl.types import (
     ClientId,
     ClientState,
     Failure,
+    HeldOut,
     Kind,
     Penalty,
     Request,
     RoundRecord,
+    Score,
     ServerState,
+    SplitName,
     Trained,
 )  # fmt: skip
 from capfl.wire import up_codec
 from fake import initial
+from scored import right
 
 ON = PrivacyConfig(secure_aggregation="honest-server")
 LYING = PrivacyConfig(secure_aggregation="malicious-server")
@@ -40,6 +45,7 @@ EXACTLY = {"down_values": "fp32", "down_density": 1.0}  # so that what the serve
 TERNARY = CodecConfig(**EXACTLY)  # type: ignore[arg-type]
 LEVELS = CodecConfig(values="4bit", density=0.5, **EXACTLY)  # type: ignore[arg-type]
 DENSE = CodecConfig(values="2bit", density=1, compensation="off", **EXACTLY)  # type: ignore[arg-type]
+N_RANKS = 4  # of ``fake.initial``
 SKIP = FederationConfig(on_failure="skip")
 
 
@@ -50,6 +56,15 @@ def ids(n: int) -> list[ClientId]:
 def steps(client: ClientId, round: int) -> Adapter:
     generator = torch.Generator().manual_seed(100 * round + int(client[1:]))
     return {name: 0.01 * torch.randn(t.shape, generator=generator) for name, t in initial().items()}
+
+
+def n_test(client: ClientId) -> int:
+    return 3 + int(client[1:])
+
+
+def felt(client: ClientId) -> torch.Tensor:
+    """How the loss of a client felt each rank."""
+    return torch.linspace(0.5, 1.0 + int(client[1:]), N_RANKS)
 
 
 Mangle = Callable[[bytes], bytes | Failure]
@@ -64,9 +79,15 @@ class World:
     """
 
     def __init__(
-        self, n: int, codec: CodecConfig = TERNARY, method: str = "fedit", privacy: PrivacyConfig = ON
+        self,
+        n: int,
+        codec: CodecConfig = TERNARY,
+        method: str = "fedit",
+        privacy: PrivacyConfig = ON,
+        **settings: object,
     ) -> None:
-        row = secure(build(MethodConfig(name=method)), privacy, SKIP, up_codec(codec, 3))
+        row = build(MethodConfig(name=method, **settings))  # type: ignore[arg-type]
+        row = secure(row, privacy, SKIP, up_codec(codec, 3))
         self.agreement = Agreement(row, codec, initial(), "base", seed=3, limits=LIMITS)
         self.clients = ids(n)
         self.state: ServerState = row.start(initial(), self.clients)
@@ -80,9 +101,13 @@ class World:
     def trainer(self, client: ClientId) -> LocalTrainer:
         def train(start: Adapter, round: int, first: int, penalty: Penalty | None) -> Trained:
             moved = {name: t + steps(client, round)[name] for name, t in start.items()}
-            return Trained(moved, (1.0, 1.0 + int(client[1:])))
+            return Trained(moved, (1.0, 1.0 + int(client[1:])), felt(client))
 
-        return LocalTrainer(client, 10, train, keyring=self.keyrings[client])
+        def score(split: SplitName, adapters: Mapping[str, Adapter]) -> dict[str, Score]:
+            return {model: right(k, n_test(client), 0.5) for k, model in enumerate(adapters)}
+
+        test = HeldOut(n_test(client), 0.25, 0.5)
+        return LocalTrainer(client, 10, train, score=score, test=test, keyring=self.keyrings[client])
 
     def answer(self, kind: Kind, client: ClientId, blob: bytes) -> bytes:
         reply, self.memory[client] = ANSWERS[kind](blob, self.memory[client], self.trainer(client), self.agreement)
@@ -113,12 +138,14 @@ class World:
         return record
 
     def plain(self, present: Sequence[ClientId], asked: int, round: int = 1) -> Adapter:
-        """The mean of the clients' numbers, added up without any mask."""
-        summed = self.agreement.summed(round, round, asked)
+        """The mean of the clients' numbers, added up without any mask, in a round in which all ranks are alike."""
+        ranks = self.agreement.method.ranks
+        summed = self.agreement.summed(round, round, asked, ranks.importance(ranks.start(initial(), self.clients)))
+        said = np.zeros(ranks.n_summed(N_RANKS))
         total = None
         for client in present:
             trained = {name: t + steps(client, round)[name] for name, t in initial().items()}
-            own = summed.whole(algebra.subtract(trained, initial()), (2.0 + int(client[1:])) / 2, 2)
+            own = summed.whole(algebra.subtract(trained, initial()), (2.0 + int(client[1:])) / 2, 2, said)
             total = own if total is None else total.plus(own)
         assert total is not None
         return summed.mean(total, len(present)).change

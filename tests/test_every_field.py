@@ -120,6 +120,7 @@ CHANGES = DEALT | {
     "train.max_grad_norm": Change(1e-3, "state"),
     "method.name": Change("local", "planned"),
     "method.turns": Change(2, "state", SOME),
+    "method.peers": Change({"airline": "a", "bank": "b"}, "state", SOME | CAPFL),
     "method.server_step": Change(2.0, "state"),
     "method.alpha_f": Change(1.0, "state", TWO),
     "method.alpha_s": Change(1.0, "state", CAPFL),

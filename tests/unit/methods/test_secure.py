@@ -70,6 +70,29 @@ def test_in_turn_and_of_two_there_is_nothing_to_hide_among() -> None:
         refuse_few(made(), ids(3), 2)
 
 
+PEERS = {"c00": "a", "c01": "a", "c02": "a", "c03": "b", "c04": "b"}
+
+
+def of_groups(peers: dict[str, str], turns: int = 1) -> Method:
+    own = MethodConfig(name="ca-pfl", turns=turns, peers=peers)
+    return secure(build(own), ON, SKIP, up_codec(TERNARY, 3))
+
+
+def test_ca_pfl_has_it_in_groups_of_three_that_are_given_and_train_together() -> None:
+    method = of_groups(PEERS)
+    assert isinstance(method.combine, SecureMean)
+    with pytest.raises(ConfigError, match=r"ca-pfl train in 6 turns.*set method\.turns to 1"):
+        of_groups(PEERS, 6)
+    with pytest.raises(ConfigError, match=r"c03 and c04 alone in group 'b'.*put at least 3 .*or leave both out"):
+        refuse_few(method, ids(5), 5)
+    three = of_groups(dict.fromkeys(ids(3), "a"))
+    refuse_few(three, ids(5), 5)  # two are alone
+    with pytest.raises(ConfigError, match=r"fraction could take two of a group.*to 1$"):
+        refuse_few(three, ids(5), 4)
+    with pytest.raises(ConfigError, match="no group of at least 3"):
+        refuse_few(of_groups({"c00": "a"}), ids(5), 5)
+
+
 def test_a_servers_step_is_longer_also_for_a_sum() -> None:
     doubled = secure(build(MethodConfig(name="fedit", server_step=2.0)), ON, SKIP, up_codec(TERNARY, 3))
     fold = doubled.combine.start(initial(), 1)
