@@ -129,7 +129,6 @@ CHANGES = DEALT | {
     "method.rff_output_dim": Change(8, "clients", CAPFL),
     "method.mlp_hidden_dim": Change(2, "clients", CAPFL),
     "method.rank_floor": Change(1.0, "rounds", CAPFL),
-    "method.peer_distance": Change(1e6, "state", {**BOOLQ, **CAPFL, "partition.clients": 3}),
     "method.rank_shares": Change([1.0, 0.5], "planned", {"method.name": "flexlora"}),
     "codec.values": Change("bf16", "planned"),
     "codec.density": Change(0.5, "planned"),

@@ -227,7 +227,7 @@ def check_that_few_stand_for_all(agreement: Agreement, apart: float, patch: pyte
     for key, bytes in totals(exact, federation, 0).items():
         assert totals(found, federation, 0)[key] == pytest.approx(bytes, rel=apart), key
     assert found.whole.sum() == pytest.approx(exact.whole.sum(), rel=0.001)
-    assert (found.limit, found.group) == (exact.limit, exact.group)
+    assert (found.limit, found.group_of) == (exact.limit, exact.group_of)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def check_peers(config: MethodConfig, clients: Collection[ClientId]) -> None:
     Raises:
         ConfigError: it names others, or a group has the name of a client that is alone.
     """
-    peers = config.peers or {}
+    peers = config.named
     if unknown := sorted(peers.keys() - set(clients)):
         meant = did_you_mean(nearest(unknown[0], clients))
         hint = f"{meant} The" if meant else "; the"

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from capfl.config.evaluation import EvaluationConfig
 from capfl.config.privacy import PrivacyConfig
+from capfl.config.runtime import RuntimeConfig
 from capfl.config.section import NonNegative, Positive, PositiveFloat, Section, Share
 from capfl.types import EVERYBODY, TooLong, Turns
 
@@ -183,10 +184,10 @@ class MethodConfig(Section):
         description="most turns in which the members of a group train in a round, each from what the one before left; "
         "1: all train together; by default 6 (ca-pfl) or 1",
     )
-    peers: dict[str, str] | None = Field(
+    peers: PositiveFloat | dict[str, str] | None = Field(
         None,
-        description="ca-pfl: the group of each client, such as `north=a,south=a`; a client that is not named is alone, "
-        "and nobody describes its data; by default clients find their peers",
+        description="ca-pfl: largest squared distance of peers, in variances of a client's items, by default 0.08; or "
+        "the group of each client, such as `north=a,south=a`: then nobody describes its data, and others are alone",
     )
     server_step: PositiveFloat | None = Field(
         None, description="what the mean change of a group is multiplied by; by default 1"
@@ -209,9 +210,6 @@ class MethodConfig(Section):
     rank_floor: NonNegative | None = Field(
         None, description="ca-pfl: a rank below this share of the mean importance is dropped; by default 0.5"
     )
-    peer_distance: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="ca-pfl: largest squared distance of peers, in variances of a client's items; by default 0.08"
-    )
     rank_shares: tuple[Density, ...] | None = Field(
         None,
         min_length=1,
@@ -219,8 +217,8 @@ class MethodConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _gives_groups_in_one_way(self) -> Self:
-        if self.peers is None:
+    def _names_groups(self) -> Self:
+        if not isinstance(self.peers, dict):
             return self
         if not self.peers:
             raise ValueError("peers names no client; give the group of each, such as north=a, or leave it out")
@@ -229,13 +227,18 @@ class MethodConfig(Section):
                 raise ValueError(
                     f"peers: a group cannot be called {name!r}; use letters, digits and _ . + -, such as a"
                 )
-        for key in ("peer_distance", "rff_output_dim", "mlp_hidden_dim"):
+        for key in ("rff_output_dim", "mlp_hidden_dim"):
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} is about what clients say of their data, and with peers they say nothing; "
+                    f"{key} is about what clients say of their data, and where peers names groups they say nothing; "
                     "leave one of the two out"
                 )
         return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The group of each client, where the operator says; else nobody's."""
+        return self.peers if isinstance(self.peers, dict) else {}
 
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
@@ -283,54 +286,6 @@ class FederationConfig(Section):
         description="aggregation that a lying client can harm less: long changes are clipped (`clip`), or each value "
         "is the `median` or the mean of the middle half (`trimmed`)",
     )
-
-
-DISK, MEMORY, OFF = "disk", "memory", "off"  # of runtime.cache, which may also name a folder
-
-
-class RuntimeConfig(Section):
-    cache: str = Field(
-        "disk",
-        description="where hidden states below the lowest adapted layer are kept, so as to compute them once: `disk`, "
-        "until the run ends; `FOLDER/`, which runs may share; `memory`; `off`",
-    )
-    cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
-    state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
-        None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
-    )
-    compile: bool = Field(
-        False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
-    )
-    threads: Positive | None = Field(
-        None, description="CPU threads of torch; by default all cores, or one for each of several workers"
-    )
-    workers: Positive = Field(
-        1, description="processes that train and score clients at the same time and share one base; Linux and CPU only"
-    )
-    clients_per_pass: Positive = Field(
-        1,
-        description="simulations: clients of a turn that train in one pass of the base, each with its own adapter; "
-        "faster for many small clients on a GPU, and equal to 1 but for rounding",
-    )
-    own_metrics: tuple[str, ...] = Field(
-        (),
-        description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
-    )
-
-    @field_validator("cache")
-    @classmethod
-    def _is_a_place(cls, value: str) -> str:
-        if value in (DISK, MEMORY, OFF) or "/" in value:
-            return value
-        raise ValueError(f"{value!r} is none of {DISK}, {MEMORY} and {OFF}; a folder has a slash, as in ./{value}")
-
-    @model_validator(mode="after")
-    def _shares_what_it_caches(self) -> Self:
-        if self.workers > 1 and self.cache == MEMORY:
-            raise ValueError("workers share hidden states on disk; set cache to disk, or to off")
-        if self.workers > 1 and self.clients_per_pass > 1:
-            raise ValueError("workers train one client at a time each; set clients_per_pass to 1, or workers to 1")
-        return self
 
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -40,10 +40,11 @@ def _of(settings: Settings, **names: str) -> dict[str, Any]:
 
 
 def _ca_pfl(seed: int, given: Settings) -> Method:
-    found = Peers(**_of(given, distance="peer_distance", dim="rff_output_dim"), seed=seed)
+    named = isinstance(given.get("peers"), Mapping)
     return Method(
         "ca-pfl", "peers found by their data, who train in turn; ranks by a variational posterior", "YanDang/CA-PFL",
-        grouping=GivenPeers(given["peers"]) if "peers" in given else found,
+        grouping=GivenPeers(given["peers"]) if named
+        else Peers(**_of(given, distance="peers", dim="rff_output_dim"), seed=seed),
         ranks=Posterior(
             **_of(given, alpha_s="alpha_s", alpha_p="alpha_p", hidden="mlp_hidden_dim", floor="rank_floor"),
             seed=seed,
@@ -84,7 +85,7 @@ def _row(name: str, about: str, source: str, **parts: Any) -> Row:
 METHODS: dict[str, Row] = {
     "ca-pfl": Row(
         _ca_pfl,
-        ("peers", "alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "rank_floor", "peer_distance"),
+        ("peers", "alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "rank_floor"),
     ),
     "fedit": Row(_fedit, ("alpha_f",)),
     "fedex-lora": _row(

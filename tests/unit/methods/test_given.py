@@ -80,8 +80,9 @@ def test_a_group_may_be_called_as_one_of_its_members() -> None:
         ({"method.peers": {}}, "peers names no client"),
         ({"method.peers": {"north": "everybody"}}, "cannot be called 'everybody'"),
         ({"method.peers": {"north": "../a"}}, r"cannot be called '\.\./a'"),
-        ({"method.peer_distance": 0.1}, "peer_distance is about what clients say of their data"),
-        ({"method.rff_output_dim": 8}, "rff_output_dim is about"),
+        ({"method.peers": 0}, "peers"),
+        ({"method.rff_output_dim": 8}, "rff_output_dim is about what clients say of their data"),
+        ({"method.mlp_hidden_dim": 8}, "mlp_hidden_dim is about"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, object], reason: str) -> None:
@@ -100,6 +101,8 @@ def test_the_table_comes_back_from_a_file_and_from_a_flag(tmp_path: Path) -> Non
     (tmp_path / "again.toml").write_text(to_toml(given()))
     assert load_config(tmp_path / "again.toml") == given()
     assert load_command(None, [], ["--peers", "north=a,south=a,west=b"]).method.peers == PEERS
+    for number in (["--peers", "0.5"], ["--method.peers=.5"]):
+        assert load_command(None, [], number).method.peers == 0.5
 
 
 def test_a_newcomer_is_told_where_the_adapters_are(tmp_path: Path) -> None:
