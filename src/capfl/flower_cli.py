@@ -14,7 +14,7 @@ from capfl.checks import config_of, free_folder
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
-from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
+from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, load_given
 
 STATE = user_state_path("capfl")  # the user's folder for what programs remember
 
@@ -89,7 +89,7 @@ def node(
         run_node(client, server, data, place, certificate, key, peers, _own(sets or []), typer.echo)
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, cls=ConfigCommand)
 def run(
     context: typer.Context,
     config: ConfigFile = None,
