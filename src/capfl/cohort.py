@@ -40,10 +40,12 @@ def secure_turn(
     """
     state, agreement = talk.state, talk.agreement
     importance = agreement.method.ranks.importance(state.ranks)
-    silent = [client for client in turn if agreement.method.says_nothing(client)]
+    silent: list[ClientId] = []
     groups: dict[str, list[ClientId]] = {}
     for client in turn:
-        if client not in silent:
+        if agreement.method.says_nothing(client):
+            silent.append(client)
+        else:
             groups.setdefault(state.group_name(client), []).append(client)
 
     def summed(clients: int) -> Summed:

@@ -134,6 +134,21 @@ def test_a_mean_that_no_posteriors_have_is_refused(wrong: tuple[float, float]) -
         RANKS.check_mean(bad)
 
 
+def test_a_group_whose_sum_says_of_its_ranks_what_cannot_be_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lies moves its group's numbers; they are looked at before anything is folded."""
+    played, honest = world(), Posterior.to_sum
+
+    def said(self: Posterior, memory: ClientState) -> np.ndarray:
+        return honest(self, memory) + (100.0 if memory.client == "c01" else 0.0)
+
+    monkeypatch.setattr(Posterior, "to_sum", said)
+    record = played.play()
+    assert record.clients == (*B, ALONE)
+    assert {failure.reason for failure in record.failures} == {
+        "the sum of what clients say of their ranks is none of posteriors"
+    }
+
+
 def test_the_prior_that_clients_are_told_follows_from_their_sums() -> None:
     played = world()
     before = played.state.ranks.prior  # type: ignore[union-attr]
