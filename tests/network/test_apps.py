@@ -24,7 +24,7 @@ from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, public
+from capfl.errors import ClientError, ConfigError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -225,6 +225,11 @@ def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
     with pytest.raises(ClientError, match=public("wire")):
         place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=0))
     assert "the key of client 'west' is not signed by its node" in caplog.text
+
+
+def test_over_nodes_no_client_is_asked_for_a_score_of_its_own(place: Place) -> None:
+    with pytest.raises(ConfigError, match=r"its own validation items; set evaluation\.every to 0"):
+        place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=1))
 
 
 def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: Place) -> None:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from capfl.cohort import secure_scores
+from capfl.config import load_config
 from capfl.config.schema import FederationConfig
-from capfl.errors import ClientError, WireError
+from capfl.errors import ClientError, ConfigError, WireError
 from capfl.evaluation import of_all
+from capfl.roles.agreement import agreements
 from capfl.talk import Talk
 from capfl.types import ClientId, Tally
 from capfl.wire.secure import decode_masked
 from capfl.wire.totals import Total
+from fake import initial
 from masked import LYING, ON, SKIP, World, n_test
 
 
@@ -80,10 +83,6 @@ def test_a_score_of_its_own_is_said_by_nobody() -> None:
 
 def test_alone_for_the_sake_of_comparison_nobody_says_more() -> None:
     """The reference ``local``: its rounds show no items and no loss, and its scores are summed."""
-    from capfl.config import load_config
-    from capfl.roles.agreement import agreements
-    from fake import initial
-
     config = load_config(None, {"method.name": "fedit", "privacy.secure_aggregation": "honest-server"})
     agreed = agreements(config, initial(), "base")
     assert agreed["local"].secure
@@ -98,3 +97,10 @@ def test_alone_for_the_sake_of_comparison_nobody_says_more() -> None:
     world.crossed.clear()
     total, _ = asked(world)
     assert list(total.tasks[0].scores) == ["personal"]
+
+
+def test_a_reference_that_scores_single_clients_is_refused() -> None:
+    given = {"method.name": "fedit", "privacy.secure_aggregation": "honest-server"}
+    config = load_config(None, given | {"evaluation.references": ["centralised"]})
+    with pytest.raises(ConfigError, match=r"^evaluation\.references: centralised .*leave it out"):
+        agreements(config, initial(), "base")
