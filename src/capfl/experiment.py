@@ -19,6 +19,7 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.checks import Dealt, config_of, free_folder
 from capfl.config import Config, to_toml
 from capfl.config.load import dated
+from capfl.config.methods import check_peers
 from capfl.data import Split, deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
@@ -143,6 +144,7 @@ class _Run:
             # data: who holds what, where it is held in this process
             items, splits = self._dealt()
             clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
+            check_peers(config.method, clients)
             for remark in (
                 remarks(None if self.in_memory else config.data, config.partition, items, splits) if items else ()
             ):
@@ -168,7 +170,7 @@ class _Run:
             said = remarks_on_tokens(items, examples, config.data, model.base.tokenizer)
             for remark in said:
                 callback.on_note(remark)
-            agreed = self._agreements(model, len(clients))
+            agreed = self._agreements(model, clients)
             if config.runtime.compile and not isinstance(engine, Remote):
                 callback.on_note("compiling the adapted layers, which can take minutes")
                 model.compile()
@@ -223,7 +225,7 @@ class _Run:
             return self.data
         return deal(self.config.data, self.config.partition, self.config.seed)
 
-    def _agreements(self, model: AdaptedModel, clients: int) -> dict[str, Agreement]:
+    def _agreements(self, model: AdaptedModel, clients: Sequence[ClientId]) -> dict[str, Agreement]:
         """What is agreed on, with limits of what clients may claim, and with the server's own robust or private mean.
 
         Raises:
@@ -242,15 +244,20 @@ class _Run:
                 config.train, federation.max_items, federation.max_norm, described
             )  # fmt: skip
             if not guarded:  # the references are what clients could have had instead
-                asked = sample_size(clients, federation.fraction)
-                refuse_few(method, asked)
+                asked = sample_size(len(clients), federation.fraction)
+                refuse_few(method, clients, asked)
+                if agreement.secure and isinstance(self.engine, Remote) and config.evaluation.every:
+                    raise ConfigError(
+                        "privacy.secure_aggregation: after each round every client would say how well the adapter does "
+                        "on its own validation items; set evaluation.every to 0"
+                    )
                 if agreement.secure and config.runtime.workers > 1:
                     raise ConfigError(
                         "privacy.secure_aggregation: clients' keys are in the memory of one process; set "
                         "runtime.workers to 1"
                     )
                 method = robust(method, federation, agreement.up)
-                method = private(method, config.privacy, agreement.up, clients, asked)
+                method = private(method, config.privacy, agreement.up, len(clients), asked)
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 

@@ -106,10 +106,11 @@ def run(
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         given = _given(context, config, sets, resume)
 
+        from capfl.config.methods import check_peers
         from capfl.data import clients_of
         from capfl.engines.flower.runs import Connection, follow, stop, submit
 
-        clients_of(given.data, given.partition)
+        check_peers(given.method, clients_of(given.data, given.partition))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = Connection(home.absolute())
         number = submit(server, given, resume is not None, answer, node)

@@ -24,7 +24,7 @@ from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, public
+from capfl.errors import ClientError, ConfigError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -193,17 +193,22 @@ def test_a_run_over_nodes_is_the_serial_run(
 def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training."""
+    """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training. One client
+    is in no group."""
     signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
     monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
     changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
-    place = Place(tmp_path, more=1)
+    place = Place(tmp_path, more=2)
+    peers = {client: "a" for client in place.files if client != "x1"}
+    changes |= {"method__name": "ca-pfl", "method__turns": 1, "method__peers": peers}
     make_keys(tmp_path / "keys", sorted(place.files), [])
     lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
     twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}
     one, whole = run(place.config("serial", **changes), losing(lost))
     two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice)
-    assert [record.clients for record in place.records()] == [("north", "west", "x0"), ("north", "south", "x0")]
+    present = [record.clients for record in place.records()]
+    assert present == [("north", "west", "x0", "x1"), ("north", "south", "x0", "x1")]
+    assert [row.id for row in two.rows] == ["all clients"]
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
     assert bits(place.out, "state/server") == bits(whole, "state/server")
     for client in place.files:
@@ -218,8 +223,13 @@ def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
     make_keys(tmp_path / "keys", sorted(place.files), [])
     shutil.copy(tmp_path / "keys/nodes/south.key", tmp_path / "keys/nodes/west.key")
     with pytest.raises(ClientError, match=public("wire")):
-        place.run(place.config(privacy__secure_aggregation="honest-server"))
+        place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=0))
     assert "the key of client 'west' is not signed by its node" in caplog.text
+
+
+def test_over_nodes_no_client_is_asked_for_a_score_of_its_own(place: Place) -> None:
+    with pytest.raises(ConfigError, match=r"its own validation items; set evaluation\.every to 0"):
+        place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=1))
 
 
 def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: Place) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from capfl.config.schema import DISK, MEMORY, OFF, RuntimeConfig
+from capfl.config.runtime import DISK, MEMORY, OFF, RuntimeConfig
 from capfl.errors import CheckpointError
 from capfl.files import write_atomically
 from capfl.model.lora import AdaptedModel

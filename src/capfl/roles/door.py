@@ -82,8 +82,9 @@ def admit_mean(mean: Mean, agreement: Agreement) -> None:
     """Check the mean of a sum of updates: nothing else is known of them.
 
     Raises:
-        WireError: it is longer than the mean of honest updates.
+        WireError: it is longer than the mean of honest updates, or says of the ranks what cannot be.
     """
+    agreement.method.ranks.check_mean(mean.ranks)
     limits = agreement.limits
     if limits:
         steps = min(mean.steps, limits.train.steps or mean.steps)

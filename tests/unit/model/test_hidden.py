@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from capfl.config.schema import RuntimeConfig, TrainConfig
+from capfl.config.runtime import RuntimeConfig
+from capfl.config.schema import TrainConfig
 from capfl.errors import CheckpointError
 from capfl.model.hidden import BLOCK, HiddenCache, Rows, open_cache
 from capfl.model.learner import Job
