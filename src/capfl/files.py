@@ -140,7 +140,7 @@ def _holder(file: TextIO) -> str:
 
 def private_folder(path: Path) -> None:
     """Make a folder, or take one that is there, and let nobody but its owner into it. Raises CheckpointError."""
-    with naming(path):
+    with naming(path, AGAIN):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o700)
 

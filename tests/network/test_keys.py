@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
 from capfl.engines.flower.node import run_node
-from capfl.errors import ConfigError, WireError
+from capfl.engines.flower.server import run_server
+from capfl.errors import CheckpointError, ConfigError, WireError
+from capfl.files import locked
 from capfl.types import Offer
 
 
@@ -109,3 +112,27 @@ def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> N
     certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
     with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
         run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)
+
+
+def test_a_second_node_or_server_of_one_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    """And nobody else may look into it."""
+    state = tmp_path / "state"
+    with locked(state):
+        for run in (
+            lambda: run_node(
+                "north",
+                "localhost:1",
+                folder,
+                state,
+                folder / "server.crt",
+                folder / "nodes/north.key",
+                None,
+                {},
+                print,
+            ),
+            lambda: run_server(state, "127.0.0.1", 1, folder, print),
+        ):
+            state.chmod(0o755)
+            with pytest.raises(CheckpointError, match=f"state is in use by process {os.getpid()} on"):
+                run()
+            assert state.stat().st_mode & 0o777 == 0o700

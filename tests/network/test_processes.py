@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from capfl.engines.flower import processes
-from capfl.engines.flower.processes import Process, environment, supervise
+from capfl.engines.flower.processes import Process, environment, new_secret, supervise
+from capfl.errors import CheckpointError
 
 WAIT = "import time; time.sleep(600)"
 STARTS = f"child = subprocess.Popen([sys.executable, '-S', '-c', '{WAIT}']); print('child', child.pid);"
@@ -112,6 +113,20 @@ def test_one_takes_another_with_it_and_both_start_again(tmp_path: Path) -> None:
         lambda: pids.append(pid_of(worker)) or True,
     )  # fmt: skip
     assert pids[0] == pids[1]  # the other way round it does not
+
+
+def test_what_they_write_and_their_secret_are_for_their_owner_alone(tmp_path: Path) -> None:
+    writer = python(tmp_path, "writer", "open(sys.argv[1], 'w').close(); print('written');" + WAIT)
+    writer.command = [*writer.command, str(tmp_path / "state.db")]
+    supervised([writer], lambda: writer.log.exists() and "written" in writer.log.read_text())
+    (tmp_path / "secret").write_text("an older one")
+    (tmp_path / "secret").chmod(0o644)
+    found = {new_secret(tmp_path).read_bytes() for _ in range(2)}
+    assert list(map(len, found)) == [32, 32]
+    for name in ("state.db", "secret"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    with pytest.raises(CheckpointError, match=r"cannot write .*none/secret: .*; check the folder, then run the same"):
+        new_secret(tmp_path / "none")
 
 
 def test_nothing_goes_out_and_nothing_is_installed(tmp_path: Path) -> None:

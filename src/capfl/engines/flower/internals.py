@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 OPEN = ("/v1/fleet/", "/health")  # what nodes need of the server
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"  # what a node answers to those alone who know its secret
 IDLE = 0.3  # seconds between a worker's questions whether there is work
 
 
@@ -127,19 +129,26 @@ def readable(inflate: Callable[..., Any]) -> Callable[..., Any]:
     return inflated
 
 
-def worker(address: str) -> None:
+def worker(address: str, secret: str) -> None:
     """Answer the messages of the node at an address, until the process is ended.
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
     Messages are fetched beside the work, because a SuperNode may announce one that it will never have: of a run that
     ended while it was on its way.
+
+    Args:
+        secret: a file with what the node knows its worker by. Nobody else on this machine is given a message.
     """
     import httpx
     from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -181,7 +190,8 @@ def worker(address: str) -> None:
             heartbeat.stop()
             client.close()
 
-    node = connect("SuperExec")
+    known = SuperExecAuthHttpInterceptor(master_secret=Path(secret).read_bytes(), protected_methods=[ACQUIRE])
+    node = connect("SuperExec", known)
     question = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     while True:
         try:

@@ -9,8 +9,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from capfl.engines.flower.addresses import joined, parted
-from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, supervise
+from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
 from capfl.errors import ConfigError
+from capfl.files import locked, private_folder
 
 HINTS = {
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
@@ -44,6 +45,7 @@ def run_node(
     Raises:
         DataError: the data cannot be read.
         ConfigError: a file is missing or has a name that cannot be handed on, or the address is none.
+        CheckpointError: another node has the folder, or it cannot be written.
     """  # fmt: skip
     for path in (data, certificate, key):
         if not (path.is_file() or (path == data and path.is_dir())):
@@ -56,19 +58,29 @@ def run_node(
     given |= {"settings": json.dumps(dict(settings))} if settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
-    with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
-        other.submit(_read, data).result()
+    private_folder(state)
+    with locked(state):
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
+            other.submit(_read, data).result()
+        supervise(_processes(client, server, state, certificate, key, given), say)
 
-    port, inside = free_port(), environment(state / "flower")
+
+def _processes(
+    client: str, server: str, state: Path, certificate: Path, key: Path, given: Mapping[str, str]
+) -> list[Process]:
+    """The SuperNode and the worker, which know each other by a secret: others on this machine reach the port, too."""
+    port, inside, secret = free_port(), environment(state / "flower"), str(new_secret(state))
     node = ["--superlink", server, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process"]
     node += ["--root-certificates", str(certificate), "--auth-supernode-private-key", str(key)]
+    node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
     supernode = Process(f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS)
     # a SuperNode waits for ever for a reply whose sender has ended while it was sending
     worker = Process(
-        f"worker {client}", internal("worker", f"127.0.0.1:{port}"), inside, state / "worker.log", takes=(supernode,)
-    )
-    supervise([supernode, worker], say)
+        f"worker {client}", internal("worker", f"127.0.0.1:{port}", secret), inside, state / "worker.log",
+        takes=(supernode,),
+    )  # fmt: skip
+    return [supernode, worker]
 
 
 def _read(data: Path) -> None:

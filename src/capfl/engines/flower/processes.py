@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capfl import files
 from capfl.engines.flower.addresses import direct
 from capfl.errors import printable
 
@@ -20,6 +22,7 @@ AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
 LAST_LINES = 6  # of the output of one that has ended
+PRIVATE = 0o077  # the umask of every process: what it writes is for its owner alone
 
 Say = Callable[[str], None]
 
@@ -51,6 +54,20 @@ def internal(role: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "capfl.engines.flower.internals", role, *arguments]
 
 
+def new_secret(home: Path) -> Path:
+    """A file with a new secret, by which processes of one owner know each other on this machine's ports.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    path = home / "secret"
+    with files.naming(path, files.AGAIN):
+        path.unlink(missing_ok=True)  # whoever had opened an older one has no part in this one
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path
+
+
 @dataclass
 class Process:
     """One process of several that run at once. Its output is appended to a file.
@@ -77,7 +94,7 @@ class Process:
             # a session of its own: Ctrl-C is for us alone, and whatever it starts can be ended with it
             self.running = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, umask=PRIVATE,
             )  # fmt: skip
 
     def ended(self) -> int | None:

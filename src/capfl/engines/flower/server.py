@@ -11,10 +11,10 @@ from pathlib import Path
 
 from capfl.engines.flower.addresses import ANYWHERE, bare, joined
 from capfl.engines.flower.keys import hosts_of
-from capfl.engines.flower.processes import Process, Say, environment, internal, supervise
+from capfl.engines.flower.processes import Process, Say, environment, internal, new_secret, supervise
 from capfl.engines.flower.runs import Connection, ServerError
 from capfl.errors import ConfigError
-from capfl.files import write_atomically
+from capfl.files import locked, private_folder, write_atomically
 
 READY_WITHIN = 60.0  # seconds
 
@@ -32,10 +32,11 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     Raises:
         ServerError: it does not answer, or does not register a node.
         ConfigError: the certificate is missing, or is not for the host.
+        CheckpointError: another server has the folder, or it cannot be written.
     """
     host = bare(host)
     reached = ANYWHERE.get(host, host)
-    address, certificate, secret = joined(reached, port), keys / "server.crt", keys / "server.key"
+    certificate, secret = keys / "server.crt", keys / "server.key"
     if missing := [path.name for path in (certificate, secret) if not path.is_file()]:
         raise ConfigError(f"{keys}: no {', '.join(missing)}; make them with: capfl flower keys {keys}")
     if reached not in hosts_of(certificate):
@@ -43,11 +44,20 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
             f"--host: {certificate} is not for {reached}, so nobody could reach the server there; delete it and "
             f"server.key, and make them anew with: capfl flower keys {keys} --host {reached}"
         )
-    inside = environment(home, reached)
+    private_folder(home)
+    with locked(home):
+        _run(home, host, port, keys, say)
+
+
+def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
+    reached = ANYWHERE.get(host, host)
+    address, certificate, secret = joined(reached, port), keys / "server.crt", keys / "server.key"
+    inside, known = environment(home, reached), ["--superexec-auth-secret-file", str(new_secret(home))]
     server = ["--host", host, "--port", str(port), "--database", str(home / "state.db")]
     server += ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(secret), "--ssl-ca-certfile", str(certificate)]
-    server += ["--enable-supernode-auth", "--isolation", "process"]
+    server += ["--enable-supernode-auth", "--isolation", "process", *known]
     runs = ["--runtime-api-address", address, "--root-certificates", str(certificate), "--parent-pid", str(os.getpid())]
+    runs += known
     processes = [
         Process("server", internal("server", *server), inside, home / "server.log"),
         Process("runs", ["flower-superexec", *runs], inside, home / "runs.log"),
