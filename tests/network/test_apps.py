@@ -173,9 +173,10 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert one.failures == two.failures == 3
     for name in ("state/server", "adapters/global"):
         assert bits(place.out, name) == bits(whole, name)
-    vault = open_vault("env:SITE_KEY", place.out)
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
+        claim = json.loads((own / "site.json").read_text())
+        vault = open_vault("env:SITE_KEY", own).of_run(f"{own.name} {claim['run']}", own)
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
         for folder in own.joinpath("state").iterdir():
             theirs = whole / "references" / "local" if folder.name == "local" else whole
@@ -208,6 +209,8 @@ def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     assert bits(place.out, "state/server") == bits(whole, "state/server")
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
+        claim = json.loads((own / "site.json").read_text())
+        vault = open_vault("env:SITE_KEY", own).of_run(f"{own.name} {claim['run']}", own)
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
 
 
