@@ -57,7 +57,7 @@ def keys(
 def server(
     keys: Annotated[Path, typer.Option(help="folder of `capfl flower keys`", metavar="DIR")],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for other machines")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8443,
     home: _Home = STATE / "server",
 ) -> None:
     """Run the server, where nodes and runs meet, until Ctrl-C or SIGTERM."""
@@ -107,9 +107,11 @@ def run(
         given = _given(context, config, sets, resume)
 
         from capfl.data import clients_of
+        from capfl.engines.flower.names import check_client
         from capfl.engines.flower.runs import Connection, follow, stop, submit
 
-        clients_of(given.data, given.partition)
+        for client in clients_of(given.data, given.partition):
+            check_client(client, "data.sets")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = Connection(home.absolute())
         number = submit(server, given, resume is not None, answer, node)

@@ -1,9 +1,9 @@
 """Files that only their owner's key opens: AES-256-GCM, by the package cryptography.
 
 The key is 64 hexadecimal digits, in an environment variable or in a file; it is never written anywhere. A file is the
-magic number, 12 random bytes, and the ciphertext with its tag, for the name of the file; or for the run and the place in
-it, of which a method's name and a client's are part. So a file can be changed, renamed, or taken from another run or
-method only so that it is noticed. That an older file of the same place was put back cannot be.
+magic number, 12 random bytes, and the ciphertext with its tag, for the name of the file; or for the run and the place
+in it, of which a method's name and a client's are part. So a file that was changed, renamed, or taken from another run
+or method is noticed. That an older file of the same place was put back is not.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Vault:
         """What was written to ``path``.
 
         Raises:
-            CheckpointError: it is locked by another key, for another place or by none, or has been changed; names the file.
+            CheckpointError: it is locked by another key or by none, or for another place, or was changed; names it.
         """
         if self._cipher is None:
             if blob.startswith(MAGIC):
@@ -73,8 +73,8 @@ class Vault:
             return self._cipher.decrypt(nonce, sealed, self._place(path))
         except (self._wrong, ValueError) as error:  # ValueError: the nonce is cut off
             raise CheckpointError(
-                f"{path} cannot be opened: it has been changed, or is of another run, or the key of runtime.state_key is "
-                "another; restore it from a copy, or give the key that it was written with"
+                f"{path} cannot be opened: it has been changed, or is of another run, or the key of runtime.state_key "
+                "is another; restore it from a copy, or give the key that it was written with"
             ) from error
 
     def _place(self, path: Path) -> bytes:

@@ -63,6 +63,31 @@ def test_other_machines_reach_what_nodes_need_and_nothing_else() -> None:
         assert asked("/v1/control/start-run", client, server) == (200 if (client, server) in HERE else 403)
 
 
+def test_a_node_that_is_not_let_in_is_said_at_the_server_once_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the reason, for each address. What nodes do once they are in is not said."""
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": scope["answer"], "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def nowhere(message: Any) -> None:
+        pass
+
+    gate = Gate(inside)
+    for status, path, client in [
+        (412, "activate-node", "10.0.0.7"), (412, "activate-node", "10.0.0.7"), (401, "pull-messages", "10.0.0.7"),
+        (412, "activate-node", "10.0.0.8"), (412, "push-messages", "10.0.0.9"), (200, "activate-node", "10.0.0.9"),
+    ]:  # fmt: skip
+        scope = {"type": "http", "path": f"/v1/fleet/{path}", "client": (client, 1), "server": ("10.0.0.5", 8443)}
+        asyncio.run(gate(scope | {"answer": status}, nowhere, nowhere))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" is not let in: its ")[0] for line in said] == [
+        "capfl: a node at 10.0.0.7", "capfl: a node at 10.0.0.7", "capfl: a node at 10.0.0.8"
+    ]  # fmt: skip
+    assert "none of those in nodes/" in said[0]
+    assert "clock" in said[1]
+
+
 def test_a_server_that_is_away_is_waited_for_and_a_wrong_one_is_not() -> None:
     cut = httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)")
     wrong = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")

@@ -78,10 +78,15 @@ def test_what_is_there_stays_and_a_certificate_for_other_hosts_is_an_error(folde
 
 
 def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:
-    for name in ("../north", "north/south", ".north", "", "a b", "-x"):
+    for name in ("../north", "north/south", ".north", "", "a b", "-x", "x" * 300, "süd"):
         with pytest.raises(ConfigError, match="no client id"):
             make_keys(tmp_path / "keys", [name], [])
+        place = tmp_path / "keys"
+        with pytest.raises(ConfigError, match=r"^--client: .* is no client id; begin with"):
+            run_node(name, "localhost:8443", place, place, place, place, None, {}, print)
     assert not (tmp_path / "keys").exists()
+    (one,) = make_keys(tmp_path / "keys", ["x" * 100], [])[2:3]
+    assert one.name == "x" * 100 + ".key"
 
 
 def test_what_a_node_signs_the_others_can_check(folder: Path) -> None:
@@ -106,6 +111,18 @@ def test_a_file_that_is_no_key_is_named(folder: Path) -> None:
     for path in (folder / "server.crt", folder / "nodes" / "west.key"):
         with pytest.raises(ConfigError, match=rf"{path.name} is no key of capfl flower keys"):
             signer(path)
+
+
+def test_a_node_with_something_else_for_a_key_does_not_start(folder: Path, tmp_path: Path) -> None:
+    nodes, certificate = folder / "nodes", folder / "server.crt"
+    for key, said in [
+        (nodes / "north.pub", r"north\.pub is no key of capfl flower keys: .*; give nodes/CLIENT\.key"),
+        (certificate, r"server\.crt is no key of capfl flower keys"),
+        (nodes / "none.key", r"none\.key: there is no such file"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            run_node("north", "localhost:8443", folder, tmp_path / "state", certificate, key, None, {}, print)
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from capfl.engines.flower import processes
-from capfl.engines.flower.processes import Process, environment, new_secret, supervise
+from capfl.engines.flower.node import HINTS
+from capfl.engines.flower.processes import Process, environment, meanings, new_secret, supervise
 from capfl.errors import CheckpointError
 
 WAIT = "import time; time.sleep(600)"
@@ -76,6 +77,31 @@ def test_one_that_ends_starts_again_leaves_nothing_behind_and_what_it_said_is_sa
     (text,) = supervised([refused], lambda: times(refused, "Failed") >= 3)
     assert "not let in" in text
     assert "Failed" not in text
+
+
+def test_of_several_meanings_of_a_line_the_first_is_said() -> None:
+    """As of a certificate that has expired: it is not one for another address."""
+    errors = {
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired": "has expired",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch": "not for this address;",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or not that of",
+        "[code: 2004] Failed to activate SuperNode.": "its key is not registered",
+        "[code: 2001] SuperNode authentication is enabled.": "has shown none",
+        "Invalid SuperNode authentication": "clocks differ",
+    }
+    for line, meaning in errors.items():
+        (said,) = meanings([line, line], HINTS)
+        assert meaning in said
+    assert meanings(["something else"], HINTS) == []
+
+
+def test_lines_that_are_to_be_said_at_once_are_said_once(tmp_path: Path) -> None:
+    teller = python(tmp_path, "teller", "print('capfl: a\\x1b[2J'); print('other'); print('capfl: b');" + WAIT)
+    teller.tells = "capfl: "
+    (tmp_path / "teller.log").write_text("capfl: of an earlier start\n")
+    looks: list[str] = []
+    said = supervised([teller], lambda: "b\n" in teller.log.read_text(), lambda: looks.append("x") or len(looks) > 5)
+    assert said == ["a\\x1b[2J", "b"]
 
 
 def test_nothing_is_left_when_they_are_stopped(tmp_path: Path) -> None:

@@ -26,7 +26,16 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-OPEN = ("/v1/fleet/", "/health")  # what nodes need of the server
+NODES = "/v1/fleet/"
+OPEN = (NODES, "/health")  # what nodes need of the server
+ENTRANCES = (f"{NODES}activate-node", f"{NODES}register-node")
+TELL = "capfl: "  # how lines of the server's log begin that its operator is told at once
+HOUR = 3600.0  # seconds
+REFUSED = {  # by status of the answer
+    401: "its key is not the registered one, or its clock and this machine's differ by more than five minutes",
+    412: "its key is none of those in nodes/ of --keys, or it has shown none, or a node with this key is there "
+    "already; after a new key, start the server again",
+}
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"  # what a node answers to those alone who know its secret
 IDLE = 0.3  # seconds between a worker's questions whether there is work
 
@@ -40,14 +49,33 @@ class Gate:
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
+        self._due: dict[tuple[str, str], float] = {}  # (address, reason) -> when it may be said again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        if kind == "http" and scope["path"].startswith(NODES):
+            send = self._noting(scope, send)
         if kind == "lifespan" or (kind == "http" and scope["path"].startswith(OPEN)) or _is_local(scope):
             await self.app(scope, receive, send)
         elif kind == "http":
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"only from the server's own machine\n"})
+
+    def _noting(self, scope: Scope, send: Send) -> Send:
+        """Says why a node is refused, once an hour for each address and reason."""
+
+        async def noting(message: Any) -> None:
+            reason = REFUSED.get(message["status"]) if message["type"] == "http.response.start" else None
+            if reason and (scope["path"] in ENTRANCES or message["status"] == 401):
+                who = scope["client"][0] if scope["client"] else "an unknown address"
+                if time.monotonic() >= self._due.get((who, reason), 0.0):
+                    if len(self._due) > 1000:  # strangers do not fill the memory
+                        self._due.clear()
+                    self._due[who, reason] = time.monotonic() + HOUR
+                    print(f"{TELL}a node at {who} is not let in: {reason}", flush=True)
+            await send(message)
+
+        return noting
 
 
 def _is_local(scope: Scope) -> bool:

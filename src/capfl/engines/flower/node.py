@@ -9,13 +9,28 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from capfl.engines.flower.addresses import joined, parted
+from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
+from capfl.engines.flower.keys import signer
+from capfl.engines.flower.names import check_client
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
 from capfl.errors import ConfigError
 from capfl.files import locked, private_folder
 
-HINTS = {
+WRONG_ADDRESS = (
+    "the server's certificate is not for this address; give one that it is for, or have another made with `capfl "
+    "flower keys --host`"
+)
+HINTS = {  # what words in Flower's log mean; of each line, the first that it has
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
     "already; one that was killed counts as there for up to a minute",
+    "code: 2001": "the server lets in nodes with keys alone, and this one has shown none; give its --key",
+    "Invalid SuperNode authentication": "the server does not let it in: its key is not the registered one, or the "
+    "clocks differ by more than five minutes; set both by NTP",
+    "certificate has expired": f"the certificate that the server shows has expired, or this machine's clock is wrong; "
+    f"on the server's machine, {RENEW}",
+    "certificate is not yet valid": "the certificate that the server shows is not valid yet: set this machine's clock",
+    "Hostname mismatch": WRONG_ADDRESS,
+    "IP address mismatch": WRONG_ADDRESS,
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not for this address, or not that of --certificate",
 }
 
@@ -44,14 +59,18 @@ def run_node(
 
     Raises:
         DataError: the data cannot be read.
-        ConfigError: a file is missing or has a name that cannot be handed on, or the address is none.
+        ConfigError: a file is missing, is not what it should be, or has a name that cannot be handed on; the
+            certificate has expired; or the address or the client's id is none.
         CheckpointError: another node has the folder, or it cannot be written.
     """  # fmt: skip
+    check_client(client, "--client")
     for path in (data, certificate, key):
         if not (path.is_file() or (path == data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
+    check_certificate(certificate)
+    signer(key)
     server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
     given |= {"key": str(key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
@@ -62,7 +81,8 @@ def run_node(
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
             other.submit(_read, data).result()
-        supervise(_processes(client, server, state, certificate, key, given), say)
+        remind = reminder(certificate, say)
+        supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind))
 
 
 def _processes(

@@ -73,7 +73,8 @@ class Process:
     """One process of several that run at once. Its output is appended to a file.
 
     Args:
-        hints: what words in its output mean, for when it ends.
+        hints: what words in its output mean, for when it ends; of a line, the first that it has.
+        tells: how lines of its output begin that are said at once, without that beginning.
         takes: others that are ended with it when it ends by itself, and start again with it.
     """
 
@@ -83,14 +84,16 @@ class Process:
     log: Path
     hints: Mapping[str, str] = field(default_factory=dict)
     takes: Sequence[Process] = ()
+    tells: str = ""
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
     said: int = field(default=0, init=False)  # bytes in its log before it was started
+    told: int = field(default=0, init=False)  # bytes in its log of which nothing more is to be said at once
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
-            self.said = output.tell()
+            self.said = self.told = output.tell()
             # a session of its own: Ctrl-C is for us alone, and whatever it starts can be ended with it
             self.running = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -121,14 +124,34 @@ class Process:
         with open(self.log, "rb") as file:
             file.seek(max(self.said, self.log.stat().st_size - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        hints = [hint for word, hint in self.hints.items() if any(word in line for line in lines)]
-        return hints or [printable(line) for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
+        return (
+            meanings(lines, self.hints) or [printable(line) for line in lines if "INFO" not in line[:12]][-LAST_LINES:]
+        )
+
+    def news(self) -> list[str]:
+        """What it has said since the last time that is to be said at once."""
+        if not self.tells or self.running is None or self.log.stat().st_size == self.told:
+            return []
+        with open(self.log, "rb") as file:
+            file.seek(self.told)
+            lines = file.read(2**16).splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n") and len(lines) > 1:
+            del lines[-1]  # which is still being written
+        self.told += sum(map(len, lines))
+        told = [line.decode(errors="replace").rstrip("\n") for line in lines]
+        return [printable(line.removeprefix(self.tells)) for line in told if line.startswith(self.tells)]
 
     def send(self, number: int) -> None:
         """Send a signal to it and to whatever it has started."""
         if self.running is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.running.pid, number)
+
+
+def meanings(lines: Sequence[str], hints: Mapping[str, str]) -> list[str]:
+    """What lines mean by the first of the words in each that is known, each meaning once."""
+    meant = [next((hint for word, hint in hints.items() if word in line), "") for line in lines]
+    return list(dict.fromkeys(filter(None, meant)))
 
 
 def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] = lambda: None) -> None:
@@ -143,6 +166,8 @@ def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] =
     try:
         while not came:
             for process in processes:
+                for news in process.news():
+                    say(news)
                 if (status := process.ended()) is not None:
                     words = "\n  ".join([f"see {process.log}", *process.last_words()])
                     what = f"{process.name} ended with {status}, starts again every {AGAIN:.0f} s; {words}"

@@ -9,7 +9,9 @@ import time
 import urllib.request
 from pathlib import Path
 
-from capfl.engines.flower.addresses import ANYWHERE, bare, joined
+from capfl.engines.flower.addresses import ANYWHERE, bare, check_port, joined
+from capfl.engines.flower.certificate import check_certificate, reminder
+from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import hosts_of
 from capfl.engines.flower.processes import Process, Say, environment, internal, new_secret, supervise
 from capfl.engines.flower.runs import Connection, ServerError
@@ -17,6 +19,11 @@ from capfl.errors import ConfigError
 from capfl.files import locked, private_folder, write_atomically
 
 READY_WITHIN = 60.0  # seconds
+HINTS = {
+    "address already in use": "something else has taken the port meanwhile; end it, or choose another --port",
+    "database or disk is full": "the disk is full; free some space",
+    "No space left on device": "the disk is full; free some space",
+}
 
 
 def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
@@ -31,7 +38,7 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
 
     Raises:
         ServerError: it does not answer, or does not register a node.
-        ConfigError: the certificate is missing, or is not for the host.
+        ConfigError: the certificate is missing, has expired or is not for the host; or the port is in use.
         CheckpointError: another server has the folder, or it cannot be written.
     """
     host = bare(host)
@@ -39,6 +46,8 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     certificate, secret = keys / "server.crt", keys / "server.key"
     if missing := [path.name for path in (certificate, secret) if not path.is_file()]:
         raise ConfigError(f"{keys}: no {', '.join(missing)}; make them with: capfl flower keys {keys}")
+    for warning in check_certificate(certificate):
+        say(warning)
     if reached not in hosts_of(certificate):
         raise ConfigError(
             f"--host: {certificate} is not for {reached}, so nobody could reach the server there; delete it and "
@@ -46,6 +55,7 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
         )
     private_folder(home)
     with locked(home):
+        check_port(host, port)
         _run(home, host, port, keys, say)
 
 
@@ -59,14 +69,17 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     runs = ["--runtime-api-address", address, "--root-certificates", str(certificate), "--parent-pid", str(os.getpid())]
     runs += known
     processes = [
-        Process("server", internal("server", *server), inside, home / "server.log"),
+        Process("server", internal("server", *server), inside, home / "server.log", hints=HINTS, tells=TELL),
         Process("runs", ["flower-superexec", *runs], inside, home / "runs.log"),
     ]
     Connection(home).write(address, certificate)
+    remind = reminder(certificate, say)
     by, ready = time.monotonic() + READY_WITHIN, False
 
     def step() -> None:
         nonlocal ready
+        if ready:
+            next(remind)
         if not ready and _answers(address, certificate):
             let_in(keys / "nodes", home, say)
             say(f"server ready at {address}")
