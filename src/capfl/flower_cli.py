@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from capfl.checks import config_of, free_folder
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError
+from capfl.interruption import Interrupted, interruptible
 from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
 
 STATE = user_state_path("capfl")  # the user's folder for what programs remember
@@ -112,13 +112,14 @@ def run(
 
         for client in clients_of(given.data, given.partition):
             check_client(client, "data.sets")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server = Connection(home.absolute())
         number = submit(server, given, resume is not None, answer, node)
         typer.echo(f"run {number} in {given.out}")
         try:
-            succeeded = follow(server, number, typer.echo)
-        except KeyboardInterrupt:
+            with interruptible():
+                succeeded = follow(server, number, typer.echo)
+        except Interrupted as signal:
+            signal.said = f"interrupted; go on with: capfl flower run --resume {given.out}"
             stop(server, number)
             raise
     if not succeeded:
