@@ -87,7 +87,7 @@ def test_of_several_meanings_of_a_line_the_first_is_said() -> None:
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or not that of",
         "[code: 2004] Failed to activate SuperNode.": "its key is not registered",
         "[code: 2001] SuperNode authentication is enabled.": "has shown none",
-        "Invalid SuperNode authentication": "clocks differ",
+        "Invalid SuperNode authentication": "or its clock is more than five seconds ahead",
     }
     for line, meaning in errors.items():
         (said,) = meanings([line, line], HINTS)

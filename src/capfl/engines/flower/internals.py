@@ -32,7 +32,8 @@ ENTRANCES = (f"{NODES}activate-node", f"{NODES}register-node")
 TELL = "capfl: "  # how lines of the server's log begin that its operator is told at once
 HOUR = 3600.0  # seconds
 REFUSED = {  # by status of the answer
-    401: "its key is not the registered one, or its clock and this machine's differ by more than five minutes",
+    401: "its key is not the registered one, or its clock is more than five seconds ahead of this machine's or "
+    "five minutes behind",
     412: "its key is none of those in nodes/ of --keys, or it has shown none, or a node with this key is there "
     "already; after a new key, start the server again",
 }

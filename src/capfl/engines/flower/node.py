@@ -10,6 +10,7 @@ from pathlib import Path
 
 from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
+from capfl.engines.flower.events import Events
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
@@ -24,8 +25,8 @@ HINTS = {  # what words in Flower's log mean; of each line, the first that it ha
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
     "already; one that was killed counts as there for up to a minute",
     "code: 2001": "the server lets in nodes with keys alone, and this one has shown none; give its --key",
-    "Invalid SuperNode authentication": "the server does not let it in: its key is not the registered one, or the "
-    "clocks differ by more than five minutes; set both by NTP",
+    "Invalid SuperNode authentication": "the server does not let it in: its key is not the registered one, or its "
+    "clock is more than five seconds ahead of the server's or five minutes behind; set both by NTP",
     "certificate has expired": f"the certificate that the server shows has expired, or this machine's clock is wrong; "
     f"on the server's machine, {RENEW}",
     "certificate is not yet valid": "the certificate that the server shows is not valid yet: set this machine's clock",
@@ -81,8 +82,8 @@ def run_node(
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
             other.submit(_read, data).result()
-        remind = reminder(certificate, say)
-        supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind))
+        note, remind = Events(state), reminder(certificate, say)
+        supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind), note)
 
 
 def _processes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
 LAST_LINES = 6  # of the output of one that has ended
+LONGEST = 50 * 2**20  # bytes of a log
 PRIVATE = 0o077  # the umask of every process: what it writes is for its owner alone
 
 Say = Callable[[str], None]
@@ -92,7 +94,7 @@ class Process:
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "ab") as output:
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             self.said = self.told = output.tell()
             # a session of its own: Ctrl-C is for us alone, and whatever it starts can be ended with it
             self.running = subprocess.Popen(
@@ -141,6 +143,14 @@ class Process:
         told = [line.decode(errors="replace").rstrip("\n") for line in lines]
         return [printable(line.removeprefix(self.tells)) for line in told if line.startswith(self.tells)]
 
+    def shorten(self) -> None:
+        """Begin its log anew when it has become long; the part before goes to a file ``.1`` beside it."""
+        if self.running is not None and self.log.stat().st_size > LONGEST:
+            with suppress(OSError):  # a full disk: it is tried again
+                shutil.copy(self.log, self.log.with_name(f"{self.log.name}.1"))
+            os.truncate(self.log, 0)  # whoever writes to it appends, and goes on at the beginning
+            self.said = self.told = 0
+
     def send(self, number: int) -> None:
         """Send a signal to it and to whatever it has started."""
         if self.running is not None:
@@ -154,11 +164,17 @@ def meanings(lines: Sequence[str], hints: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(filter(None, meant)))
 
 
-def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] = lambda: None) -> None:
+def supervise(
+    processes: Sequence[Process],
+    say: Say,
+    step: Callable[[], None] = lambda: None,
+    note: Callable[..., None] = lambda event, **values: None,
+) -> None:
     """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.
 
     Args:
         step: of the caller's, between two looks at them.
+        note: is told what happens, see ``Events``.
     """
     came: list[int] = []
     before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -168,19 +184,24 @@ def supervise(processes: Sequence[Process], say: Say, step: Callable[[], None] =
             for process in processes:
                 for news in process.news():
                     say(news)
+                    note("said", process=process.name, text=news)
+                process.shorten()
                 if (status := process.ended()) is not None:
                     words = "\n  ".join([f"see {process.log}", *process.last_words()])
                     what = f"{process.name} ended with {status}, starts again every {AGAIN:.0f} s; {words}"
                     if what != said:  # once, not every few seconds
                         say(what)
                     said = what
+                    note("ended", process=process.name, status=status)
                     end_all(process.takes)
                 if process.running is None and time.monotonic() >= process.due:
                     process.start()
+                    note("started", process=process.name, pid=process.running.pid if process.running else 0)
             step()
             time.sleep(PAUSE)
     finally:
         end_all(processes)
+        note("stopped", signal=came[0] if came else 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capfl.engines.flower.addresses import ANYWHERE, bare, check_port, joined
 from capfl.engines.flower.certificate import check_certificate, reminder
+from capfl.engines.flower.events import Events
 from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import hosts_of
 from capfl.engines.flower.processes import Process, Say, environment, internal, new_secret, supervise
@@ -73,7 +74,7 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
         Process("runs", ["flower-superexec", *runs], inside, home / "runs.log"),
     ]
     Connection(home).write(address, certificate)
-    remind = reminder(certificate, say)
+    note, remind = Events(home), reminder(certificate, say)
     by, ready = time.monotonic() + READY_WITHIN, False
 
     def step() -> None:
@@ -83,11 +84,12 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
         if not ready and _answers(address, certificate):
             let_in(keys / "nodes", home, say)
             say(f"server ready at {address}")
+            note("ready", address=address)
             ready = True
         if not ready and time.monotonic() > by:
             raise ServerError(f"the server does not answer at {address}; see {home / 'server.log'}")
 
-    supervise(processes, say, step)
+    supervise(processes, say, step, note)
 
 
 def let_in(keys: Path, home: Path, say: Say) -> None:
