@@ -21,7 +21,7 @@ from three_sites import SITES
 
 import capfl
 
-FLOWER = [sys.executable, "-m", "capfl.cli", "flower"]
+FLOWER = [sys.executable, "-m", "capfl", "flower"]
 
 
 def start(stack: contextlib.ExitStack, log: Path, *words: object) -> subprocess.Popen[bytes]:

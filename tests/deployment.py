@@ -20,7 +20,7 @@ WITHIN = 600.0  # seconds for anything to happen, on a machine that has much els
 
 
 def capfl(*words: object) -> list[str]:
-    return [sys.executable, "-m", "capfl.cli", "flower", *map(str, words)]
+    return [sys.executable, "-m", "capfl", "flower", *map(str, words)]
 
 
 def wait_for(what: Callable[[], object], within: float, about: str) -> None:

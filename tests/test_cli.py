@@ -141,7 +141,7 @@ def test_a_folder_in_use_and_what_cannot_be_resumed(finished: Path, tmp_path: Pa
 
 def test_a_process_of_its_own_prints_no_traceback_either(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "capfl.cli", "run", "--rounds", "0", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "capfl", "run", "--rounds", "0", "--out", str(tmp_path / "run")],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

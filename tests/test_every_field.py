@@ -85,6 +85,7 @@ DEALT = {  # what is seen in who holds what; nothing is trained
     "partition.min_items": Change(21, "error"),
     "partition.validation": Change(0.3, "dealt"),
     "partition.test": Change(0.4, "dealt"),
+    "partition.keep_together": Change("intent", "dealt", HELPDESK),
 }
 
 CHANGES = DEALT | {
@@ -153,7 +154,6 @@ CHANGES = DEALT | {
     ),
     "runtime.cache": Change("off", "cache"),
     "runtime.cache_gib": Change(1e-6, "cache"),
-    "runtime.cache_dir": Change(at("shared"), "shared"),
     "runtime.state_key": Change(lambda files: f"file:{files / 'key'}", "clients"),
     "runtime.threads": Change(2, "threads"),
     "runtime.workers": Change(2, "widest"),  # of the batches of this process
@@ -164,7 +164,6 @@ CHANGES = DEALT | {
 
 ASIDE = [
     "out", "train.checkpointing", "evaluation.every", "evaluation.personal", "evaluation.references",
-    "runtime.cache_dir",
 ]  # fmt: skip
 """These say what is reported, where, and at what cost, never what is learnt. Each is seen in another part."""
 
@@ -233,7 +232,6 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
         "adapters": contents(out, "adapters/**/*.safetensors"),
         "rounds": [json.dumps({k: v for k, v in record.items() if k != "seconds"}) for record in rounds],
         "cache": report["cache"],
-        "shared": len(list(Path(config.runtime.cache_dir).iterdir())) if config.runtime.cache_dir else 0,
     }
 
 

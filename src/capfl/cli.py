@@ -239,7 +239,3 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
         raise
     console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    app()

@@ -119,6 +119,7 @@ def test_less_perplexity_is_better_and_all_metrics_have_a_table() -> None:
     )
     assert "a 7 400 8.00 2.00 4.00 1.5 kB 2 MB" in lines
     assert "worst 8.00 2.00 4.00" in lines
+    assert words(replace(made, rounds=1))[0].startswith("fedit, 1 round: ")
     assert not any("±" in line for line in lines)  # nothing says how far a perplexity may be off
     assert (
         "joining did not pay (+1 by the personal adapter against training alone, on average): 0 of 2 better, 1 of 2 "

@@ -13,6 +13,7 @@ from capfl.compare.spec import Cell, Plan
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
 from capfl.config.load import from_toml
+from capfl.config.schema import DISK
 from capfl.errors import CheckpointError, ConfigError, DataError
 from capfl.files import read_json, write_atomically
 from capfl.report.summary import Summary, read_summary
@@ -54,13 +55,14 @@ def _run(plan: Plan, cell: Cell, data: Path | None, out: Path) -> int:
     if (folder / "config.toml").is_file():
         words = ["--resume", str(folder)]
     else:
-        shared = cell.config.runtime.cache_dir or str(out / "hidden")  # one split and seed, one base
-        settings = {"out": str(folder), "runtime.cache_dir": shared} | ({"data.dir": str(data)} if data else {})
+        cache = cell.config.runtime.cache
+        shared = f"{out}/hidden" if cache == DISK else cache  # one split and seed, one base
+        settings = {"out": str(folder), "runtime.cache": shared} | ({"data.dir": str(data)} if data else {})
         write_atomically(file, to_toml(from_toml(to_toml(cell.config), settings)).encode())
         words = [str(file)]
     words += ["--rows", str(plan.rows)] if plan.rows else []
     with (out / f"{cell.name}.log").open("a") as log:
-        return subprocess.run([sys.executable, "-m", "capfl.cli", "run", *words], stdout=log, stderr=log).returncode
+        return subprocess.run([sys.executable, "-m", "capfl", "run", *words], stdout=log, stderr=log).returncode
 
 
 def kept_rows(plan: Plan, cell: Cell, out: Path) -> Path | None:

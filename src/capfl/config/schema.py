@@ -134,6 +134,11 @@ class PartitionConfig(Section):
     min_items: Annotated[int, Field(ge=3)] = Field(10, description="a client with fewer items is an error")
     validation: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of a client's items for validation")
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of a client's items for its test")
+    keep_together: str | None = Field(
+        None,
+        description="field of the rows (patient, template): items with one value of it all go to training, or all to "
+        "validation, or all to the test",
+    )
 
     @model_validator(mode="after")
     def _leaves_training_items(self) -> Self:
@@ -282,12 +287,16 @@ class PrivacyConfig(Section):
         return self.noise_multiplier is not None
 
 
+DISK, MEMORY, OFF = "disk", "memory", "off"  # of runtime.cache, which may also name a folder
+
+
 class RuntimeConfig(Section):
-    cache: Literal["memory", "disk", "off"] = Field(
-        "disk", description="where hidden states below the lowest adapted layer are kept, so as to compute them once"
+    cache: str = Field(
+        "disk",
+        description="where hidden states below the lowest adapted layer are kept, so as to compute them once: `disk`, "
+        "until the run ends; `FOLDER/`, which runs may share; `memory`; `off`",
     )
     cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
-    cache_dir: str | None = Field(None, description="folder of the disk cache, for runs to share; kept when they end")
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
         None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
     )
@@ -310,9 +319,16 @@ class RuntimeConfig(Section):
         description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
     )
 
+    @field_validator("cache")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if value in (DISK, MEMORY, OFF) or "/" in value:
+            return value
+        raise ValueError(f"{value!r} is none of {DISK}, {MEMORY} and {OFF}; a folder has a slash, as in ./{value}")
+
     @model_validator(mode="after")
     def _shares_what_it_caches(self) -> Self:
-        if self.workers > 1 and self.cache == "memory":
+        if self.workers > 1 and self.cache == MEMORY:
             raise ValueError("workers share hidden states on disk; set cache to disk, or to off")
         if self.workers > 1 and self.clients_per_pass > 1:
             raise ValueError("workers train one client at a time each; set clients_per_pass to 1, or workers to 1")

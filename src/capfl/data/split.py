@@ -28,13 +28,21 @@ def split(items: Sequence[Item], indices: Sequence[int], config: PartitionConfig
     """Divide one client's indices into ``items`` at random by ``config.validation`` and ``config.test``.
 
     Shares are rounded, but every part gets at least one item (validation only if its share is above 0). Items that are
-    copies of each other stay in one part: otherwise the test would ask for what was learnt by heart.
+    copies of each other stay in one part: otherwise the test would ask for what was learnt by heart. So do items with
+    one value of the field ``config.keep_together``; then shares are met as far as whole groups allow.
 
     Raises:
-        DataError: the client has fewer different items than parts.
+        DataError: the client has fewer different items than parts, or items that lack the field.
     """
     copies = copies_of(items, indices)
     least = 3 if config.validation > 0 else 2
+    if field := config.keep_together:
+        copies = _joined(items, copies, field, client)
+        if len(copies) < least:
+            raise DataError(
+                f"client {client!r} has items of {len(copies)} {field}, which partition.keep_together does not divide, "
+                f"too few for {least} parts; add data or leave partition.keep_together out"
+            )
     if len(copies) < least:
         different = f", of which {len(copies)} are different" if len(copies) < len(indices) else ""
         raise DataError(
@@ -59,6 +67,25 @@ def copies_of(items: Sequence[Item], indices: Sequence[int]) -> list[list[int]]:
         content = (item.question, item.choices, item.answer, item.completion, item.messages, item.given)
         groups.setdefault(content, []).append(k)
     return list(groups.values())
+
+
+def _joined(items: Sequence[Item], copies: Sequence[list[int]], field: str, client: ClientId) -> list[list[int]]:
+    """Groups of copies that share a value of the field as one group, in the order of their first."""
+    whole: list[tuple[set[str], list[int]]] = []
+    for group in copies:
+        lacking = [k for k in group if field not in items[k].fields]
+        if lacking:
+            there = ", ".join(sorted(items[lacking[0]].fields.keys() - {"task"})) or "none"
+            raise DataError(
+                f"client {client!r}: partition.keep_together: item {lacking[0]} ({items[lacking[0]].question!r:.50}) "
+                f"lacks the field {field!r}; add it to all rows, or name a field that they have: {there}"
+            )
+        values, members = {items[k].fields[field] for k in group}, group
+        for other in [other for other in whole if other[0] & values]:  # copies with two values join both
+            whole.remove(other)
+            values, members = values | other[0], other[1] + members
+        whole.append((values, members))
+    return sorted((sorted(members) for _, members in whole), key=min)
 
 
 def _take(order: Sequence[list[int]], wanted: int, leave: int) -> tuple[list[int], list[list[int]]]:

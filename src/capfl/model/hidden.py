@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from capfl.config.schema import RuntimeConfig
+from capfl.config.schema import DISK, MEMORY, OFF, RuntimeConfig
 from capfl.errors import CheckpointError
 from capfl.files import write_atomically
 from capfl.model.lora import AdaptedModel
@@ -163,14 +163,15 @@ def open_cache(config: RuntimeConfig, folder: Path, vault: Vault, counts: Counte
     """The cache that a config asks for.
 
     Args:
-        folder: of the files, unless ``cache_dir`` names one that runs share.
+        folder: of the files, unless ``cache`` names one that runs share.
         vault: encrypts them.
         counts: as of ``HiddenCache``.
     """
     limit = int(config.cache_gib * 2**30)
-    if config.cache == "disk":
-        return HiddenCache(limit, Path(config.cache_dir or folder), config.cache_dir is not None, vault, counts)
-    return HiddenCache(limit if config.cache == "memory" else 0, counts=counts)
+    if config.cache in (MEMORY, OFF):
+        return HiddenCache(limit if config.cache == MEMORY else 0, counts=counts)
+    shared = config.cache != DISK
+    return HiddenCache(limit, Path(config.cache) if shared else folder, shared, vault, counts)
 
 
 @dataclass(frozen=True, slots=True)

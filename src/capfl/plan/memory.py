@@ -42,7 +42,7 @@ import torch
 from torch import nn
 
 from capfl.config.load import changed
-from capfl.config.schema import Config
+from capfl.config.schema import MEMORY, Config
 from capfl.errors import ConfigError
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
@@ -102,7 +102,7 @@ def estimate(
         "base": _base(module, layers, config, element),
         "training": n * 4 * adapter * clients,
         "activations": n * max(training, scoring, below, writing),
-        "hidden states": cached if lowest and config.runtime.cache == "memory" else 0,
+        "hidden states": cached if lowest and config.runtime.cache == MEMORY else 0,
         "client": n * (4 if lossy else 2) * adapter * clients,
         "server": (7 if lossy else 6) * adapter,
         "patch": PATCHES * patch if patched else 0,

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from capfl.config import Config
 from capfl.config.load import changed
-from capfl.config.schema import MethodConfig
+from capfl.config.schema import OFF, MethodConfig
 from capfl.data import Split
 from capfl.federation import Federation, tokenised
 from capfl.methods import Method, build
@@ -77,7 +77,7 @@ def calibrate(config: Config, method: Method, items: Sequence[Item], splits: Map
     agreed = Agreement(method, config.codec, model.initial_adapter(config.seed), seed=config.seed)
     request = server.request(method.start(agreed.initial, list(splits)), client, agreed).blob
     limit = int(config.runtime.cache_gib * 2**30)
-    with HiddenCache(0 if config.runtime.cache == "off" else limit) as cache:
+    with HiddenCache(0 if config.runtime.cache == OFF else limit) as cache:
         short = changed(config, {"train.steps": n_steps})
         federation = Federation(short, items, {client: few}, model, cache, examples=examples)
         trainer = federation.trainer(client, method)

@@ -24,6 +24,7 @@ from capfl.report.tables import (
     duration,
     group_lines,
     metrics_table,
+    number,
     scored_words,
     unit,
 )  # fmt: skip
@@ -44,8 +45,8 @@ def write_page(path: Path, out: Path) -> Path:
     summary = read_summary(path)
     text = rendered(
         path,
-        title=f"{summary.method}, {len(summary.rows)} clients",
-        subtitle=f"{summary.rounds} rounds in {duration(summary.seconds)}; {path.absolute().name}",
+        title=f"{summary.method}, {number(len(summary.rows), 'client')}",
+        subtitle=f"{number(summary.rounds, 'round')} in {duration(summary.seconds)}; {path.absolute().name}",
         scored=scored_words(summary),
         clients=client_table(summary, len(summary.rows)).html(),
         metrics=others.html() if (others := metrics_table(summary)) else "",

@@ -88,7 +88,7 @@ def _element(tag: str, content: Iterable[str]) -> Markup:
 def summary_table(summary: Summary, said: Sequence[str]) -> Group:
     """What a run prints in the end: clients and means, all metrics, the groups, and what is said of them."""
     groups = list(map(Text, group_lines(summary)))
-    title = Text(f"{summary.method}, {summary.rounds} rounds: {scored_words(summary)}", style="italic")
+    title = Text(f"{summary.method}, {number(summary.rounds, 'round')}: {scored_words(summary)}", style="italic")
     others = metrics_table(summary)
     more: list[RenderableType] = [Text(), Text(METRICS_TITLE, style="italic"), others] if others else []
     return Group(title, client_table(summary), *more, *([Text(), *groups] if groups else []), Text(), *map(Text, said))
@@ -236,6 +236,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} GB"
+
+
+def number(count: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

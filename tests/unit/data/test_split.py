@@ -43,6 +43,27 @@ def test_shares_seed_and_client():
     assert split(items, [5, 7, 9, 11, 13], config, 0, "x") == Split([5, 7, 11], [9], [13])
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=12, max_size=60), st.integers(0, 100))
+def test_items_of_one_value_stay_together_and_so_do_their_copies(rows, seed):
+    rows = [*rows, *((text, text) for text in range(10, 13))]  # three groups at least
+    items = [Item(f"q{text}", fields={"patient": str(patient)}) for text, patient in rows]
+    made = split(items, range(len(items)), PartitionConfig(keep_together="patient"), seed, "00")
+    parts = [made.train, made.validation, made.test]
+    assert sorted(made.all) == list(range(len(items)))
+    assert all(parts)
+    for which in (0, 1):
+        values = [{rows[k][which] for k in part} for part in parts]
+        assert sum(map(len, values)) == len(set().union(*values))
+
+
+def test_a_field_to_keep_together_has_to_be_there() -> None:
+    items = [Item(f"q{k}", fields={"patient": "a" if k < 9 else "b", "task": "t"}) for k in range(20)]
+    with pytest.raises(DataError, match=r"items of 2 patient, .* too few for 3 parts"):
+        split(items, range(20), PartitionConfig(keep_together="patient"), 0, "00")
+    with pytest.raises(DataError, match=r"client '00': .* item 0 \('q0'\) lacks the field 'site'.*they have: patient"):
+        split(items, range(20), PartitionConfig(keep_together="site"), 0, "00")
+
+
 def test_copies_are_counted_and_said():
     items = [Item(f"q{k % 20}", completion="a", fields={"id": str(k)}) for k in range(30)]
     config = PartitionConfig(kind="iid")

@@ -153,7 +153,7 @@ def test_a_config_says_where(tmp_path):
         return cache.limit_bytes, cache.folder
 
     assert opened() == (ROOM, tmp_path / "run")
-    assert opened(cache_dir=str(tmp_path / "all")) == (ROOM, tmp_path / "all")
+    assert opened(cache=str(tmp_path / "all")) == (ROOM, tmp_path / "all")
     assert opened(cache="memory") == (ROOM, None)
     assert opened(cache="off") == (0, None)
 
