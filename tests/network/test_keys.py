@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
 from capfl.engines.flower.node import run_node
-from capfl.engines.flower.server import run_server
+from capfl.engines.flower.runs import Connection
+from capfl.engines.flower.server import let_in, run_server
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import locked
 from capfl.types import Offer
@@ -153,3 +154,31 @@ def test_a_second_node_or_server_of_one_folder_is_refused(folder: Path, tmp_path
             with pytest.raises(CheckpointError, match=f"state is in use by process {os.getpid()} on"):
                 run()
             assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_new_key_takes_the_place_of_the_old_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the server starts again; and who has none any more is not let in."""
+    asked: list[tuple[str, ...]] = []
+
+    def ask(connection: Connection, *words: str) -> dict[str, str]:
+        asked.append(words[1:2] + words[-1:])
+        return {"node-id": str(len(asked))}
+
+    def start() -> list[tuple[str, ...]]:
+        asked.clear()
+        let_in(folder / "nodes", tmp_path, lambda text: None, lambda event, client: events.append((event, client)))
+        return list(asked)
+
+    monkeypatch.setattr(Connection, "ask", ask)
+    events: list[tuple[str, str]] = []
+    assert start() == [("register", "north"), ("register", "south.east")]
+    assert start() == []
+    for ending in ("key", "pub"):
+        (folder / "nodes" / f"north.{ending}").unlink()
+        (folder / "nodes" / f"south.east.{ending}").unlink()
+    make_keys(folder, ["north"], [])
+    events.clear()
+    assert start() == [("unregister", "1"), ("unregister", "2"), ("register", "north")]
+    assert events == [("key removed", "north"), ("key removed", "south.east"), ("key added", "north")]

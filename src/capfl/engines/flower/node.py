@@ -21,11 +21,15 @@ WRONG_ADDRESS = (
     "the server's certificate is not for this address; give one that it is for, or have another made with `capfl "
     "flower keys --host`"
 )
+WARNINGS = {
+    "Connection attempt failed": "the server does not answer; it is tried again until it does, and capfl flower doctor "
+    "says what is wrong if it should be there"
+}
 HINTS = {  # what words in Flower's log mean; of each line, the first that it has
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
     "already; one that was killed counts as there for up to a minute",
     "code: 2001": "the server lets in nodes with keys alone, and this one has shown none; give its --key",
-    "Invalid SuperNode authentication": "the server does not let it in: its key is not the registered one, or its "
+    "401 Unauthorized": "the server does not let it in: its key is not the registered one, or its "
     "clock is more than five seconds ahead of the server's or five minutes behind; set both by NTP",
     "certificate has expired": f"the certificate that the server shows has expired, or this machine's clock is wrong; "
     f"on the server's machine, {RENEW}",
@@ -95,7 +99,9 @@ def _processes(
     node += ["--root-certificates", str(certificate), "--auth-supernode-private-key", str(key)]
     node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
-    supernode = Process(f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS)
+    supernode = Process(
+        f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS, warns=WARNINGS
+    )
     # a SuperNode waits for ever for a reply whose sender has ended while it was sending
     worker = Process(
         f"worker {client}", internal("worker", f"127.0.0.1:{port}", secret), inside, state / "worker.log",

@@ -23,10 +23,13 @@ AGAIN = 5.0  # seconds until a process that has ended is started again
 GRACE = 10.0  # seconds that processes have to end when they are told to
 PAUSE = 0.2  # seconds between two looks at them
 LAST_LINES = 6  # of the output of one that has ended
+HOUR = 3600.0  # seconds
+AT_ONCE = 2**16  # bytes of a log that are read at once
 LONGEST = 50 * 2**20  # bytes of a log
 PRIVATE = 0o077  # the umask of every process: what it writes is for its owner alone
 
 Say = Callable[[str], None]
+Note = Callable[..., None]
 
 
 def environment(home: Path, *hosts: str) -> dict[str, str]:
@@ -77,6 +80,7 @@ class Process:
     Args:
         hints: what words in its output mean, for when it ends; of a line, the first that it has.
         tells: how lines of its output begin that are said at once, without that beginning.
+        warns: what is said at once, and not again for an hour, of words in its output.
         takes: others that are ended with it when it ends by itself, and start again with it.
     """
 
@@ -87,9 +91,11 @@ class Process:
     hints: Mapping[str, str] = field(default_factory=dict)
     takes: Sequence[Process] = ()
     tells: str = ""
+    warns: Mapping[str, str] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
     said: int = field(default=0, init=False)  # bytes in its log before it was started
+    quiet: dict[str, float] = field(default_factory=dict, init=False)  # warnings, and until when they are not repeated
     told: int = field(default=0, init=False)  # bytes in its log of which nothing more is to be said at once
 
     def start(self) -> None:
@@ -132,16 +138,25 @@ class Process:
 
     def news(self) -> list[str]:
         """What it has said since the last time that is to be said at once."""
-        if not self.tells or self.running is None or self.log.stat().st_size == self.told:
+        if not (self.tells or self.warns) or self.running is None or self.log.stat().st_size == self.told:
             return []
+        if self.log.stat().st_size < self.told:
+            self.said = self.told = 0  # somebody has cut it
         with open(self.log, "rb") as file:
             file.seek(self.told)
-            lines = file.read(2**16).splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n") and len(lines) > 1:
+            lines = file.read(AT_ONCE).splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < AT_ONCE:
             del lines[-1]  # which is still being written
         self.told += sum(map(len, lines))
-        told = [line.decode(errors="replace").rstrip("\n") for line in lines]
-        return [printable(line.removeprefix(self.tells)) for line in told if line.startswith(self.tells)]
+        texts = [line.decode(errors="replace").rstrip("\n") for line in lines]
+        told = [
+            printable(text.removeprefix(self.tells)) for text in texts if self.tells and text.startswith(self.tells)
+        ]
+        for warning in meanings(texts, self.warns):
+            if time.monotonic() >= self.quiet.get(warning, 0.0):
+                self.quiet[warning] = time.monotonic() + HOUR
+                told.append(f"{self.name}: {warning}")
+        return told
 
     def shorten(self) -> None:
         """Begin its log anew when it has become long; the part before goes to a file ``.1`` beside it."""
@@ -168,7 +183,7 @@ def supervise(
     processes: Sequence[Process],
     say: Say,
     step: Callable[[], None] = lambda: None,
-    note: Callable[..., None] = lambda event, **values: None,
+    note: Note = lambda event, **values: None,
 ) -> None:
     """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.
 

@@ -14,7 +14,7 @@ from capfl.engines.flower.certificate import check_certificate, reminder
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import hosts_of
-from capfl.engines.flower.processes import Process, Say, environment, internal, new_secret, supervise
+from capfl.engines.flower.processes import Note, Process, Say, environment, internal, new_secret, supervise
 from capfl.engines.flower.runs import Connection, ServerError
 from capfl.errors import ConfigError
 from capfl.files import locked, private_folder, write_atomically
@@ -47,8 +47,7 @@ def run_server(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     certificate, secret = keys / "server.crt", keys / "server.key"
     if missing := [path.name for path in (certificate, secret) if not path.is_file()]:
         raise ConfigError(f"{keys}: no {', '.join(missing)}; make them with: capfl flower keys {keys}")
-    for warning in check_certificate(certificate):
-        say(warning)
+    check_certificate(certificate)  # what it warns of is said when the server is there
     if reached not in hosts_of(certificate):
         raise ConfigError(
             f"--host: {certificate} is not for {reached}, so nobody could reach the server there; delete it and "
@@ -82,7 +81,7 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
         if ready:
             next(remind)
         if not ready and _answers(address, certificate):
-            let_in(keys / "nodes", home, say)
+            let_in(keys / "nodes", home, say, note)
             say(f"server ready at {address}")
             note("ready", address=address)
             ready = True
@@ -92,8 +91,11 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     supervise(processes, say, step, note)
 
 
-def let_in(keys: Path, home: Path, say: Say) -> None:
+def let_in(keys: Path, home: Path, say: Say, note: Note) -> None:
     """Have the nodes whose public keys are in a folder, and no others, as nodes that may come to a server.
+
+    Args:
+        note: is told which nodes' keys are let in or no longer are.
 
     Raises:
         ServerError: the server refuses.
@@ -104,11 +106,13 @@ def let_in(keys: Path, home: Path, say: Say) -> None:
     for key in sorted(known.keys() - wanted.keys()):
         flower.ask("supernode", "unregister", known.pop(key))
         say(f"node {key.split()[0]}: its key is no longer let in")
+        note("key removed", client=key.split()[0])
         write_atomically(record, json.dumps(known).encode())
     for key in sorted(wanted.keys() - known.keys()):
         name = wanted[key].stem
         known[key] = str(flower.ask("supernode", "register", str(wanted[key]), "--name", name)["node-id"])
         say(f"node {name}: let in")
+        note("key added", client=name)
         write_atomically(record, json.dumps(known).encode())
 
 
