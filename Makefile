@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 NETWORK ?= tests/network
 
-.PHONY: help demo test test-tools test-slow test-network check format benchmarks site clean
+.PHONY: help demo test test-tools test-slow test-network lint check format benchmarks site clean
 
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
@@ -13,7 +13,8 @@ help:
 	@echo "make test-tools  playwright and tensorboard, for two tests that are skipped without; Chromium is the system's"
 	@echo "make test-slow   the slow tests"
 	@echo "make test-network  of the slow tests those with a server and nodes: parity, who is not let in, kills"
-	@echo "make check       ruff, mypy --strict, import order, tests"
+	@echo "make lint        ruff, mypy --strict, import order, spelling"
+	@echo "make check       make lint and make test"
 	@echo "make benchmarks  speed, memory and codecs"
 	@echo "make site        the documentation as a web site in dist/site"
 
@@ -42,12 +43,14 @@ test-slow: $(VENV)/ready
 test-network: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow $(NETWORK)
 
-check: $(VENV)/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) test
+	$(BIN)/codespell
+
+check: lint test
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -94,7 +94,7 @@ CHANGES = DEALT | {
     "model.path": Change(at("other-model"), "state"),
     "model.device": Change(absent_device(), "error"),
     "model.dtype": Change("bfloat16", "state"),
-    "model.quantization": Change("4bit", "state", {"model.device": "cpu"}),
+    "model.quantization": Change("8bit", "state", {"model.device": "cpu"}),
     "lora.rank": Change(2, "planned"),
     "lora.alpha": Change(64.0, "state"),
     "lora.dropout": Change(0.5, "state"),

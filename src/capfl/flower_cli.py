@@ -14,7 +14,7 @@ from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError, printable
 from capfl.interruption import Interrupted, interruptible
-from capfl.terminal import FLAGS, ConfigFile, Sets, errors, load_given
+from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, load_given
 
 STATE = user_state_path("capfl")  # the user's folder for what programs remember
 
@@ -122,7 +122,7 @@ def node(
         run_node(client, server, data, place, certificate, key, peers, _own(sets or []), typer.echo)
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, cls=ConfigCommand)
 def run(
     context: typer.Context,
     config: ConfigFile = None,
@@ -145,15 +145,16 @@ def run(
 
         for client in clients_of(given.data, given.partition):
             check_client(client, "data.sets")
-        server = Connection(home.absolute())
-        number = submit(server, given, resume is not None, answer, node)
-        typer.echo(f"run {number} in {given.out}")
+        server, number = Connection(home.absolute()), None
         try:
             with interruptible():
+                number = submit(server, given, resume is not None, answer, node)
+                typer.echo(f"run {number} in {given.out}")
                 succeeded = follow(server, number, typer.echo)
         except Interrupted as signal:
             signal.said = f"interrupted; go on with: capfl flower run --resume {given.out}"
-            stop(server, number)
+            if number is not None:
+                stop(server, number)
             raise
     if not succeeded:
         raise typer.Exit(1)

@@ -36,7 +36,7 @@ CAPFL = {
 }  # fmt: skip
 METHODS = {"fedit": {}, "local": {}, "fedsa-lora": {}, "rolora": {}, "fedex-lora": {}, "ca-pfl": CAPFL}
 CODECS = {
-    "ternary": {"codec.values": "ternary", "codec.mask": "random"},
+    "ternary": {"codec.values": "ternary", "codec.mask": "random", "codec.density": "0.3333333333333333"},
     "feedback": {"codec.values": "8bit", "codec.mask": "top", "codec.density": "0.25"},
 }
 RUNS = {

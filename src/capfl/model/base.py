@@ -28,7 +28,7 @@ from capfl.model import smollm2, tiny
 from capfl.model.accept import auto_class
 from capfl.model.place import check_base as check_place
 from capfl.model.probe import APART_IN_HALF, check_base
-from capfl.model.quantised import keep_trainable, loading
+from capfl.model.quantised import check_weights, keep_trainable, loading
 
 KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as far as shapes go
     "tiny": tiny.config,
@@ -87,6 +87,7 @@ def load_base(config: ModelConfig) -> Base:
     module.eval()
     if quantised:
         keep_trainable(module)
+        check_weights(module)
     else:
         module.to(device)
     limit = APART_IN_HALF if config.quantization == "8bit" else None  # it takes large inputs of all rows together

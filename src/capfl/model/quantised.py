@@ -17,7 +17,10 @@ import torch
 from torch import nn
 
 from capfl.config.schema import ModelConfig
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, ModelError
+from capfl.model.probe import apart
+
+WRONG = 0.02  # of the norm; more than bfloat16 rounds
 
 
 def loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         )
     from transformers import BitsAndBytesConfig
 
+    # it warns that a kernel for products without gradients is not there, which keep_trainable does without
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if config.quantization == "8bit":
         # it warns at every product that inputs become float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -56,3 +61,42 @@ def keep_trainable(module: nn.Module) -> None:
     for layer in cast(Iterable[Any], module.modules()):
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+
+
+def check_weights(module: nn.Module) -> None:
+    """Are 4-bit weights given back as they are stored? One layer of each width is looked at.
+
+    The kernel of bitsandbytes 0.50.2 for CPUs with AVX-512 takes the scale of another block where a layer's inputs are
+    no multiple of the 64 values that share one; weights are then up to 40 % off.
+
+    Raises:
+        ModelError: they are not. Names the layer.
+    """
+    seen = set[int]()
+    for name, layer in module.named_modules():
+        state = getattr(getattr(layer, "weight", None), "quant_state", None)
+        width = getattr(layer, "in_features", 0)
+        if state is None or width in seen:
+            continue
+        seen.add(width)
+        if apart(_stored(layer.weight, state), _given_back(layer.weight, state)) > WRONG:
+            raise ModelError(
+                f"model.quantization: on this processor bitsandbytes gives back other 4-bit weights than it stores for "
+                f"{name}, which has {width} inputs; use 8bit, or leave quantization out"
+            )
+
+
+def _stored(weight: Any, state: Any) -> torch.Tensor:
+    """(out, in) weights from their codes, two in a byte, and the scale of each block."""
+    packed = weight.data.flatten().view(torch.uint8)
+    codes = torch.stack([packed >> 4, packed & 15], 1).flatten().long()
+    scales = state.absmax.float().repeat_interleave(state.blocksize)[: len(codes)]
+    found: torch.Tensor = state.code.float()[codes] * scales
+    return found.reshape(state.shape)
+
+
+def _given_back(weight: Any, state: Any) -> torch.Tensor:
+    import bitsandbytes
+
+    found: torch.Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, state)
+    return found.float()

@@ -104,7 +104,8 @@ def test_a_client_whose_loss_is_not_finite_fails_alone(
     model, config = adapt(), TrainConfig(learning_rate=0.01)
     jobs = jobs_of(model, wander, PLANS["other rows"])
     if ruin == "start":
-        jobs[1].start[next(iter(model.parameters))].fill_(float("nan"))
+        for t in jobs[1].start.values():  # some processors' attention makes a finite number of a query that is none
+            t.fill_(float("nan"))
     else:
         bad = Penalty(lambda now, to, rate: {name: t / 0 for name, t in now.items()}, {})
         jobs[1] = Job(jobs[1].data, [[4]], jobs[1].start, first_step=7, penalty=bad)
