@@ -104,8 +104,11 @@ def test_a_unit_is_confined_and_starts_again(path: Path) -> None:
 def test_the_image_is_made_of_what_is_there_and_runs_as_nobody_special() -> None:
     text = TEXTS["Dockerfile"].replace("\\\n", " ")
     steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
-    for source in (word for name, rest in steps if name == "COPY" for word in rest.split()[:-1]):
-        assert (ROOT / source).exists(), source
+    copied = [word.removeprefix("./") for name, rest in steps if name == "COPY" for word in rest.split()[:-1]]
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = TEXTS["Dockerfile.dockerignore"].splitlines()
+    assert "*" in ignored  # and what is let in is what is copied, no keys or rows of the machine
+    assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(copied)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (asked,) = re.findall(r"'\.\[(.*?)\]'", text)
     assert set(asked.split(",")) <= set(extras)
