@@ -132,8 +132,16 @@ def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> N
         run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)
 
 
-def test_a_second_node_or_server_of_one_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_second_node_or_server_of_one_folder_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And nobody else may look into it."""
+
+    def started(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    for room in ("node", "server"):
+        monkeypatch.setattr(f"capfl.engines.flower.{room}.supervise", started)
     state = tmp_path / "state"
     with locked(state):
         for run in (
