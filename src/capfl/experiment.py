@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import time
@@ -182,6 +183,7 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
+            own_vault = vault.of_run(hashlib.blake2b((path / "run.json").read_bytes()).hexdigest(), path)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
             stack.enter_context(workers)  # nobody writes to the cache when it is removed
             federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
@@ -196,8 +198,8 @@ class _Run:
                 else:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
-                    samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
-                    exchange = _simulated(engine, workers, agreement, federation, place, vault, keep, samples)
+                    samples = partial(self._samples, own_vault, OF_LOCAL if finished else OF_MAIN)
+                    exchange = _simulated(engine, workers, agreement, federation, place, own_vault, keep, samples)
                 rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
                 finished[name] = run_method(
                     agreement, participants, exchange, federation, config, place, callback, rounds

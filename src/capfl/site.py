@@ -116,8 +116,9 @@ class Site:
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
-        self._vault = open_vault(config.runtime.state_key, folder)
-        self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
+        vault = open_vault(config.runtime.state_key, folder)
+        self._cache = open_cache(config.runtime, folder / "hidden", vault)  # other runs may use it, too
+        self._vault = vault.of_run(f"{folder.name} {run_digest(config)}", folder)
         examples = tokenised(items, config.data, model)
         self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
         self._federation = Federation(config, items, splits, model, self._cache, examples=examples)

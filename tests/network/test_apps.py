@@ -70,6 +70,8 @@ class Apps(FakeGrid):
         accidents: Mapping[About, str | Callable[[], object]],
     ) -> None:
         super().__init__({client: lambda request: None for client in files})
+        for client in files:
+            (state / client).mkdir(parents=True, exist_ok=True)  # a node does that
         given = {
             client: {"client": client, "data": str(path), "state": str(state / client)}
             | {"key": str(state.parent / "keys/nodes" / f"{client}.key"), "peers": str(state.parent / "keys/nodes")}
@@ -173,9 +175,10 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert one.failures == two.failures == 3
     for name in ("state/server", "adapters/global"):
         assert bits(place.out, name) == bits(whole, name)
-    vault = open_vault("env:SITE_KEY", place.out)
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
+        claim = json.loads((own / "site.json").read_text())
+        vault = open_vault("env:SITE_KEY", own).of_run(f"{own.name} {claim['run']}", own)
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
         for folder in own.joinpath("state").iterdir():
             theirs = whole / "references" / "local" if folder.name == "local" else whole
@@ -326,6 +329,10 @@ def test_no_text_of_a_sites_error_reaches_the_server(
     assert "\x1b" not in caplog.text
     kept = b"".join(path.read_bytes() for path in place.out.rglob("*") if path.is_file())
     assert b"Miller" not in kept
+    events = (place.sites / "south" / "events.jsonl").read_text()
+    assert "Miller" not in events
+    event, *_ = map(json.loads, events.splitlines())
+    assert (event["event"], event["kind"], event["round"], event["code"]) == ("failed", "train", 1, code)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
+from capfl.engines.flower.events import Events
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
 from capfl.errors import CapflError, code_of, printable
@@ -32,8 +34,12 @@ def answer(message: Message, context: Context) -> Message:
     The error's text goes to this process's log and nowhere else.
     """
     me = str(context.node_config["client"])
+    note, began = Events(Path(str(context.node_config["state"]))), time.monotonic()
+    asked: dict[str, str | int] = {"client": me}
     try:
         request = read_request(message)
+        asked |= {"run": request.run, "kind": request.kind, "method": request.method, "round": request.round}
+        asked |= {"bytes_in": len(request.body)}
         site = _site(request.run, me, context)
         reply = Reply(me, body=site.answer(request.kind, request.method, request.body, request.used))
     except Exception as error:
@@ -41,6 +47,8 @@ def answer(message: Message, context: Context) -> Message:
         text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
         log.error("client %s failed: %s", me, printable(text))
         reply = Reply(me, code_of(error))
+    seconds = round(time.monotonic() - began, 3)
+    note("failed" if reply.code else "answered", **asked, code=reply.code, bytes_out=len(reply.body), seconds=seconds)
     return Message(pack(reply), reply_to=message)
 
 
