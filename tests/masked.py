@@ -12,6 +12,8 @@ from capfl import adapter as algebra
 from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig, TrainConfig
 from capfl.errors import WireError
+from capfl.maths.masks import Whole, kind_of
+from capfl.maths.masks import masked as under_masks
 from capfl.methods import build
 from capfl.methods.secure import secure
 from capfl.roles.agreement import Agreement
@@ -155,3 +157,9 @@ def noise(reply: bytes) -> bytes:
     """Another masked update in the place of one."""
     n = min(40, len(reply) // 4)
     return resealed(reply, len(reply) - 4 - n, b"\x5a" * n)
+
+
+def expanded(secret: bytes, n_values: int, width: int, n_numbers: int) -> Whole:
+    """The mask of a secret, alone."""
+    nothing = Whole(np.zeros(n_values, kind_of(width)), width, np.zeros(n_numbers, np.uint32))
+    return under_masks(nothing, [(secret, 1)])

@@ -12,7 +12,6 @@ import pytest
 
 from capfl.config.schema import MethodConfig
 from capfl.errors import CheckpointError, ConfigError, WireError
-from capfl.maths.masks import expanded
 from capfl.methods import build
 from capfl.roles import server
 from capfl.roles.keyring import Keyring, context_of
@@ -22,7 +21,7 @@ from capfl.types import (
     ClientId,
     Offer,
 )  # fmt: skip
-from masked import LYING, World, steps
+from masked import LYING, World, expanded, steps
 
 # -- what a client refuses -------------------------------------------------------------------------------------------
 

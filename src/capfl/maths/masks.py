@@ -12,6 +12,7 @@ with SHA-256 (RFC 5869) turns into 32 bytes, and G is the key stream of ChaCha20
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +107,28 @@ class PrivateKey:
         return HKDF(SHA256(), KEY, salt=None, info=b"capfl mask" + context + keys).derive(shared)
 
 
-def expanded(secret: bytes, n_values: int, width: int, n_numbers: int) -> Whole:
-    """G: as many uniform numbers as are to be hidden, from a secret of 32 bytes that is used for nothing else."""
+def masked(whole: Whole, masks: Iterable[tuple[bytes, int]]) -> Whole:
+    """The numbers with G of each secret added (a sign of 1) or subtracted (-1), modulo their powers of two.
+
+    Args:
+        masks: secrets of 32 bytes, each used for nothing else, and their signs.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher
     from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-    kind = np.dtype(kind_of(width)).newbyteorder("<")
-    stream = Cipher(ChaCha20(secret, bytes(16)), mode=None).encryptor()
-    numbers = np.frombuffer(stream.update(bytes(4 * n_numbers)), "<u4")
-    values = np.frombuffer(stream.update(bytes(kind.itemsize * n_values)), kind)
-    return Whole(values & kind.type((1 << width) - 1), width, numbers.astype(np.uint32))
+    kind = np.dtype(kind_of(whole.width)).newbyteorder("<")
+    values, numbers = whole.values.astype(kind), whole.numbers.astype("<u4")
+    zeros = bytes(numbers.nbytes + values.nbytes)
+    stream = bytearray(len(zeros))  # of all masks in turn: memory for each would take as long as the cipher
+    of_numbers = np.frombuffer(stream, "<u4", len(numbers))
+    of_values = np.frombuffer(stream, kind, len(values), numbers.nbytes)
+    for secret, sign in masks:
+        Cipher(ChaCha20(secret, bytes(16)), mode=None).encryptor().update_into(zeros, stream)
+        add = np.add if sign > 0 else np.subtract
+        add(numbers, of_numbers, out=numbers)
+        add(values, of_values, out=values)  # modulo 2^8, 2^16 or 2^32, of which 2^width is a divisor
+    values &= kind.type((1 << whole.width) - 1)
+    return Whole(values.astype(kind_of(whole.width), copy=False), whole.width, numbers.astype(np.uint32, copy=False))
 
 
 def sealed(secret: bytes, text: bytes) -> bytes:

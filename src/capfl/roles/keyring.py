@@ -10,7 +10,7 @@ from pathlib import Path
 
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import write_atomically
-from capfl.maths.masks import KEY, PrivateKey, Whole, expanded, sealed, unsealed
+from capfl.maths.masks import KEY, PrivateKey, Whole, masked, sealed, unsealed
 from capfl.maths.shares import SHARE, shared, threshold
 from capfl.methods.secure import FEWEST
 from capfl.types import Broadcast, ClientId, Offer
@@ -142,11 +142,9 @@ class Keyring:
         if self._hidden is not None and self._hidden[0] != digest:
             raise WireError(f"the key for round {message.round} has hidden another update; two would give both away")
         self._hidden = digest, context
-        shape = len(whole.values), whole.width, len(whole.numbers)
-        for one in self._others:
-            mask = expanded(self._secret(one, context), *shape)
-            whole = whole.plus(mask, sign_of(self._offer.client, one.client))
-        return whole.plus(expanded(self._own_mask, *shape)) if self._own_mask else whole
+        pairs = [(self._secret(one, context), sign_of(self._offer.client, one.client)) for one in self._others]
+        own = [(self._own_mask, 1)] if self._own_mask else []
+        return masked(whole, pairs + own)
 
     # -- after training --------------------------------------------------------------------------------
 

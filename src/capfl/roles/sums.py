@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from capfl.errors import WireError
-from capfl.maths.masks import KEY, PrivateKey, Whole, expanded
+from capfl.maths.masks import KEY, PrivateKey, Whole, masked
 from capfl.maths.shares import SHARE, joined, threshold
 from capfl.methods.secure import FEWEST
 from capfl.roles.agreement import Agreement
@@ -100,11 +100,7 @@ class MaskedSum(Generic[Summable]):
         if self.needs_opening and not enough:
             raise WireError(f"{', '.join(silent)} did not open the masks of {', '.join(self.asked_about)}")
         assert self._total is not None
-        total = self._total
-        for secret, sign in self._masks():
-            mask = expanded(secret, self.summed.n_values, self.summed.width, self.summed.n_numbers)
-            total = total.plus(mask, -sign)
-        return total
+        return masked(self._total, ((secret, -sign) for secret, sign in self._masks()))
 
     def _masks(self) -> Iterator[tuple[bytes, int]]:
         """Every mask that is left in the sum: what it is made of, and its sign."""

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import chisquare
 
 from capfl.errors import ConfigError
-from capfl.maths.masks import PrivateKey, Whole, expanded, kind_of
+from capfl.maths.masks import PrivateKey, Whole, kind_of, masked
+from masked import expanded
 
 
 def whole(values: list[int], width: int, numbers: list[int]) -> Whole:
@@ -41,6 +42,20 @@ def test_a_mask_fills_its_width_evenly_and_a_hidden_zero_looks_like_it(width: in
         assert int(values.max()) < 2**width
     bits = np.unpackbits(mask.numbers.view(np.uint8))
     assert abs(bits.mean() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("width", [5, 11, 20])
+def test_masks_add_up_to_what_each_would_do_and_leave_alone_what_they_hide(width: int) -> None:
+    plain = whole([1, 2, 3], width, [4])
+    secrets = [bytes([k]) * 32 for k in (1, 2, 3)]
+    hidden = masked(plain, zip(secrets, (1, -1, -1), strict=True))
+    expected = plain
+    for secret, sign in zip(secrets, (1, -1, -1), strict=True):
+        expected = expected.plus(expanded(secret, 3, width, 1), sign)
+    assert (hidden.values.tolist(), hidden.numbers.tolist()) == (expected.values.tolist(), expected.numbers.tolist())
+    assert hidden.values.dtype == kind_of(width)
+    assert (plain.values.tolist(), plain.numbers.tolist()) == ([1, 2, 3], [4])
+    assert masked(whole([], width, [9]), [(secrets[0], 1), (secrets[0], -1)]).numbers.tolist() == [9]
 
 
 def test_the_two_of_a_pair_have_one_secret_for_one_purpose() -> None:
