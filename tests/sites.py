@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from capfl.config import Config
+from capfl.engines.serial import serial
+from capfl.types import Failure
 from support import tiny_config
 
+About = tuple[str, str, int]  # kind, client and round of a message
 SIZES = {"north": 30, "south": 40, "west": 24}
 
 
@@ -41,3 +45,24 @@ def bits(folder: Path, name: str = "") -> dict[str, bytes]:
     place = folder / name
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.suffix != ".json"}
+
+
+def losing(lost: set[About]) -> Any:
+    """The serial engine, some of whose clients fail, once, after they were asked and before they do anything."""
+    left = set(lost)
+
+    def engine(trainer: Any, store: Any, agreement: Any, workers: Any) -> Any:
+        whole = serial(trainer, store, agreement)
+
+        def exchange(kind: Any, round: int, clients: Any, request: Any) -> Any:
+            for client in clients:
+                if (kind, client, round) in left:
+                    left.remove((kind, client, round))
+                    request(client)
+                    yield client, Failure(client, "node", "it has gone", "network")
+                else:
+                    yield from whole(kind, round, [client], request)
+
+        return exchange
+
+    return engine

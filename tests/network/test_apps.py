@@ -32,13 +32,11 @@ from capfl.roles.keyring import Keyring
 from capfl.types import Failure, RoundRecord
 from capfl.vault import MAGIC, open_vault
 from fake_grid import FakeGrid
-from sites import bits, config_for, write_files
+from sites import About, bits, config_for, losing, write_files
 
 CA_PFL: dict[str, Any] = {"method__name": "ca-pfl"}
 FEEDBACK: dict[str, Any] = {"codec__mask": "top", "codec__density": 0.1}
 SKIP: dict[str, Any] = {"federation__on_failure": "skip"}
-
-About = tuple[str, str, int]  # kind, client and round of a message
 
 
 @pytest.fixture(scope="module")
@@ -127,27 +125,6 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
-
-
-def losing(lost: set[About]) -> Any:
-    """The serial engine, some of whose clients fail, once, after they were asked and before they do anything."""
-    left = set(lost)
-
-    def engine(trainer: Any, store: Any, agreement: Any, workers: Any) -> Any:
-        whole = serial(trainer, store, agreement)
-
-        def exchange(kind: Any, round: int, clients: Any, request: Any) -> Any:
-            for client in clients:
-                if (kind, client, round) in left:
-                    left.remove((kind, client, round))
-                    request(client)
-                    yield client, Failure(client, "node", "it has gone", "network")
-                else:
-                    yield from whole(kind, round, [client], request)
-
-        return exchange
-
-    return engine
 
 
 # -- the same bits -------------------------------------------------------------------------------------------

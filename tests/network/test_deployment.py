@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,10 +19,12 @@ from capfl.checkpoint import RunFolder
 from capfl.config import to_toml
 from capfl.engines.flower.processes import environment, free_port
 from capfl.engines.flower.runs import Connection
+from capfl.engines.flower.server_app import name_of
 from capfl.engines.serial import serial
 from capfl.experiment import run
+from capfl.roles.keyring import Keyring
 from deployment import WITHIN, Network, capfl, child_of, end, wait_for
-from sites import SIZES, bits, config_for, write_files
+from sites import SIZES, bits, config_for, losing, write_files
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +74,9 @@ def submitted(network: Network, files: Mapping[str, Path], name: str, **changes:
     return place, out
 
 
-def alike(network: Network, out: Path, serially: Path, asked_again: bool = False) -> None:
+def alike(
+    network: Network, out: Path, serially: Path, asked_again: bool = False, clients: Iterable[str] = SIZES
+) -> None:
     """Bits, table and ledger are those of the serial engine.
 
     Args:
@@ -79,7 +85,7 @@ def alike(network: Network, out: Path, serially: Path, asked_again: bool = False
     for name in ("state/server", "adapters/global"):
         if not asked_again or name == "adapters/global":
             assert bits(out, name) == bits(serially, name)
-    for client, place in network.personal(SIZES, out).items():
+    for client, place in network.personal(clients, out).items():
         assert bits(place / "adapter") == bits(serially / "adapters" / "clients" / client)
     if not asked_again:
         one, two = (RunFolder(place).read_json("summary.json") for place in (serially, out))
@@ -94,12 +100,14 @@ def hold(network: Network, client: str, out: Path) -> psutil.Process:
     events = out / "network.jsonl"
     wait_for(lambda: events.is_file() and f'"{client}"' in events.read_text(), WITHIN, f"{client} in the run")
     worker.suspend()
-
-    def said(words: str) -> int:
-        return (network.state(client) / "node.log").read_text().count(words)
-
-    wait_for(lambda: said("Receiving: train message") > said("Sending: train message"), WITHIN, "a request")
+    wait_for(lambda: unanswered(network, client), WITHIN, "a request")
     return worker
+
+
+def unanswered(network: Network, client: str) -> int:
+    """How many requests the node of a client has that it has not answered."""
+    said = (network.state(client) / "node.log").read_text()
+    return said.count("Receiving: train message") - said.count("Sending: train message")
 
 
 def failures(out: Path) -> list[tuple[str, str]]:
@@ -207,3 +215,42 @@ def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str
     assert "go on with: capfl flower run --resume" in done.said()
     worker.resume()
     assert not RunFolder(out).rounds()
+
+
+def test_a_node_that_is_killed_after_it_gave_its_key_is_left_out_of_the_sum(
+    network: Network, sites: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the request for its masked update. The others open its masks, and it is in the next sum again."""
+    files = sites | {"extra": tmp_path / "extra.jsonl"}
+    shutil.copy(sites["west"], files["extra"])
+    network.start_node("extra", files["extra"])
+    changes = {"privacy__secure_aggregation": "honest-server", "federation__on_failure": "skip"}
+    changes |= {"federation__rounds": 2}
+    signing = partial(Keyring, lambda data: bytes(96))  # as long as what nodes sign
+    monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
+    one, whole = run(config_for(tmp_path / "run", files, **SETTINGS | changes), losing({("train", "south", 1)}))
+
+    config, out = submitted(network, files, "masked", **changes)
+    west = child_of(network.nodes["west"], "internals worker")
+    west.suspend()  # so that nobody is asked for an update before its key is there
+    done = network.run("masked", config, "--node", WITHIN)
+    events = network.state("south") / "events.jsonl"
+
+    def gave_its_key() -> bool:
+        said = [json.loads(line) for line in events.read_text().splitlines()]
+        answered = [event["kind"] for event in said if event["event"] == "answered" and event["run"] == name_of(out)]
+        return answered == ["keys"] and not unanswered(network, "south")
+
+    wait_for(gave_its_key, WITHIN, "the key of south")
+    south = child_of(network.nodes["south"], "internals worker")
+    south.suspend()
+    west.resume()
+    wait_for(lambda: unanswered(network, "south"), WITHIN, "the request for an update")
+    child_of(network.nodes["south"], "internals node").kill()
+    south.kill()
+    assert done.ended(WITHIN) == 0, done.said()
+    assert failures(out) == [("south", "node")]
+    present = [record.clients for record in RunFolder(out).rounds()]
+    assert present == [("extra", "north", "west"), ("extra", "north", "south", "west")]
+    assert one.failures == 1
+    alike(network, out, whole, clients=files)
