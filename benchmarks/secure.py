@@ -1,0 +1,149 @@
+"""What secure aggregation costs a client in a round: seconds of cryptography, and bytes.
+
+    python benchmarks/secure.py [--repeats 5] [--json docs/results/secure.json]
+
+Seconds of the processor, on one thread, of one client of a sum, for an adapter of 2.3 million parameters (the shapes of
+Llama-3.2-3B with r = 8 on q_proj and v_proj). They are those of the code that clients run (``roles.keyring``), step by
+step, the median of the repeats, each with keys of its own:
+
+- ``keys``: to make key pairs, to sign them, and to check the signatures of all others, as nodes do; with a malicious
+  server also to deal out shares, sealed for each of the others, and to open what these have sealed;
+- ``masks``: a secret with each of the others, expanded to as many numbers as travel, and added;
+- ``open``: what is said in the end: a share of everybody's, or (honest server, more than three clients) the secret
+  shared with one that has gone.
+
+Training, quantising and packing are there without masks as well, and are not among them.
+
+Bytes of a client and round, as ``capfl plan`` counts them (the third round; all answer), for an adapter of 488,448
+parameters (SmolLM2, six layers, r = 8 on all linear layers) and for the one above. ``values`` are those of the values
+alone: as many as the density says, of ceil(log2(n (L - 1) + 1)) bits each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from capfl.config.privacy import PrivacyConfig
+from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
+from capfl.engines.flower.keys import make_keys, signer, verifier
+from capfl.maths.masks import Whole, kind_of
+from capfl.methods import build
+from capfl.methods.secure import secure
+from capfl.plan.traffic import measure
+from capfl.roles.agreement import Agreement
+from capfl.roles.keyring import Keyring
+from capfl.types import Adapter, Broadcast
+from capfl.wire import up_codec
+from codec import llama_adapter
+
+CODECS = {
+    "one bit, density 0.2": CodecConfig(),
+    "one bit, dense": CodecConfig(density=1, compensation="off"),
+    "4bit, dense": CodecConfig(values="4bit", density=1, compensation="off"),
+}
+TABLE = {f"one bit, density {name}": CodecConfig(density=d) for name, d in (("1/3", 1 / 3), ("0.1", 0.1))}
+SERVERS = ("honest-server", "malicious-server")
+CLIENTS = (3, 7, 15, 30)
+IDS = [f"site{i:02d}" for i in range(max(CLIENTS))]
+
+
+def small_adapter() -> Adapter:
+    """P = 488,448."""
+    linear = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+    shapes = [(f"{layer}.{k}", *shape) for layer in range(6) for k, shape in enumerate(linear)]
+    downs = {f"{name}.A": torch.ones(8, d_in) for name, d_in, _ in shapes}
+    return downs | {f"{name}.B": torch.ones(d_out, 8) for name, _, d_out in shapes}
+
+
+def agreement_for(server: str, codec: CodecConfig, adapter: Adapter) -> Agreement:
+    privacy = PrivacyConfig.model_validate({"secure_aggregation": server})
+    method = secure(build(MethodConfig(name="fedit")), privacy, FederationConfig(), up_codec(codec, 0))
+    return Agreement(method, codec, adapter)
+
+
+def seconds(agreement: Agreement, n: int, proof: Path) -> dict[str, float]:
+    """Of each step of one client of n, for one round."""
+    clients, schema, took = IDS[:n], agreement.schema, dict.fromkeys(("keys", "masks", "open"), 0.0)
+    me = clients[n // 2]
+    others = [c for c in clients if c != me]
+
+    @contextmanager
+    def timed(step: str) -> Iterator[None]:
+        began = time.thread_time()
+        yield
+        took[step] += time.thread_time() - began
+
+    rings = {c: Keyring(signer(proof / f"{c}.key"), verifier(proof)) for c in clients}
+    offers = {c: rings[c].offer(1, c, schema, agreement.shares) for c in others}
+    with timed("keys"):
+        offers[me] = rings[me].offer(1, me, schema, agreement.shares)
+    request = Broadcast(1, me, 0, None, (), cohort=tuple(offers[c] for c in clients))
+    if agreement.shares:
+        dealt = {c: rings[c].deal(request, schema) for c in others}
+        with timed("keys"):
+            rings[me].deal(request, schema)
+        boxes = tuple(dealt[c][[one for one in clients if one != c].index(me)] for c in others)
+        request = Broadcast(1, me, 0, None, (), shares=boxes)
+    to_sum = agreement.summed(1, 1, n)
+    values, numbers = np.ones(to_sum.n_values, kind_of(to_sum.width)), np.ones(to_sum.n_numbers, np.uint32)
+    with timed("keys"):
+        rings[me].check(request, schema)
+    with timed("masks"):
+        rings[me].hide(Whole(values, to_sum.width, numbers), request, schema)
+    if n > 3 or agreement.shares:
+        with timed("open"):
+            rings[me].open(1, [] if agreement.shares else [others[0]])
+    return took
+
+
+def sizes(agreement: Agreement, n: int) -> dict[str, int]:
+    """Bytes of a client of n in a round."""
+    sent = [c for c in measure(agreement, IDS[:n]).charges([[IDS[:n]]] * 3) if c.round == 3]
+    up, down = (sum(int(c.parts.sum()) for c in sent if c.direction == way) // n for way in ("up", "down"))
+    codec, parameters = agreement.codec, sum(t.numel() for t in agreement.initial.values())
+    values = parameters * (codec.density or 0.2) * agreement.summed(3, 3, n).width / 8
+    return {"parameters": parameters, "up": up, "values": round(values), "down": down}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    large, rows, found = llama_adapter(0), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        make_keys(Path(folder), IDS, [])
+        for server in SERVERS:
+            for name, codec in CODECS.items():
+                agreement = agreement_for(server, codec, large)
+                for n in CLIENTS:
+                    runs = [seconds(agreement, n, Path(folder) / "nodes") for _ in range(given.repeats)]
+                    steps = {step: statistics.median(run[step] for run in runs) for step in runs[0]}
+                    total = statistics.median(sum(run.values()) for run in runs)
+                    took = {step: round(1e3 * value, 1) for step, value in ({"total": total} | steps).items()}
+                    rows.append({"server": server, "codec": name, "clients": n} | took)
+                    print(rows[-1], flush=True)
+    for adapter, codecs in ((small_adapter(), TABLE), (large, CODECS)):
+        for server in SERVERS:
+            for name, codec in codecs.items():
+                agreement = agreement_for(server, codec, adapter)
+                for n in CLIENTS:
+                    found.append({"server": server, "codec": name, "clients": n} | sizes(agreement, n))
+                    print(found[-1], flush=True)
+    if given.json:
+        given.json.write_text(json.dumps({"milliseconds": rows, "bytes": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
