@@ -160,3 +160,4 @@ def _log(server: Connection, number: int) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+        process.stdout.close()
