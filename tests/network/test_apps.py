@@ -217,6 +217,8 @@ def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
+        opened = own / "opened.ca-pfl"  # the scores are summed in round 3
+        assert opened.read_text() == "3" if server == "malicious" else not opened.exists()
 
 
 def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
@@ -242,6 +244,21 @@ def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: P
     with pytest.raises(ClientError, match=public("config")):
         place.run(config)
     assert not list(place.sites.rglob("site.json"))
+
+
+def test_a_server_does_not_say_in_which_folder_a_site_keeps_hidden_states(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def opened(config: Config, *given: object, **more: object) -> None:
+        seen.append(config.runtime.cache)
+        raise ConfigError("this is enough")
+
+    monkeypatch.setattr(client_app, "Site", opened)
+    with pytest.raises(ClientError, match=public("config")):
+        place.run(place.config(runtime__cache=f"{place.folder}/theirs/"))
+    assert set(seen) == {"disk"}
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(

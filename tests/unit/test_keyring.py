@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from capfl.config.schema import MethodConfig
-from capfl.errors import ConfigError, WireError
+from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.maths.masks import expanded
 from capfl.methods import build
 from capfl.roles import server
@@ -168,6 +169,33 @@ def test_a_client_says_one_share_of_each_and_never_both() -> None:
     ring.check(asked, schema)
     ring.hide(summed.whole(steps("c00", 1), 1.0, 2), asked, schema)
     assert ring.open(1, ["c01"])["c01"] != ring._shares["c01"][33:]  # of its key, not of its own mask
+
+
+def test_a_round_is_summed_once_also_by_a_process_that_was_started_again(tmp_path: Path) -> None:
+    """A server that lies can have a worker end. The sum of all, less that of all but one, is the update of that one."""
+    file, world = tmp_path / "run" / "opened.fedit", World(4, privacy=LYING)
+    before, memory = world.state, dict(world.memory)
+    world.keyrings["c00"] = Keyring(opened=file)
+    world.play()
+    assert file.read_text() == "1"
+    world.state, world.memory = before, memory
+    world.keyrings = {client: Keyring() for client in world.clients} | {"c00": Keyring(opened=file)}
+    assert [(one.client, one.code) for one in world.play().failures] == [("c00", "wire")]
+    with pytest.raises(WireError, match=f"none of round 1; .*delete {file} and start the node again"):
+        world.keyrings["c00"].offer(1, "c00", world.agreement.schema, True)
+    world.keyrings["c00"].offer(2, "c00", world.agreement.schema, True)
+    file.write_text("half of a number")
+    with pytest.raises(CheckpointError, match=str(file)):
+        Keyring(opened=file)
+
+
+def test_what_cannot_be_written_down_is_not_opened(tmp_path: Path) -> None:
+    world = World(3, privacy=LYING)
+    world.keyrings["c00"] = Keyring(opened=tmp_path / "file" / "opened")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError):
+        world.play()
+    assert ("open", "c00") not in world.replies
 
 
 def test_an_own_mask_stays_where_the_server_says_that_a_client_has_gone() -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare
 
 from adapters import resealed
 from capfl import adapter as algebra
-from capfl.config.schema import CodecConfig, FederationConfig
+from capfl.config.schema import CodecConfig, FederationConfig, TrainConfig
 from capfl.errors import ClientError, WireError
 from capfl.packing import pack
+from capfl.roles.door import Limits, admit_mean
 from capfl.types import (
     ClientId,
     Kind,
 )  # fmt: skip
 from capfl.wire.secure import decode_masked
+from capfl.wire.summed import Mean
 from fake import bits, initial
 from masked import DENSE, LEVELS, LIMITS, LYING, TERNARY, Mangle, World, ids, noise, steps
 
@@ -145,6 +149,20 @@ def test_a_mean_that_is_too_long_is_lost() -> None:
     world.agreement = replace(world.agreement, limits=replace(LIMITS, max_norm=1e-3))
     with pytest.raises(ClientError, match=r"the mean update has norm .*federation\.max_norm lets in"):
         world.play()
+
+
+@pytest.mark.parametrize(("max_items", "lets_in"), [(None, True), (8, False)])
+def test_steps_that_a_client_invents_lengthen_the_mean_as_far_as_items_let_them(
+    max_items: int | None, lets_in: bool
+) -> None:
+    world = World(3)
+    epochs = TrainConfig(epochs=1, batch_size=4, learning_rate=0.01)
+    agreement = replace(world.agreement, limits=Limits(epochs, max_items, 2.0, {}))
+    far = {name: torch.ones_like(t) for name, t in initial().items()}
+    with nullcontext() if lets_in else pytest.raises(WireError, match=r"federation\.max_norm lets in"):
+        admit_mean(Mean(far, loss=1.0, steps=1e8), agreement)
+    near = {name: 0.01 * t for name, t in far.items()}
+    admit_mean(Mean(near, loss=1.0, steps=2.0), agreement)
 
 
 def test_a_run_that_stops_at_failures_stops_at_the_first() -> None:

@@ -276,7 +276,8 @@ class FederationConfig(Section):
     max_items: Annotated[int, Field(gt=0, lt=2**32)] | None = Field(
         None,
         description="an update of more training items is refused; by default a client counts for at most ten times the "
-        "median of what clients say",
+        "median of what clients say. With secure aggregation and train.epochs, a mean update may be as long as "
+        "the steps of so many items make it",
     )
     max_norm: PositiveFloat = Field(
         2.0, description="a longer update is refused; in units of the farthest that local steps lead"

@@ -74,11 +74,6 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
             f"{_KEY}: privacy.noise_multiplier has the server clip single changes, which it does not see; leave one of "
             "them out"
         )
-    if federation.max_items is not None:
-        raise ConfigError(
-            f"{_KEY}: clients do not say how many items they have, so federation.max_items has nothing to bound; leave "
-            "it out"
-        )
     if up.values.name not in BITS:
         raise ConfigError(
             f"{_KEY}: values of {up.values.name} are no whole numbers that could be summed under masks; use "

@@ -51,7 +51,6 @@ def test_methods_that_it_can_be_had_with(method: str) -> None:
         ({"mask": "top", "compensation": "off"}, "every client sends other elements.*use codec.mask = random"),
         ({"compensation": "feedback"}, "no rest to carry over; use codec.compensation"),
         ({"federation": FederationConfig(robust="clip")}, "robust = clip compares single changes.*leave one of them"),
-        ({"federation": FederationConfig(max_items=9)}, "max_items has nothing to bound; leave it out"),
         ({"privacy": ON.model_copy(update={"clip": 1.0, "noise_multiplier": 1.0})}, "leave one of them out"),
     ],
 )

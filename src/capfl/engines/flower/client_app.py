@@ -14,6 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
+from capfl.config.runtime import DISK
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer, verifier
@@ -65,7 +66,8 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     if folder not in _open:
         if any(other.name != run for other in _open):
             close()
-        own = {"runtime.own_metrics": [], **json.loads(str(given.get("settings", "{}")))}  # never what the server says
+        own: dict[str, object] = {"runtime.own_metrics": [], "runtime.cache": DISK}  # never what the server says
+        own |= json.loads(str(given.get("settings", "{}")))
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
         print(f"{TELL}node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}", flush=True)
@@ -74,7 +76,7 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     return _open[folder]
 
 
-def _keyring(given: Mapping[str, object]) -> Keyring:
+def _keyring(given: Mapping[str, object], opened: Path) -> Keyring:
     """Keys of secure aggregation, signed by the node's own, and checked where the site knows the others'."""
     peers = given.get("peers")
-    return Keyring(signer(Path(str(given["key"]))), verifier(Path(str(peers))) if peers else None)
+    return Keyring(signer(Path(str(given["key"]))), verifier(Path(str(peers))) if peers else None, opened)
