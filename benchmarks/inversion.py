@@ -1,18 +1,19 @@
 """How much of a client's texts its update gives away: gradient inversion of updates as they travel.
 
     python benchmarks/inversion.py --model tiny --data-dir FOLDER [--json FILE]
-    python benchmarks/inversion.py --model smollm2 --data-dir FOLDER [--json FILE]
+    python benchmarks/inversion.py --model smollm2 --largest 150 --data-dir FOLDER [--json FILE]
 
-Clients of CLINC150, LoRA of rank 8 on all linear layers, method ``fedit``, the defaults of the rest. Every condition
-is a round of the package: the broadcast, the reply and, with secure aggregation, keys and masks, with the codec that it
-names. The attack has what the server has: the base, the adapter that the round started from, the template around
-texts, and the reply's bytes or the sum. Besides, it is told how many different tokens to look for, which no server is.
+Clients with texts of CLINC150, LoRA of rank 8 on all linear layers, method ``fedit``, the defaults of the rest. Every
+condition is a round of the package: the broadcast, the reply and, with secure aggregation, keys and masks, with the
+codec that it names. The attack has what the server has: the base, the adapter that the round started from, the template
+around texts, and the reply's bytes or the sum. Besides, it is told how many different tokens to look for, which no
+server is.
 
 ``all``: q, k and v of the first layer read one vector for each token, so all tokens of the vocabulary can be tried
 (``pursuit``). A single text is put in order by the model itself, as the likeliest order of its tokens; where a gradient
-is seen whole, by the second layer's inputs. ``top:20%``, the default, has no layer like that:
-its inputs follow from all tokens before. There the attack is told the true beginning of a text, and finds the next
-token among ``CANDIDATES``, of which one is right: more than any server knows.
+is seen whole, by the second layer's inputs. ``top:20%``, the default, has no layer like that: its inputs follow from
+all tokens before. There the attack is told the true beginning of a text, and ranks 128 candidates for the next token,
+of which one is right: more than any server knows.
 
 ROUGE is of words, as ``capfl.metrics`` cuts texts. ``chance``: the same recovered words against texts of a client that
 took no part.
@@ -26,8 +27,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -166,18 +166,17 @@ def top_layers(bench: Bench) -> Iterator[dict[str, Any]]:
     tried = [list(bench.nexts(rows_of(k, 1)[0])) for k in range(ALONE)]
     for batch, n_steps in itertools.product((1, 8), (1, 6)):
         n, settings = batch * n_steps, {"batch": batch, "steps": n_steps}
-        trained = {name(k): bench.steps(bench.warm, rows_of(k, n), batch) for k in range(3)}
+        trained = {name(k): bench.steps(bench.warm, rows_of(k, n), batch) for k in range(ALONE)}
         other = {name(0): bench.steps(bench.warm, rows_of(CLIENTS, n), batch)}
-        views: list[tuple[str, int, Callable[[int], Seen]]] = []
+        views: list[tuple[str, int, list[Seen]]] = []  # of each client whose text is tried
         if n_steps == 1:
-            views.append(("gradient", 1, lambda k, n=n: whole(bench.gradient(rows_of(k, n)))))
+            views.append(("gradient", 1, [whole(bench.gradient(rows_of(k, n))) for k in range(ALONE)]))
         for codec, keys in CODECS.items():
-            one = partial(lambda k, keys, of: bench.travelled(bench.warm, {name(k): of[name(k)]}, keys), keys=keys)
-            views.append((codec, 1, partial(one, of=trained)))
-            views.append((f"{codec}, of other texts", 1, lambda k, one=one, other=other: one(0, of=other)))
-            views.append((codec, 3, lambda k, c=codec, of=trained: bench.travelled(bench.warm, of, summable(c))))
-        for sent, m, view in views:
-            ranks = [rank for k in range(ALONE) for rank in places(view(k), bench.model.lowest, tried[k])]
+            views.append((codec, 1, [bench.travelled(bench.warm, {c: t}, keys) for c, t in trained.items()]))
+            views.append((f"{codec}, of other texts", 1, [bench.travelled(bench.warm, other, keys)] * ALONE))
+            views.append((codec, ALONE, [bench.travelled(bench.warm, trained, summable(codec))] * ALONE))
+        for sent, m, seen in views:
+            ranks = [rank for k in range(ALONE) for rank in places(seen[k], bench.model.lowest, tried[k])]
             first, ten = (fmean(rank < limit for rank in ranks) for limit in (1, 10))
             numbers = {"positions": len(ranks), "first": round(first, 3), "first_ten": round(ten, 3)}
             yield {**settings, "sent": sent, "clients": m, **numbers}
@@ -207,23 +206,41 @@ def summable(codec: str) -> Mapping[str, object]:
     return SUMMED if codec == "dense" else CODECS[codec]
 
 
+COLUMNS = {
+    "all": ("batch", "steps", "sent", "clients", "tokens", "hits", "hits_chance", "hits_span", "rouge_1",
+            "rouge_1_chance", "rouge_l", "rouge_l_chance"),
+    "top:20%": ("batch", "steps", "sent", "clients", "first", "first_ten"),
+}  # fmt: skip
+
+
+def lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[str]:
+    """A table in Markdown."""
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
+    for row in rows:
+        cells = (f"{x:.2f}" if isinstance(x := row.get(c, ""), float) and c != "tokens" else f"{x}" for c in columns)
+        yield f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--layers", nargs="+", default=list(COLUMNS), choices=list(COLUMNS))
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--largest", type=int, default=480, help="most texts in a sum")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="results go there, beside those of other models and layers")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    began, table = time.process_time(), dict[str, list[dict[str, Any]]]()
-    for layers in ("all", "top:20%"):
-        bench, rows = Bench(options.model, layers, options.data_dir), table.setdefault(layers, [])
-        for row in all_layers(bench, options.largest) if layers == "all" else top_layers(bench):
-            rows.append(row)
-            print(layers, *(f"{key}={value}" for key, value in row.items()), flush=True)
-            if options.json:
-                options.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print(f"{time.process_time() - began:.0f} s of one core")
+    began, path = time.process_time(), options.json
+    for layers in options.layers:
+        bench = Bench(options.model, layers, options.data_dir)
+        rows = list(all_layers(bench, options.largest) if layers == "all" else top_layers(bench))
+        print(f"\n{options.model}, {layers}\n", *lines(rows, COLUMNS[layers]), sep="\n", flush=True)
+        if path:
+            table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            table.setdefault(options.model, {})[layers] = rows
+            path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{time.process_time() - began:.0f} s of one core")
 
 
 if __name__ == "__main__":

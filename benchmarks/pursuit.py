@@ -30,7 +30,8 @@ def outside(rows: Tensor, inputs: Tensor) -> Tensor:
     """
     _, sizes, basis = torch.linalg.svd(rows.double(), full_matrices=False)
     inside = normalize(inputs.double(), dim=1) @ basis[sizes > 1e-6 * sizes[0].clamp(min=1e-30)].T
-    return (1 - inside.square().sum(1)).clamp(min=0).sqrt().float()
+    share: Tensor = (1 - inside.square().sum(1)).clamp(min=0).sqrt().float()
+    return share
 
 
 def left(rows: Tensor, seen: Tensor, atoms: Tensor) -> Tensor:
@@ -47,7 +48,8 @@ def left(rows: Tensor, seen: Tensor, atoms: Tensor) -> Tensor:
     ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
     shares = torch.linalg.solve(gram, shown.transpose(1, 2) @ (rows * seen).unsqueeze(2))
-    return (rows - (shown @ shares).squeeze(2)) * seen
+    rest: Tensor = (rows - (shown @ shares).squeeze(2)) * seen
+    return rest
 
 
 def explained(rest: Tensor, seen: Tensor, inputs: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from torch import Tensor
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
 from capfl.data import deal
-from capfl.experiment import AdaptedModel, load_base
 from capfl.federation import tokenised
+from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
+from capfl.model.lora import AdaptedModel
 from capfl.model.parts import mean_loss
 from capfl.model.tokens import Row
 from capfl.model.train import local_steps
