@@ -188,8 +188,11 @@ def places(seen: Seen, layer: int, nexts: Sequence[tuple[Tensor, Tensor]]) -> It
     values = normalize(values * marks, dim=1)
     for before, candidates in nexts:
         both = torch.cat([before, candidates])
-        both = both / rms(both) if seen.even else both
-        score = explained(left(values, marks, both[: len(before)]), marks, both[len(before) :])
+        if seen.even:
+            both = both / rms(both)
+            score = explained(left(values, marks, both[: len(before)]), marks, both[len(before) :])
+        else:
+            score = -outside(values, candidates)
         yield int((score[:-1] >= score[-1]).sum())
 
 
