@@ -15,26 +15,53 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 
 from capfl.report.charts import COLOURS, INK, NO_METADATA, drawing
 
 OURS = "ca-pfl"
+PLACES = [(x, y) for y in (0, 9, -9, 18, -18, 27, -27) for x in (6, -6)]  # points from a dot to its label, best first
 HEIGHT, WIDTH = 3.2, 6.6  # inches of a panel
+RADIUS = 4  # pixels of a dot
+
+
+def name(axes: Axes, dots: list[tuple[str, tuple[float, float], float]]) -> None:
+    """Write each label at the first of its places where there is neither a bar nor another label."""
+    taken = []
+    for _, (x, y), spread in dots:
+        ends = axes.transData.transform([(x, y - spread), (x, y + spread)])
+        taken.append(Bbox(ends).padded(RADIUS))
+    for label, at, _ in dots:
+        for x, y in PLACES:
+            text = axes.annotate(
+                label, at, xytext=(x, y), textcoords="offset points", color=INK, va="center",
+                ha="left" if x > 0 else "right",
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) or (x, y) == PLACES[-1]:
+                taken.append(box)
+                break
+            text.remove()
 
 
 def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
     with drawing(path.stem, HEIGHT * len(panels), [1] * len(panels), WIDTH) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
-            for at, row in enumerate(sorted(rows, key=lambda row: statistics.fmean(row["bytes_total"]))):
+            axes.set_xscale("log")
+            axes.margins(x=0.12)
+            taken = []
+            for row in rows:
                 values = [100 * value for value in row["personal"]]
-                place = (statistics.fmean(row["bytes_total"]), statistics.fmean(values))
+                at = (statistics.fmean(row["bytes_total"]), statistics.fmean(values))
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 colour = COLOURS["personal"] if row["label"].startswith(OURS) else COLOURS["shared"]
-                axes.errorbar(*place, yerr=spread, fmt="o", color=colour, capsize=2, markersize=4)
-                beside = (5, 4 if at % 2 else -10)
-                axes.annotate(row["label"], place, xytext=beside, textcoords="offset points", color=INK)
-            axes.set_xscale("log")
+                axes.errorbar(*at, yerr=spread, fmt="o", color=colour, capsize=2, markersize=4)
+                taken.append((row["label"], at, spread))
+            FigureCanvasAgg(figure).draw()  # so that it is known where things are
+            name(axes, taken)
             axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
             axes.set(title=title, ylabel="accuracy, %")
         every[-1].set_xlabel("bytes of a client in the whole run, both directions")

@@ -33,8 +33,8 @@ FEWEST = 2  # seeds of a row that is shown
 def table(rows: list[dict[str, Any]], variants: list[str]) -> str:
     """Markdown: a row for each split and variant; accuracies of clients' personal models, mean ± sd over seeds, %."""
     lines = [
-        "| clients | method | personal, % | worst client, % | against local only, 95 % interval | a client, in all |",
-        "|---|---|---|---|---|---|",
+        "| clients | method | personal, % | against local only, 95 % interval | a client, in all |",
+        "|---|---|---|---|---|",
     ]
     for split, about in SPLITS.items():
         shown = [find(rows, split, variant) for variant in variants]
@@ -43,7 +43,6 @@ def table(rows: list[dict[str, Any]], variants: list[str]) -> str:
                 about if at == 0 else "",
                 row["label"],
                 spread(row["personal"], "accuracy"),
-                spread(row["worst"], "accuracy"),
                 apart(row["difference"]),
                 size(statistics.fmean(row["bytes_total"])),
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from capfl import __version__
 from capfl.config import load_config
 from capfl.config.keys import all_keys, flags
+from capfl.files import locked
 from capfl.methods import METHODS
 from capfl.terminal import STEPS
 from commands import TINY_FLAGS, command, refused
@@ -137,6 +139,8 @@ def test_a_folder_in_use_and_what_cannot_be_resumed(finished: Path, tmp_path: Pa
         said = refused("run", "--resume", place)
         assert str(place) in said
         assert "not a run folder" in said
+    with locked(finished):  # by whoever goes on with it already
+        assert f"{finished} is in use by process {os.getpid()} on " in refused("run", "--resume", finished)
 
 
 def test_a_process_of_its_own_prints_no_traceback_either(tmp_path: Path) -> None:

@@ -97,12 +97,12 @@ def test_the_page_says_what_the_files_say(finished: Path, page: ElementTree.Elem
     assert {row["id"]: row["group"] for row in said["clients"]} == last
     assert last["north"] == last["south"] != last["west"]
     items = [text_of(item) for item in page.iter("li")]
-    assert f"group {last['north']}, 2 clients since round 1: north, south" in items
+    assert f"{last['north']}, 2 clients since round 1: north, south" in items
     table = client_table(Result.open(finished).summary)
-    assert ",".join(table.heads) == "client,train,test,group,rank,base,local only,shared,personal,up,down"
+    assert ",".join(table.heads) == "client,group,base,local only,shared,personal,rank,train,test,up,down"
     assert table_of(page, 0) == [table.heads, *table.rows, *table.foot]
     for row, own in zip(table.rows, said["clients"], strict=True):
-        assert row[5:9] == [percent(own[model]) for model in ("base", "local_only", "shared", "personal")]
+        assert row[2:6] == [percent(own[model]) for model in ("base", "local_only", "shared", "personal")]
         assert row[9:] == [size(own["bytes_up"]), size(own["bytes_down"])]
 
 

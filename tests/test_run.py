@@ -29,7 +29,7 @@ from sites import write_files
 from support import tiny_config, tiny_run
 
 PEERS: dict[str, object] = {
-    "method__name": "ca-pfl", "method__peer_distance": 0.03, "codec__values": "ternary",
+    "method__name": "ca-pfl", "method__peers": 0.03, "codec__values": "ternary",
     "data__sites": 4, "data__items": 48, "partition__kind": "conflict", "partition__clients": 4,
     "evaluation__references": ["local", "centralised"],
 }  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_client_without_peers_ends_where_training_alone_does(runs: Path) -> No
     """To the bit, with all ranks: joining takes nothing from it."""
     shared = {"federation__rounds": 3, "evaluation__every": 0}
     alone = tiny_run(runs / "a", method__name="local", **shared)
-    apart = {"method__name": "ca-pfl", "method__peer_distance": 1e-12, "method__rank_floor": 0.0}
+    apart = {"method__name": "ca-pfl", "method__peers": 1e-12, "method__rank_floor": 0.0}
     joined = tiny_run(runs / "b", codec__values="ternary", **apart, **shared)
     for row in alone.rows:
         mine, theirs = (tensors(runs / at / "adapters/clients" / row.id) for at in "ba")

@@ -19,7 +19,7 @@ from capfl.packing import pack
 from capfl.report.summary import Summary
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.site import Site
+from capfl.site import Site, run_digest
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files
@@ -219,7 +219,9 @@ def test_a_site_forgets_what_the_server_never_used_and_may_lock_its_states(
         ended.append((accuracies(summary), learnt(tmp_path / name, sites)))
         agreed = sites.sites["south"].agreements["fedit"]
         reader = StateReader(agreed.method, agreed.initial)
-        store = ClientStore(sites.folder / "south/state/fedit", reader, open_vault(config.runtime.state_key, tmp_path))
+        place, key = sites.folder / "south", config.runtime.state_key
+        vault = open_vault(key, tmp_path).of_run(f"south {run_digest(config)}", place)
+        store = ClientStore(place / "state/fedit", reader, vault)
         assert store.load("south", before=9).steps == 2 * config.train.steps  # of rounds 1 and 3 alone
     assert ended[0] == ended[1]
     kept = list((tmp_path / "locked-sites").glob("*/state/*/*/*"))

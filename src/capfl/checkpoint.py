@@ -12,6 +12,7 @@ from capfl import adapter as algebra
 from capfl.errors import CheckpointError
 from capfl.files import json_text, read_json, write_atomically
 from capfl.history import History, chained, line_of
+from capfl.interruption import unbroken
 from capfl.methods import Method
 from capfl.packing import DIGEST, pack, unpack
 from capfl.types import Adapter, ClientId, ClientState, Group, RoundRecord, ServerState
@@ -233,8 +234,9 @@ class RunFolder:
         """Append the record, then replace the server's state. Returns the state as it was written."""
         line = line_of(record)
         state = replace(state, lines=(_next(state, line),))
-        self.history.append(line)
-        self._server.write(state)
+        with unbroken():
+            self.history.append(line)
+            self._server.write(state)
         return state
 
     def amend(self, before: ServerState, after: ServerState, record: RoundRecord) -> ServerState:
@@ -244,10 +246,11 @@ class RunFolder:
         """
         line = line_of(record)
         amended = _next(before, line)
-        self._server.write(replace(before, lines=(*before.lines, amended)))  # with the line or without it fits
-        self.history.append(line)
         after = replace(after, lines=(amended,))
-        self._server.write(after)
+        with unbroken():
+            self._server.write(replace(before, lines=(*before.lines, amended)))  # with the line or without it fits
+            self.history.append(line)
+            self._server.write(after)
         return after
 
     def resumed(self, reader: StateReader) -> ServerState | None:

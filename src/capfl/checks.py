@@ -8,7 +8,7 @@ from pathlib import Path
 
 from capfl import metrics
 from capfl.config import Config, load_config
-from capfl.config.methods import check_method
+from capfl.config.methods import check_method, check_peers
 from capfl.data import Split, deal
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
@@ -36,6 +36,7 @@ def checked_data(config: Config, any_method: bool = False) -> Dealt:
     check_base(config.model.path)
     metrics.require(config.evaluation.metrics)
     items, splits = deal(config.data, config.partition, config.seed)
+    check_peers(config.method, splits)
     check_tasks(items, splits, config.evaluation.metrics)
     return items, splits
 

@@ -18,6 +18,7 @@ from capfl.config.load import load_command
 from capfl.config.methods import check_method, listed
 from capfl.errors import ConfigError
 from capfl.flower_cli import app as flower
+from capfl.interruption import Interrupted, interruptible
 from capfl.model.place import check_base
 from capfl.terminal import (
     FLAGS,
@@ -207,6 +208,7 @@ def _words(text: str | None) -> list[str] | None:
     return [word.strip() for word in text.split(",") if word.strip()] if text else None
 
 
+@interruptible()
 def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows: Path | None) -> None:
     dealt = checked_data(config, any_method=rows is not None) if config is not None else None
     if resumed is not None:
@@ -216,18 +218,24 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
     from capfl.report.findings import findings, in_short, verdicts
-    from capfl.report.progress import Callbacks, progress_of
+    from capfl.report.progress import Callbacks, Place, progress_of
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
     console = Console()
     more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
-    with progress_of(console) as progress, tracking(tracker) as tracked:
-        callbacks = Callbacks([progress, *tracked])
-        if resumed is not None:
-            summary, path = resume(resumed, serial, callbacks, **more)
-        else:
-            assert config is not None
-            summary, path = run(config, serial, callbacks, data=dealt, **more)
+    place = Place()
+    try:
+        with progress_of(console) as progress, tracking(tracker) as tracked:
+            callbacks = Callbacks([place, progress, *tracked])
+            if resumed is not None:
+                place.path = resumed
+                summary, path = resume(resumed, serial, callbacks, **more)
+            else:
+                assert config is not None
+                summary, path = run(config, serial, callbacks, data=dealt, **more)
+    except Interrupted as signal:
+        signal.said = place.said(f" --rows {rows}" if rows else "")
+        raise
     console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
     console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)

@@ -56,7 +56,7 @@ class Checkup:
 def examine() -> Checkup:
     """Look at packages, devices, threads, memory, disk and models, and multiply matrices for about a second."""
     notes: list[Note] = []
-    found: dict[str, dict[str, Any]] = {"versions": _versions(notes)}
+    found: dict[str, dict[str, Any]] = {"versions": versions(notes)}
     found["machine"] = _machine(notes)
     found["models"] = _models(notes)
     if _loads_torch(notes):
@@ -80,25 +80,25 @@ def _loads_torch(notes: list[Note]) -> bool:
 # -- what there is -------------------------------------------------------------------------------------------------
 
 
-def _versions(notes: list[Note]) -> dict[str, Any]:
-    """Versions of what capfl needs or can use; None: it is not installed."""
-    versions: dict[str, Any] = {"python": platform.python_version(), "capfl": importlib.metadata.version("capfl")}
+def versions(notes: list[Note]) -> dict[str, Any]:
+    """Versions of what capfl needs or can use; None: it is not installed, of which a note says what to do."""
+    found: dict[str, Any] = {"python": platform.python_version(), "capfl": importlib.metadata.version("capfl")}
     wanted = [Requirement(text) for text in importlib.metadata.requires("capfl") or []]
     for one in sorted(wanted, key=lambda one: (one.marker is not None, one.name)):
-        if one.name in versions or _extra(one) in ("dev", "browser", "trackers"):
+        if one.name in found or _extra(one) in ("dev", "browser", "trackers"):
             continue
         try:
-            versions[one.name] = version = importlib.metadata.version(one.name)
+            found[one.name] = version = importlib.metadata.version(one.name)
         except importlib.metadata.PackageNotFoundError:
             if one.marker is None:
-                versions[one.name] = None
+                found[one.name] = None
                 notes.append(Note("broken", f"{one.name} is not installed; install it with: pip install '{one}'"))
             else:
-                versions[one.name] = f"not installed; pip install 'capfl[{_extra(one)}]'"
+                found[one.name] = f"not installed; pip install 'capfl[{_extra(one)}]'"
             continue
         if not one.specifier.contains(version, prereleases=True):
             notes.append(Note("broken", f"{one.name} is {version}, capfl needs {one.specifier}; pip install '{one}'"))
-    return versions
+    return found
 
 
 def _extra(one: Requirement) -> str:

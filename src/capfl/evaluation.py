@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from capfl import adapter as algebra
+from capfl.cohort import secure_scores
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
 from capfl.metrics import of_task
 from capfl.report.progress import Callback
-from capfl.report.summary import ClientRow, Summary, group_rows
+from capfl.report.summary import TOGETHER, ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.samples import OF_MAIN
 from capfl.talk import Talk
 from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, Score, ServerState
+from capfl.wire.totals import Total
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,21 @@ class Finished:
     exchange: Exchange
     records: Sequence[RoundRecord]
 
-    def evaluations(self, config: FederationConfig, callback: Callback) -> tuple[dict[ClientId, Evaluation], Talk]:
-        """What each client says of its models, and the messages that it took.
+    def evaluations(
+        self, config: FederationConfig, callback: Callback
+    ) -> tuple[dict[ClientId, Evaluation], list[Talk]]:
+        """What each client says of its models, and the messages that it took. With secure aggregation what all say
+        together, under the name ``TOGETHER``, or of each task by itself.
 
         Raises:
             ClientError: a client failed and the policy is to stop, or no client answered.
         """
         talk = Talk("evaluate", self.state, self.agreement, self.exchange, config)
         callback.on_evaluation(len(self.participants))
-        ranks: dict[tuple[int, ...], Mapping[str, int]] = {}
+        if self.agreement.secure:
+            total, talks = secure_scores(self.participants, talk, callback.on_evaluated)
+            return of_all(total, talk.round), talks
+        ranks: dict[tuple[float, ...], Mapping[str, float]] = {}
 
         def read(
             reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
@@ -48,7 +56,17 @@ class Finished:
             return replace(said, client=client, ranks=shared), parts
 
         answers = talk.ask(self.participants, read, callback.on_evaluated)
-        return {evaluation.client: evaluation for evaluation in answers}, talk
+        return {evaluation.client: evaluation for evaluation in answers}, [talk]
+
+
+def of_all(total: Total, round: int) -> dict[str, Evaluation]:
+    """What all clients say together, as if one client with all their items had said it; each task by itself."""
+    alone = len(total.tasks) == 1
+    return {
+        name: Evaluation(round, name, said.n_train, said.test, said.scores, total.ranks)
+        for said in total.tasks
+        for name in (TOGETHER if alone else f"{TOGETHER}, {said.task}",)
+    }
 
 
 def evaluate(
@@ -58,27 +76,32 @@ def evaluate(
 
     Every model has taken the same number of optimiser steps on a client's items: where the method's personal
     model is the global adapter after one more round of local steps, the local-only one takes them as well.
-    A client that has failed, where the policy allows that, has no row.
+    A client that has failed, where the policy allows that, has no row. With secure aggregation there is one row of all
+    clients, or of all with one kind of task.
 
     Args:
         federation: all clients' data, if they are in this process; a reference that pools them is scored on these.
     """
     name, main = next(iter(finished.items()))
-    evaluations, talk = main.evaluations(config, callback)
-    ledger = [*(entry for record in main.records for entry in record.ledger), *talk.ledger]
+    evaluations, talks = main.evaluations(config, callback)
+    ledger = [entry for record in main.records for entry in record.ledger]
+    ledger += [entry for talk in talks for entry in talk.ledger]
     sent: dict[str, Counter[ClientId]] = {"up": Counter(), "down": Counter()}
     for entry in ledger:
         sent[entry.direction][entry.client] += entry.bytes
-    failures: list[Failure] = talk.failures
+    failures: list[Failure] = [failure for talk in talks for failure in talk.failures]
     of_local: dict[ClientId, Evaluation] = evaluations if name == "local" else {}
     if "local" in finished and name != "local":
-        of_local, local_talk = finished["local"].evaluations(config, callback)
-        failures = [*failures, *local_talk.failures]
+        of_local, others = finished["local"].evaluations(config, callback)
+        failures += [failure for talk in others for failure in talk.failures]
     if main.agreement.method.pooled and federation is not None:
         evaluations = _of_members(federation, main)
     central: dict[ClientId, dict[str, Score]] = {}
     if federation and "centralised" in finished:
         central = federation.tested({"global": finished["centralised"].state.everybody.adapter}, list(evaluations))
+
+    def bytes_of(direction: str, client: ClientId) -> int:
+        return sent[direction].total() if main.agreement.secure else sent[direction][client]
 
     def row(client: ClientId, own: Evaluation) -> ClientRow:
         scores = {name: own.scores[model] for model, name in OF_MAIN.items() if model in own.scores}
@@ -97,8 +120,8 @@ def evaluate(
             group=main.state.group_of.get(client),
             chance=own.test.chance,
             majority=own.test.majority,
-            bytes_up=sent["up"][client],
-            bytes_down=sent["down"][client],
+            bytes_up=bytes_of("up", client),
+            bytes_down=bytes_of("down", client),
         )
 
     rows = tuple(row(client, own) for client, own in sorted(evaluations.items()))

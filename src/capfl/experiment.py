@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import platform
 import time
@@ -19,6 +20,7 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.checks import Dealt, config_of, free_folder
 from capfl.config import Config, to_toml
 from capfl.config.load import dated
+from capfl.config.methods import check_peers
 from capfl.data import Split, deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
@@ -143,6 +145,7 @@ class _Run:
             # data: who holds what, where it is held in this process
             items, splits = self._dealt()
             clients = sorted(engine.clients if isinstance(engine, Remote) else splits)
+            check_peers(config.method, clients)
             for remark in (
                 remarks(None if self.in_memory else config.data, config.partition, items, splits) if items else ()
             ):
@@ -168,7 +171,7 @@ class _Run:
             said = remarks_on_tokens(items, examples, config.data, model.base.tokenizer)
             for remark in said:
                 callback.on_note(remark)
-            agreed = self._agreements(model, len(clients))
+            agreed = self._agreements(model, clients)
             if config.runtime.compile and not isinstance(engine, Remote):
                 callback.on_note("compiling the adapted layers, which can take minutes")
                 model.compile()
@@ -180,6 +183,7 @@ class _Run:
                 stack.enter_context(locked(path))
             self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
             callback.on_begin(path, config)
+            own_vault = vault.of_run(hashlib.blake2b((path / "run.json").read_bytes()).hexdigest(), path)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
             stack.enter_context(workers)  # nobody writes to the cache when it is removed
             federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
@@ -194,8 +198,8 @@ class _Run:
                 else:
                     assert federation is not None
                     keep = partial(self._keep, federation, finished) if not finished else None
-                    samples = partial(self._samples, vault, OF_LOCAL if finished else OF_MAIN)
-                    exchange = _simulated(engine, workers, agreement, federation, place, vault, keep, samples)
+                    samples = partial(self._samples, own_vault, OF_LOCAL if finished else OF_MAIN)
+                    exchange = _simulated(engine, workers, agreement, federation, place, own_vault, keep, samples)
                 rounds = next(iter(finished.values())).state.round if finished else config.federation.rounds
                 finished[name] = run_method(
                     agreement, participants, exchange, federation, config, place, callback, rounds
@@ -223,7 +227,7 @@ class _Run:
             return self.data
         return deal(self.config.data, self.config.partition, self.config.seed)
 
-    def _agreements(self, model: AdaptedModel, clients: int) -> dict[str, Agreement]:
+    def _agreements(self, model: AdaptedModel, clients: Sequence[ClientId]) -> dict[str, Agreement]:
         """What is agreed on, with limits of what clients may claim, and with the server's own robust or private mean.
 
         Raises:
@@ -242,15 +246,20 @@ class _Run:
                 config.train, federation.max_items, federation.max_norm, described
             )  # fmt: skip
             if not guarded:  # the references are what clients could have had instead
-                asked = sample_size(clients, federation.fraction)
-                refuse_few(method, asked)
+                asked = sample_size(len(clients), federation.fraction)
+                refuse_few(method, clients, asked)
+                if agreement.secure and isinstance(self.engine, Remote) and config.evaluation.every:
+                    raise ConfigError(
+                        "privacy.secure_aggregation: after each round every client would say how well the adapter does "
+                        "on its own validation items; set evaluation.every to 0"
+                    )
                 if agreement.secure and config.runtime.workers > 1:
                     raise ConfigError(
                         "privacy.secure_aggregation: clients' keys are in the memory of one process; set "
                         "runtime.workers to 1"
                     )
                 method = robust(method, federation, agreement.up)
-                method = private(method, config.privacy, agreement.up, clients, asked)
+                method = private(method, config.privacy, agreement.up, len(clients), asked)
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from capfl.errors import CheckpointError
+from capfl.errors import CheckpointError, printable
 
 try:
     import fcntl
@@ -100,12 +101,14 @@ def new_folder(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Have a folder for this process alone. The lock ends with the process, however that ends.
 
+    While it is held, the lock file says by whom. What a process that was killed has left there counts for nothing.
+
     Raises:
-        CheckpointError: another process has the folder, or it cannot be written.
+        CheckpointError: another process has the folder, or it cannot be written; names the process.
     """
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "ab")  # noqa: SIM115 - closed below
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
     with file:
         with naming(folder):
             try:
@@ -113,9 +116,33 @@ def locked(folder: Path) -> Iterator[None]:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointError(
-                    f"{folder} is in use by another process; wait until it has ended, or choose another folder"
+                    f"{folder} is in use by {_holder(file)}; wait until it has ended, or choose another folder"
                 ) from None
-        yield
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": platform.node()}))
+            file.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a full disk: the lock goes all the same
+                file.truncate(0)
+
+
+def _holder(file: TextIO) -> str:
+    """Who has a lock, as far as the file says: it may be read before its holder has written."""
+    file.seek(0)
+    try:
+        said = json.loads(file.read())
+        return f"process {int(said['pid'])} on {printable(str(said['host']), 100)}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder, or take one that is there, and let nobody but its owner into it. Raises CheckpointError."""
+    with naming(path, AGAIN):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o700)
 
 
 def is_locked(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,8 @@ from platformdirs import user_state_path
 from capfl.checks import config_of, free_folder
 from capfl.config import Config
 from capfl.config.load import load_command
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, printable
+from capfl.interruption import Interrupted, interruptible
 from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, load_given
 
 STATE = user_state_path("capfl")  # the user's folder for what programs remember
@@ -57,7 +57,7 @@ def keys(
 def server(
     keys: Annotated[Path, typer.Option(help="folder of `capfl flower keys`", metavar="DIR")],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for other machines")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8443,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8443,
     home: _Home = STATE / "server",
 ) -> None:
     """Run the server, where nodes and runs meet, until Ctrl-C or SIGTERM."""
@@ -67,18 +67,51 @@ def server(
         run_server(home.absolute(), host, port, keys.absolute(), typer.echo)
 
 
+_Server = Annotated[str, typer.Option(help="address of the server", metavar="HOST:PORT")]
+_Client = Annotated[str, typer.Option(help="the client whose node this is, as its key is named")]
+_Data = Annotated[Path, typer.Option(help="the client's own data", metavar="FILE")]
+_Certificate = Annotated[Path, typer.Option(help="the server's: server.crt of `capfl flower keys`", metavar="FILE")]
+_Key = Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")]
+_State = Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")]
+_Peers = Annotated[
+    Path | None,
+    typer.Option(help="public keys of all nodes, CLIENT.pub, which secure aggregation checks", metavar="DIR"),
+]
+
+
+@app.command()
+def doctor(
+    server: _Server,
+    client: _Client,
+    data: _Data,
+    certificate: _Certificate,
+    key: _Key,
+    state: _State = None,
+    peers: _Peers = None,
+    sets: Sets = None,
+) -> None:
+    """See whether a site can join before it does: takes what `node` takes, and starts nothing."""
+    with errors():
+        from capfl.engines.flower.doctor import examine
+
+        place, failed = state or STATE / "nodes" / client, False
+        for one in examine(client, server, data, place, certificate, key, peers, _own(sets or [])):
+            said = printable(one.said).replace("\n", f"\n{'':8}")
+            typer.echo(f"{one.kind:8}{one.what}: {said}")
+            failed |= one.kind == "failed"
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command()
 def node(
-    server: Annotated[str, typer.Option(help="address of the server", metavar="HOST:PORT")],
-    client: Annotated[str, typer.Option(help="the client whose node this is, as its key is named")],
-    data: Annotated[Path, typer.Option(help="the client's own data", metavar="FILE")],
-    certificate: Annotated[Path, typer.Option(help="the server's: server.crt of `capfl flower keys`", metavar="FILE")],
-    key: Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")],
-    state: Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")] = None,
-    peers: Annotated[
-        Path | None,
-        typer.Option(help="public keys of all nodes, CLIENT.pub, which secure aggregation checks", metavar="DIR"),
-    ] = None,
+    server: _Server,
+    client: _Client,
+    data: _Data,
+    certificate: _Certificate,
+    key: _Key,
+    state: _State = None,
+    peers: _Peers = None,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
@@ -106,18 +139,25 @@ def run(
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         given = _given(context, config, sets, resume)
 
+        from capfl.config.methods import check_peers
         from capfl.data import clients_of
+        from capfl.engines.flower.names import check_client
         from capfl.engines.flower.runs import Connection, follow, stop, submit
 
-        clients_of(given.data, given.partition)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        server = Connection(home.absolute())
-        number = submit(server, given, resume is not None, answer, node)
-        typer.echo(f"run {number} in {given.out}")
+        clients = clients_of(given.data, given.partition)
+        check_peers(given.method, clients)
+        for client in clients:
+            check_client(client, "data.sets")
+        server, number = Connection(home.absolute()), None
         try:
-            succeeded = follow(server, number, typer.echo)
-        except KeyboardInterrupt:
-            stop(server, number)
+            with interruptible():
+                number = submit(server, given, resume is not None, answer, node)
+                typer.echo(f"run {number} in {given.out}")
+                succeeded = follow(server, number, typer.echo)
+        except Interrupted as signal:
+            signal.said = f"interrupted; go on with: capfl flower run --resume {given.out}"
+            if number is not None:
+                stop(server, number)
             raise
     if not succeeded:
         raise typer.Exit(1)

@@ -90,6 +90,11 @@ class Run:
         self.method = build(self.config.method, self.config.seed)
         if not self.method.has_server_model:
             raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
+        if self.method.grouping.divides and not self.method.grouping.describes:
+            raise ConfigError(
+                f"{path}: method.peers says who learns with whom, and a newcomer is in no group; take the adapter of "
+                f"the group where it belongs, in {path}/adapters/groups, or everybody's, in {path}/adapters/global"
+            )
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
         self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.digest, self.config.seed)

@@ -74,7 +74,7 @@ def run_round(
     new_state = aggregation.value()
     return new_state, replace(
         record,
-        clients=tuple(sorted(record.losses)),
+        clients=tuple(sorted(client for client, n in new_state.visits.items() if n != state.visits.get(client, 0))),
         failures=tuple(failure for one in talks for failure in one.failures),
         ledger=tuple(entry for one in talks for entry in one.ledger),
         groups=new_state.group_of,

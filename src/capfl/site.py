@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +77,8 @@ class Site:
         client: who it is. Without ``dealt``, one of ``capfl.data.clients_of(config.data, config.partition)``.
         path: its own file, where that is not where ``data.sets`` says.
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
-        keyring: makes the client's keys of secure aggregation, one keyring for each method.
+        keyring: makes the client's keys of secure aggregation, one keyring for each method, which is given the file in
+            which it remembers the sums that it has opened.
 
     Raises:
         ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
@@ -95,9 +95,10 @@ class Site:
         folder: Path,
         path: Path | None = None,
         dealt: tuple[list[Item], Split] | None = None,
-        keyring: Callable[[], Keyring] = Keyring,
+        keyring: Callable[[Path], Keyring] = lambda opened: Keyring(opened=opened),
     ) -> None:
-        self._keyrings: dict[str, Keyring] = defaultdict(keyring)
+        self._keyrings: dict[str, Keyring] = {}
+        self._make_keyring = keyring
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
         if config.runtime.workers > 1:
@@ -116,8 +117,9 @@ class Site:
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
         self._peft_config = model.peft_config()
-        self._vault = open_vault(config.runtime.state_key, folder)
-        self._cache = open_cache(config.runtime, folder / "hidden", self._vault)
+        vault = open_vault(config.runtime.state_key, folder)
+        self._cache = open_cache(config.runtime, folder / "hidden", vault)  # other runs may use it, too
+        self._vault = vault.of_run(f"{folder.name} {run_digest(config)}", folder)
         examples = tokenised(items, config.data, model)
         self.remarks = remarks(items, examples, config.data, model.base.tokenizer)
         self._federation = Federation(config, items, splits, model, self._cache, examples=examples)
@@ -154,6 +156,8 @@ class Site:
         samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
         trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
         if agreement.secure:
+            if method not in self._keyrings:
+                self._keyrings[method] = self._make_keyring(self.folder / f"opened.{method}")
             trainer = replace(trainer, keyring=self._keyrings[method])
         return visit(kind, round_of(request), request, trainer, store, agreement)
 

@@ -22,9 +22,9 @@ from capfl.types import (
     Update,
     Validation,
 )  # fmt: skip
-from capfl.wire.secure import Dealt, Masked, Offered, Opened
+from capfl.wire.secure import Dealt, Done, Masked, Offered, Opened
 
-Reply = TypeVar("Reply", Introduction, Update, Validation, Evaluation, Offered, Dealt, Masked, Opened)
+Reply = TypeVar("Reply", Introduction, Update, Validation, Evaluation, Offered, Dealt, Done, Masked, Opened)
 Read = Callable[[bytes, ClientId, ServerState, Agreement], tuple[Reply, dict[str, int]]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from capfl.config import Config
 from capfl.config.keys import all_keys, flat, shortest
 from capfl.config.load import load_command
 from capfl.errors import CapflError, ConfigError
+from capfl.interruption import Interrupted
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
@@ -131,7 +133,7 @@ def load_own(context: typer.Context, sets: list[str] | None) -> Config:
 
 @contextmanager
 def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
-    """Errors that capfl raises on purpose end with their message and code 2; an interruption with 130."""
+    """Errors that capfl raises on purpose end with their message and code 2; a signal with 128 and its number."""
     try:
         yield
     except CapflError as error:
@@ -139,5 +141,6 @@ def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"interrupted; go on with: {go_on}\n")
-        raise typer.Exit(130) from error
+        known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        sys.stderr.write(f"{known.said or f'interrupted; go on with: {go_on}'}\n")
+        raise typer.Exit(128 + known.number) from error

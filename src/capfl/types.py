@@ -228,7 +228,7 @@ class Evaluation:
     n_train: int
     test: HeldOut
     scores: Mapping[str, Score]  # by model: base, global, personal, as far as there are such
-    ranks: Mapping[str, int]  # of every module of the adapter that the client keeps
+    ranks: Mapping[str, float]  # of every module of the adapter that the client keeps: whole numbers
 
 
 # -- states: what is remembered between rounds -------------------------------------------------------
@@ -330,8 +330,8 @@ class RoundRecord:
 
     round: int
     clients: tuple[ClientId, ...]  # whose updates were used
-    losses: dict[ClientId, float]  # mean training loss of each, nats a token; with secure aggregation that of all
-    steps: dict[ClientId, int]  # optimiser steps of each; with secure aggregation the mean of all
+    losses: dict[ClientId, float]  # mean training loss of each, nats a token; with secure aggregation that of its sum
+    steps: dict[ClientId, int]  # optimiser steps of each; with secure aggregation the mean of its sum
     failures: tuple[Failure, ...]
     ledger: tuple[Entry, ...]
     seconds: float
@@ -347,8 +347,8 @@ class RoundRecord:
 
     @property
     def loss(self) -> float:
-        """Mean of the clients' training losses."""
-        return sum(self.losses.values()) / len(self.losses)
+        """Mean of the clients' training losses; not a number where nobody has said one."""
+        return sum(self.losses.values()) / len(self.losses) if self.losses else float("nan")
 
     @property
     def bytes_up(self) -> int:

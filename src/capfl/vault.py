@@ -1,8 +1,9 @@
 """Files that only their owner's key opens: AES-256-GCM, by the package cryptography.
 
 The key is 64 hexadecimal digits, in an environment variable or in a file; it is never written anywhere. A file is the
-magic number, 12 random bytes, and the ciphertext with its tag, for the name of the file: neither its bytes nor its name
-can be changed without being noticed. That an older file of the same name was put in its place cannot be.
+magic number, 12 random bytes, and the ciphertext with its tag, for the name of the file; or for the run and the place
+in it, of which a method's name and a client's are part. So a file that was changed, renamed, or taken from another run
+or method is noticed. That an older file of the same place was put back is not.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ MAKE_ONE = "make one with: openssl rand -hex 32"
 class Vault:
     """Locks what goes to a file, and unlocks what comes from it, by one key of 32 bytes; None: nothing is locked.
 
+    Args:
+        run: what the files are of, and the folder that they are in; None: files of any run, known by their names.
+
     Raises:
         ConfigError: the package cryptography is not installed.
     """
 
-    def __init__(self, key: bytes | None = None) -> None:
-        self._cipher = None
+    def __init__(self, key: bytes | None = None, run: tuple[str, Path] | None = None) -> None:
+        self._key, self._run, self._cipher = key, run, None
         if key is None:
             return
         try:
@@ -37,18 +41,26 @@ class Vault:
             ) from error
         self._cipher, self._wrong = AESGCM(key), InvalidTag
 
+    def of_run(self, run: str, folder: Path) -> Vault:
+        """The vault of the same key for the files in one run's folder, which may be moved with all that is in it.
+
+        Args:
+            run: a name that no other run has.
+        """
+        return Vault(self._key, (run, folder))
+
     def lock(self, data: bytes, path: Path) -> bytes:
         """What to write to ``path``."""
         if self._cipher is None:
             return data
         nonce = os.urandom(_NONCE)
-        return MAGIC + nonce + self._cipher.encrypt(nonce, data, path.name.encode())
+        return MAGIC + nonce + self._cipher.encrypt(nonce, data, self._place(path))
 
     def unlock(self, blob: bytes, path: Path) -> bytes:
         """What was written to ``path``.
 
         Raises:
-            CheckpointError: it is locked by another key or by none, or has been changed; names the file.
+            CheckpointError: it is locked by another key or by none, or for another place, or was changed; names it.
         """
         if self._cipher is None:
             if blob.startswith(MAGIC):
@@ -58,11 +70,19 @@ class Vault:
             raise CheckpointError(f"{path} is not encrypted, or not whole; it was not written with runtime.state_key")
         nonce, sealed = blob[len(MAGIC) : len(MAGIC) + _NONCE], blob[len(MAGIC) + _NONCE :]
         try:
-            return self._cipher.decrypt(nonce, sealed, path.name.encode())
+            return self._cipher.decrypt(nonce, sealed, self._place(path))
         except (self._wrong, ValueError) as error:  # ValueError: the nonce is cut off
             raise CheckpointError(
-                f"{path} cannot be opened: it has been changed, or the key of runtime.state_key is another"
+                f"{path} cannot be opened: it has been changed, or is of another run, or the key of runtime.state_key "
+                "is another; restore it from a copy, or give the key that it was written with"
             ) from error
+
+    def _place(self, path: Path) -> bytes:
+        """What a file is encrypted for."""
+        if self._run is None:
+            return path.name.encode()
+        run, folder = self._run
+        return f"{run}\0{path.relative_to(folder).as_posix()}".encode()
 
 
 def open_vault(where: str | None, out: Path) -> Vault:

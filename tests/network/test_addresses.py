@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 import httpx
 
-from capfl.engines.flower.addresses import bare, direct, joined, parted
+from capfl.engines.flower.addresses import bare, check_port, direct, joined, parted
 from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.processes import environment
 from capfl.engines.flower.runs import Connection
@@ -93,6 +94,18 @@ def test_commands_go_to_the_server_past_a_proxy(tmp_path: Path) -> None:
     server = Connection(tmp_path)
     server.write("[fd00::7]:8443", tmp_path / "server.crt")
     assert server.environment()["no_proxy"].split(",")[-1] == "fd00::7"
+
+
+def test_a_port_that_is_in_use_is_said_before_anything_is_started() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}: .*; end what listens there, or choose another"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="give an address of this machine as --host"):
+        check_port("192.0.2.1", port)
 
 
 def test_a_server_whose_certificate_is_for_other_hosts_does_not_start(tmp_path: Path) -> None:

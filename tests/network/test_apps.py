@@ -24,7 +24,7 @@ from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, public
+from capfl.errors import ClientError, ConfigError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -70,6 +70,8 @@ class Apps(FakeGrid):
         accidents: Mapping[About, str | Callable[[], object]],
     ) -> None:
         super().__init__({client: lambda request: None for client in files})
+        for client in files:
+            (state / client).mkdir(parents=True, exist_ok=True)  # a node does that
         given = {
             client: {"client": client, "data": str(path), "state": str(state / client)}
             | {"key": str(state.parent / "keys/nodes" / f"{client}.key"), "peers": str(state.parent / "keys/nodes")}
@@ -173,9 +175,10 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert one.failures == two.failures == 3
     for name in ("state/server", "adapters/global"):
         assert bits(place.out, name) == bits(whole, name)
-    vault = open_vault("env:SITE_KEY", place.out)
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
+        claim = json.loads((own / "site.json").read_text())
+        vault = open_vault("env:SITE_KEY", own).of_run(f"{own.name} {claim['run']}", own)
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
         for folder in own.joinpath("state").iterdir():
             theirs = whole / "references" / "local" if folder.name == "local" else whole
@@ -193,22 +196,29 @@ def test_a_run_over_nodes_is_the_serial_run(
 def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training."""
+    """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training. One client
+    is in no group."""
     signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
     monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
     changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
-    place = Place(tmp_path, more=1)
+    place = Place(tmp_path, more=2)
+    peers = {client: "a" for client in place.files if client != "x1"}
+    changes |= {"method__name": "ca-pfl", "method__turns": 1, "method__peers": peers}
     make_keys(tmp_path / "keys", sorted(place.files), [])
     lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
     twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}
     one, whole = run(place.config("serial", **changes), losing(lost))
     two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice)
-    assert [record.clients for record in place.records()] == [("north", "west", "x0"), ("north", "south", "x0")]
+    present = [record.clients for record in place.records()]
+    assert present == [("north", "west", "x0", "x1"), ("north", "south", "x0", "x1")]
+    assert [row.id for row in two.rows] == ["all clients"]
     assert (two.rows, two.ledger) == (one.rows, one.ledger)
     assert bits(place.out, "state/server") == bits(whole, "state/server")
     for client in place.files:
         (own,) = (place.sites / client / "runs").iterdir()
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
+        opened = own / "opened.ca-pfl"  # the scores are summed in round 3
+        assert opened.read_text() == "3" if server == "malicious" else not opened.exists()
 
 
 def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
@@ -218,8 +228,13 @@ def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
     make_keys(tmp_path / "keys", sorted(place.files), [])
     shutil.copy(tmp_path / "keys/nodes/south.key", tmp_path / "keys/nodes/west.key")
     with pytest.raises(ClientError, match=public("wire")):
-        place.run(place.config(privacy__secure_aggregation="honest-server"))
+        place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=0))
     assert "the key of client 'west' is not signed by its node" in caplog.text
+
+
+def test_over_nodes_no_client_is_asked_for_a_score_of_its_own(place: Place) -> None:
+    with pytest.raises(ConfigError, match=r"its own validation items; set evaluation\.every to 0"):
+        place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=1))
 
 
 def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: Place) -> None:
@@ -229,6 +244,21 @@ def test_a_server_cannot_have_a_site_call_what_the_site_has_not_allowed(place: P
     with pytest.raises(ClientError, match=public("config")):
         place.run(config)
     assert not list(place.sites.rglob("site.json"))
+
+
+def test_a_server_does_not_say_in_which_folder_a_site_keeps_hidden_states(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def opened(config: Config, *given: object, **more: object) -> None:
+        seen.append(config.runtime.cache)
+        raise ConfigError("this is enough")
+
+    monkeypatch.setattr(client_app, "Site", opened)
+    with pytest.raises(ClientError, match=public("config")):
+        place.run(place.config(runtime__cache=f"{place.folder}/theirs/"))
+    assert set(seen) == {"disk"}
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(
@@ -316,6 +346,10 @@ def test_no_text_of_a_sites_error_reaches_the_server(
     assert "\x1b" not in caplog.text
     kept = b"".join(path.read_bytes() for path in place.out.rglob("*") if path.is_file())
     assert b"Miller" not in kept
+    events = (place.sites / "south" / "events.jsonl").read_text()
+    assert "Miller" not in events
+    event, *_ = map(json.loads, events.splitlines())
+    assert (event["event"], event["kind"], event["round"], event["code"]) == ("failed", "train", 1, code)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     wait_for(lambda: "is not for this address, or not that of" in certificate.said(), WITHIN, "a wrong certificate")
     wait_for(lambda: log.read_text().count("Connection attempt failed") > 2, WITHIN, "plain text")
     assert nodes(network) == before
+    assert network.server is not None
+    assert "a node at 127.0.0.1 is not let in: its key is none of those in nodes/" in network.server.said()
     plain.kill()
     plain.wait()
     end([key, certificate])
@@ -201,7 +203,7 @@ def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str
     done = network.run("interrupted", config)
     worker = hold(network, "south", out)
     done.process.terminate()
-    assert done.ended(WITHIN) == 130, done.said()
+    assert done.ended(WITHIN) == 143, done.said()
     assert "go on with: capfl flower run --resume" in done.said()
     worker.resume()
     assert not RunFolder(out).rounds()

@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from capfl.engines.flower.exchange import Delivery, Nodes, Patience
-from capfl.engines.flower.messages import HERE, LONG, NAME, SHORT, Reply, Request, pack, read_reply, read_request
+from capfl.engines.flower.messages import HERE, LONG, RECORD, SHORT, Reply, Request, pack, read_reply, read_request
 from capfl.errors import WireError, public
 from capfl.types import Failure
 from fake_grid import Behaviour, FakeGrid, obedient, parts
@@ -85,12 +85,12 @@ GOOD = {"client": "b", "code": "", "body": b"re:b1", "capfl": HERE}
 RECORDS: list[Any] = [
     RecordDict(),
     RecordDict({"other": ConfigRecord(GOOD)}),
-    RecordDict({NAME: MetricRecord({"client": 1})}),
-    RecordDict({NAME: ConfigRecord({NAME: b"[" * 100_000})}),  # deep JSON
-    RecordDict({NAME: ConfigRecord(GOOD), LONG: ConfigRecord({})}),
-    RecordDict({NAME: ConfigRecord(GOOD), LONG: ArrayRecord({LONG: Array("bytes", (1,), "numpy.ndarray", b"x")})}),
+    RecordDict({RECORD: MetricRecord({"client": 1})}),
+    RecordDict({RECORD: ConfigRecord({RECORD: b"[" * 100_000})}),  # deep JSON
+    RecordDict({RECORD: ConfigRecord(GOOD), LONG: ConfigRecord({})}),
+    RecordDict({RECORD: ConfigRecord(GOOD), LONG: ArrayRecord({LONG: Array("bytes", (1,), "numpy.ndarray", b"x")})}),
     *(
-        RecordDict({NAME: ConfigRecord(GOOD | {field: value})})
+        RecordDict({RECORD: ConfigRecord(GOOD | {field: value})})
         for field, value in [
             ("client", []), ("client", 5), ("client", "x" * 500_000), ("client", "\x1b[2Jb"), ("client", "b\n"),
             ("code", ["data"]), ("code", "Patient Miller"), ("code", "nonsense"), ("code", "data\x1b"),
@@ -176,7 +176,7 @@ def test_what_is_packed_is_read_and_long_replies_wait_on_disk(length: int) -> No
 def test_a_request_that_no_server_sends_is_refused(field: str, value: object) -> None:
     values = vars(Request("r", "train", "fedit", 1, "b", 0, b"")) | {field: value}
     with pytest.raises(WireError, match=r"cannot be read|the server has capfl 0\.0\.1"):
-        read_request(sent(RecordDict({NAME: ConfigRecord(values)})))
+        read_request(sent(RecordDict({RECORD: ConfigRecord(values)})))
 
 
 def sent(content: RecordDict) -> Message:

@@ -14,12 +14,14 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 import flwr
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.auth import create_superexec_auth_metadata, derive_auth_secret
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from capfl.engines import flower
 from capfl.engines.flower import check_flower
-from capfl.engines.flower.internals import Gate, patient, readable
+from capfl.engines.flower.internals import ACQUIRE, Gate, patient, readable
 from capfl.errors import ConfigError
 from fake_grid import parts
 
@@ -61,6 +63,31 @@ def test_other_machines_reach_what_nodes_need_and_nothing_else() -> None:
         assert asked("/v1/control/start-run", client, server) == (200 if (client, server) in HERE else 403)
 
 
+def test_a_node_that_is_not_let_in_is_said_at_the_server_once_an_hour(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the reason, for each address. What nodes do once they are in is not said."""
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": scope["answer"], "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    async def nowhere(message: Any) -> None:
+        pass
+
+    gate = Gate(inside)
+    for status, path, client in [
+        (412, "activate-node", "10.0.0.7"), (412, "activate-node", "10.0.0.7"), (401, "pull-messages", "10.0.0.7"),
+        (412, "activate-node", "10.0.0.8"), (412, "push-messages", "10.0.0.9"), (200, "activate-node", "10.0.0.9"),
+    ]:  # fmt: skip
+        scope = {"type": "http", "path": f"/v1/fleet/{path}", "client": (client, 1), "server": ("10.0.0.5", 8443)}
+        asyncio.run(gate(scope | {"answer": status}, nowhere, nowhere))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" is not let in: its ")[0] for line in said] == [
+        "capfl: a node at 10.0.0.7", "capfl: a node at 10.0.0.7", "capfl: a node at 10.0.0.8"
+    ]  # fmt: skip
+    assert "none of those in nodes/" in said[0]
+    assert "clock" in said[1]
+
+
 def test_a_server_that_is_away_is_waited_for_and_a_wrong_one_is_not() -> None:
     cut = httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol (_ssl.c:1006)")
     wrong = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
@@ -85,6 +112,34 @@ def test_a_reply_whose_objects_make_no_message_answers_nobody() -> None:
         assert made.metadata.reply_to_message_id == ""
 
 
+def test_a_node_gives_a_message_to_whoever_knows_its_secret_alone() -> None:
+    """Of all who reach its port on this machine. An older answer is not taken twice."""
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.main import create_app
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    app = create_app(NodeStateFactory(objectstore_factory=ObjectStoreFactory()), b"secret")
+    question = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
+
+    def headers(secret: bytes) -> dict[str, str]:
+        return create_superexec_auth_metadata(
+            auth_secret=derive_auth_secret(secret), method=ACQUIRE, request=question
+        )  # fmt: skip
+
+    async def answers() -> list[int]:
+        own, plain = headers(b"secret"), {"content-type": "application/protobuf", "accept": "application/protobuf"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://node") as client:
+            replies = [
+                await client.post(
+                    "/v1/runtime/acquire-task", content=question.SerializeToString(), headers=plain | given
+                )
+                for given in ({}, headers(b"another"), own, own)
+            ]
+        return [reply.status_code for reply in replies]
+
+    assert asyncio.run(answers()) == [401, 401, 200, 401]
+
+
 def test_flower_has_the_places_that_are_replaced() -> None:
     """Read, not imported, which would take seconds."""
     place = Path(flwr.__file__).parent
@@ -93,6 +148,11 @@ def test_flower_has_the_places_that_are_replaced() -> None:
     assert source.index("*extensions.get_middleware()") < source.index(" Middleware(")  # the gate is the outermost
     call = "retry_invoker = make_simple_http_retry_invoker()"
     assert call in (place / "supernode" / "fleet_http_connection.py").read_text()
+    assert (
+        ACQUIRE in (place / "supercore" / "superexec" / "run_superexec.py").read_text()
+    )  # and it is all that is signed
+    for asks in ("supernode/cli/flower_supernode.py", "superlink/cli/flower_superlink.py"):
+        assert "args.superexec_auth_secret_file" in (place / asks).read_text()
     grid = (place / "superlink" / "grid" / "http_grid.py").read_text()
     assert f"self._{call}" in grid
     assert "inflate_object_from_contents(msg_id, all_object_contents)" in grid

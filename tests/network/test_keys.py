@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
 from capfl.engines.flower.node import run_node
-from capfl.errors import ConfigError, WireError
+from capfl.engines.flower.runs import Connection
+from capfl.engines.flower.server import let_in, run_server
+from capfl.errors import CheckpointError, ConfigError, WireError
+from capfl.files import locked
 from capfl.types import Offer
 
 
@@ -75,10 +79,15 @@ def test_what_is_there_stays_and_a_certificate_for_other_hosts_is_an_error(folde
 
 
 def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:
-    for name in ("../north", "north/south", ".north", "", "a b", "-x"):
+    for name in ("../north", "north/south", ".north", "", "a b", "-x", "x" * 300, "süd"):
         with pytest.raises(ConfigError, match="no client id"):
             make_keys(tmp_path / "keys", [name], [])
+        place = tmp_path / "keys"
+        with pytest.raises(ConfigError, match=r"^--client: .* is no client id; begin with"):
+            run_node(name, "localhost:8443", place, place, place, place, None, {}, print)
     assert not (tmp_path / "keys").exists()
+    (one,) = make_keys(tmp_path / "keys", ["x" * 100], [])[2:3]
+    assert one.name == "x" * 100 + ".key"
 
 
 def test_what_a_node_signs_the_others_can_check(folder: Path) -> None:
@@ -105,7 +114,79 @@ def test_a_file_that_is_no_key_is_named(folder: Path) -> None:
             signer(path)
 
 
+def test_a_node_with_something_else_for_a_key_does_not_start(folder: Path, tmp_path: Path) -> None:
+    nodes, certificate = folder / "nodes", folder / "server.crt"
+    for key, said in [
+        (nodes / "north.pub", r"north\.pub is no key of capfl flower keys: .*; give nodes/CLIENT\.key"),
+        (certificate, r"server\.crt is no key of capfl flower keys"),
+        (nodes / "none.key", r"none\.key: there is no such file"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            run_node("north", "localhost:8443", folder, tmp_path / "state", certificate, key, None, {}, print)
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:
     certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
     with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
         run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)
+
+
+def test_a_second_node_or_server_of_one_folder_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody else may look into it."""
+
+    def started(*_: object) -> None:
+        raise AssertionError("it was started")
+
+    for room in ("node", "server"):
+        monkeypatch.setattr(f"capfl.engines.flower.{room}.supervise", started)
+    state = tmp_path / "state"
+    with locked(state):
+        for run in (
+            lambda: run_node(
+                "north",
+                "localhost:1",
+                folder,
+                state,
+                folder / "server.crt",
+                folder / "nodes/north.key",
+                None,
+                {},
+                print,
+            ),
+            lambda: run_server(state, "127.0.0.1", 1, folder, print),
+        ):
+            state.chmod(0o755)
+            with pytest.raises(CheckpointError, match=f"state is in use by process {os.getpid()} on"):
+                run()
+            assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_new_key_takes_the_place_of_the_old_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the server starts again; and who has none any more is not let in."""
+    asked: list[tuple[str, ...]] = []
+
+    def ask(connection: Connection, *words: str) -> dict[str, str]:
+        asked.append(words[1:2] + words[-1:])
+        return {"node-id": str(len(asked))}
+
+    def start() -> list[tuple[str, ...]]:
+        asked.clear()
+        let_in(folder / "nodes", tmp_path, lambda text: None, lambda event, client: events.append((event, client)))
+        return list(asked)
+
+    monkeypatch.setattr(Connection, "ask", ask)
+    events: list[tuple[str, str]] = []
+    assert start() == [("register", "north"), ("register", "south.east")]
+    assert start() == []
+    for ending in ("key", "pub"):
+        (folder / "nodes" / f"north.{ending}").unlink()
+        (folder / "nodes" / f"south.east.{ending}").unlink()
+    make_keys(folder, ["north"], [])
+    events.clear()
+    assert start() == [("unregister", "1"), ("unregister", "2"), ("register", "north")]
+    assert events == [("key removed", "north"), ("key removed", "south.east"), ("key added", "north")]

@@ -13,7 +13,9 @@ import psutil
 import pytest
 
 from capfl.engines.flower import processes
-from capfl.engines.flower.processes import Process, environment, supervise
+from capfl.engines.flower.node import HINTS
+from capfl.engines.flower.processes import Process, environment, meanings, new_secret, supervise
+from capfl.errors import CheckpointError
 
 WAIT = "import time; time.sleep(600)"
 STARTS = f"child = subprocess.Popen([sys.executable, '-S', '-c', '{WAIT}']); print('child', child.pid);"
@@ -77,6 +79,38 @@ def test_one_that_ends_starts_again_leaves_nothing_behind_and_what_it_said_is_sa
     assert "Failed" not in text
 
 
+def test_of_several_meanings_of_a_line_the_first_is_said() -> None:
+    """As of a certificate that has expired: it is not one for another address."""
+    errors = {
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired": "has expired",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch": "not for this address;",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or not that of",
+        "[code: 2004] Failed to activate SuperNode.": "its key is not registered",
+        "[code: 2001] SuperNode authentication is enabled.": "has shown none",
+        "Client error '401 Unauthorized' for url 'https://x:1/'": "or its clock is more than five seconds ahead",
+    }
+    for line, meaning in errors.items():
+        (said,) = meanings([line, line], HINTS)
+        assert meaning in said
+    assert meanings(["something else"], HINTS) == []
+
+
+def test_lines_that_are_to_be_said_at_once_are_said_once(tmp_path: Path) -> None:
+    teller = python(
+        tmp_path, "teller", "print('capfl: a\\x1b[2J'); print('failed\\nfailed'); print('capfl: b');" + WAIT
+    )
+    teller.warns = {"failed": "it is tried again"}
+    teller.tells = "capfl: "
+    (tmp_path / "teller.log").write_text("capfl: of an earlier start\n")
+    looks: list[str] = []
+    said = supervised([teller], lambda: "b\n" in teller.log.read_text(), lambda: looks.append("x") or len(looks) > 5)
+    assert sorted(said) == ["a\\x1b[2J", "b", "teller: it is tried again"]
+    teller.quiet["it is tried again"] -= 3601
+    (tmp_path / "teller.log").write_text("")
+    said = supervised([teller], lambda: "b\n" in teller.log.read_text(), lambda: looks.append("x") or len(looks) > 15)
+    assert "teller: it is tried again" in said
+
+
 def test_nothing_is_left_when_they_are_stopped(tmp_path: Path) -> None:
     """Neither one that does not want to end, nor what it has started; and the old handlers come back."""
     before = signal.getsignal(signal.SIGTERM)
@@ -112,6 +146,20 @@ def test_one_takes_another_with_it_and_both_start_again(tmp_path: Path) -> None:
         lambda: pids.append(pid_of(worker)) or True,
     )  # fmt: skip
     assert pids[0] == pids[1]  # the other way round it does not
+
+
+def test_what_they_write_and_their_secret_are_for_their_owner_alone(tmp_path: Path) -> None:
+    writer = python(tmp_path, "writer", "open(sys.argv[1], 'w').close(); print('written');" + WAIT)
+    writer.command = [*writer.command, str(tmp_path / "state.db")]
+    supervised([writer], lambda: writer.log.exists() and "written" in writer.log.read_text())
+    (tmp_path / "secret").write_text("an older one")
+    (tmp_path / "secret").chmod(0o644)
+    found = {new_secret(tmp_path).read_bytes() for _ in range(2)}
+    assert list(map(len, found)) == [32, 32]
+    for name in ("state.db", "secret"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    with pytest.raises(CheckpointError, match=r"cannot write .*none/secret: .*; check the folder, then run the same"):
+        new_secret(tmp_path / "none")
 
 
 def test_nothing_goes_out_and_nothing_is_installed(tmp_path: Path) -> None:

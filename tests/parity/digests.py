@@ -32,7 +32,7 @@ SETTINGS = {
 }  # fmt: skip
 CAPFL = {
     "method.alpha_s": "1e-4", "method.alpha_p": "1e-5", "method.rff_output_dim": "256", "method.mlp_hidden_dim": "16",
-    "method.rank_floor": "0.5", "method.peer_distance": "0.03",
+    "method.rank_floor": "0.5", "method.peers": "0.03",
 }  # fmt: skip
 METHODS = {"fedit": {}, "local": {}, "fedsa-lora": {}, "rolora": {}, "fedex-lora": {}, "ca-pfl": CAPFL}
 CODECS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from capfl.errors import CheckpointError
-from capfl.files import json_text, locked, new_folder, write_atomically
+from capfl.files import LOCK, json_text, locked, new_folder, private_folder, write_atomically
 
 HOLDER = """
 import sys
@@ -20,22 +21,43 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
-IN_USE = "run is in use by another process"
+IN_USE = "run is in use by process {} on .+; wait until it has ended"
 
 
 def test_a_folder_is_locked_until_its_process_ends_even_if_it_is_killed(tmp_path: Path) -> None:
+    """Who has it is named; what a killed process has left in the lock file is not."""
     run = tmp_path / "run"
-    with locked(run), pytest.raises(CheckpointError, match=IN_USE), locked(run):
+    with locked(run), pytest.raises(CheckpointError, match=IN_USE.format(os.getpid())), locked(run):
         pass
+    assert (run / LOCK).read_bytes() == b""
     other = subprocess.Popen([sys.executable, "-c", HOLDER, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"
-    with pytest.raises(CheckpointError, match=IN_USE), locked(run):
+    with pytest.raises(CheckpointError, match=IN_USE.format(other.pid)), locked(run):
         pass
     other.kill()
     other.communicate()
+    assert json.loads((run / LOCK).read_text())["pid"] == other.pid
     with locked(run), locked(tmp_path / "another"):
-        pass
+        assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("left", ["", "{}", "[", '{"pid": "x", "host": "y"}', '"text"'])
+def test_a_lock_whose_holder_has_not_said_who_it_is(left: str, tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / LOCK).write_text(left)
+        with pytest.raises(CheckpointError, match="in use by another process"), locked(tmp_path):
+            pass
+
+
+def test_a_private_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    for path in (tmp_path / "there", tmp_path / "new" / "state"):
+        private_folder(path)
+        assert path.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write .*file"):
+        private_folder(tmp_path / "file")
 
 
 def test_of_several_that_want_a_new_folder_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

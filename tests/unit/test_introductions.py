@@ -62,6 +62,7 @@ class Listed(Grouping):
 
     about = "a stub"
     describes = True
+    divides = True
     server_state = Heard
     client_state = Remembered
     up = Said

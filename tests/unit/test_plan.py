@@ -66,6 +66,9 @@ def plan(**changes: object) -> Plan:
                 **ONE_GROUP}),
         (0.01, {"privacy__secure_aggregation": "malicious-server", "codec__values": "ternary", "data__sites": 4,
                 "federation__fraction": 0.75, "federation__rounds": 3}),
+        (0.01, {"method__name": "ca-pfl", "method__turns": 1, "codec__values": "ternary", "federation__rounds": 3,
+                "method__peers": dict.fromkeys(("airline", "bank", "council"), "a"), "data__sites": 5,
+                "privacy__secure_aggregation": "honest-server"}),
         pytest.param(0.05, {"privacy__secure_aggregation": "honest-server", "codec__values": "2bit", "data__sites": 4,
                             "codec__density": 0.5, "federation__rounds": 3}, marks=pytest.mark.slow),
         pytest.param(0.02, {"codec__values": "8bit", "codec__density": 0.15, "codec__mask": "top",
@@ -224,7 +227,7 @@ def check_that_few_stand_for_all(agreement: Agreement, apart: float, patch: pyte
     for key, bytes in totals(exact, federation, 0).items():
         assert totals(found, federation, 0)[key] == pytest.approx(bytes, rel=apart), key
     assert found.whole.sum() == pytest.approx(exact.whole.sum(), rel=0.001)
-    assert (found.limit, found.group) == (exact.limit, exact.group)
+    assert (found.limit, found.group_of) == (exact.limit, exact.group_of)
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def words(what: Summary) -> list[str]:
 
 def test_one_client() -> None:
     lines = words(summary())
-    assert "client train test base shared personal up down" in lines
-    assert "a 7 4 25.0 50.0 75.0 1.5 kB 2 MB" in lines
+    assert "client base shared personal train test up down" in lines
+    assert "a 25.0 50.0 75.0 7 4 1.5 kB 2 MB" in lines
     assert "mean 25.0 50.0 75.0" in lines
     assert "all 7 4 1.5 kB 2 MB" in lines
     assert "± 95 % 42.4 49.0 42.4" in lines  # 1.96 sqrt(p (1 - p) / n)
@@ -57,10 +57,10 @@ def test_groups_are_shown_with_their_members_and_adapters() -> None:
     rows = [replace(ROW, id="b", group="x"), replace(ROW, id="c", group="x", chance=0.5), ROW]
     made = summary(*rows, groups=(GroupRow("x", ("b", "c"), 2),))
     lines = words(made)
-    assert "client train test group chance base shared personal up down" in lines
-    assert "b 7 4 x 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
-    assert "a 7 4 everybody 25.0 25.0 50.0 75.0 1.5 kB 2 MB" in lines
-    assert "group x, 2 clients since round 2: b, c" in lines
+    assert "client group base shared personal chance train test up down" in lines
+    assert "b x 25.0 50.0 75.0 25.0 7 4 1.5 kB 2 MB" in lines
+    assert "a everybody 25.0 50.0 75.0 25.0 7 4 1.5 kB 2 MB" in lines
+    assert "x, 2 clients since round 2: b, c" in lines
     said = made.to_json()
     assert said["groups"] == ({"name": "x", "members": ("b", "c"), "since": 2},)
     assert said["clients"][0]["adapters"] == {"shared": "adapters/groups/x", "personal": "adapters/clients/b"}
@@ -88,10 +88,10 @@ def test_no_mean_is_taken_across_tasks() -> None:
     text = client_row("b", "exact_match", 4, base=0.25, shared=0.5, personal=0.1, local_only=0.5)
     made = summary(ROW, text)
     lines = words(made)
-    assert "client train test metric chance base local only shared personal up down" in lines
+    assert "client metric base local only shared personal chance train test up down" in lines
     for mean in ("accuracy 25.0 50.0 75.0", "exact_match 25.0 50.0 50.0 10.0"):
         assert f"mean {mean}" in lines
-        assert f"all 7 4 {mean.split()[0]} 1.5 kB 2 MB" in lines
+        assert f"all {mean.split()[0]} 7 4 1.5 kB 2 MB" in lines
     (against,) = (line for line in lines if "against training alone" in line)  # of the metric that has it
     assert against.startswith("exact_match: whether joining paid cannot be told from 4 test items (-40.0 points ± 57.")
     found = made.to_json()["metrics"]
@@ -117,7 +117,7 @@ def test_less_perplexity_is_better_and_all_metrics_have_a_table() -> None:
         "fedit, 3 rounds: perplexity of a token of the right answers, less is better; on each client's own test items"
         in lines
     )
-    assert "a 7 400 8.00 2.00 4.00 1.5 kB 2 MB" in lines
+    assert "a 8.00 2.00 4.00 7 400 1.5 kB 2 MB" in lines
     assert "worst 8.00 2.00 4.00" in lines
     assert words(replace(made, rounds=1))[0].startswith("fedit, 1 round: ")
     assert not any("±" in line for line in lines)  # nothing says how far a perplexity may be off

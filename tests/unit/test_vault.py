@@ -43,6 +43,22 @@ def test_another_key_another_name_and_every_changed_byte_are_errors_that_name_th
             vault.unlock(changed, path)
 
 
+def test_a_file_of_another_run_method_or_client_is_refused(tmp_path: Path) -> None:
+    """Under the same key, however it came to its place. The folder as a whole may be moved."""
+    here, moved = tmp_path / "run", tmp_path / "moved"
+    blob = Vault(KEY).of_run("one", here).lock(b"data", here / "state/fedit/a/a.000001")
+    for run, folder, place in [
+        ("two", here, "state/fedit/a/a.000001"), ("one", here, "state/local/a/a.000001"),
+        ("one", here, "state/fedit/b/a.000001"), ("one", tmp_path, "run/state/fedit/a/a.000001"),
+    ]:  # fmt: skip
+        with pytest.raises(CheckpointError, match=r"a\.000001 cannot be opened: .* of another run"):
+            Vault(KEY).of_run(run, folder).unlock(blob, folder / place)
+    with pytest.raises(CheckpointError, match="cannot be opened"):
+        Vault(KEY).unlock(blob, here / "state/fedit/a/a.000001")
+    assert Vault(KEY).of_run("one", moved).unlock(blob, moved / "state/fedit/a/a.000001") == b"data"
+    assert Vault().of_run("one", here).unlock(b"plain", here / "a") == b"plain"
+
+
 def test_a_key_from_the_environment_and_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blob = Vault(KEY).lock(b"data", PATH)
     monkeypatch.setenv("SITE_KEY", f" {KEY.hex().upper()}\n")

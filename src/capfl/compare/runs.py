@@ -13,7 +13,7 @@ from capfl.compare.spec import Cell, Plan
 from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
 from capfl.config.load import from_toml
-from capfl.config.schema import DISK
+from capfl.config.runtime import DISK
 from capfl.errors import CheckpointError, ConfigError, DataError
 from capfl.files import read_json, write_atomically
 from capfl.report.summary import Summary, read_summary

@@ -51,6 +51,10 @@ class Key:
         annotation = self.info.annotation
         return any(get_origin(kind) is dict for kind in (annotation, *get_args(annotation)))
 
+    @property
+    def _may_be_number(self) -> bool:
+        return any(float in get_args(kind) for kind in get_args(self.info.annotation))
+
     def value(self, words: Sequence[str]) -> object:
         """What words of a command line stand for.
 
@@ -62,7 +66,7 @@ class Key:
         """
         if type(None) in get_args(self.info.annotation) and words[-1].lower() == "none":
             return None
-        if self.is_map:
+        if self.is_map and not (self._may_be_number and words[-1].lstrip()[:1] in set("0123456789.+-")):
             return {key: value for word in words for key, value in self._pairs(word)}
         return [part for word in words for part in self._parts(word)] if self.is_list else words[-1]
 

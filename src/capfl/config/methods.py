@@ -9,9 +9,12 @@ from pathlib import Path
 from capfl.config.names import METHODS, did_you_mean, nearest, plain
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
+from capfl.types import ClientId
 
 METHOD_LIST = Path(__file__).parents[1] / "methods" / "list.json"
 """What ``capfl.methods.describe`` says, so that torch is not loaded for it. A test compares the two."""
+
+MOST = 12  # clients that an error names
 
 OF_ALL = ("turns", "server_step")  # settings of every method whose clients learn from each other
 
@@ -43,3 +46,23 @@ def check_method(config: MethodConfig, own: Collection[str] = ()) -> None:
     if unused := [key for key in given if key not in (*settings[name], *OF_ALL)]:
         users = [other for other, its in settings.items() if unused[0] in its]
         raise ConfigError(f"method.{unused[0]}: {name} does not use it; leave it out, or use {', '.join(users)}")
+
+
+def check_peers(config: MethodConfig, clients: Collection[ClientId]) -> None:
+    """See that ``method.peers`` names clients that there are.
+
+    Raises:
+        ConfigError: it names others, or a group has the name of a client that is alone.
+    """
+    peers = config.named
+    if unknown := sorted(peers.keys() - set(clients)):
+        meant = did_you_mean(nearest(unknown[0], clients))
+        hint = f"{meant} The" if meant else "; the"
+        there = ", ".join(sorted(clients)[:MOST]) + (", ..." if len(clients) > MOST else "")
+        raise ConfigError(f"method.peers: there is no client {unknown[0]!r}{hint} clients are {there}")
+    if taken := sorted(set(peers.values()) & (set(clients) - peers.keys())):
+        name = taken[0]
+        raise ConfigError(
+            f"method.peers: a group is called {name!r}, as a client that is in none; call it otherwise, or give the "
+            f"client's group as well: {name} = {name!r}"
+        )

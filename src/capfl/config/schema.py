@@ -12,8 +12,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from capfl.config.evaluation import EvaluationConfig
+from capfl.config.privacy import PrivacyConfig
+from capfl.config.runtime import RuntimeConfig
 from capfl.config.section import NonNegative, Positive, PositiveFloat, Section, Share
-from capfl.types import TooLong, Turns
+from capfl.types import EVERYBODY, TooLong, Turns
 
 ALL_LINEAR = "all-linear"
 """In ``lora.targets``: every linear layer of a decoder layer."""
@@ -21,6 +23,8 @@ ALL_LINEAR = "all-linear"
 BUILT_IN = ("helpdesk", "replies")
 """The names of the built-in data in ``data.sets``: requests with labels, and with written replies."""
 
+
+_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")  # a folder is called so
 
 COLUMNS = (
     "prompt", "completion", "messages", "conversations", "instruction", "input", "output", "system", "question",
@@ -180,6 +184,11 @@ class MethodConfig(Section):
         description="most turns in which the members of a group train in a round, each from what the one before left; "
         "1: all train together; by default 6 (ca-pfl) or 1",
     )
+    peers: PositiveFloat | dict[str, str] | None = Field(
+        None,
+        description="ca-pfl: largest squared distance of peers, in variances of a client's items, by default 0.08; or "
+        "the group of each client, such as `north=a,south=a`: then nobody describes its data, and others are alone",
+    )
     server_step: PositiveFloat | None = Field(
         None, description="what the mean change of a group is multiplied by; by default 1"
     )
@@ -201,14 +210,35 @@ class MethodConfig(Section):
     rank_floor: NonNegative | None = Field(
         None, description="ca-pfl: a rank below this share of the mean importance is dropped; by default 0.5"
     )
-    peer_distance: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="ca-pfl: largest squared distance of peers, in variances of a client's items; by default 0.08"
-    )
     rank_shares: tuple[Density, ...] | None = Field(
         None,
         min_length=1,
         description="flexlora: shares of lora.rank, dealt out to clients in turn, such as 1,0.5; by default 1",
     )
+
+    @model_validator(mode="after")
+    def _names_groups(self) -> Self:
+        if not isinstance(self.peers, dict):
+            return self
+        if not self.peers:
+            raise ValueError("peers names no client; give the group of each, such as north=a, or leave it out")
+        for name in self.peers.values():
+            if name == EVERYBODY or not _GROUP.fullmatch(name):
+                raise ValueError(
+                    f"peers: a group cannot be called {name!r}; use letters, digits and _ . + -, such as a"
+                )
+        for key in ("rff_output_dim", "mlp_hidden_dim"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is about what clients say of their data, and where peers names groups they say nothing; "
+                    "leave one of the two out"
+                )
+        return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The group of each client, where the operator says; else nobody's."""
+        return self.peers if isinstance(self.peers, dict) else {}
 
 
 ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
@@ -246,7 +276,8 @@ class FederationConfig(Section):
     max_items: Annotated[int, Field(gt=0, lt=2**32)] | None = Field(
         None,
         description="an update of more training items is refused; by default a client counts for at most ten times the "
-        "median of what clients say",
+        "median of what clients say. With secure aggregation and train.epochs, a mean update may be as long as "
+        "the steps of so many items make it",
     )
     max_norm: PositiveFloat = Field(
         2.0, description="a longer update is refused; in units of the farthest that local steps lead"
@@ -256,83 +287,6 @@ class FederationConfig(Section):
         description="aggregation that a lying client can harm less: long changes are clipped (`clip`), or each value "
         "is the `median` or the mean of the middle half (`trimmed`)",
     )
-
-
-class PrivacyConfig(Section):
-    """Differential privacy of clients towards whoever sees the global adapter, on if both numbers are given; and secure
-    aggregation, which hides clients' updates from the server."""
-
-    secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
-        "off",
-        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
-        "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
-    )
-    clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
-    noise_multiplier: PositiveFloat | None = Field(
-        None, description="standard deviation of the noise on the sum of changes, in units of clip"
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta); below 1 / clients")
-    seed: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="for tests: noise that can be repeated, and protects from nobody who knows this number"
-    )
-
-    @model_validator(mode="after")
-    def _is_on_or_off(self) -> Self:
-        if (self.clip is None) != (self.noise_multiplier is None):
-            raise ValueError("clip and noise_multiplier make sense together only; give both or neither")
-        return self
-
-    @property
-    def on(self) -> bool:
-        return self.noise_multiplier is not None
-
-
-DISK, MEMORY, OFF = "disk", "memory", "off"  # of runtime.cache, which may also name a folder
-
-
-class RuntimeConfig(Section):
-    cache: str = Field(
-        "disk",
-        description="where hidden states below the lowest adapted layer are kept, so as to compute them once: `disk`, "
-        "until the run ends; `FOLDER/`, which runs may share; `memory`; `off`",
-    )
-    cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
-    state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
-        None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
-    )
-    compile: bool = Field(
-        False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
-    )
-    threads: Positive | None = Field(
-        None, description="CPU threads of torch; by default all cores, or one for each of several workers"
-    )
-    workers: Positive = Field(
-        1, description="processes that train and score clients at the same time and share one base; Linux and CPU only"
-    )
-    clients_per_pass: Positive = Field(
-        1,
-        description="simulations: clients of a turn that train in one pass of the base, each with its own adapter; "
-        "faster for many small clients on a GPU, and equal to 1 but for rounding",
-    )
-    own_metrics: tuple[str, ...] = Field(
-        (),
-        description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
-    )
-
-    @field_validator("cache")
-    @classmethod
-    def _is_a_place(cls, value: str) -> str:
-        if value in (DISK, MEMORY, OFF) or "/" in value:
-            return value
-        raise ValueError(f"{value!r} is none of {DISK}, {MEMORY} and {OFF}; a folder has a slash, as in ./{value}")
-
-    @model_validator(mode="after")
-    def _shares_what_it_caches(self) -> Self:
-        if self.workers > 1 and self.cache == MEMORY:
-            raise ValueError("workers share hidden states on disk; set cache to disk, or to off")
-        if self.workers > 1 and self.clients_per_pass > 1:
-            raise ValueError("workers train one client at a time each; set clients_per_pass to 1, or workers to 1")
-        return self
 
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

@@ -93,8 +93,13 @@ def barycentre(parts: Iterable[tuple[Gamma, float]]) -> Gamma:
         total += weight
     assert first is not None
     excess, log, gap = sums / total
-    alpha = _shape(gap + (excess.log1p() - log).clamp_min(0))
-    return Gamma(alpha, alpha / (first * (1 + excess)))
+    return matched(first * (1 + excess), gap + (excess.log1p() - log).clamp_min(0))
+
+
+def matched(mean: Tensor, gap: Tensor) -> Gamma:
+    """The Gamma with E[κ] = ``mean`` and ln E[κ] - E[ln κ] = ``gap`` > 0, float64 both."""
+    alpha = _shape(gap)
+    return Gamma(alpha, alpha / mean)
 
 
 def moved(old: Gamma, new: Gamma, share: float) -> Gamma:

@@ -1,4 +1,5 @@
-"""Who learns with whom: everybody with everybody, or (``peers``) clients with those whose data are like their own."""
+"""Who learns with whom: everybody with everybody, or clients with peers, whom their data tell (``peers``) or the
+operator (``given``)."""
 
 from __future__ import annotations
 
@@ -16,14 +17,20 @@ class Grouping(Part):
     Attributes:
         about: one line for lists of methods.
         describes: do clients say what their data are like, before they train for the first time?
+        divides: are there groups, and may a client be alone in its own?
     """
 
     about: ClassVar[str]
     describes: ClassVar[bool] = False
+    divides: ClassVar[bool] = False
 
     def start(self) -> object | None:
         """What the server keeps before round 1."""
         return None
+
+    def divided(self, state: ServerState, clients: Sequence[ClientId]) -> ServerState:
+        """The state before round 1, with the groups that are known by then."""
+        return state
 
     def described(self, description: object) -> object | None:
         """What a client keeps that has described its data."""
@@ -39,6 +46,10 @@ class Grouping(Part):
     def form(self, state: ServerState, introductions: Mapping[ClientId, Introduction]) -> ServerState:
         """The state with the groups that what clients say of themselves leads to. A client in a group stays there."""
         return state
+
+    def stands_alone(self, client: ClientId) -> bool:
+        """Is it known before round 1 that the client has nobody to learn with?"""
+        return False
 
     def is_alone(self, memory: ClientState) -> bool:
         """Does the client go on from its own adapter, for want of others to learn with?"""

@@ -66,15 +66,15 @@ class Method:
                 "where clients get each other's updates, all of them learn together, with all ranks; "
                 "use grouping = Everybody() and ranks = AllRanks()"
             )
-        if self.grouping.describes and not whole_adapter:
+        if self.grouping.divides and not whole_adapter:
             yield "peers share a whole adapter; use factors = BOTH or ALTERNATING"
         if not (all_ranks or whole_adapter):
             yield "clients can have ranks of their own only of a whole adapter; use factors = BOTH or ALTERNATING"
         if self.alpha_f and not factors.travel:
             yield "alpha_f holds a client near what the server sends, and nothing travels; use alpha_f = 0"
-        if isinstance(home, Own) and factors.travel and not self.grouping.describes:
+        if isinstance(home, Own) and factors.travel and not self.grouping.divides:
             yield "its clients keep no adapter that they could take home; use takes_home = AfterSteps()"
-        if isinstance(home, NearServer) and (self.grouping.describes or not (all_ranks and factors.whole)):
+        if isinstance(home, NearServer) and (self.grouping.divides or not (all_ranks and factors.whole)):
             yield (
                 "an adapter that is held near the server's has all of its factors and ranks, and is no client's start; "
                 "use factors = BOTH, grouping = Everybody() and ranks = AllRanks(), or takes_home = AfterSteps()"
@@ -86,9 +86,9 @@ class Method:
         """The server's state before round 1, for the clients that will take part."""
         adapter = self.combine.first(initial)
         group = Group(adapter, known=self.factors.travelling(adapter))
-        return ServerState(
-            0, {EVERYBODY: group}, grouping=self.grouping.start(), ranks=self.ranks.start(initial, clients)
-        )
+        ranks = self.ranks.start(initial, clients)
+        state = ServerState(0, {EVERYBODY: group}, grouping=self.grouping.start(), ranks=ranks)
+        return self.grouping.divided(state, clients)
 
     @property
     def has_server_model(self) -> bool:
@@ -122,7 +122,7 @@ class Method:
         """The factors that a client keeps from round to round."""
         if isinstance(self.takes_home, NearServer):
             return memory.adapter
-        if self.grouping.describes:  # it may be alone in the next round
+        if self.grouping.divides:  # it may be alone in the next round
             return trained.adapter
         return {name: t for name, t in trained.adapter.items() if not self.factors.travels(name)}
 
@@ -132,6 +132,10 @@ class Method:
         return adapter if has is None else algebra.without(adapter, ~has)
 
     # -- both ------------------------------------------------------------------------------------------
+
+    def says_nothing(self, client: ClientId) -> bool:
+        """Does nobody else need what the client learns? Then secure aggregation has it say that it has trained."""
+        return not self.factors.travel or self.grouping.stands_alone(client)
 
     def describe(self) -> dict[str, str]:
         """Its row, in words."""

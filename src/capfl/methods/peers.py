@@ -113,6 +113,7 @@ class Peers(Grouping):
     seed: int = 0
     about = "peers, by a description of their data"
     describes = True
+    divides = True
     server_state = PeersState
     client_state = PeersMemory
     down = Placement

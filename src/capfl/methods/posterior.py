@@ -20,6 +20,8 @@ peers may need it, so it is trained and sent all the same. The budget of a messa
 proportion to the prior's :math:`E[\kappa]`, so that all clients send the same elements.
 
 **Server.** The prior moves towards the moment-matched mean of all posteriors, as precisely as a message can say it.
+That mean follows from the means of :math:`E_k[\kappa]` and :math:`E_k[\ln \kappa]`, so a server that sees sums alone
+finds it too: there all clients count alike, and each keeps its posterior near the prior, in the place of the median.
 
 Priors on scales follow BayesTune (Kim & Hospedales, NeurIPS 2023) and FedP2EFT (Lee et al., arXiv:2502.04387).
 Differences from the published code of CA-PFL, which does not do what it describes, are in docs/capfl.md.
@@ -31,13 +33,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
 from capfl.maths import modulator
-from capfl.maths.gamma import Gamma, barycentre, moved
+from capfl.maths.gamma import Gamma, barycentre, matched, moved
 from capfl.maths.huber import huber, shrinkage
 from capfl.maths.modulator import Modulator
 from capfl.methods.peers import PeersMemory
@@ -54,7 +58,9 @@ UNFELT = 1e-3  # of the mean: the evidence of a rank that the loss did not feel 
 FARTHEST = 1e6  # a posterior is within this factor of the first prior, in shape and mean
 PRIOR_RANGE = 1e4  # the prior stays within this factor of the first one, so that no honest posterior is refused
 AGREES = 5.0  # a posterior that is farther than this factor from the clients' median counts as if it were that far
+SUMMED = 16.0  # in a sum, a posterior that is farther than this factor from the prior counts as if it were that far
 DELTA = 0.01  # of the Huber loss: below, a column is as good as zero
+ROUNDED = 5e-5  # rounding to whole numbers moves the mean of what clients add to a sum by less
 FIT_STEPS, FIT_RATE = 50, 0.02  # of Adam on the modulator, after every round's training
 
 
@@ -191,6 +197,14 @@ class Posterior(Ranks):
     def report(self, memory: ClientState) -> Importance:
         return _memory(memory).posterior
 
+    def to_sum(self, memory: ClientState) -> npt.NDArray[np.float64]:
+        """Of every rank E[kappa] over the prior's, r, and then ln(SUMMED / r) + ln E[kappa] - E[ln kappa]."""
+        kept = _memory(memory)
+        own, prior = kept.posterior.gamma, kept.prior.gamma
+        ratio = (own.mean() / prior.mean()).clamp(1 / SUMMED, SUMMED)
+        shape = torch.minimum(torch.maximum(own.alpha, prior.alpha / SUMMED), prior.alpha * SUMMED)
+        return torch.cat([ratio, (SUMMED / ratio).log() + Gamma(shape, shape).mean_log().neg()]).numpy()
+
     # -- either side ---------------------------------------------------------------------------------
 
     def importance(self, kept: object | None) -> Tensor | None:
@@ -256,6 +270,22 @@ class Posterior(Ranks):
         prior = _bounded(moved(kept.prior.gamma, mean, PRIOR_STEP))
         return PosteriorState(rounded(Importance.of(prior)), {**kept.clients, **said})
 
+    def n_summed(self, n: int) -> int:
+        return 2 * n
+
+    def check_mean(self, mean: npt.NDArray[np.float64]) -> None:
+        ratio, log = np.split(mean, 2)
+        # the mean of logarithms is below the logarithm of the mean, but for what rounding makes of it
+        if bool(((ratio < 1 / SUMMED - ROUNDED) | (ratio > SUMMED + ROUNDED) | (_gap(ratio, log) < -ROUNDED)).any()):
+            raise WireError("the sum of what clients say of their ranks is none of posteriors")
+
+    def combine_mean(self, state: ServerState, mean: npt.NDArray[np.float64]) -> PosteriorState:
+        kept = cast(PosteriorState, state.ranks)
+        ratio, log = np.split(mean, 2)
+        gap = torch.from_numpy(_gap(ratio, log)).clamp_min(ROUNDED)
+        together = matched(kept.prior.mean * torch.from_numpy(ratio), gap)
+        return replace(kept, prior=rounded(Importance.of(_bounded(moved(kept.prior.gamma, together, PRIOR_STEP)))))
+
     def welcome(self, state: ServerState, client: ClientId, alike: Mapping[ClientId, float]) -> PosteriorState:
         """A newcomer begins with the moment-matched mean of the posteriors of those that it is like."""
         kept = cast(PosteriorState, state.ranks)
@@ -270,6 +300,12 @@ def _memory(memory: ClientState) -> PosteriorMemory:
 
 def _posterior(said: object) -> Importance:
     return said if isinstance(said, Importance) else cast(PosteriorMemory, said).posterior
+
+
+def _gap(ratio: npt.NDArray[np.float64], log: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """ln E[kappa] - E[ln kappa] of all clients together, of the means of what they have said (``to_sum``)."""
+    gap: npt.NDArray[np.float64] = np.log(ratio) + log - np.log(SUMMED)
+    return gap
 
 
 def _near_the_median(posteriors: list[Gamma]) -> list[Gamma]:

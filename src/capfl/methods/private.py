@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from capfl import adapter as algebra
-from capfl.config.schema import PrivacyConfig
+from capfl.config.privacy import PrivacyConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
 from capfl.methods.combine import Combine, Fold

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,6 +72,23 @@ class Ranks(Part):
 
     def combine(self, state: ServerState, updates: Mapping[ClientId, Update]) -> object | None:
         """What the server keeps after a round, by the updates' records."""
+        return state.ranks
+
+    # where the server sees sums alone (``methods.secure``)
+
+    def n_summed(self, n: int) -> int:
+        """How many numbers a client adds to a sum, of an adapter with so many ranks."""
+        return 0
+
+    def to_sum(self, memory: ClientState) -> npt.ArrayLike:
+        """These numbers, (n_summed,), each from 0 to a few hundred: what the client says in the place of a report."""
+        return ()
+
+    def check_mean(self, mean: npt.NDArray[np.float64]) -> None:
+        """Raises WireError: it is not the mean of such numbers."""
+
+    def combine_mean(self, state: ServerState, mean: npt.NDArray[np.float64]) -> object | None:
+        """As ``combine``, by the mean of all clients' numbers."""
         return state.ranks
 
     def welcome(self, state: ServerState, client: ClientId, alike: Mapping[ClientId, float]) -> object | None:

@@ -170,6 +170,11 @@ def refuse_other_than_mean(method: Method, key: str, instead: str = MEANS) -> No
             f"{key}: clients of {method.name} say more than their changes, and the server makes more of them than one "
             f"mean; use {instead}"
         )
+    refuse_no_plain_mean(method, key, instead)
+
+
+def refuse_no_plain_mean(method: Method, key: str, instead: str = MEANS) -> None:
+    """Raises ConfigError: the server makes more of changes than their mean."""
     if not method.combine.adds_mean:
         raise ConfigError(
             f"{key}: the server of {method.name} does more with changes than to add their mean, which is all that this "

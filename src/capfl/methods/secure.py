@@ -1,20 +1,24 @@
 """Secure aggregation: another way to combine, for a server that learns the sum of the changes and no single one.
 
 The changes come to the server as whole numbers under masks that cancel in their sum (``maths.masks``, ``wire.summed``).
-What the server makes of the sum is the adapter plus the mean change. All clients count alike: how many items each has
-is not said. Here is what that is possible for; docs/security.md has the protocol.
+What the server makes of the sum is the adapter plus the mean change, of each group that the operator gives by itself.
+All clients count alike: how many items each has is not said. Here is what that is possible for; docs/security.md has
+the protocol.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from capfl.config.schema import FederationConfig, PrivacyConfig
+from capfl.config.privacy import PrivacyConfig
+from capfl.config.schema import FederationConfig
 from capfl.errors import ConfigError
 from capfl.maths import masks
 from capfl.methods.combine import WeightedMean
 from capfl.methods.method import Method
-from capfl.methods.robust import refuse_other_than_mean
+from capfl.methods.robust import MEANS, refuse_no_mean, refuse_no_plain_mean
+from capfl.types import ClientId
 from capfl.wire import Codec
 from capfl.wire.summed import BITS
 
@@ -48,7 +52,18 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         return method
     plain = isinstance(method.combine, WeightedMean)
     step = method.combine.step if isinstance(method.combine, WeightedMean) else 1.0
-    refuse_other_than_mean(replace(method, combine=WeightedMean()) if plain else method, _KEY)
+    refuse_no_mean(replace(method, combine=WeightedMean()) if plain else method, _KEY)
+    refuse_no_plain_mean(method, _KEY)
+    if method.grouping.describes:
+        raise ConfigError(
+            f"{_KEY}: clients of {method.name} tell the server what their data are like; say yourself who learns with "
+            f'whom, as in method.peers = {{north = "a", south = "a", west = "a"}}, or use {MEANS}'
+        )
+    if method.ranks.differ:
+        raise ConfigError(
+            f"{_KEY}: clients of {method.name} have other ranks than others, and send other elements; give all of them "
+            f"all ranks, or use {MEANS}"
+        )
     if federation.robust != "none":
         raise ConfigError(
             f"{_KEY}: federation.robust = {federation.robust} compares single changes, which the server does not see; "
@@ -58,11 +73,6 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         raise ConfigError(
             f"{_KEY}: privacy.noise_multiplier has the server clip single changes, which it does not see; leave one of "
             "them out"
-        )
-    if federation.max_items is not None:
-        raise ConfigError(
-            f"{_KEY}: clients do not say how many items they have, so federation.max_items has nothing to bound; leave "
-            "it out"
         )
     if up.values.name not in BITS:
         raise ConfigError(
@@ -83,10 +93,40 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
     return replace(method, combine=SecureMean(step, privacy.secure_aggregation == "malicious-server"))
 
 
-def refuse_few(method: Method, asked: int) -> None:
-    """Raises ConfigError: so few clients take part in a round that their sum would give them away."""
-    if isinstance(method.combine, SecureMean) and asked < FEWEST:
+def refuse_few(method: Method, clients: Sequence[ClientId], asked: int) -> None:
+    """See that no sum gives its clients away.
+
+    Args:
+        asked: how many of the clients take part in a round.
+
+    Raises:
+        ConfigError: they are too few in a round, or in a group; says which, and what to do.
+    """
+    if not isinstance(method.combine, SecureMean):
+        return
+    if asked < FEWEST:
         raise ConfigError(
             f"{_KEY}: {asked} clients take part in a round, and in a sum of two each would learn the other's change; "
             f"have at least {FEWEST} clients, and a federation.fraction that takes {FEWEST} of them"
+        )
+    if not method.grouping.divides:
+        return
+    members: dict[str, list[ClientId]] = {}
+    for client, name in sorted(method.start({}, clients).group_of.items()):
+        members.setdefault(name, []).append(client)
+    for name, group in members.items():
+        if 1 < len(group) < FEWEST:
+            raise ConfigError(
+                f"{_KEY}: method.peers has {' and '.join(group)} alone in group {name!r}, and in a sum of two each "
+                f"would learn the other's change; put at least {FEWEST} into a group, or leave both out, and they "
+                "train alone"
+            )
+    if max(map(len, members.values())) < FEWEST:
+        raise ConfigError(
+            f"{_KEY}: method.peers has no group of at least {FEWEST}, so there is nothing to sum; make one"
+        )
+    if asked < len(clients):
+        raise ConfigError(
+            f"{_KEY}: federation.fraction could take two of a group that method.peers gives, whose sum would tell each "
+            "the other's change; set federation.fraction to 1"
         )

@@ -11,6 +11,7 @@ from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods.combine import CorrectedB, ExactProduct, TruncatedProduct, WeightedMean
 from capfl.methods.factors import ALTERNATING, NOTHING, ONLY_A, ONLY_B
+from capfl.methods.given import GivenPeers
 from capfl.methods.method import Method
 from capfl.methods.order import Order
 from capfl.methods.peers import Peers
@@ -39,9 +40,11 @@ def _of(settings: Settings, **names: str) -> dict[str, Any]:
 
 
 def _ca_pfl(seed: int, given: Settings) -> Method:
+    named = isinstance(given.get("peers"), Mapping)
     return Method(
         "ca-pfl", "peers found by their data, who train in turn; ranks by a variational posterior", "YanDang/CA-PFL",
-        grouping=Peers(**_of(given, distance="peer_distance", dim="rff_output_dim"), seed=seed),
+        grouping=GivenPeers(given["peers"]) if named
+        else Peers(**_of(given, distance="peers", dim="rff_output_dim"), seed=seed),
         ranks=Posterior(
             **_of(given, alpha_s="alpha_s", alpha_p="alpha_p", hidden="mlp_hidden_dim", floor="rank_floor"),
             seed=seed,
@@ -82,7 +85,7 @@ def _row(name: str, about: str, source: str, **parts: Any) -> Row:
 METHODS: dict[str, Row] = {
     "ca-pfl": Row(
         _ca_pfl,
-        ("alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "rank_floor", "peer_distance"),
+        ("peers", "alpha_s", "alpha_p", "alpha_f", "rff_output_dim", "mlp_hidden_dim", "rank_floor"),
     ),
     "fedit": Row(_fedit, ("alpha_f",)),
     "fedex-lora": _row(

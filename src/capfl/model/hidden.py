@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from capfl.config.schema import DISK, MEMORY, OFF, RuntimeConfig
+from capfl.config.runtime import DISK, MEMORY, OFF, RuntimeConfig
 from capfl.errors import CheckpointError
 from capfl.files import write_atomically
 from capfl.model.lora import AdaptedModel
@@ -33,6 +33,7 @@ from capfl.model.tokens import Row
 from capfl.vault import Vault
 
 BLOCK = 32  # rows computed at once; part of the definition of a state's bits
+DIGEST = 32  # bytes before a block in its file: SHA-256, which processors have in hardware
 PROBE = 16  # tokens of the passage by which a model is known
 COMPUTED, REUSED, STORED = "blocks computed", "blocks reused", "bytes cached"
 
@@ -43,7 +44,8 @@ class HiddenCache:
     Blocks are named after what they are made of: the model and the tokens that went in. So several runs can use one
     folder, and a run that was killed finds its blocks again. A model is known by the bits that its lower layers make
     of a fixed passage: other weights, another lowest adapted layer, precision, device or number of threads give other
-    bits, and are not mistaken for each other.
+    bits, and are not mistaken for each other. A file has a digest, and one that was changed is computed again; against
+    somebody who makes a new digest, too, there is the vault.
 
     What is stored stays until the end of the run: clients are visited in turn, so evicting the oldest would evict
     just what is needed next. Blocks that found no room live until the end of the visit.
@@ -115,12 +117,14 @@ class HiddenCache:
             return None
         path = self.folder / name
         try:
-            return load(self._vault.unlock(path.read_bytes(), path))["hidden"]
+            blob = self._vault.unlock(path.read_bytes(), path)
+            return load(blob[DIGEST:])["hidden"] if blob[:DIGEST] == _digest(name, blob[DIGEST:]) else None
         except (OSError, SafetensorError, CheckpointError):  # not there, or damaged: it is computed again
             return None
 
     def _keep(self, name: str, block: Tensor) -> None:
         data = save({"hidden": block}) if self.folder else b""
+        data = _digest(name, data) + data if data else b""
         n_bytes = len(data) or block.numel() * block.element_size()
         if self._counts[STORED] + n_bytes > self.limit_bytes:
             self._visit[name] = block
@@ -146,6 +150,13 @@ class HiddenCache:
             digest = hashlib.blake2b(setting.encode() + hidden.view(torch.uint8).numpy().tobytes(), digest_size=20)
             self._known = model, digest.digest()
         return self._known[1]
+
+
+def _digest(name: str, data: bytes) -> bytes:
+    """Of a file, by which one that was changed, or has another's name, is known."""
+    digest = hashlib.sha256(name.encode())
+    digest.update(data)
+    return digest.digest()
 
 
 def open_cache(config: RuntimeConfig, folder: Path, vault: Vault, counts: Counter[str] | None = None) -> HiddenCache:

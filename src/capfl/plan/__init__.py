@@ -12,6 +12,7 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config
+from capfl.config.methods import check_peers
 from capfl.config.schema import is_path
 from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, task_of
 from capfl.errors import CapflError, DataError
@@ -118,13 +119,14 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     check_positions(cast(Any, module).config, config.data.max_length, config.model.path)
     shapes = adapter_shapes(module, config.lora)
     clients = _find_clients(config)
+    check_peers(config.method, clients.ids)
 
     # bytes
     who = [POOLED] if method.pooled else list(clients.ids)
     blank = {name: torch.zeros(1).expand(*shape) for name, shape in shapes.items()}  # whatever its size, no memory
     agreement = agreements(config, blank, config.model.path)[method.name]
     visits = sample_size(len(who), config.federation.fraction)
-    refuse_few(agreement.method, visits)
+    refuse_few(agreement.method, who, visits)
     traffic = measure(agreement, who, hidden_size(module))
     n_turns = len(traffic.turns(who[:visits], config.seed, 1))
 

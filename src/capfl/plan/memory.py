@@ -42,7 +42,8 @@ import torch
 from torch import nn
 
 from capfl.config.load import changed
-from capfl.config.schema import MEMORY, Config
+from capfl.config.runtime import MEMORY
+from capfl.config.schema import Config
 from capfl.errors import ConfigError
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK

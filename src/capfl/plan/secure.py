@@ -20,10 +20,12 @@ from capfl.wire.sections import parts
 from capfl.wire.secure import (
     SEALED,
     Dealt,
+    Done,
     Masked,
     Offered,
     Opened,
     encode_dealt,
+    encode_done,
     encode_masked,
     encode_offered,
     encode_opened,
@@ -70,6 +72,10 @@ class SecureMessages:
             whole = Whole(values, summed.width, numbers)
             self.made[round, clients] = self._parts(encode_masked(Masked(round, "", whole), *self._up))
         return self.made[round, clients] + counted({}, len(client.encode()))
+
+    def done(self, client: ClientId) -> Parts:
+        """That a client has trained of whom nobody needs anything."""
+        return self._parts(encode_done(Done(1, client), *self._up))
 
     @property
     def _up(self) -> tuple[Codec, bytes]:

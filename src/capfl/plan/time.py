@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from capfl.config import Config
 from capfl.config.load import changed
-from capfl.config.schema import OFF, MethodConfig
+from capfl.config.runtime import OFF
+from capfl.config.schema import MethodConfig
 from capfl.data import Split
 from capfl.federation import Federation, tokenised
 from capfl.methods import Method, build

@@ -4,14 +4,15 @@ The messages go through the code that real rounds go through, but nobody trains:
 normal number. What a message costs hardly depends on it, because the config sets how many elements are sent; only the
 levels of 8bit to 2bit follow the values' distribution. Of a large adapter a few modules stand for all (``scaled``).
 Then every request is charged for the versions that its client has missed since its last turn. Where clients say what
-their data are like, all are taken to be alike: most goes down in a group of all of them.
+their data are like, all are taken to be alike: most goes down in a group of all of them. Groups that the operator gives
+are known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from capfl import adapter as algebra
 from capfl.config.schema import FederationConfig
 from capfl.methods.combine import WeightedMean
+from capfl.methods.given import GivenPeers
 from capfl.methods.order import Order
 from capfl.methods.peers import Description
 from capfl.model.features import PATTERNS
@@ -31,7 +33,18 @@ from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
 from capfl.round import introduce, run_round, sample
-from capfl.types import Adapter, ClientId, ClientState, Entry, Kind, Penalty, Request, ServerState, Trained
+from capfl.types import (
+    EVERYBODY,
+    Adapter,
+    ClientId,
+    ClientState,
+    Entry,
+    Kind,
+    Penalty,
+    Request,
+    ServerState,
+    Trained,
+)  # fmt: skip
 from capfl.wire import decode_update, differences, relay
 from capfl.wire.downlink import WHOLE
 from capfl.wire.sections import HEAD, parts
@@ -59,7 +72,7 @@ class Traffic:
 
     Attributes:
         clients: their messages.
-        group: the group that all clients are in; None: that of everybody.
+        group_of: the groups of clients that are in another one than that of everybody.
         together: the difference in round 1, 2, ... that a mean of updates leads to.
         whole: the whole adapter.
         limit: bytes of the differences that the server keeps.
@@ -68,46 +81,80 @@ class Traffic:
 
     agreement: Agreement
     clients: Mapping[ClientId, Client]
-    group: str | None
+    group_of: Mapping[ClientId, str]
     together: Sequence[Parts]
     whole: Parts
     limit: int
     secure: SecureMessages | None = None
 
+    @cached_property
+    def nothing(self) -> Parts:
+        """The difference of a turn in which nobody of a group has said anything."""
+        return counted(parts(self.agreement.nothing), HEAD)
+
     def turns(self, chosen: Sequence[ClientId], seed: int, round: int) -> list[list[ClientId]]:
         """The clients of each turn of a round."""
-        group_of = dict.fromkeys(chosen, self.group) if self.group else {}
-        return self.agreement.method.order.of_round(chosen, group_of, seed, round)
+        return self.agreement.method.order.of_round(chosen, self.group_of, seed, round)
+
+    def groups(self, clients: Iterable[ClientId]) -> dict[str, list[ClientId]]:
+        """Those of some clients in each group."""
+        found: dict[str, list[ClientId]] = {}
+        for client in clients:
+            found.setdefault(self.group_of.get(client, EVERYBODY), []).append(client)
+        return found
 
     def charges(self, rounds: Iterable[Sequence[Sequence[ClientId]]]) -> Iterator[Charge]:
         """Every message of a run with such turns in its rounds, and then the final delivery to all clients."""
-        versions, asked, round = _Versions(self), set[ClientId](), 0
+        versions = {name: _Versions(self) for name in self.groups(self.clients)}
+        of_client = {client: versions[self.group_of.get(client, EVERYBODY)] for client in self.clients}
+        asked, round = set[ClientId](), 0
         for round, turns in enumerate(rounds, 1):
             for client in sorted({client for turn in turns for client in turn} - asked):
                 for direction, met in zip(("down", "up"), self.clients[client].met, strict=False):
                     yield Charge("introduce", round, "down" if direction == "down" else "up", met)
             for turn in turns:
-                more = counted({})
-                if self.secure:
-                    more = self.secure.more(turn)
-                    for down, up in (pair for client in turn for pair in self.secure.beside(turn, client)):
-                        yield Charge("keys", round, "down", down)
-                        yield Charge("keys", round, "up", up)
-                for client in turn:
-                    of = self.clients[client]
-                    request = of.later if client in asked else of.first
-                    yield Charge("train", round, "down", request + more + versions.missed_by(client))
-                    yield Charge("train", round, "up", self._update(client, round, len(turn)))
-                versions.end(turn, round)
+                members = self.groups(turn)
+                for group in members.values():
+                    yield from self._secured("keys", round, group)
+                    for client in group:
+                        of = self.clients[client]
+                        request = of.later if client in asked else of.first
+                        request = request + self._more(group) + of_client[client].missed_by(client)
+                        yield Charge("train", round, "down", request)
+                        yield Charge("train", round, "up", self._update(client, round, len(group)))
+                for name, own in versions.items():
+                    own.end(members.get(name, []), round)
                 asked |= set(turn)
+        everybody = list(self.clients)
+        for charge in self._secured("deliver", round + 1, everybody):  # scores are summed as well
+            if charge.direction == "down":
+                yield charge
+        more = self.secure.more(everybody) if self.secure else counted({})
         for client, of in self.clients.items():
             request = of.later if client in asked else of.stranger
-            yield Charge("deliver", round + 1, "down", request + versions.missed_by(client))
+            yield Charge("deliver", round + 1, "down", request + more + of_client[client].missed_by(client))
+
+    def _secured(self, kind: Literal["keys", "deliver"], round: int, group: Sequence[ClientId]) -> Iterator[Charge]:
+        """The messages of secure aggregation beside the request whose answers are summed."""
+        if self.secure and not (kind == "keys" and self.is_silent(group[0])):
+            for down, up in (pair for client in group for pair in self.secure.beside(group, client)):
+                yield Charge(kind, round, "down", down)
+                yield Charge(kind, round, "up", up)
+
+    def _more(self, group: Sequence[ClientId]) -> Parts:
+        """What a request to train has more with secure aggregation."""
+        return self.secure.more(group) if self.secure and not self.is_silent(group[0]) else counted({})
+
+    def is_silent(self, client: ClientId) -> bool:
+        """Does the client say nothing of what it has learnt?"""
+        return self.secure is not None and self.agreement.method.says_nothing(client)
 
     def _update(self, client: ClientId, round: int, clients: int) -> Parts:
-        """An update of a turn with so many clients."""
+        """An update, of a sum with so many clients where there are sums."""
         if self.secure is None:
             return _at(self.clients[client].up, round)
+        if self.is_silent(client):
+            return self.secure.done(client)
         return self.secure.masked(client, _place(ROUNDS, round), clients)
 
 
@@ -137,7 +184,9 @@ class _Versions:
         relayed = [_at(self._of.clients[client].alone, round) for client in turn]
         passed_on = len(turn) == 1 and self._combine.passes_one and not down.exact
         difference = _at(self._of.together, round)
-        if passed_on:
+        if not turn or self._of.is_silent(turn[0]):
+            difference = self._of.nothing
+        elif passed_on:
             difference = relayed[0]
         elif self._combine.relays:  # one section of all of them
             difference = sum(relayed, counted({})) - counted({}, HEAD * (len(turn) - 1))
@@ -173,6 +222,9 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
     if secure:  # all but the updates is as it is without
         run = replace(run, method=replace(run.method, combine=WeightedMean()))
     patch = 0
+    given = run.method.start(initial, clients).group_of  # all of one group, so that there is one to be measured
+    if given:
+        run = replace(run, method=replace(run.method, grouping=GivenPeers(dict.fromkeys(clients, "plan"))))
     if run.method.combine.relays:  # the patch is as large as the base's weights, and only its size matters here
         patch = sum(4 * up.shape[0] * down.shape[1] for _, down, up in algebra.factors(initial))
         run = replace(run, method=replace(run.method, combine=WeightedMean()))
@@ -188,7 +240,8 @@ def measure(agreement: Agreement, clients: Sequence[ClientId], hidden: int = 64)
         for client in members
     }
     return Traffic(
-        agreement, {client: named[client] for client in clients}, found.group, found.together,
+        agreement, {client: named[client] for client in clients},
+        given or (dict.fromkeys(clients, found.group) if found.group else {}), found.together,
         found.whole + counted({"values": patch}), 4 * algebra.size(run.version_0) + patch, secure,
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def write_page(path: Path, out: Path) -> Path:
     summary = read_summary(path)
     text = rendered(
         path,
-        title=f"{summary.method}, {number(len(summary.rows), 'client')}",
+        title=f"{summary.method}, {number(summary.n_clients, 'client')}",
         subtitle=f"{number(summary.rounds, 'round')} in {duration(summary.seconds)}; {path.absolute().name}",
         scored=scored_words(summary),
         clients=client_table(summary, len(summary.rows)).html(),
@@ -88,7 +88,7 @@ def figures(summary: Summary, records: Sequence[RoundRecord]) -> dict[str, Marku
         bars = [(row.id, [factor * (row.value(model) or 0.0) for model in models]) for row in rows]
         found[title] = charts.bars(bars, models, title, axis)
         first = metrics.of_task(metrics.VALIDATED, metrics.metric(metric).task)[0]
-        if len(summary.leading) == 1 and (points := validations(records, len(summary.rows), first)):
+        if len(summary.leading) == 1 and (points := validations(records, summary.n_clients, first)):
             chance = summary.mean("chance", metric) if first == "accuracy" else None
             title = f"Validation of the shared adapters against bytes, {unit(first)}"
             found[title] = charts.curve(

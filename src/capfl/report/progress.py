@@ -47,6 +47,34 @@ class Callback:
         """The run is finished and on disk."""
 
 
+class Place(Callback):
+    """Where a run stands, for whoever interrupts it."""
+
+    path: Path | None = None
+    method = ""
+    round = 0
+
+    def on_begin(self, path: Path, config: Config) -> None:
+        self.path = path
+
+    def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
+        self.method, self.round = method, done
+
+    def on_round(self, record: RoundRecord) -> None:
+        self.round = record.round
+
+    def said(self, more: str = "") -> str:
+        """How to go on.
+
+        Args:
+            more: flags beside the folder.
+        """
+        if self.path is None:
+            return "interrupted before anything was written; start it again"
+        where = f" ({self.method}, after round {self.round})" if self.method else ""
+        return f"interrupted{where}; go on with: capfl run --resume {self.path}{more}"
+
+
 class Callbacks(Callback):
     """Several callbacks as one: each call goes to all of them, in their order."""
 

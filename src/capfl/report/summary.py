@@ -27,18 +27,21 @@ MODELS = {
 }
 """Models that a client may be scored with: their keys in summary.json, and what people read."""
 
+TOGETHER = "all clients"
+"""What the row of all clients is called, where none says its own scores; those of one task have its name behind it."""
+
 Z95 = 1.96
 
 
 @dataclass(frozen=True, slots=True)
 class ClientRow:
-    """One client, and how the models that it has do on its own test items.
+    """One client, and how the models that it has do on its own test items; or all clients together (``TOGETHER``).
 
     Attributes:
         metrics: that its items are measured by, the most important first.
         scores: by model (see ``MODELS``) and metric.
         rank: mean over the adapted modules.
-        ranks: of every module.
+        ranks: of every module; of all clients together the mean.
         chance: accuracy of blind guessing; None: its items are completions.
         majority: accuracy of always giving the most frequent answer of the training items; None: as ``chance``.
     """
@@ -49,7 +52,7 @@ class ClientRow:
     metrics: tuple[str, ...]
     scores: Mapping[str, Mapping[str, Tally]]
     rank: float
-    ranks: Mapping[str, int]
+    ranks: Mapping[str, float]
     chance: float | None
     majority: float | None
     bytes_up: int
@@ -96,6 +99,8 @@ class ClientRow:
     @property
     def adapters(self) -> dict[str, str]:
         """Where the client's adapters lie, relative to the run's folder, by the model whose score they have."""
+        if self.id.startswith(TOGETHER):
+            return {}
         group = None if self.group == EVERYBODY else self.group
         places = {
             "shared": f"adapters/groups/{group}" if group else "adapters/global",
@@ -181,6 +186,11 @@ class Summary:
         """Models that all clients of some metric were scored with."""
         return [model for model in MODELS if any(self.scores(model, metric) for metric in self.leading)]
 
+    @property
+    def n_clients(self) -> int:
+        """Clients that messages went to."""
+        return len({e.client for e in self.ledger})
+
     def of_metric(self, metric: str) -> list[ClientRow]:
         return [row for row in self.rows if metric in row.metrics]
 
@@ -237,7 +247,7 @@ class Summary:
         return sum(e.bytes for e in self.messages(direction))
 
     def bytes_per_client(self, direction: str) -> float:
-        return self.total_bytes(direction) / len({e.client for e in self.ledger})
+        return self.total_bytes(direction) / self.n_clients
 
     def parts(self, direction: str, client: ClientId | None = None) -> dict[str, int]:
         """Bytes of ``messages`` by part; they sum to the bytes of the messages."""

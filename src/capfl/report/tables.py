@@ -118,16 +118,16 @@ def metrics_table(summary: Summary) -> Table | None:
 
 
 def _cells(row: ClientRow, models: Sequence[str]) -> dict[str, str]:
-    """What is in the columns for one client."""
+    """What is in the columns for one client; scores come first, as a phone shows few columns."""
     return {
         "client": row.id,
-        "train": str(row.n_train),
-        "test": str(row.n_test),
         "group": row.group or EVERYBODY,
         "metric": row.metric,
+        **{MODELS[model]: shown(row.value(model), row.metric) for model in models},
         "chance": percent(row.chance),
         "rank": f"{row.rank:.3g}",
-        **{MODELS[model]: shown(row.value(model), row.metric) for model in models},
+        "train": str(row.n_train),
+        "test": str(row.n_test),
         "up": size(row.bytes_up),
         "down": size(row.bytes_down),
     }
@@ -153,8 +153,8 @@ def group_lines(summary: Summary) -> list[str]:
     """Who is with whom, and since when."""
     groups, lines = [group for group in summary.groups if group.name != EVERYBODY], []
     for group in groups[:MOST_ROWS]:
-        clients = f"{len(group.members)} {'client' if len(group.members) == 1 else 'clients'}"
-        lines.append(f"group {group.name}, {clients} since round {group.since}: {listed(group.members)}")
+        clients = number(len(group.members), "client")
+        lines.append(f"{group.name}, {clients} since round {group.since}: {listed(group.members)}")
     more = [f"and {len(groups) - MOST_ROWS} more groups, see summary.json"] if len(groups) > MOST_ROWS else []
     return [*lines, *more]
 

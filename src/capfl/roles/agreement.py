@@ -31,6 +31,7 @@ from capfl.wire import (
     up_codec,
 )  # fmt: skip
 from capfl.wire.summed import Summed
+from capfl.wire.totals import Totals
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ class Agreement:
         """
         names = self.method.factors.sent(round, self.initial)
         part = {name: self.initial[name] for name in names}
-        return Summed(self.up, part, self.initial, number, clients, importance)
+        said = self.method.ranks.n_summed(sum(algebra.ranks(self.initial).values()))
+        return Summed(self.up, part, self.initial, number, clients, importance, said)
+
+    def totals(self, clients: int) -> Totals:
+        """How the scores of so many clients at most become numbers that can be summed. Raises WireError: too many."""
+        return Totals(self.scored, self.metrics, algebra.ranks(self.initial), clients)
 
     # -- versions of an adapter ------------------------------------------------------------------------
 
@@ -193,9 +199,16 @@ def agreements(
     for name in config.evaluation.references:
         if name != main.name:
             method = build(MethodConfig(name=name))
+            if method.pooled and isinstance(main.combine, SecureMean):
+                raise ConfigError(
+                    f"evaluation.references: {name} has everybody's data in one place, and privacy.secure_aggregation "
+                    "shows no client's score to compare with; leave it out"
+                )
             takes_steps = config.evaluation.personal and not main.pooled and isinstance(main.takes_home, AfterSteps)
             if name == "local" and not takes_steps:
                 method = replace(method, takes_home=Own())
+            if name == "local" and isinstance(main.combine, SecureMean):  # no client says more in it
+                method = replace(method, combine=main.combine)
             made[name] = Agreement(method, codec, initial, base, seed, ("personal",), **measures)
     return made
 

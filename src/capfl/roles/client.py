@@ -41,10 +41,12 @@ from capfl.wire import (
 )  # fmt: skip
 from capfl.wire.secure import (
     Dealt,
+    Done,
     Masked,
     Offered,
     Opened,
     encode_dealt,
+    encode_done,
     encode_masked,
     encode_offered,
     encode_opened,
@@ -117,6 +119,8 @@ def introduce(
 ) -> tuple[bytes, ClientState]:
     """Say what the client's data are like, as the run's method wants to know it. Raises as ``train``."""
     message, grouping = opened(request, trainer, agreement), agreement.method.grouping
+    if not grouping.describes:
+        raise WireError(f"clients of {agreement.method.name} do not say here what their data are like: configs differ")
     if trainer.describe is None:
         raise DataError("this client cannot describe its data")
     said = trainer.describe()
@@ -143,7 +147,8 @@ def training(
     """As ``train``, and somebody else takes the local steps."""
     method, template = agreement.method, agreement.initial
     message = opened(request, trainer, agreement)
-    if agreement.secure:
+    silent = agreement.secure and method.says_nothing(trainer.client)
+    if agreement.secure and not silent:
         trainer.keyring.check(message, agreement.schema)  # before a step is taken
     memory, number = received(message, memory, agreement), message.version + 1
 
@@ -173,9 +178,12 @@ def training(
         known={} if agreement.always_whole else memory.known,  # the whole adapter will come again
         sent=b"",
     )
+    if silent:
+        return encode_done(Done(message.round, trainer.client), agreement.up, agreement.schema), memory
     if agreement.secure:
         summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
-        hidden = trainer.keyring.hide(summed.whole(change, loss, n_steps), message, agreement.schema)
+        whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory))
+        hidden = trainer.keyring.hide(whole, message, agreement.schema)
         return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
 
     # the change, and with error feedback what earlier messages could not carry of theirs
@@ -236,6 +244,8 @@ def validate(
     The client remembers the version, so that it need not be sent again. Records mean nothing to it before it has
     trained for the first time. Raises as ``train``.
     """
+    if agreement.secure:
+        raise WireError("a score of its own was asked for, and with secure aggregation a client says none")
     message = opened(request, trainer, agreement)
     heard = received(message, memory, agreement)
     memory = heard if memory.trained else replace(heard, grouping=memory.grouping, ranks=memory.ranks)
@@ -249,9 +259,12 @@ def evaluate(
 ) -> tuple[bytes, ClientState]:
     """Make the client's own model after the last round, keep it, and score all models on the client's test items.
 
-    Nothing is remembered: asked again, the client does the same again. Raises as ``train``.
+    With secure aggregation the scores go into a sum. Nothing is remembered: asked again, the client does the same
+    again. Raises as ``train``.
     """
     message = opened(request, trainer, agreement)
+    if agreement.secure:
+        trainer.keyring.check(message, agreement.schema)
     heard = received(message, memory, agreement)
     own = personal(heard, message.round, trainer, agreement)
     if own is not None and agreement.keep_best:
@@ -262,6 +275,10 @@ def evaluate(
     there = {"base": agreement.initial, "global": agreement.whole(heard.known), "personal": own}  # B = 0: the base
     scores = trainer.score("test", {model: a for model in agreement.scored if (a := there[model]) is not None})
     reply = Evaluation(message.round, trainer.client, trainer.n_train, trainer.test, scores, algebra.ranks(kept))
+    if agreement.secure:
+        whole = agreement.totals(trainer.keyring.clients).whole(reply)
+        hidden = trainer.keyring.hide(whole, message, agreement.schema)
+        return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
     return encode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics), memory
 
 

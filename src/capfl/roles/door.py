@@ -82,11 +82,13 @@ def admit_mean(mean: Mean, agreement: Agreement) -> None:
     """Check the mean of a sum of updates: nothing else is known of them.
 
     Raises:
-        WireError: it is longer than the mean of honest updates.
+        WireError: it is longer than the mean of honest updates, or says of the ranks what cannot be.
     """
+    agreement.method.ranks.check_mean(mean.ranks)
     limits = agreement.limits
     if limits:
-        steps = min(mean.steps, limits.train.steps or mean.steps)
+        most = limits.train.steps or (limits.max_items and limits.train.steps_of(limits.max_items))
+        steps = min(mean.steps, most or mean.steps)
         longest = limits.longest_of(steps, algebra.size(mean.change), agreement.up.gain)
         if (norm := algebra.norm(mean.change)) > longest:
             raise WireError(f"the mean update has norm {norm:.6g}; federation.max_norm lets in {longest:.6g}")

@@ -1,4 +1,4 @@
-"""A client's keys of secure aggregation: in memory alone, and each for one sum."""
+"""A client's keys of secure aggregation: in memory alone, and each for one sum. What outlives them is a number."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from capfl.errors import ConfigError, WireError
+from capfl.errors import CheckpointError, ConfigError, WireError
+from capfl.files import write_atomically
 from capfl.maths.masks import KEY, PrivateKey, Whole, expanded, sealed, unsealed
 from capfl.maths.shares import SHARE, shared, threshold
 from capfl.methods.secure import FEWEST
@@ -31,15 +33,20 @@ class Keyring:
     Args:
         sign: signs by the key of the client's node. None: it has none.
         verify: checks signatures of the others. None: nobody's are known.
+        opened: file with the last round whose sum it has opened for a server that may lie, who could have the process
+            end and ask for another sum of that round. None: it knows as long as the process lives.
+
+    Raises:
+        CheckpointError: the file is damaged.
     """
 
-    def __init__(self, sign: Sign | None = None, verify: Verify | None = None) -> None:
+    def __init__(self, sign: Sign | None = None, verify: Verify | None = None, opened: Path | None = None) -> None:
         self._sign, self._verify = sign, verify
         self._round = 0
         self._key: PrivateKey | None = None
         self._box: PrivateKey | None = None  # by which others seal shares
         self._offer = Offer("", b"")
-        self._last = 0  # round in which it has opened a sum for a server that may lie
+        self._file, self._last = opened, _round_in(opened) if opened else 0
         self._forget()
 
     def _forget(self) -> None:
@@ -77,7 +84,8 @@ class Keyring:
         if shares and round <= self._last:
             raise WireError(
                 f"this client has opened the sum of round {self._last} and takes part in none of round {round}; if the "
-                "server has lost that round, start the node again"
+                "server has lost that round, and all sites want it summed once more, "
+                + (f"delete {self._file} and start the node again" if self._file else "start again")
             )
         if self._key is None or self._round != round or self._opened is not None:
             self._forget()
@@ -149,6 +157,7 @@ class Keyring:
         Raises:
             WireError: it has hidden nothing in this round, the others that are left are too few, or it was asked about
                 others before.
+            CheckpointError: that it has opened the sum cannot be written down.
         """
         if self._hidden is None or self._round != round:
             raise WireError(f"this client has hidden no update in round {round}")
@@ -158,10 +167,13 @@ class Keyring:
         left, fewest = self.clients - len(gone), threshold(self.clients) if self._box else FEWEST
         if left < fewest:
             raise WireError(f"the sum of {left} of {self.clients} clients would be opened, {fewest} are the fewest")
+        if self._box and round > self._last:
+            if self._file:  # before anything is said
+                write_atomically(self._file, str(round).encode())
+            self._last = round
         self._opened = tuple(gone)
         if self._box is None:
             return {client: self._secret(others[client], self._hidden[1]) for client in gone}
-        self._last = round
         parts = {True: slice(0, SHARE), False: slice(SHARE, None)}  # of its key, of its own mask
         return {one.client: self._shares[one.client][parts[one.client in gone]] for one in self._cohort}
 
@@ -199,6 +211,18 @@ class Keyring:
         assert self._box is not None
         cohort = hashlib.sha256(write_cohort(self._cohort)).digest()
         return _agreed(self._box, other.client, other.box, b"shares" + cohort + sender.box)
+
+
+def _round_in(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path}, which has the last round whose sum this client opened: {error}; restore it from a "
+            "copy, or write the number of the newest round into it"
+        ) from error
 
 
 def _agreed(key: PrivateKey, client: ClientId, public: bytes, context: bytes) -> bytes:

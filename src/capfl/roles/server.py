@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 
+import numpy as np
+
 from capfl.errors import WireError
 from capfl.methods.combine import Fold
 from capfl.roles.agreement import Agreement
 from capfl.types import (
     EVERYBODY,
-    Adapter,
     Broadcast,
     ClientId,
     Evaluation,
@@ -34,7 +35,9 @@ from capfl.wire import (
     relay,
     with_version,
 )  # fmt: skip
-from capfl.wire.secure import Dealt, Masked, Offered, Opened
+from capfl.wire.scales import Doubles
+from capfl.wire.secure import Dealt, Done, Masked, Offered, Opened
+from capfl.wire.summed import Mean
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Aggregation:
         self.state, self._agreement = state, agreement
         self._claims = dict(state.claims)
         self._updates: dict[ClientId, Update] = {}
+        self._said: list[tuple[int, Doubles]] = []  # of their ranks, in the mean of so many clients
         self._told = agreement.method.ranks.importance(state.ranks)  # what clients are told in this round
         self.capped: dict[ClientId, int] = {}
         self._begin_turn()
@@ -117,14 +121,19 @@ class Aggregation:
         if len(self._claims) >= ENOUGH:
             self._fold()
 
-    def add_mean(self, group: str, clients: Sequence[ClientId], change: Adapter) -> None:
-        """Take the mean change of some clients of a group, in which they count alike."""
+    def add_mean(self, group: str, clients: Sequence[ClientId], mean: Mean) -> None:
+        """Take the mean of some clients of a group, in which they count alike."""
         start = self._agreement.method.combine.start
         for name in dict.fromkeys((EVERYBODY, group)):
             if name not in self._folds:
                 self._folds[name] = start(self.state.groups[name].adapter, self.state.round + 1)
-            self._folds[name].add(change, len(clients))
+            self._folds[name].add(mean.change, len(clients))
+        self._said.append((len(clients), mean.ranks))
         self._turn += clients
+
+    def add_silent(self, client: ClientId) -> None:
+        """Take down that a client has trained of whom nobody needs anything."""
+        self._turn.append(client)
 
     def _fold(self) -> None:
         state, method = self.state, self._agreement.method
@@ -193,7 +202,11 @@ class Aggregation:
     def value(self) -> ServerState:
         """The state after the round's last turn."""
         state = replace(self.state, round=self.state.round + 1)
-        return replace(state, ranks=self._agreement.method.ranks.combine(state, self._updates))
+        ranks, n = self._agreement.method.ranks, sum(clients for clients, _ in self._said)
+        if n:
+            mean = sum((clients / n * said for clients, said in self._said), np.zeros(1))
+            return replace(state, ranks=ranks.combine_mean(state, mean))
+        return replace(state, ranks=ranks.combine(state, self._updates))
 
 
 def introduced(state: ServerState, introductions: Mapping[ClientId, Introduction], agreement: Agreement) -> ServerState:
@@ -269,7 +282,7 @@ def read_evaluation(
 
 
 def check_sender(
-    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Masked | Opened,
+    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Done | Masked | Opened,
     client: ClientId,
     state: ServerState,
 ) -> None:

@@ -1,8 +1,9 @@
-"""The server's side of secure aggregation: the sum of masked updates, and the masks of those who have not answered."""
+"""The server's side of secure aggregation: the sum of masked numbers, and the masks of those who have not answered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from capfl.errors import WireError
 from capfl.maths.masks import KEY, PrivateKey, Whole, expanded
@@ -14,19 +15,27 @@ from capfl.roles.server import check_sender
 from capfl.types import ClientId, Offer, ServerState
 from capfl.wire.secure import (
     Dealt,
+    Done,
     Masked,
     Offered,
     Opened,
     decode_dealt,
+    decode_done,
     decode_masked,
     decode_offered,
     decode_opened,
 )  # fmt: skip
-from capfl.wire.summed import Mean
+from capfl.wire.summed import Summed
+from capfl.wire.totals import Totals
+
+Summable = TypeVar("Summable", Summed, Totals)
 
 
-class MaskedSum:
-    """The sum of the updates of some clients, whose masks cancel once all of them are in it, or are opened.
+class MaskedSum(Generic[Summable]):
+    """The sum of the numbers of some clients, whose masks cancel once all of them are in it, or are opened.
+
+    Args:
+        summed: how what clients say becomes numbers.
 
     Attributes:
         cohort: the keys of all who were asked.
@@ -34,14 +43,13 @@ class MaskedSum:
         fewest: so many must be present.
     """
 
-    def __init__(self, cohort: Sequence[Offer], state: ServerState, agreement: Agreement) -> None:
+    def __init__(self, cohort: Sequence[Offer], summed: Summable, state: ServerState, agreement: Agreement) -> None:
         self.cohort = tuple(cohort)
+        self.summed: Summable = summed
         self.present: list[ClientId] = []
         self.dealt: dict[ClientId, Sequence[bytes]] = {}
         self._shares = agreement.shares
         self.fewest = max(FEWEST, threshold(len(self.cohort))) if self._shares else FEWEST
-        importance = agreement.method.ranks.importance(state.ranks)
-        self.summed = agreement.summed(state.round + 1, state.version + 1, len(self.cohort), importance)
         self._context = context_of(agreement.schema, state.round + 1, state.version)
         self._total: Whole | None = None
         self._opened: dict[ClientId, Mapping[ClientId, bytes]] = {}
@@ -76,16 +84,16 @@ class MaskedSum:
         """Take what one client has said of others."""
         self._opened[opened.client] = opened.secrets
 
-    def mean(self) -> Mean:
-        """Of those present.
+    def total(self) -> Whole:
+        """Of those present, without any mask.
 
         Raises:
-            WireError: too few are present or have opened their masks, or somebody has sent what no update is.
+            WireError: too few are present or have opened their masks, or their shares are wrong.
         """
         if len(self.present) < self.fewest:
             raise WireError(
-                f"{len(self.present)} of {len(self.cohort)} clients have sent an update; a sum is of {self.fewest} at "
-                "least, so that nobody can tell another's"
+                f"{len(self.present)} of {len(self.cohort)} clients have answered; a sum is of {self.fewest} at least, "
+                "so that nobody can tell another's part"
             )
         silent = [client for client in self.present if client not in self._opened]
         enough = len(self._opened) >= self.fewest if self._shares else not silent
@@ -96,7 +104,7 @@ class MaskedSum:
         for secret, sign in self._masks():
             mask = expanded(secret, self.summed.n_values, self.summed.width, self.summed.n_numbers)
             total = total.plus(mask, -sign)
-        return self.summed.mean(total, len(self.present))
+        return total
 
     def _masks(self) -> Iterator[tuple[bytes, int]]:
         """Every mask that is left in the sum: what it is made of, and its sign."""
@@ -121,6 +129,9 @@ class MaskedSum:
             yield from ((key.secret(public[one], self._context), sign_of(one, client)) for one in self.present)
 
 
+AnySum = MaskedSum[Summed] | MaskedSum[Totals]
+
+
 def read_offered(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Offered, dict[str, int]]:
@@ -134,8 +145,15 @@ def read_offered(
     return offered, parts
 
 
+def read_done(reply: bytes, client: ClientId, state: ServerState, agreement: Agreement) -> tuple[Done, dict[str, int]]:
+    """As ``read_offered``."""
+    done, parts = decode_done(reply, agreement.up, agreement.schema)
+    check_sender(done, client, state)
+    return done, parts
+
+
 def read_masked(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: MaskedSum
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
 ) -> tuple[Masked, dict[str, int]]:
     """As ``read_offered``. ``own`` is the sum that the client is in."""
     masked, parts = decode_masked(reply, agreement.up, agreement.schema, own.summed)
@@ -144,7 +162,7 @@ def read_masked(
 
 
 def read_dealt(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: MaskedSum
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
 ) -> tuple[Dealt, dict[str, int]]:
     """As ``read_masked``."""
     dealt, parts = decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
@@ -153,7 +171,7 @@ def read_dealt(
 
 
 def read_opened(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: MaskedSum
+    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
 ) -> tuple[Opened, dict[str, int]]:
     """As ``read_masked``."""
     length = SHARE if agreement.shares else KEY

@@ -22,10 +22,11 @@ from capfl.wire.codec import Codec
 from capfl.wire.header import Header, seal, unseal
 from capfl.wire.sections import Section, parts, split, write
 from capfl.wire.summed import Summed
+from capfl.wire.totals import Totals
 
 T = TypeVar("T")
 
-OFFER, MASKED, OPENED, DEALT = 6, 7, 8, 9
+OFFER, MASKED, OPENED, DEALT, DONE = 6, 7, 8, 9, 10
 SEALED = 2 * SHARE + 16  # bytes of two shares, sealed
 SIGNATURE = 255  # bytes that a signature may have
 
@@ -41,7 +42,7 @@ class Offered:
 
 @dataclass(frozen=True)
 class Masked:
-    """Client to server: its update as numbers that say nothing without the others'."""
+    """Client to server: its update, or its scores, as numbers that say nothing without the others'."""
 
     round: int
     client: ClientId
@@ -64,6 +65,14 @@ class Dealt:
     round: int
     client: ClientId
     shares: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class Done:
+    """Client to server: it has trained, and nobody else needs what it has learnt."""
+
+    round: int
+    client: ClientId
 
 
 # -- a client's messages -----------------------------------------------------------------------------------
@@ -96,7 +105,7 @@ def encode_masked(message: Masked, codec: Codec, schema: bytes) -> bytes:
     return seal(_header(MASKED, message, codec, schema), numbers + values)
 
 
-def decode_masked(blob: bytes, codec: Codec, schema: bytes, summed: Summed) -> tuple[Masked, dict[str, int]]:
+def decode_masked(blob: bytes, codec: Codec, schema: bytes, summed: Summed | Totals) -> tuple[Masked, dict[str, int]]:
     """The update, and how many bytes belong to each part. Raises WireError: it is not one of this sum."""
     header, found, counted = _unsealed(blob, MASKED, codec, schema, (Section.NUMBERS, Section.MASKED))
     data = found[Section.NUMBERS]
@@ -143,7 +152,18 @@ def decode_dealt(blob: bytes, codec: Codec, schema: bytes, clients: int) -> tupl
     return Dealt(header.round, header.client, shares), counted
 
 
-def _header(kind: int, message: Offered | Masked | Opened | Dealt, codec: Codec, schema: bytes) -> Header:
+def encode_done(message: Done, codec: Codec, schema: bytes) -> bytes:
+    """A header alone."""
+    return seal(_header(DONE, message, codec, schema), b"")
+
+
+def decode_done(blob: bytes, codec: Codec, schema: bytes) -> tuple[Done, dict[str, int]]:
+    """Who has trained, and how many bytes belong to each part. Raises WireError: it does not fit."""
+    header, _, counted = _unsealed(blob, DONE, codec, schema, ())
+    return Done(header.round, header.client), counted
+
+
+def _header(kind: int, message: Offered | Masked | Opened | Dealt | Done, codec: Codec, schema: bytes) -> Header:
     return Header(kind, codec.values.tag, message.round, schema, message.client)
 
 

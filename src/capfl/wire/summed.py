@@ -8,12 +8,13 @@ clients, levels j_k of L and scales s_k, the server makes of the two sums
 
 the mean of the values in units of their scale, times the mean of the scales. It is the mean of what clients have sent
 where their scales are equal. Where they differ, it is the mean of changes of the mean length: all clients count
-alike, however far they went. One bit is L = 2, the two signs.
+alike, however far they went. One bit is L = 2, the two signs. What clients say of their ranks goes beside the scales,
+in whole numbers of a unit as well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ BITS = {"ternary": 1, "2bit": 2, "3bit": 3, "4bit": 4, "8bit": 8}
 
 UNIT = 2.0**-24  # of a scale
 OF_LOSS = 2.0**-16  # nats
+OF_RANKS = 2.0**-18  # of what a client says of a rank
 BESIDE = 2  # numbers that are no scales: loss and steps
 
 
@@ -42,6 +44,7 @@ class Mean:
     change: Adapter
     loss: float  # nats a token
     steps: float
+    ranks: Doubles = field(default_factory=lambda: np.zeros(0))  # (m,): of what they say of their ranks
 
 
 class Summed:
@@ -54,6 +57,7 @@ class Summed:
         number: of the version that comes after the one that clients were sent.
         clients: how many may be in the sum.
         importance: of the ranks, the same for all clients; None: all are alike.
+        said: how many numbers a client says of its ranks.
 
     Raises:
         WireError: so many clients make sums that no value has room for.
@@ -67,8 +71,10 @@ class Summed:
         number: int,
         clients: int,
         importance: npt.ArrayLike | None = None,
+        said: int = 0,
     ) -> None:
         self.clients, self._codec, self._template, self._number = clients, codec, template, number
+        self._said = said
         self._layout, whole = Layout.of(part, template), Layout.of(template, template)
         self._coded = None if importance is None else write_importance(importance, whole.n_ranks)
         self._kept = codec.common(self._layout, whole, number, self._coded)
@@ -84,10 +90,13 @@ class Summed:
 
     @property
     def n_numbers(self) -> int:
-        return len(self._ranks.first) + BESIDE
+        return len(self._ranks.first) + self._said + BESIDE
 
-    def whole(self, change: Adapter, loss: float, steps: int) -> Whole:
+    def whole(self, change: Adapter, loss: float, steps: int, ranks: npt.ArrayLike = ()) -> Whole:
         """One client's update.
+
+        Args:
+            ranks: (m,), from 0 on: what it says of its ranks.
 
         Raises:
             WireError: a value is not finite.
@@ -103,12 +112,14 @@ class Summed:
             place = np.floor(np.divide(values[rows], step, out=np.zeros(len(step)), where=step > 0)) + half
             odd = (values[rows] == 0) & (self._kept[rows] % 2 == 1)  # zeros push to both sides alike
             levels[rows] = np.clip(place - odd, 0, self._levels - 1)
-        numbers = [*np.rint(scales / UNIT), round(loss / OF_LOSS), steps]
+        said = np.rint(np.asarray(ranks, np.float64) / OF_RANKS)
+        numbers = [*np.rint(scales / UNIT), *said, round(loss / OF_LOSS), steps]
         largest = (2**NUMBER - 1) // self.clients
         if max(numbers) > largest:
             raise TrainingError(
-                f"the largest scale of the change is {scales.max(initial=0.0):.3g} and the loss {loss:.3g}; a sum of "
-                f"{self.clients} clients has room for {largest * UNIT:.3g} and {largest * OF_LOSS:.3g}: is "
+                f"the largest scale of the change is {scales.max(initial=0.0):.3g}, the loss {loss:.3g}, the largest "
+                f"number of a rank {said.max(initial=0.0) * OF_RANKS:.3g}; a sum of {self.clients} clients has room "
+                f"for {largest * UNIT:.3g}, {largest * OF_LOSS:.3g} and {largest * OF_RANKS:.3g}: is "
                 "train.learning_rate too high?"
             )
         return Whole(levels.astype(kind_of(self.width)), self.width, np.array(numbers).astype(np.uint32))
@@ -135,9 +146,11 @@ class Summed:
             raise WireError("a sum has other numbers than the updates of this round")
         if (total.values > most).any():
             raise WireError(f"a sum of {clients} clients has {total.values.max()} where {most} is the most")
-        scales = total.numbers[:-BESIDE].astype(np.float64) * (UNIT / clients)
+        scales, ranks = np.split(total.numbers[:-BESIDE].astype(np.float64), [len(self._ranks.first)])
         units = (2.0 * total.values - most) / clients
         flat = np.zeros(self._layout.size, np.float32)
-        flat[self._kept] = np.repeat(scales, self._ranks.counts) * units
+        flat[self._kept] = np.repeat(scales * (UNIT / clients), self._ranks.counts) * units
         loss, steps = (int(n) for n in total.numbers[-BESIDE:])
-        return Mean(self._layout.unflatten(flat), loss * OF_LOSS / clients, steps / clients)
+        return Mean(
+            self._layout.unflatten(flat), loss * OF_LOSS / clients, steps / clients, ranks * (OF_RANKS / clients)
+        )

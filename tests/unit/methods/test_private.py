@@ -20,7 +20,8 @@ from adapters import CODECS
 from capfl import adapter as algebra
 from capfl.checkpoint import RunFolder
 from capfl.config import load_config
-from capfl.config.schema import MethodConfig, PrivacyConfig
+from capfl.config.privacy import PrivacyConfig
+from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
 from capfl.methods import METHODS, Method, build

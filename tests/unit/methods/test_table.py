@@ -72,7 +72,7 @@ def test_the_table_in_words_has_every_row_and_says_all_of_it() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "part", "expected"),
     [
-        ("ca-pfl", {"peer_distance": 0.5, "rff_output_dim": 8}, "grouping", Peers(0.5, 8, seed=3)),
+        ("ca-pfl", {"peers": 0.5, "rff_output_dim": 8}, "grouping", Peers(0.5, 8, seed=3)),
         ("ca-pfl", {"alpha_s": 0.0, "alpha_p": 0.2, "mlp_hidden_dim": 4, "rank_floor": 0.1}, "ranks",
          Posterior(0.0, 0.2, 4, 0.1, seed=3)),
         ("ca-pfl", {"alpha_f": 0.0}, "alpha_f", 0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from capfl.config.schema import RuntimeConfig, TrainConfig
+from capfl.config.runtime import RuntimeConfig
+from capfl.config.schema import TrainConfig
 from capfl.errors import CheckpointError
 from capfl.model.hidden import BLOCK, HiddenCache, Rows, open_cache
 from capfl.model.learner import Job
@@ -128,13 +130,17 @@ def test_a_full_folder_takes_no_more_and_a_damaged_file_is_made_again(adapt, tmp
     _, right = states(HiddenCache(ROOM, tmp_path), model)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    for damaged in (b"", whole[:50], whole[:-4]):
+    states(HiddenCache(ROOM, tmp_path / "other"), model, IDS[::-1])  # of the same shape
+    (theirs,) = (tmp_path / "other").iterdir()
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 40, len(whole) // 2, len(whole) - 1)]
+    for damaged in (b"", whole[:50], whole[:-4], *flipped, theirs.read_bytes()):
         file.write_bytes(damaged)
         computed, found = states(HiddenCache(ROOM, tmp_path), model)
         assert computed == 1
         assert torch.equal(found, right)
         assert file.read_bytes() == whole
     states(HiddenCache(len(whole) + 10, tmp_path), model, IDS[:2])
+    shutil.rmtree(theirs.parent)
     assert list(tmp_path.iterdir()) == [file]  # what is there already counts
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

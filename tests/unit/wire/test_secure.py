@@ -25,14 +25,17 @@ from capfl.wire import decode_broadcast, encode_broadcast, up_codec
 from capfl.wire.secure import (
     SEALED,
     Dealt,
+    Done,
     Masked,
     Offered,
     Opened,
     decode_dealt,
+    decode_done,
     decode_masked,
     decode_offered,
     decode_opened,
     encode_dealt,
+    encode_done,
     encode_masked,
     encode_offered,
     encode_opened,
@@ -162,6 +165,7 @@ def test_what_is_written_is_read() -> None:
     assert decode_offered(encode_offered(offered, CODEC, SCHEMA), CODEC, SCHEMA)[0] == offered
     opened = Opened(5, "a", {"b": b"1" * 33, "c": b"2" * 33})
     assert decode_opened(encode_opened(opened, CODEC, SCHEMA), CODEC, SCHEMA, ["b", "c"], 33)[0] == opened
+    assert decode_done(encode_done(Done(5, "a"), CODEC, SCHEMA), CODEC, SCHEMA)[0] == Done(5, "a")
     dealt = Dealt(5, "a", (b"1" * SEALED, b"2" * SEALED))
     assert decode_dealt(encode_dealt(dealt, CODEC, SCHEMA), CODEC, SCHEMA, 2)[0] == dealt
 
@@ -176,6 +180,8 @@ def test_what_is_written_is_read() -> None:
         (encode_dealt(Dealt(5, "a", [b"1" * SEALED]), CODEC, SCHEMA), lambda *to: decode_dealt(*to, 2)),
         (encode_dealt(Dealt(5, "a", [b"1" * 81]), CODEC, SCHEMA), lambda *to: decode_dealt(*to, 1)),
         (encode_dealt(Dealt(5, "a", []), CODEC, SCHEMA), lambda *to: decode_dealt(*to, 0)),
+        (encode_dealt(Dealt(5, "a", []), CODEC, SCHEMA), decode_done),
+        (resealed(encode_done(Done(5, "a"), CODEC, SCHEMA), 20, b"\x07"), decode_done),  # items
     ],
 )
 def test_a_message_of_another_length_is_refused(made: bytes, read: Any) -> None:

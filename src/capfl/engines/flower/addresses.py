@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Mapping
 
 from capfl.errors import ConfigError
@@ -37,6 +39,29 @@ def parted(address: str) -> tuple[str, int]:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ConfigError(f"--server: {address!r} is ambiguous; write the IPv6 address in brackets: [{host}]:{port}")
     return bare(host), int(port)
+
+
+def check_port(host: str, port: int) -> None:
+    """See that a server can listen on a port, before it is started.
+
+    Raises:
+        ConfigError: somebody listens there, the address is not this machine's, or the port is for others.
+    """
+    try:
+        (kind, _, _, _, place), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with socket.socket(kind, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # an ended server's last connections do not count
+            tried.bind(place)
+            tried.listen()  # of two that share an address by SO_REUSEADDR, one may listen
+    except OSError as error:
+        remedy = {
+            errno.EADDRINUSE: "end what listens there, or choose another --port",
+            errno.EACCES: "choose a --port from 1024 on",
+            errno.EADDRNOTAVAIL: "give an address of this machine as --host",
+        }.get(error.errno or 0, "give another --host or --port")
+        raise ConfigError(f"cannot listen on {joined(host, port)}: {error.strerror or error}; {remedy}") from error
 
 
 def direct(environment: Mapping[str, str], *hosts: str) -> dict[str, str]:

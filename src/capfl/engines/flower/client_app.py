@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Mapping
 from functools import partial
@@ -13,6 +14,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
+from capfl.config.runtime import DISK
+from capfl.engines.flower.events import Events
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
 from capfl.errors import CapflError, code_of, printable
@@ -32,8 +35,12 @@ def answer(message: Message, context: Context) -> Message:
     The error's text goes to this process's log and nowhere else.
     """
     me = str(context.node_config["client"])
+    note, began = Events(Path(str(context.node_config["state"]))), time.monotonic()
+    asked: dict[str, str | int] = {"client": me}
     try:
         request = read_request(message)
+        asked |= {"run": request.run, "kind": request.kind, "method": request.method, "round": request.round}
+        asked |= {"bytes_in": len(request.body)}
         site = _site(request.run, me, context)
         reply = Reply(me, body=site.answer(request.kind, request.method, request.body, request.used))
     except Exception as error:
@@ -41,6 +48,8 @@ def answer(message: Message, context: Context) -> Message:
         text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
         log.error("client %s failed: %s", me, printable(text))
         reply = Reply(me, code_of(error))
+    seconds = round(time.monotonic() - began, 3)
+    note("failed" if reply.code else "answered", **asked, code=reply.code, bytes_out=len(reply.body), seconds=seconds)
     return Message(pack(reply), reply_to=message)
 
 
@@ -56,7 +65,8 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     if folder not in _open:
         if any(other.name != run for other in _open):
             close()
-        own = {"runtime.own_metrics": [], **json.loads(str(given.get("settings", "{}")))}  # never what the server says
+        own: dict[str, object] = {"runtime.own_metrics": [], "runtime.cache": DISK}  # never what the server says
+        own |= json.loads(str(given.get("settings", "{}")))
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
         print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
@@ -65,7 +75,7 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     return _open[folder]
 
 
-def _keyring(given: Mapping[str, object]) -> Keyring:
+def _keyring(given: Mapping[str, object], opened: Path) -> Keyring:
     """Keys of secure aggregation, signed by the node's own, and checked where the site knows the others'."""
     peers = given.get("peers")
-    return Keyring(signer(Path(str(given["key"]))), verifier(Path(str(peers))) if peers else None)
+    return Keyring(signer(Path(str(given["key"]))), verifier(Path(str(peers))) if peers else None, opened)

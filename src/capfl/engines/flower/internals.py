@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,18 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
-OPEN = ("/v1/fleet/", "/health")  # what nodes need of the server
+NODES = "/v1/fleet/"
+OPEN = (NODES, "/health")  # what nodes need of the server
+ENTRANCES = (f"{NODES}activate-node", f"{NODES}register-node")
+TELL = "capfl: "  # how lines of the server's log begin that its operator is told at once
+HOUR = 3600.0  # seconds
+REFUSED = {  # by status of the answer
+    401: "its key is not the registered one, or its clock is more than five seconds ahead of this machine's or "
+    "five minutes behind",
+    412: "its key is none of those in nodes/ of --keys, or it has shown none, or a node with this key is there "
+    "already; after a new key, start the server again",
+}
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"  # what a node answers to those alone who know its secret
 IDLE = 0.3  # seconds between a worker's questions whether there is work
 
 
@@ -38,14 +50,33 @@ class Gate:
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
+        self._due: dict[tuple[str, str], float] = {}  # (address, reason) -> when it may be said again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        if kind == "http" and scope["path"].startswith(NODES):
+            send = self._noting(scope, send)
         if kind == "lifespan" or (kind == "http" and scope["path"].startswith(OPEN)) or _is_local(scope):
             await self.app(scope, receive, send)
         elif kind == "http":
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"only from the server's own machine\n"})
+
+    def _noting(self, scope: Scope, send: Send) -> Send:
+        """Says why a node is refused, once an hour for each address and reason."""
+
+        async def noting(message: Any) -> None:
+            reason = REFUSED.get(message["status"]) if message["type"] == "http.response.start" else None
+            if reason and (scope["path"] in ENTRANCES or message["status"] == 401):
+                who = scope["client"][0] if scope["client"] else "an unknown address"
+                if time.monotonic() >= self._due.get((who, reason), 0.0):
+                    if len(self._due) > 1000:  # strangers do not fill the memory
+                        self._due.clear()
+                    self._due[who, reason] = time.monotonic() + HOUR
+                    print(f"{TELL}a node at {who} is not let in: {reason}", flush=True)
+            await send(message)
+
+        return noting
 
 
 def _is_local(scope: Scope) -> bool:
@@ -127,19 +158,26 @@ def readable(inflate: Callable[..., Any]) -> Callable[..., Any]:
     return inflated
 
 
-def worker(address: str) -> None:
+def worker(address: str, secret: str) -> None:
     """Answer the messages of the node at an address, until the process is ended.
 
     The app that came with a run is not even unpacked: what a message starts is the capfl that is installed here.
     Messages are fetched beside the work, because a SuperNode may announce one that it will never have: of a run that
     ended while it was on its way.
+
+    Args:
+        secret: a file with what the node knows its worker by. Nobody else on this machine is given a message.
     """
     import httpx
     from flwr.common.constant import SubStatus
     from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
     from flwr.supercore.constant import TaskType
     from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -181,7 +219,8 @@ def worker(address: str) -> None:
             heartbeat.stop()
             client.close()
 
-    node = connect("SuperExec")
+    known = SuperExecAuthHttpInterceptor(master_secret=Path(secret).read_bytes(), protected_methods=[ACQUIRE])
+    node = connect("SuperExec", known)
     question = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     while True:
         try:

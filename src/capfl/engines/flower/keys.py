@@ -31,13 +31,14 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from capfl.engines.flower.addresses import LOCAL, bare
+from capfl.engines.flower.certificate import certificates
+from capfl.engines.flower.names import NAME, check_client
 from capfl.errors import ConfigError, WireError
 from capfl.roles.keyring import Sign, Verify
 from capfl.types import Offer
 
 K = TypeVar("K")
 
-CLIENT = r"\w[\w.-]*"
 HALF = 48  # bytes of either number of a signature
 DAYS = 3650  # for which a certificate is valid; another one has to be taken to every site
 
@@ -56,10 +57,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
         ConfigError: a node's name is no client id; or the server's certificate is there, and not for all hosts.
     """
     for name in nodes:
-        if not re.fullmatch(CLIENT, name):
-            raise ConfigError(
-                f"--nodes: {name!r} is no client id; begin with a letter, go on with letters, digits, _-."
-            )
+        check_client(name, "--nodes")
     asked = list(map(bare, hosts))
     made: list[Path] = []
     if not (folder / "server.crt").exists():
@@ -79,9 +77,8 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
 
 
 def hosts_of(certificate: Path) -> list[str]:
-    """The names and addresses that a server's certificate is for."""
-    read = x509.load_pem_x509_certificate(certificate.read_bytes())
-    names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    """The names and addresses that a server's certificate is for. Raises ConfigError: it is none."""
+    names = certificates(certificate)[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
 
 
@@ -107,7 +104,7 @@ def verifier(folder: Path) -> Verify:
 
     def verify(offer: Offer, data: bytes) -> None:
         path = folder / f"{offer.client}.pub"
-        if not re.fullmatch(CLIENT, offer.client) or not path.is_file():
+        if not re.fullmatch(NAME, offer.client) or not path.is_file():
             raise WireError(f"--peers: {folder} has no public key of client {offer.client!r}, whose update is summed")
         public = _loaded(path, load_ssh_public_key)
         if not isinstance(public, ec.EllipticCurvePublicKey):
@@ -125,7 +122,7 @@ def _loaded(path: Path, load: Callable[[bytes], K]) -> K:
     try:
         return load(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no key of capfl flower keys: {error}") from error
+        raise ConfigError(f"{path} is no key of capfl flower keys: {error}; give nodes/CLIENT.key") from error
 
 
 def _certificate(key: ec.EllipticCurvePrivateKey, hosts: Sequence[str]) -> bytes:

@@ -14,15 +14,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from capfl.engines.flower.names import NAME
 from capfl.errors import PUBLIC, WireError
 from capfl.types import Kind
 
-NAME, LONG, TYPE = "capfl", "capfl.body", "capfl.message"
+RECORD, LONG, TYPE = "capfl", "capfl.body", "capfl.message"
 SHORT = 2**20  # bytes; Flower holds a setting in memory several times over
 HERE = importlib.metadata.version("capfl")
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]  # client ids, runs, methods, versions
+Word = Annotated[str, Field(pattern=f"^{NAME}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -56,9 +57,9 @@ Made = TypeVar("Made", Request, Reply)
 def pack(message: Request | Reply) -> RecordDict:
     values = dict(vars(message))
     if len(message.body) <= SHORT:
-        return RecordDict({NAME: ConfigRecord(values)})
+        return RecordDict({RECORD: ConfigRecord(values)})
     body = Array(dtype="bytes", shape=(len(message.body),), stype=TYPE, data=values.pop("body"))
-    return RecordDict({NAME: ConfigRecord(values), LONG: ArrayRecord({LONG: body})})
+    return RecordDict({RECORD: ConfigRecord(values), LONG: ArrayRecord({LONG: body})})
 
 
 def read_request(message: Message) -> Request:
@@ -89,7 +90,7 @@ def read_reply(message: Message, longest: int) -> Reply:
 def _read(made: type[Made], message: Message, longest: int | None) -> Made:
     what = f"a {made.__name__.lower()} of the network cannot be read"
     try:
-        values: dict[str, Any] = dict(message.content.config_records[NAME])
+        values: dict[str, Any] = dict(message.content.config_records[RECORD])
         if LONG in message.content:
             array = message.content.array_records[LONG][LONG]
             if array.stype != TYPE:

@@ -9,12 +9,33 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from capfl.engines.flower.addresses import joined, parted
-from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, supervise
+from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
+from capfl.engines.flower.events import Events
+from capfl.engines.flower.keys import signer
+from capfl.engines.flower.names import check_client
+from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
 from capfl.errors import ConfigError
+from capfl.files import locked, private_folder
 
-HINTS = {
+WRONG_ADDRESS = (
+    "the server's certificate is not for this address; give one that it is for, or have another made with `capfl "
+    "flower keys --host`"
+)
+WARNINGS = {
+    "Connection attempt failed": "the server does not answer; it is tried again until it does, and capfl flower doctor "
+    "says what is wrong if it should be there"
+}
+HINTS = {  # what words in Flower's log mean; of each line, the first that it has
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
     "already; one that was killed counts as there for up to a minute",
+    "code: 2001": "the server lets in nodes with keys alone, and this one has shown none; give its --key",
+    "401 Unauthorized": "the server does not let it in: its key is not the registered one, or its "
+    "clock is more than five seconds ahead of the server's or five minutes behind; set both by NTP",
+    "certificate has expired": f"the certificate that the server shows has expired, or this machine's clock is wrong; "
+    f"on the server's machine, {RENEW}",
+    "certificate is not yet valid": "the certificate that the server shows is not valid yet: set this machine's clock",
+    "Hostname mismatch": WRONG_ADDRESS,
+    "IP address mismatch": WRONG_ADDRESS,
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not for this address, or not that of --certificate",
 }
 
@@ -43,32 +64,50 @@ def run_node(
 
     Raises:
         DataError: the data cannot be read.
-        ConfigError: a file is missing or has a name that cannot be handed on, or the address is none.
+        ConfigError: a file is missing, is not what it should be, or has a name that cannot be handed on; the
+            certificate has expired; or the address or the client's id is none.
+        CheckpointError: another node has the folder, or it cannot be written.
     """  # fmt: skip
+    check_client(client, "--client")
     for path in (data, certificate, key):
         if not (path.is_file() or (path == data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
+    check_certificate(certificate)
+    signer(key)
     server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
     given |= {"key": str(key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
     given |= {"settings": json.dumps(dict(settings))} if settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
-    with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
-        other.submit(_read, data).result()
+    private_folder(state)
+    with locked(state):
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
+            other.submit(_read, data).result()
+        note, remind = Events(state), reminder(certificate, say)
+        supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind), note)
 
-    port, inside = free_port(), environment(state / "flower")
+
+def _processes(
+    client: str, server: str, state: Path, certificate: Path, key: Path, given: Mapping[str, str]
+) -> list[Process]:
+    """The SuperNode and the worker, which know each other by a secret: others on this machine reach the port, too."""
+    port, inside, secret = free_port(), environment(state / "flower"), str(new_secret(state))
     node = ["--superlink", server, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process"]
     node += ["--root-certificates", str(certificate), "--auth-supernode-private-key", str(key)]
+    node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
-    supernode = Process(f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS)
+    supernode = Process(
+        f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS, warns=WARNINGS
+    )
     # a SuperNode waits for ever for a reply whose sender has ended while it was sending
     worker = Process(
-        f"worker {client}", internal("worker", f"127.0.0.1:{port}"), inside, state / "worker.log", takes=(supernode,)
-    )
-    supervise([supernode, worker], say)
+        f"worker {client}", internal("worker", f"127.0.0.1:{port}", secret), inside, state / "worker.log",
+        takes=(supernode,),
+    )  # fmt: skip
+    return [supernode, worker]
 
 
 def _read(data: Path) -> None:
