@@ -77,7 +77,7 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
     margin = _margin(list(pairs.values()))
     by = f"{apart(change, metric)}{'' if margin is None else f' ± {100 * margin:.1f}'}"
     by += f" by the {MODELS[model]} adapter against training alone, on average"
-    if gain and margin is not None and abs(gain) <= margin:
+    if margin is not None and abs(gain) <= margin:  # of 0 right answers, too, where the margin is 0
         n_items = sum(row.n_test for row in rows)
         said = f"whether joining paid cannot be told from {n_items} test items ({by})"
     else:
