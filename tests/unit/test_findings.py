@@ -37,7 +37,8 @@ def test_it_paid_for_all() -> None:
         ((-0.2, 0.0), "joining did not pay (-10.0 points", "0 of 2 better, 1 of 2 worse (a), clearly so (a)"),
         ((0.01, -0.005), "whether joining paid cannot be told from 800 test items (+0.3 points ± 4.9",
          "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
-        ((0.0, 0.0), "whether joining paid cannot be told from 800 test items (+0.0 points", "0 of 2 better, 0 of 2 worse"),
+        ((0.0, 0.0), "whether joining paid cannot be told from 800 test items (+0.0 points",
+         "0 of 2 better, 0 of 2 worse"),
     ],
 )  # fmt: skip
 def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> None:
