@@ -7,7 +7,7 @@ import math
 import pytest
 
 from capfl.report.findings import findings, glossary, verdicts
-from capfl.report.summary import Summary
+from capfl.report.summary import TOGETHER, Summary
 from scored import client_row
 from unit.test_tables import LEDGER
 
@@ -50,6 +50,13 @@ def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> N
 def test_with_few_items_it_cannot_be_told_what_with_many_can() -> None:
     assert verdict(0.1, 0.1, items=20).startswith("whether joining paid cannot be told from 40 test items")
     assert verdict(0.1, 0.1, items=4000).startswith("joining paid")
+
+
+def test_of_scores_that_are_known_in_sum_alone_nobody_is_counted() -> None:
+    row = client_row(TOGETHER, items=4000, personal=0.6, local_only=0.5)
+    (said,) = verdicts(Summary("fedit", 3, (row,), LEDGER, 0, (), {}, 1.0, 10**9))
+    assert said.startswith("joining paid (+10.0 points")
+    assert said.endswith(": clients' scores are known in sum alone")
 
 
 def test_training_alone_joins_nobody() -> None:

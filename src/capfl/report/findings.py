@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from capfl import metrics
-from capfl.report.summary import MODELS, Z95, Pair, Summary, pair
+from capfl.report.summary import MODELS, TOGETHER, Z95, Pair, Summary, pair
 from capfl.report.tables import apart, listed, percent, size
 
 
@@ -82,6 +82,8 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
         said = f"whether joining paid cannot be told from {n_items} test items ({by})"
     else:
         said = f"joining {'paid' if gain > 0 else 'did not pay' if gain < 0 else 'made no difference'} ({by})"
+    if all(client.startswith(TOGETHER) for client in pairs):
+        return [f"{begin}{said}: clients' scores are known in sum alone"]
     clear = [client for client, one in pairs.items() if one.is_clearly_worse]
     whose = {
         "better": [client for client, one in pairs.items() if one.gain > 0],
