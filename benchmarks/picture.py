@@ -48,10 +48,11 @@ def name(axes: Axes, dots: list[tuple[str, tuple[float, float], float]]) -> None
 
 
 def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    sizes = [statistics.fmean(row["bytes_total"]) for rows in panels.values() for row in rows]
     with drawing(path.stem, HEIGHT * len(panels), [1] * len(panels), WIDTH) as (figure, every):
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
             axes.set_xscale("log")
-            axes.margins(x=0.12)
+            axes.set_xlim(0.4 * min(sizes), 4 * max(sizes))  # the same in all panels
             taken = []
             for row in rows:
                 values = [100 * value for value in row["personal"]]

@@ -58,14 +58,15 @@ def test_files_that_are_not_here_are_clients_and_broken_ones_an_error(tmp_path: 
 )
 def test_large_models_are_planned_by_name_alone(model: str, elements: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "capfl", "plan", "--model", model, "--threads", "1", "--json"],
+        [sys.executable, "-m", "capfl", "plan", "--model", model, "--targets", "q_proj,v_proj", "--layers", "all",
+         "--threads", "1", "--json"],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "CAPFL_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["parameters"] == elements
-    assert 90 * said["bytes_round_trip"] < said["dense_fp32_round_trip"] == 8 * elements
+    assert 75 * said["bytes_round_trip"] < said["dense_fp32_round_trip"] == 8 * elements
 
 
 def test_mistakes_in_a_plan(tmp_path: Path) -> None:

@@ -29,11 +29,12 @@ def test_a_method_of_your_own_takes_less_than_forty_lines_and_runs(
 ) -> None:
     assert len(EXAMPLE.splitlines()) < 40
     monkeypatch.chdir(tmp_path)
-    made: dict[str, object] = {"__name__": "example"}
+    made: dict[str, object] = {"__name__": "__main__"}
     exec(compile(EXAMPLE, "docs/methods.md", "exec"), made)
     result, row = made["result"], made["ROW"]
     assert isinstance(result, capfl.Result)
     assert isinstance(row, capfl.Method)
+    assert made["METHODS"] == {"doubled": row}
     assert (result.summary.method, result.summary.rounds) == ("doubled", 2)
     assert len(result.clients) == 4
 

@@ -36,7 +36,10 @@ def test_the_readme_has_the_rows_of_the_comparison(readme: ModuleType) -> None:
 OF_METHODS = ["methods", "ablations", "ablations-conflict", "earlier", "commonsense", "parts", "parts-conflict"]
 
 
-@pytest.mark.parametrize(("page", "name"), [("comparison.md", "comparison"), *(("methods.md", n) for n in OF_METHODS)])
+OF_THEIR_OWN = [("comparison.md", "comparison"), ("gemma.md", "gemma")]
+
+
+@pytest.mark.parametrize(("page", "name"), [*OF_THEIR_OWN, *(("methods.md", name) for name in OF_METHODS)])
 def test_the_page_has_the_rows_of_the_comparisons(readme: ModuleType, page: str, name: str) -> None:
     _, _, rest = (RESULTS / page).read_text(encoding="utf-8").partition(readme.begin(name))
     lines = [line for line in rest.partition(readme.END)[0].splitlines() if line.startswith("| ")]

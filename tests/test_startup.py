@@ -42,15 +42,17 @@ def commands_of(group: object, *before: str) -> list[list[str]]:
     return found
 
 
-def test_help_lists_and_mistakes() -> None:
+def test_help_lists_and_mistakes(tmp_path: Path) -> None:
     commands = commands_of(typer.main.get_command(app))
     assert len(commands) >= 14
+    (broken := tmp_path / "broken.jsonl").write_text("{")
     wrong = [
         ["run", "--ronds", "5"], ["plan", "--ronds", "5"], ["eval", "x", "--ronds", "5"], ["run", "gone.toml"],
         ["run", "--method", "fedsim"], ["run", "--method", "fedit", "--alpha-s", "1"], ["run", "--model", "./gone"],
         ["run", "--out", str(Path(__file__).parent)], ["run", "--resume", "gone"], ["run", "--data", "gone.jsonl"],
         ["run", "--data", "helpdesk", "--partition", "by:moon"], ["run", "--data", "helpdesk", "--metrics", "m:f"],
-        ["plan", "--method", "fedsim"], ["plan", "--model", "./gone"], ["eval", "gone", "--data", "helpdesk"],
+        ["plan", "--method", "fedsim"], ["plan", "--model", "./gone"], ["plan", "--data", str(broken)],
+        ["eval", "gone", "--data", "helpdesk"],
         ["generate", "gone"], ["generate", "gone", "--prompt", "a"], ["chat", "gone"],
         ["export", "gone", "--merged", "out"], ["bytes", "gone"], ["report", "gone"],
         ["personalize", "--run", "gone", "--data", "helpdesk", "--out", "out"],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from capfl import metrics
 from capfl.config import Config, load_config
 from capfl.config.methods import check_method, check_peers
-from capfl.data import Split, deal
+from capfl.config.schema import is_path
+from capfl.data import DEFAULT_CLIENTS, Split, deal, load_items, numbered, share_out, task_of
 from capfl.data.tasks import check_tasks
-from capfl.errors import CheckpointError, ConfigError
+from capfl.errors import CheckpointError, ConfigError, DataError
 from capfl.model.place import check_base
 from capfl.types import ClientId, Item
 
@@ -39,6 +41,50 @@ def checked_data(config: Config, any_method: bool = False) -> Dealt:
     check_peers(config.method, splits)
     check_tasks(items, splits, config.evaluation.metrics)
     return items, splits
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Who takes part in a run that is planned, from the data or, without them, from the config.
+
+    Attributes:
+        source: where their number comes from, in words.
+        missing: why the data could not be loaded; empty if they were.
+    """
+
+    ids: Sequence[ClientId]
+    source: str
+    items: Sequence[Item] = ()
+    splits: Mapping[ClientId, Split] = field(default_factory=dict)
+    missing: str = ""
+
+
+def planned_clients(config: Config) -> Clients:
+    """Who would take part in a run. Data may be elsewhere; those that are here have to be right.
+
+    Raises:
+        ConfigError: a data set, a partition or a peer that there is not.
+        DataError: the data are here, and cannot be used or shared out as the config asks.
+    """
+    clients = _planned(config)
+    check_peers(config.method, clients.ids)
+    return clients
+
+
+def _planned(config: Config) -> Clients:
+    try:
+        items = load_items(config.data, config.seed)
+    except DataError as error:
+        if any(Path(name).exists() for name in config.data.sets if is_path(name)):
+            raise
+        number = config.partition.clients
+        if config.partition.kind == "by_task" and not number:
+            ids = sorted(task_of(name) for name in config.data.sets)
+            return Clients(ids, "the names in data.sets, as the data are not here", missing=str(error))
+        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
+        return Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
+    items, splits = share_out(items, config.partition, config.seed)
+    return Clients(sorted(splits), "the data", items, splits)
 
 
 def free_folder(config: Config) -> Path:

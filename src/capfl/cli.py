@@ -12,7 +12,7 @@ from rich.console import Console
 
 from capfl import __version__
 from capfl.adapter_cli import app as adapters
-from capfl.checks import checked_data, config_of
+from capfl.checks import checked_data, config_of, planned_clients
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.config.methods import check_method, listed
@@ -102,11 +102,12 @@ def plan(
         given = load_given(context, config, sets)
         check_method(given.method)
         check_base(given.model.path, weights=False)
+        clients = planned_clients(given)
 
         from capfl.plan import make_plan
         from capfl.plan.table import plan_tables
 
-        made = make_plan(given, calibrate)
+        made = make_plan(given, calibrate, clients)
         if as_json:
             typer.echo(json.dumps(made.to_json(), indent=1))
         else:

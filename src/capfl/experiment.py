@@ -88,12 +88,47 @@ def run(
         ConfigError: the folder is in use, or a name in the config is unknown.
         CapflError: anything else that its subclasses name.
     """
-    method = build(config.method, config.seed, methods)  # a name that is wrong is said before anything is loaded
-    if config.evaluation.patience and not method.has_server_model:
-        raise ConfigError(f"evaluation.patience: {method.name} shares no adapter that could be validated; leave it out")
+    if isinstance(engine, Remote):  # what is wrong is said before anything is loaded
+        check_remote(config, engine.clients)
+    else:
+        _method(config, methods or {})
     config = dated(config)
     folder = RunFolder(free_folder(config))
     return _Run(config, folder, engine, callback or Callback(), data, methods or {}, in_memory).go(True)
+
+
+def check_remote(config: Config, clients: Sequence[ClientId]) -> None:
+    """See that a run over a network can be had, without its base model. Raises ConfigError as ``run``."""
+    if config.runtime.workers > 1:
+        raise ConfigError("runtime.workers: clients elsewhere work on their own machines; leave it out")
+    _method(config, {})
+    agreed = agreements(config, {}, "")
+    refuse_pooled(agreed)
+    _guarded(config, next(iter(agreed.values())), clients, True)
+
+
+def _method(config: Config, methods: Mapping[str, Method]) -> Method:
+    method = build(config.method, config.seed, methods)
+    if config.evaluation.patience and not method.has_server_model:
+        raise ConfigError(f"evaluation.patience: {method.name} shares no adapter that could be validated; leave it out")
+    return method
+
+
+def _guarded(config: Config, main: Agreement, clients: Sequence[ClientId], remote: bool) -> Method:
+    """The method of a run with the server's own robust or private mean. Raises ConfigError: it cannot be had."""
+    asked = sample_size(len(clients), config.federation.fraction)
+    refuse_few(main.method, clients, asked)
+    if main.secure and remote and config.evaluation.every:
+        raise ConfigError(
+            "privacy.secure_aggregation: after each round every client would say how well the adapter does on its own "
+            "validation items; set evaluation.every to 0"
+        )
+    if main.secure and config.runtime.workers > 1:
+        raise ConfigError(
+            "privacy.secure_aggregation: clients' keys are in the memory of one process; set runtime.workers to 1"
+        )
+    method = robust(main.method, config.federation, main.up)
+    return private(method, config.privacy, main.up, len(clients), asked)
 
 
 def resume(
@@ -135,8 +170,6 @@ class _Run:
         if not isinstance(engine, Remote):  # sites see to their own
             metrics.require(config.evaluation.metrics)
             check_workers(workers.number, pick_device(config.model.device).type)
-        elif workers.number > 1:
-            raise ConfigError("runtime.workers: clients elsewhere work on their own machines; leave it out")
         with ExitStack() as stack:
             if not fresh:
                 stack.enter_context(locked(path))
@@ -246,20 +279,7 @@ class _Run:
                 config.train, federation.max_items, federation.max_norm, described
             )  # fmt: skip
             if not guarded:  # the references are what clients could have had instead
-                asked = sample_size(len(clients), federation.fraction)
-                refuse_few(method, clients, asked)
-                if agreement.secure and isinstance(self.engine, Remote) and config.evaluation.every:
-                    raise ConfigError(
-                        "privacy.secure_aggregation: after each round every client would say how well the adapter does "
-                        "on its own validation items; set evaluation.every to 0"
-                    )
-                if agreement.secure and config.runtime.workers > 1:
-                    raise ConfigError(
-                        "privacy.secure_aggregation: clients' keys are in the memory of one process; set "
-                        "runtime.workers to 1"
-                    )
-                method = robust(method, federation, agreement.up)
-                method = private(method, config.privacy, agreement.up, len(clients), asked)
+                method = _guarded(config, agreement, clients, isinstance(self.engine, Remote))
             guarded[name] = replace(agreement, method=method, limits=limits)
         return guarded
 

@@ -139,16 +139,24 @@ def run(
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         given = _given(context, config, sets, resume)
 
-        from capfl.config.methods import check_peers
+        from capfl.config.methods import check_method, check_peers
         from capfl.data import clients_of
         from capfl.engines.flower.names import check_client
         from capfl.engines.flower.runs import Connection, follow, stop, submit
+        from capfl.model.place import check_base
 
+        check_method(given.method)
+        check_base(given.model.path)
         clients = clients_of(given.data, given.partition)
         check_peers(given.method, clients)
         for client in clients:
             check_client(client, "data.sets")
         server, number = Connection(home.absolute()), None
+        server.require()
+
+        from capfl.experiment import check_remote
+
+        check_remote(given, sorted(clients))
         try:
             with interruptible():
                 number = submit(server, given, resume is not None, answer, node)

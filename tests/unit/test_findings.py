@@ -7,7 +7,7 @@ import math
 import pytest
 
 from capfl.report.findings import findings, glossary, verdicts
-from capfl.report.summary import Summary
+from capfl.report.summary import TOGETHER, Summary
 from scored import client_row
 from unit.test_tables import LEDGER
 
@@ -37,7 +37,8 @@ def test_it_paid_for_all() -> None:
         ((-0.2, 0.0), "joining did not pay (-10.0 points", "0 of 2 better, 1 of 2 worse (a), clearly so (a)"),
         ((0.01, -0.005), "whether joining paid cannot be told from 800 test items (+0.3 points ± 4.9",
          "1 of 2 better (a), 1 of 2 worse (b), nobody clearly"),
-        ((0.0, 0.0), "joining made no difference (+0.0 points", "0 of 2 better, 0 of 2 worse"),
+        ((0.0, 0.0), "whether joining paid cannot be told from 800 test items (+0.0 points",
+         "0 of 2 better, 0 of 2 worse"),
     ],
 )  # fmt: skip
 def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> None:
@@ -49,6 +50,13 @@ def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> N
 def test_with_few_items_it_cannot_be_told_what_with_many_can() -> None:
     assert verdict(0.1, 0.1, items=20).startswith("whether joining paid cannot be told from 40 test items")
     assert verdict(0.1, 0.1, items=4000).startswith("joining paid")
+
+
+def test_of_scores_that_are_known_in_sum_alone_nobody_is_counted() -> None:
+    row = client_row(TOGETHER, items=4000, personal=0.6, local_only=0.5)
+    (said,) = verdicts(Summary("fedit", 3, (row,), LEDGER, 0, (), {}, 1.0, 10**9))
+    assert said.startswith("joining paid (+10.0 points")
+    assert said.endswith(": clients' scores are known in sum alone")
 
 
 def test_training_alone_joins_nobody() -> None:

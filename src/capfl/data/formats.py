@@ -74,7 +74,8 @@ def read_as(
     columns = columns or {}
     first = next((row for row in rows if not row.fault), rows[0])
     name = _format_of(first, columns)
-    if name is None and not first.fault:
+    nowhere = next((own for own in columns.values() if not any(own in row.values for row in rows)), None)
+    if (name is None or nowhere) and not first.fault:
         needed = [own.keys for own in FORMATS.values()]
         said = hints.missing(columns, first.values) or hints.no_format(first.values, columns, needed)
         raise DataError(f"{first.where}: {said}")

@@ -48,9 +48,12 @@ def missing(columns: Mapping[str, str], found: Mapping[str, Any]) -> str:
     """Why the first of ``columns`` that a row lacks cannot be read; empty: it has them all."""
     for key, column in columns.items():
         if column not in found:
+            said = f"has no {column!r}, from which data.columns reads {key!r}; it has {', '.join(found)}"
+            if key in found:
+                return f"{said}; data.columns counts for every file of a run: give the column one name in all of them"
             near = get_close_matches(column.lower(), [name.lower() for name in found], n=1)
             hint = "".join(f"; did you mean {name!r}?" for name in found if near and name.lower() == near[0])
-            return f"has no {column!r}, from which data.columns reads {key!r}; it has {', '.join(found)}{hint}"
+            return said + hint
     return ""
 
 

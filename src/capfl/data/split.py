@@ -75,10 +75,12 @@ def _joined(items: Sequence[Item], copies: Sequence[list[int]], field: str, clie
     for group in copies:
         lacking = [k for k in group if field not in items[k].fields]
         if lacking:
-            there = ", ".join(sorted(items[lacking[0]].fields.keys() - {"task"})) or "none"
+            first = items[lacking[0]]
+            there = ", ".join(sorted(first.fields.keys() - {"task"})) or "none"
             raise DataError(
-                f"client {client!r}: partition.keep_together: item {lacking[0]} ({items[lacking[0]].question!r:.50}) "
-                f"lacks the field {field!r}; add it to all rows, or name a field that they have: {there}"
+                f"client {client!r}: partition.keep_together: {first.place or f'item {lacking[0]}'} "
+                f"({first.question!r:.50}) lacks the field {field!r}; add it to all rows, or name a field that they "
+                f"have: {there}"
             )
         values, members = {items[k].fields[field] for k in group}, group
         for other in [other for other in whole if other[0] & values]:  # copies with two values join both

@@ -40,8 +40,6 @@ def loading(config: ModelConfig, device: torch.device) -> dict[str, Any]:
         )
     from transformers import BitsAndBytesConfig
 
-    # it warns that a kernel for products without gradients is not there, which keep_trainable does without
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if config.quantization == "8bit":
         # it warns at every product that inputs become float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

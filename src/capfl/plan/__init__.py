@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from capfl import adapter as algebra
+from capfl.checks import Clients, planned_clients
 from capfl.config import Config
-from capfl.config.methods import check_peers
-from capfl.config.schema import is_path
-from capfl.data import DEFAULT_CLIENTS, Split, load_items, numbered, share_out, task_of
-from capfl.errors import CapflError, DataError
+from capfl.errors import CapflError
 from capfl.federation import POOLED
 from capfl.methods import build
 from capfl.methods.secure import refuse_few
@@ -29,7 +26,6 @@ from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
 from capfl.roles.agreement import agreements
 from capfl.round import sample_size
-from capfl.types import ClientId, Item
 from capfl.usage import peak_memory
 from capfl.workers import check_workers
 
@@ -99,11 +95,12 @@ class Plan:
         }  # fmt: skip
 
 
-def make_plan(config: Config, calibration: bool = True) -> Plan:
+def make_plan(config: Config, calibration: bool = True, clients: Clients | None = None) -> Plan:
     """Measure what messages take, estimate memory, and time a few steps if model and data are here.
 
     Args:
         calibration: without it nothing is loaded but shapes and data, and no time is given.
+        clients: who takes part, if that has been found; by default it is found here.
 
     Raises:
         ConfigError: a name, a target or a partition that does not exist, or rows longer than the model's positions.
@@ -118,8 +115,7 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
     module = skeleton(config.model)
     check_positions(cast(Any, module).config, config.data.max_length, config.model.path)
     shapes = adapter_shapes(module, config.lora)
-    clients = _find_clients(config)
-    check_peers(config.method, clients.ids)
+    clients = clients or planned_clients(config)
 
     # bytes
     who = [POOLED] if method.pooled else list(clients.ids)
@@ -187,30 +183,3 @@ def make_plan(config: Config, calibration: bool = True) -> Plan:
         seconds_reason=reason,
         remarks=remarks(module, config.lora),
     )
-
-
-@dataclass(frozen=True)
-class _Clients:
-    """Who takes part, from the data or, without them, from the config."""
-
-    ids: Sequence[ClientId]
-    source: str  # where their number comes from, in words
-    items: Sequence[Item] = ()
-    splits: Mapping[ClientId, Split] = field(default_factory=dict)
-    missing: str = ""  # why the data could not be loaded; empty if they were
-
-
-def _find_clients(config: Config) -> _Clients:
-    try:
-        items = load_items(config.data, config.seed)
-    except DataError as error:
-        if any(Path(name).exists() for name in config.data.sets if is_path(name)):
-            raise
-        number = config.partition.clients
-        if config.partition.kind == "by_task" and not number:
-            ids = sorted(task_of(name) for name in config.data.sets)
-            return _Clients(ids, "the names in data.sets, as the data are not here", missing=str(error))
-        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
-        return _Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
-    items, splits = share_out(items, config.partition, config.seed)
-    return _Clients(sorted(splits), "the data", items, splits)

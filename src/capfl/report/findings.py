@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from capfl import metrics
-from capfl.report.summary import MODELS, Z95, Pair, Summary, pair
+from capfl.report.summary import MODELS, TOGETHER, Z95, Pair, Summary, pair
 from capfl.report.tables import apart, listed, percent, size
 
 
@@ -77,11 +77,13 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
     margin = _margin(list(pairs.values()))
     by = f"{apart(change, metric)}{'' if margin is None else f' ± {100 * margin:.1f}'}"
     by += f" by the {MODELS[model]} adapter against training alone, on average"
-    if gain and margin is not None and abs(gain) <= margin:
+    if margin is not None and abs(gain) <= margin:  # of 0 right answers, too, where the margin is 0
         n_items = sum(row.n_test for row in rows)
         said = f"whether joining paid cannot be told from {n_items} test items ({by})"
     else:
         said = f"joining {'paid' if gain > 0 else 'did not pay' if gain < 0 else 'made no difference'} ({by})"
+    if all(client.startswith(TOGETHER) for client in pairs):
+        return [f"{begin}{said}: clients' scores are known in sum alone"]
     clear = [client for client, one in pairs.items() if one.is_clearly_worse]
     whose = {
         "better": [client for client, one in pairs.items() if one.gain > 0],

@@ -240,6 +240,8 @@ def test_what_cannot_be_read_is_refused_by_name(row: dict[str, Any], said: str) 
         ([{"question": "a", "answer": "b"}], COLUMNS, "has no 'Question', from which data.columns reads 'prompt'; "
          "it has question, answer; did you mean 'question'?"),
         ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'data.columns' does not fit"),
+        ([{"prompt": "a", "completion": "b"}] * 2, COLUMNS, "client 'a': row 1: has no 'Question', from which "
+         "data.columns reads 'prompt'; it has prompt, completion; data.columns counts for every file of a run"),
         ([{"Question": "a", "Answer": ""}], COLUMNS, "row 1: field 'Answer' is empty"),
         ([{"talk": [USER, TOOL]}], {"messages": "talk"}, "row 1: field 'talk[2].role' is 'tool'"),
         ([{"Question": "a", "Answer": "b"}], {"prompt": "Question"}, "the keys Question, Answer with --data."),

@@ -62,6 +62,8 @@ def test_a_field_to_keep_together_has_to_be_there() -> None:
         split(items, range(20), PartitionConfig(keep_together="patient"), 0, "00")
     with pytest.raises(DataError, match=r"client '00': .* item 0 \('q0'\) lacks the field 'site'.*they have: patient"):
         split(items, range(20), PartitionConfig(keep_together="site"), 0, "00")
+    with pytest.raises(DataError, match=r"keep_together: own.jsonl:7 \('q'\) lacks the field 'site'"):
+        split([Item("q", place="own.jsonl:7")] * 9, range(9), PartitionConfig(keep_together="site"), 0, "00")
 
 
 def test_copies_are_counted_and_said():

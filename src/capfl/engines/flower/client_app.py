@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from capfl.config.load import from_toml
 from capfl.config.runtime import DISK
 from capfl.engines.flower.events import Events
+from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
 from capfl.errors import CapflError, code_of, printable
@@ -69,7 +70,7 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
         own |= json.loads(str(given.get("settings", "{}")))
         config = from_toml(str(context.run_config["config"]), own)
         _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
-        print(f"{run}: client {me}, adapters and states in {folder}", flush=True)
+        print(f"{TELL}node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}", flush=True)
         for remark in _open[folder].remarks:
             print(printable(remark), flush=True)
     return _open[folder]

@@ -11,6 +11,7 @@ from pathlib import Path
 from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
 from capfl.engines.flower.events import Events
+from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
@@ -21,9 +22,10 @@ WRONG_ADDRESS = (
     "the server's certificate is not for this address; give one that it is for, or have another made with `capfl "
     "flower keys --host`"
 )
-WARNINGS = {
+SAID = {  # of words in Flower's log, what is said at once
+    "SuperNode ID": "has joined the server",
     "Connection attempt failed": "the server does not answer; it is tried again until it does, and capfl flower doctor "
-    "says what is wrong if it should be there"
+    "says what is wrong if it should be there",
 }
 HINTS = {  # what words in Flower's log mean; of each line, the first that it has
     "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
@@ -87,6 +89,7 @@ def run_node(
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
             other.submit(_read, data).result()
         note, remind = Events(state), reminder(certificate, say)
+        say(f"node {client}: starting; logs and adapters go to {state}")
         supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind), note)
 
 
@@ -99,13 +102,11 @@ def _processes(
     node += ["--root-certificates", str(certificate), "--auth-supernode-private-key", str(key)]
     node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
-    supernode = Process(
-        f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS, warns=WARNINGS
-    )
+    supernode = Process(f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS, warns=SAID)
     # a SuperNode waits for ever for a reply whose sender has ended while it was sending
     worker = Process(
         f"worker {client}", internal("worker", f"127.0.0.1:{port}", secret), inside, state / "worker.log",
-        takes=(supernode,),
+        takes=(supernode,), tells=TELL,
     )  # fmt: skip
     return [supernode, worker]
 

@@ -31,6 +31,8 @@ NAME = "capfl"  # of the connection, in Flower's own configuration
 WITHIN = 60.0  # seconds for a command of Flower's
 PAUSE = 2.0  # seconds between two looks at a run
 LOST = 300.0  # seconds for which a server may be away while a run is followed
+SAID = "error: "  # how what the run's own process says of an error begins
+RAISED = re.compile(r"^(\x1b\[\d+m)?ERROR\b.* ServerApp raised an exception")  # and what follows it in Flower's log
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\b|^Using SuperLink: |^Successfully installed ")  # in a run's log
 
 
@@ -50,14 +52,14 @@ class Connection:
         text = tomli_w.dumps({"superlink": {"default": NAME, NAME: own}})
         write_atomically(self.home / "config.toml", text.encode())
 
-    def command(self, *arguments: str) -> list[str]:
-        """A ``flwr`` command to this server.
-
-        Raises:
-            ServerError: nobody has started a server here.
-        """
+    def require(self) -> None:
+        """Raises ServerError: nobody has started a server here."""
         if not (self.home / "config.toml").is_file():
             raise ServerError(f"{self.home}: no server was ever started here; start one with: capfl flower server")
+
+    def command(self, *arguments: str) -> list[str]:
+        """A ``flwr`` command to this server. Raises ServerError as ``require``."""
+        self.require()
         return ["flwr", *arguments, NAME]
 
     def environment(self) -> dict[str, str]:
@@ -112,7 +114,7 @@ def follow(server: Connection, number: int, say: Say) -> bool:
     Raises:
         ServerError: the server was away for too long, or does not know the run.
     """
-    said, since = 0, time.monotonic()
+    said, since, known = 0, time.monotonic(), False
     while True:
         try:
             (run,) = server.ask("list", f"--run-id={number}")["runs"]
@@ -123,10 +125,11 @@ def follow(server: Connection, number: int, say: Say) -> bool:
             status = "unknown"
         for line in itertools.islice(_log(server, number), said, None):
             said += 1
+            known |= line.startswith(SAID)
             say(printable(line))
         if status.startswith("finished"):
             if status != "finished:completed":
-                say(printable(f"run {number} {status}: {run['status-details']}"))
+                say(printable(f"run {number} {status}" + ("" if known else f": {run['status-details']}")))
             return status == "finished:completed"
         time.sleep(PAUSE)
 
@@ -137,16 +140,24 @@ def stop(server: Connection, number: int) -> None:
 
 
 def _log(server: Connection, number: int) -> Iterator[str]:
-    """The lines of a run's log but for Flower's own, until the run ends or the server is away."""
+    """The lines of a run's log but for Flower's own, until the run ends or the server is away.
+
+    Where the run has said what is wrong, Flower's traceback, which would say it again, is left out.
+    """
     process = subprocess.Popen(
         server.command("log", str(number), "--stream"), env=server.environment(), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
+    known = False
     try:
         for line in process.stdout:
+            known |= line.startswith(SAID)
+            if known and RAISED.match(line):
+                break
             if line.strip() and not FLOWERS_OWN.match(line):
                 yield line.rstrip("\n")
     finally:
         process.terminate()
         process.wait()
+        process.stdout.close()

@@ -74,6 +74,7 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     ]
     Connection(home).write(address, certificate)
     note, remind = Events(home), reminder(certificate, say)
+    say(f"server starting; its log is {home / 'server.log'}")
     by, ready = time.monotonic() + READY_WITHIN, False
 
     def step() -> None:
@@ -111,7 +112,7 @@ def let_in(keys: Path, home: Path, say: Say, note: Note) -> None:
     for key in sorted(wanted.keys() - known.keys()):
         name = wanted[key].stem
         known[key] = str(flower.ask("supernode", "register", str(wanted[key]), "--name", name)["node-id"])
-        say(f"node {name}: let in")
+        say(f"node {name}: its key is known, so it may join")
         note("key added", client=name)
         write_atomically(record, json.dumps(known).encode())
 
