@@ -10,7 +10,7 @@ NETWORK ?= tests/network
 help:
 	@echo "make demo        a federated run on the built-in data (a few minutes on two cores)"
 	@echo "make test        the tests, without the slow ones"
-	@echo "make test-tools  playwright and tensorboard, for two tests that are skipped without; Chromium is the system's"
+	@echo "make test-tools  playwright, axe and tensorboard, for tests that are skipped without; Chromium is the system's"
 	@echo "make test-slow   the slow tests"
 	@echo "make test-network  of the slow tests those with a server and nodes: parity, who is not let in, kills"
 	@echo "make lint        ruff, mypy --strict, import order, spelling"

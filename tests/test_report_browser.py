@@ -79,6 +79,19 @@ def brightness(page: Any, element: str, what: str) -> float:
     return (red + green + blue) / 3
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_keeps_readers_out(browser: Any, page_file: Path, scheme: str) -> None:
+    reason = "no axe: pip install -c constraints.txt axe-playwright-python, or make test-tools"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)  # the page lets no other script run
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    found = axe.Axe().run(page).response
+    assert [violation["id"] for violation in found["violations"]] == []
+    assert len(found["passes"]) > 10
+    context.close()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "light"), (390, "dark")])
 def test_it_fits_asks_for_nothing_and_prints(browser: Any, page_file: Path, width: int, scheme: str) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
