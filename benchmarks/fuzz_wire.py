@@ -3,8 +3,8 @@
     python benchmarks/fuzz_wire.py [--messages 1000000] [--seed 0] [--processes 2] [--json FILE]
 
 Valid updates, broadcasts (of one difference, of three of which one is relayed and one the client's own, of the whole
-adapter), evaluations and introductions of every values kind, dense, the largest of each tensor, under a random mask,
-and drawn by the importance of ranks, are damaged in one of these ways:
+adapter), evaluations, introductions and the five messages of secure aggregation, of every values kind, dense, the
+largest of each tensor, under a random mask, and drawn by the importance of ranks, are damaged in one of these ways:
 
 ``bytes``    one to eight bytes changed, removed or put in, anywhere
 ``values``   one to eight bytes behind the header changed, so that every length stays right
@@ -41,6 +41,7 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.errors import WireError
+from capfl.maths.masks import KEY, Whole, kind_of
 from capfl.metrics import DEFAULTS
 from capfl.types import (
     EVERYBODY,
@@ -50,6 +51,7 @@ from capfl.types import (
     Group,
     HeldOut,
     Introduction,
+    Offer,
     Score,
     ServerState,
     Tally,
@@ -79,6 +81,24 @@ from capfl.wire import (
     with_version,
 )
 from capfl.wire.records import vector
+from capfl.wire.secure import (
+    Dealt,
+    Done,
+    Masked,
+    Offered,
+    Opened,
+    decode_dealt,
+    decode_done,
+    decode_masked,
+    decode_offered,
+    decode_opened,
+    encode_dealt,
+    encode_done,
+    encode_masked,
+    encode_offered,
+    encode_opened,
+)  # fmt: skip
+from capfl.wire.totals import Totals
 from capfl.wire.values import VALUES
 
 MOST_SECONDS, MOST_MIB = 1.0, 64.0
@@ -89,6 +109,8 @@ TEMPLATE = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 SCHEMA = schema_hash(TEMPLATE, "fuzz")
 NOTHING = nothing(TEMPLATE)
 NUMBER = 4  # of the version to come
+TOTALS = Totals(("base", "personal"), DEFAULTS, algebra.ranks(TEMPLATE), clients=5)
+OTHERS = ("east", "north", "west")
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,7 @@ PLACES = (
     "values",
     "downlink",
     "scores",
+    "secure",
 )
 
 
@@ -188,6 +211,23 @@ def valid(codec: int) -> list[bytes]:
         *(encode_broadcast(replace(message, **SAID), chosen, SCHEMA).blob for message in told),
         encode_evaluation(scored, chosen, SCHEMA, TEMPLATE, DEFAULTS),
         encode_introduction(Introduction(4, "site", 12, SAID["grouping"]), chosen, SCHEMA),
+        *secret(chosen),
+    ]
+
+
+def secret(codec: Codec) -> list[bytes]:
+    """The messages of secure aggregation: a key, numbers under masks, secrets, sealed shares, and that all is done."""
+    offer = Offer("site", bytes(range(KEY)), b"signature", bytes(range(KEY)))
+    kind = kind_of(TOTALS.width)
+    values = (np.arange(TOTALS.n_values) * 2654435761 % 2**TOTALS.width).astype(kind)
+    whole = Whole(values, TOTALS.width, np.arange(TOTALS.n_numbers, dtype=np.uint32))
+    opened = {name: bytes([n]) * KEY for n, name in enumerate(OTHERS)}
+    return [
+        encode_offered(Offered(4, "site", offer), codec, SCHEMA),
+        encode_masked(Masked(4, "site", whole), codec, SCHEMA),
+        encode_opened(Opened(4, "site", opened), codec, SCHEMA),
+        encode_dealt(Dealt(4, "site", [bytes(82) for _ in OTHERS]), codec, SCHEMA),
+        encode_done(Done(4, "site"), codec, SCHEMA),
     ]
 
 
@@ -203,7 +243,7 @@ def bytes_(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
 
 def values(blob: bytearray, codec: int, rng: random.Random) -> bytearray:
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        blob[rng.randrange(42, len(blob))] ^= rng.choice((1, 2, 128, rng.randrange(256)))
+        blob[rng.randrange(min(42, len(blob) - 1), len(blob))] ^= rng.choice((1, 2, 128, rng.randrange(256)))
     return blob
 
 
@@ -263,6 +303,8 @@ def decode(blob: bytes, codec: Codec, which: int) -> bool:
             tally for own in scored.scores.values() for name, tally in own.metrics.items() if name != "perplexity"
         ]
         return ranks and all(t.sum <= t.count for t in tallies) and sum(parts.values()) == len(blob)
+    elif which > 5:
+        return fits_secret(blob, codec, which)
     else:
         told = decode_broadcast(blob, codec, SCHEMA, RECORDS)
         memory = ClientState("site", version=2, known=normal(1))
@@ -273,6 +315,26 @@ def decode(blob: bytes, codec: Codec, which: int) -> bool:
     vectors = [getattr(record, f.name) for record in said if record is not None for f in fields(record)]
     whole = whole and all(t is None or bool(t.isfinite().all()) for t in vectors)
     return whole and all(t.shape == SHAPES[name] and bool(t.isfinite().all()) for name, t in found.items())
+
+
+def fits_secret(blob: bytes, codec: Codec, which: int) -> bool:
+    """Message number ``which`` of ``valid``, one of ``secret``."""
+    if which == 6:
+        offered, parts = decode_offered(blob, codec, SCHEMA)
+        fits = len(offered.offer.key) == KEY and len(offered.offer.box) in (0, KEY)
+    elif which == 7:
+        masked, parts = decode_masked(blob, codec, SCHEMA, TOTALS)
+        fits = len(masked.whole.values) == TOTALS.n_values and int(masked.whole.values.max()) < 2**TOTALS.width
+    elif which == 8:
+        opened, parts = decode_opened(blob, codec, SCHEMA, OTHERS)
+        fits = set(opened.secrets) == set(OTHERS) and all(len(one) == KEY for one in opened.secrets.values())
+    elif which == 9:
+        dealt, parts = decode_dealt(blob, codec, SCHEMA, len(OTHERS))
+        fits = len(dealt.shares) == len(OTHERS)
+    else:
+        _, parts = decode_done(blob, codec, SCHEMA)
+        fits = True
+    return fits and sum(parts.values()) == len(blob)
 
 
 def changed(codec: Codec, version: Adapter, difference: bytes, number: int) -> Adapter:

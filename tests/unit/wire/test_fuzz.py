@@ -15,5 +15,5 @@ def test_forged_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     found = fuzz_wire.chunk(seed=0, number=0, n_messages=3000)
     assert not found.violations, found.violations[0]
     refused = {module for _, module in found.refused}
-    assert {"header", "sections", "records", "positions", "rice", "scores"} <= refused
+    assert {"header", "sections", "records", "positions", "rice", "scores", "secure"} <= refused
     assert sum(found.decoded.values()) > 100
