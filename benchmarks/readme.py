@@ -24,7 +24,6 @@ SPLITS = {
     "peers": "two domains of three clients (CLINC150)",
     "conflict": "alike, but two code books (helpdesk)",
     "domains": "nobody has a peer (CLINC150)",
-    "dirichlet": "shares of five domains, Dirichlet(0.3) (CLINC150)",
 }
 VARIANTS = ("local", "fedit", "lora-fair", "rolora", "fedsa-lora", "ca-pfl")
 FEWEST = 2  # seeds of a row that is shown
