@@ -53,16 +53,16 @@ def draw(panels: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for axes, (title, rows) in zip(every, panels.items(), strict=True):
             axes.set_xscale("log")
             axes.set_xlim(0.4 * min(sizes), 4 * max(sizes))  # the same in all panels
-            taken = []
+            dots = []
             for row in rows:
                 values = [100 * value for value in row["personal"]]
                 at = (statistics.fmean(row["bytes_total"]), statistics.fmean(values))
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 colour = COLOURS["personal"] if row["label"].startswith(OURS) else COLOURS["shared"]
                 axes.errorbar(*at, yerr=spread, fmt="o", color=colour, capsize=2, markersize=4)
-                taken.append((row["label"], at, spread))
+                dots.append((row["label"], at, spread))
             FigureCanvasAgg(figure).draw()  # so that it is known where things are
-            name(axes, taken)
+            name(axes, dots)
             axes.xaxis.set_major_formatter(EngFormatter("B", sep=" "))
             axes.set(title=title, ylabel="accuracy, %")
         every[-1].set_xlabel("bytes of a client in the whole run, both directions")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from capfl.errors import ModelError
 from capfl.model.place import cache_root, converted, smollm2_weights
-from capfl.report.tables import duration
+from capfl.report.tables import duration, number
 from capfl.threads import PASSIVE
 from capfl.usage import available_memory, cores, total_memory
 
@@ -254,7 +254,7 @@ def lines(checkup: Checkup) -> Iterator[tuple[str, str]]:
 
 def _words(name: str) -> str:
     if name.isdecimal():
-        return f"GFLOP/s with {name} thread{'' if name == '1' else 's'}"
+        return f"GFLOP/s with {number(int(name), 'thread')}"
     return name.removesuffix("_bytes").replace("_", " ")
 
 

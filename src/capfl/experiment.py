@@ -41,6 +41,7 @@ from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary, members_of, read_summary
+from capfl.report.tables import number
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
@@ -193,8 +194,8 @@ class _Run:
                 )
 
             # model: one frozen base for all of them
-            computed = f"{n_threads} thread{'' if n_threads == 1 else 's'}"
-            callback.on_note(f"{path}: {len(clients)} clients; loading {config.model.path}, {computed}")
+            who, computed = number(len(clients), "client"), number(n_threads, "thread")
+            callback.on_note(f"{path}: {who}; loading {config.model.path}, {computed}")
             if first := place_remark(config.model.path):
                 callback.on_note(first)
             model = AdaptedModel(load_base(config.model), config.lora)
