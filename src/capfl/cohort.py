@@ -65,9 +65,10 @@ def secure_turn(
             talk.failures += lost
             continue
         aggregation.add_mean(name, own.present, mean)
-        record.losses.update(dict.fromkeys(own.present, mean.loss))
+        if agreement.says_losses:
+            record.losses.update(dict.fromkeys(own.present, mean.loss))
         record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
-    if groups and not record.losses:
+    if groups and not record.steps:
         last = talk.failures[-1]
         raise ClientError(last.stage, record.round, last.client, f"there is no sum of updates; {last.reason}")
     aggregation.end_turn(asked=turn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _done(records: Sequence[RoundRecord], config: Config) -> str:
 
 
 def _clients(records: Sequence[RoundRecord]) -> Table:
-    """A line for each client that has trained: its losses, and its bytes."""
+    """A line for each client that has trained: its losses, if it says them, and its bytes."""
+    rounds = Counter(client for record in records for client in record.clients)
     losses: dict[ClientId, list[float]] = {}
     sent: dict[ClientId, dict[str, int]] = {}
     for record in records:
@@ -85,9 +87,10 @@ def _clients(records: Sequence[RoundRecord]) -> Table:
             own[entry.direction] += entry.bytes
     groups: Mapping[ClientId, str] = records[-1].groups if records else {}
     rows = [
-        [client, groups.get(client, ""), str(len(own)), f"{own[0]:.3f}", f"{own[-1]:.3f}",
+        [client, groups.get(client, ""), str(number), *(f"{own[k]:.3f}" if own else "" for k in (0, -1)),
          *(size(sent.get(client, {}).get(direction, 0)) for direction in ("up", "down"))]
-        for client, own in sorted(losses.items())
+        for client, number in sorted(rounds.items())
+        for own in (losses.get(client),)
     ]  # fmt: skip
     return Table(["client", "group", "rounds", "first loss", "last loss", "up", "down"], rows)
 
@@ -104,7 +107,7 @@ def _failures(records: Sequence[RoundRecord]) -> list[str]:
 
 def _figures(records: Sequence[RoundRecord]) -> dict[str, object]:
     found: dict[str, object] = dict(curves(records))
-    clients = len({client for record in records for client in record.losses})
+    clients = len({client for record in records for client in record.clients})
     for metric in records[-1].validation if records and clients else ():
         title = f"Validation of the shared adapters against bytes, {unit(metric)}"
         points = validations(records, clients, metric)

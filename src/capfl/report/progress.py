@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ class Callback:
         """A method begins, with so many rounds done before, and a number of clients to train in each round."""
 
     def on_client(self, client: ClientId, loss: float) -> None:
-        """A client has trained; its mean loss, nats a token."""
+        """A client has trained; its mean loss, nats a token, or not a number if it does not say it."""
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is finished and on disk."""
@@ -112,7 +113,7 @@ class Printer(Callback):
         self._start_bar(self._round(done + 1), rounds * visits, done * visits)
 
     def on_client(self, client: ClientId, loss: float) -> None:
-        self._bar.update(self._task, advance=1, now=f"{client} loss {loss:.3f}")
+        self._bar.update(self._task, advance=1, now=client if math.isnan(loss) else f"{client} loss {loss:.3f}")
 
     def on_round(self, record: RoundRecord) -> None:
         self._bytes += record.bytes_up + record.bytes_down

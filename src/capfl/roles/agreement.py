@@ -13,6 +13,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
 from capfl.methods import Method, build
+from capfl.methods.items import refuse_unprotected
 from capfl.methods.secure import SecureMean, secure
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
@@ -45,6 +46,7 @@ class Agreement:
         metrics: what these are measured by.
         keep_best: does a client keep the best of its own models? Otherwise the last.
         limits: of what a client may claim; None: no bounds.
+        says_losses: do clients say their training losses? Where their items are protected, they say 0.
     """
 
     method: Method
@@ -56,6 +58,7 @@ class Agreement:
     metrics: tuple[str, ...] = DEFAULTS
     keep_best: bool = False
     limits: Limits | None = None
+    says_losses: bool = True
 
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
@@ -188,17 +191,24 @@ def agreements(
         rows: methods of the caller's own, by name.
 
     Raises:
-        ConfigError: the method, or a setting of it, does not exist, or it cannot be had with secure aggregation.
+        ConfigError: the method, or a setting of it, does not exist, or it cannot be had with secure aggregation
+            or with privacy of items.
     """
     codec, seed = config.codec, config.seed
     main = build(config.method, seed, rows)
     main = secure(main, config.privacy, config.federation, up_codec(codec, seed, main.order.turns > 1))
     models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
-    measures: dict[str, Any] = {"metrics": config.evaluation.metrics, "keep_best": config.evaluation.keep == "best"}
+    refuse_unprotected(main, config.privacy, "method.name")
+    measures: dict[str, Any] = {
+        "metrics": config.evaluation.metrics,
+        "keep_best": config.evaluation.keep == "best",
+        "says_losses": not config.privacy.of_items,
+    }
     made = {main.name: Agreement(main, codec, initial, base, seed, models, **measures)}
     for name in config.evaluation.references:
         if name != main.name:
             method = build(MethodConfig(name=name))
+            refuse_unprotected(method, config.privacy, "evaluation.references")
             if method.pooled and isinstance(main.combine, SecureMean):
                 raise ConfigError(
                     f"evaluation.references: {name} has everybody's data in one place, and privacy.secure_aggregation "
