@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from capfl.checkpoint import RunFolder
 from capfl.config import load_config
 from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import MethodConfig, TrainConfig
+from capfl.data import deal
 from capfl.errors import ConfigError
 from capfl.maths.privacy import ORDERS, epsilon
 from capfl.methods import METHODS, build
@@ -112,6 +114,10 @@ def test_a_run_counts_all_steps_of_its_own_and_of_the_reference(runs: Path, monk
     assert set(said) == {0.0}
     assert len(said) == 3 * 2 * 2
     assert all(r.losses == {} and r.steps == dict.fromkeys(r.clients, 2) for r in records)
+    items, splits = deal(*(getattr(load_config(runs / "config.toml"), key) for key in ("data", "partition", "seed")))
+    for own in summary.rows:  # and not of the training items, which would be without noise
+        answers = Counter(items[i].answer for i in splits[own.id].test)
+        assert own.majority == pytest.approx(answers.most_common()[0][1] / own.n_test)
     assert any("for each of its training items" in line for line in findings(summary))
     assert json.loads((runs / "summary.json").read_text())["protects"] == "items"
 
