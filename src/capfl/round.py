@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ def run_round(
     """Sample clients, send, wait, receive, aggregate. The state that comes in is not changed.
 
     Args:
-        trained: is told of every client's mean training loss, as its update comes; not a number if nobody says it.
+        trained: is told of every client's mean training loss, as its update comes, if it says one.
 
     Raises:
         ClientError: a client failed and the policy is to stop, or no client answered.
@@ -63,7 +62,7 @@ def run_round(
             record.steps[client] = update.steps
             if agreement.says_losses:
                 record.losses[client] = update.loss
-            trained(client, record.losses.get(client, math.nan))
+                trained(client, update.loss)
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
             if kept is not None:
                 record.ranks[client] = algebra.living(kept, agreement.initial)

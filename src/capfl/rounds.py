@@ -14,6 +14,7 @@ from capfl.evaluation import Finished
 from capfl.federation import Federation
 from capfl.methods.items import epsilon_of_items, trainings
 from capfl.methods.private import Noisy
+from capfl.methods.secure import NoisySum
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement
@@ -62,7 +63,7 @@ def run_method(
         state, record = run_round(
             state, participants, agreement, exchange, config.federation, config.seed, callback.on_client
         )
-        if isinstance(method.combine, Noisy):
+        if isinstance(method.combine, Noisy | NoisySum):
             record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
         if config.privacy.of_items:
             taken = {c: trainings(method, n) for c, n in asked_to_train(state, [*records, record]).items()}

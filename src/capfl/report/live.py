@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -75,22 +74,20 @@ def _done(records: Sequence[RoundRecord], config: Config) -> str:
 
 
 def _clients(records: Sequence[RoundRecord]) -> Table:
-    """A line for each client that has trained: its losses, if it says them, and its bytes."""
-    rounds = Counter(client for record in records for client in record.clients)
-    losses: dict[ClientId, list[float]] = {}
+    """A line for each client that has trained: its losses, if they are known, and its bytes."""
+    losses: dict[ClientId, list[float | None]] = {}
     sent: dict[ClientId, dict[str, int]] = {}
     for record in records:
-        for client, loss in record.losses.items():
-            losses.setdefault(client, []).append(loss)
+        for client in record.clients:
+            losses.setdefault(client, []).append(record.losses.get(client))
         for entry in record.ledger:
             own = sent.setdefault(entry.client, {"up": 0, "down": 0})
             own[entry.direction] += entry.bytes
     groups: Mapping[ClientId, str] = records[-1].groups if records else {}
     rows = [
-        [client, groups.get(client, ""), str(number), *(f"{own[k]:.3f}" if own else "" for k in (0, -1)),
+        [client, groups.get(client, ""), str(len(own)), *("" if n is None else f"{n:.3f}" for n in (own[0], own[-1])),
          *(size(sent.get(client, {}).get(direction, 0)) for direction in ("up", "down"))]
-        for client, number in sorted(rounds.items())
-        for own in (losses.get(client),)
+        for client, own in sorted(losses.items())
     ]  # fmt: skip
     return Table(["client", "group", "rounds", "first loss", "last loss", "up", "down"], rows)
 
