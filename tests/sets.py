@@ -20,9 +20,9 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def write_sets(folder: Path) -> None:
-    """150 rows of each, as FOLDER/NAME/train.jsonl."""
+def write_sets(folder: Path, rows: int = 150) -> None:
+    """So many rows of each, as FOLDER/NAME/train.jsonl."""
     for name, row in ROWS.items():
         path = folder / name / "train.jsonl"
         path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(150)))
+        path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(rows)))

@@ -43,7 +43,6 @@ SLOW = [
     "capfl run configs/*",
     "capfl run --clients-per-pass *",
     "python benchmarks/inversion.py --model tiny *",
-    "python benchmarks/flower_nodes.py --model tiny",
     "python benchmarks/pareto.py *",
     "python benchmarks/picture.py *",
 ]
@@ -79,6 +78,7 @@ NOT_RUN = {
     "capfl compare benchmarks/*": "trains for hours; tests/test_pages.py reads the spec and finds the names in it",
     "python benchmarks/attacks.py *": "up to 13 minutes; tests/test_attacks.py has the same attacks",
     "python benchmarks/codec.py*": "takes speeds and memory of large adapters, which mean nothing beside other tests",
+    "python benchmarks/flower_nodes.py --model tiny": "minutes; tests/network/test_deployment.py has such a network",
     "python benchmarks/flower_nodes.py * --kill *": "minutes of SmolLM2; tests/network/test_deployment.py kills, too",
     "python benchmarks/flowertune.py *": "needs trl and ray; tests/unit/test_benchmarks.py has what needs neither",
     "python benchmarks/gpu.py": "needs a GPU",
@@ -149,7 +149,7 @@ def place(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         (tmp_path / "runs" / name).mkdir(parents=True)
         shutil.copy(ROOT / "docs" / "results" / f"{source}.json", tmp_path / "runs" / name / "comparison.json")
         (tmp_path / "runs" / name / "table.md").write_text("the table\n")
-    write_sets(tmp_path / "FOLDER")
+    write_sets(tmp_path / "FOLDER", rows=1200)
     for name in ("RUN", "FOLDER/domains.dense.0"):
         shutil.copytree(finished, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -171,7 +171,7 @@ def run(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, f"{' '.join(words)}\n{done.output}\n{done.exception!r}"
 
 
-@pytest.mark.parametrize(("page", "lines"), all_commands(QUICK).items())
+@pytest.mark.parametrize(("page", "lines"), all_commands(QUICK).items(), ids=list(all_commands(QUICK)))
 def test_the_quick_commands_of_a_page_run(
     page: str, lines: list[list[str]], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
