@@ -1,6 +1,6 @@
-"""What secure aggregation costs a client in a round: seconds of cryptography, and bytes.
+"""What secure aggregation costs a client in a round: seconds of cryptography, bytes, and with privacy more noise.
 
-    python benchmarks/secure.py [--repeats 5] [--json docs/results/secure.json]
+    python benchmarks/secure.py [--repeats 5] [--parts time,bytes,noise] [--json docs/results/secure.json]
 
 Seconds of the processor, on one thread, of one client of a sum, for an adapter of 2.3 million parameters (the shapes of
 Llama-3.2-3B with r = 8 on q_proj and v_proj). They are those of the code that clients run (``roles.keyring``), step by
@@ -17,6 +17,10 @@ Training, quantising and packing are there without masks as well, and are not am
 Bytes of a client and round, as ``capfl plan`` counts them (the third round; all answer), for an adapter of 488,448
 parameters (SmolLM2, six layers, r = 8 on all linear layers) and for the one above. ``values`` are those of the values
 alone: as many as the density says, of ceil(log2(n (L - 1) + 1)) bits each.
+
+Noise (``privacy.noise_multiplier`` 1): how far the mean of 30 clients' changes, each of half to twice the length of the
+clip and in a random direction, comes out from the mean of the clipped changes, over how far it does where the server
+clips and adds the noise. The small adapter at density 0.2; norms over all values that travel.
 """
 
 from __future__ import annotations
@@ -33,17 +37,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from capfl import adapter as algebra
 from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.engines.flower.keys import make_keys, signer, verifier
 from capfl.maths.masks import Whole, kind_of
 from capfl.methods import build
+from capfl.methods.private import private
 from capfl.methods.secure import secure
 from capfl.plan.traffic import measure
+from capfl.rng import stream
 from capfl.roles.agreement import Agreement
 from capfl.roles.keyring import Keyring
 from capfl.types import Adapter, Broadcast
 from capfl.wire import up_codec
+from capfl.wire.noised import Noised
 from codec import llama_adapter
 
 CODECS = {
@@ -65,8 +73,8 @@ def small_adapter() -> Adapter:
     return downs | {f"{name}.B": torch.ones(d_out, 8) for name, _, d_out in shapes}
 
 
-def agreement_for(server: str, codec: CodecConfig, adapter: Adapter) -> Agreement:
-    privacy = PrivacyConfig.model_validate({"secure_aggregation": server})
+def agreement_for(server: str, codec: CodecConfig, adapter: Adapter, **noise: float) -> Agreement:
+    privacy = PrivacyConfig.model_validate({"secure_aggregation": server} | noise)
     method = secure(build(MethodConfig(name="fedit")), privacy, FederationConfig(), up_codec(codec, 0))
     return Agreement(method, codec, adapter)
 
@@ -102,7 +110,7 @@ def seconds(agreement: Agreement, n: int, proof: Path) -> dict[str, float]:
         rings[me].hide(Whole(values, to_sum.width, numbers), request, schema)
     if n > 3 or agreement.shares:
         with timed("open"):
-            rings[me].open(1, [] if agreement.shares else [others[0]])
+            rings[me].open(1, [] if agreement.shares else [others[0]], agreement.fewest(n))
     return took
 
 
@@ -115,16 +123,59 @@ def sizes(agreement: Agreement, n: int) -> dict[str, int]:
     return {"parameters": parameters, "up": up, "values": round(values), "down": down}
 
 
+def noise_rows(n: int = 30) -> Iterator[dict[str, object]]:
+    """How far the noisy mean is off, for values of each kind, and of each server."""
+    adapter, on = small_adapter(), {"clip": 1.0, "noise_multiplier": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    drawn = [{name: torch.randn(t.shape, generator=generator) for name, t in adapter.items()} for _ in range(n)]
+    for values in ("ternary", "2bit", "4bit", "8bit"):
+        codec = CodecConfig.model_validate({"values": values, "density": 0.2})
+        up = up_codec(codec, 0)
+        reach = up.reach(adapter, adapter, 1)
+        changes = [algebra.scaled(t, 0.2 * (0.5 + k / n) / _length(t, reach)) for k, t in enumerate(drawn)]
+        clipped = [{name: t * reach[name] / 0.2 for name, t in change.items()} for change in changes]
+        clipped = [algebra.scaled(t, 1 / max(1.0, algebra.norm(t))) for t in clipped]
+        exact = algebra.scaled(_sum(clipped), 1 / n)
+
+        method = private(build(MethodConfig(name="fedit")), PrivacyConfig.model_validate(on | {"seed": 1}), up, n, n)
+        fold = method.combine.start(algebra.zeros(adapter), 1)
+        for change in changes:
+            fold.add(up.decode(memoryview(up.encode(change, adapter, 1)), adapter, 1), 1)
+        central = algebra.norm(algebra.subtract(fold.value(), exact))
+
+        row: dict[str, object] = {"values": values, "central": round(central, 3)}
+        for server in SERVERS:
+            agreement = agreement_for(server, codec, adapter, **on)
+            summed = agreement.summed(1, 1, n)
+            assert isinstance(summed, Noised)
+            total = summed.whole(changes[0], 1.0, 1, draw=stream(1, "privacy", 0).bytes)
+            for k, change in enumerate(changes[1:], 1):
+                total = total.plus(summed.whole(change, 1.0, 1, draw=stream(1, "privacy", k).bytes))
+            off = algebra.norm(algebra.subtract(summed.mean(total, n).change, exact))
+            row |= {"n_values": summed.n_values, "steps": round(summed.grid.steps), server: round(off / central, 3)}
+            row |= {f"{server} bits": summed.width, f"{server} up": sizes(agreement, n)["up"]}
+        yield row
+
+
+def _length(change: Adapter, reach: Adapter) -> float:
+    return algebra.norm({name: t * reach[name] for name, t in change.items()})
+
+
+def _sum(parts: list[Adapter]) -> Adapter:
+    return {name: sum((part[name] for part in parts[1:]), start=t) for name, t in parts[0].items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", default="time,bytes,noise")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    large, rows, found = llama_adapter(0), [], []
+    parts, large, rows, found, noise = given.parts.split(","), llama_adapter(0), [], [], []
     with tempfile.TemporaryDirectory() as folder:
         make_keys(Path(folder), IDS, [])
-        for server in SERVERS:
+        for server in SERVERS if "time" in parts else ():
             for name, codec in CODECS.items():
                 agreement = agreement_for(server, codec, large)
                 for n in CLIENTS:
@@ -134,15 +185,19 @@ def main() -> None:
                     took = {step: round(1e3 * value, 1) for step, value in ({"total": total} | steps).items()}
                     rows.append({"server": server, "codec": name, "clients": n} | took)
                     print(rows[-1], flush=True)
-    for adapter, codecs in ((small_adapter(), TABLE), (large, CODECS)):
+    for adapter, codecs in ((small_adapter(), TABLE), (large, CODECS)) if "bytes" in parts else ():
         for server in SERVERS:
             for name, codec in codecs.items():
                 agreement = agreement_for(server, codec, adapter)
                 for n in CLIENTS:
                     found.append({"server": server, "codec": name, "clients": n} | sizes(agreement, n))
                     print(found[-1], flush=True)
+    for row in noise_rows() if "noise" in parts else ():
+        noise.append(row)
+        print(row, flush=True)
     if given.json:
-        given.json.write_text(json.dumps({"milliseconds": rows, "bytes": found}, indent=1) + "\n")
+        told = {"milliseconds": rows, "bytes": found, "noise": noise}
+        given.json.write_text(json.dumps({name: of for name, of in told.items() if of}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

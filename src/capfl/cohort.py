@@ -27,7 +27,7 @@ def secure_turn(
     A sum is lost where fewer than three of its clients have answered, where one of these does not open the masks of
     those who have not, or where it is no sum of honest updates. Against a malicious server it is of all who gave a key,
     and takes the answers of more than two thirds of them. Whoever learns with nobody says that it has trained, and no
-    more. ``record`` gets the means of losses and steps, for each client that is in a sum.
+    more. ``record`` gets the means of losses and steps, for each client that is in a sum that has them.
 
     Args:
         talk: to train.
@@ -54,6 +54,7 @@ def secure_turn(
     sums_of, done, talks = masked_sums(talk, groups, summed, silent)
     for client in done:
         aggregation.add_silent(client)
+    used = 0
     for name, own in sums_of.items():
         try:
             mean = own.summed.mean(own.total(), len(own.present))
@@ -65,9 +66,11 @@ def secure_turn(
             talk.failures += lost
             continue
         aggregation.add_mean(name, own.present, mean)
-        record.losses.update(dict.fromkeys(own.present, mean.loss))
-        record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
-    if groups and not record.losses:
+        used += 1
+        if mean.loss is not None and mean.steps is not None:
+            record.losses.update(dict.fromkeys(own.present, mean.loss))
+            record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
+    if groups and not used:
         last = talk.failures[-1]
         raise ClientError(last.stage, record.round, last.client, f"there is no sum of updates; {last.reason}")
     aggregation.end_turn(asked=turn)

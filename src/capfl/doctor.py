@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from capfl.report.tables import duration, number
 from capfl.threads import PASSIVE
 from capfl.usage import available_memory, cores, total_memory
 
-SIZE = 384  # rows and columns of the matrices that are multiplied, float32
-SECONDS = 0.25  # of each measurement; there are four
+SIZE = 384  # rows and columns of the matrices that are multiplied
+SECONDS = 0.25  # of each measurement; there are six
+HALF = "bfloat16"
 GB = 10**9
 STEP = 8 * 256  # tokens of a training step: 8 rows of 256
 BASES = {"SmolLM2-135M": 135e6, "Llama-3.2-3B": 3.2e9}  # parameters
@@ -54,7 +56,7 @@ class Checkup:
 
 
 def examine() -> Checkup:
-    """Look at packages, devices, threads, memory, disk and models, and multiply matrices for about a second."""
+    """Look at packages, devices, threads, memory, disk and models, and multiply matrices for two seconds."""
     notes: list[Note] = []
     found: dict[str, dict[str, Any]] = {"versions": versions(notes)}
     found["machine"] = _machine(notes)
@@ -181,16 +183,18 @@ def _cpu_name() -> str:
 
 
 def _speed(threads: int) -> dict[str, float]:
-    """GFLOP/s of matrix products by number of threads, the better of two measurements, on the CPU."""
+    """GFLOP/s of matrix products on the CPU, the better of two measurements: in float32 by number of threads, and in
+    bfloat16 with all of them."""
     import torch
 
     before = torch.get_num_threads()
-    a = torch.ones(SIZE, SIZE)
+    whole, half = torch.ones(SIZE, SIZE), torch.ones(SIZE, SIZE, dtype=torch.bfloat16)
     found: dict[str, float] = {}
     try:
-        for n in (1, threads, 1, threads):
+        for name, n, a in 2 * (("1", 1, whole), (str(threads), threads, whole), (HALF, threads, half)):
             torch.set_num_threads(n)
-            found[str(n)] = max(found.get(str(n), 0.0), round(rate(lambda: a @ a, 2.0 * SIZE**3, SECONDS) / 1e9, 1))
+            done = rate(partial(torch.mm, a, a), 2.0 * SIZE**3, SECONDS)
+            found[name] = max(found.get(name, 0.0), round(done / 1e9, 1))
     finally:
         torch.set_num_threads(before)
     return found
@@ -224,6 +228,10 @@ def _slow(devices: Mapping[str, Any], threads: Mapping[str, Any], speed: Mapping
     if n < (there := cores()):
         yield Note("note", f"a run takes {n} of {there} cores (OMP_NUM_THREADS?); --threads {there} takes all")
     if devices["auto"] == "cpu":
+        if (half := speed[HALF]) > 1.5 * every:
+            yield Note("note", f"bfloat16 does {half:g} GFLOP/s here and float32 {every:g}: --dtype bfloat16 is faster")
+        elif half < every / 1.5:
+            yield Note("note", f"bfloat16 does {half:g} GFLOP/s here and float32 {every:g}: --dtype float32 is faster")
         best = max(one, every)
         seconds = {name: 4 * parameters * STEP / (1e9 * best) for name, parameters in BASES.items()}
         said = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
@@ -255,6 +263,8 @@ def lines(checkup: Checkup) -> Iterator[tuple[str, str]]:
 def _words(name: str) -> str:
     if name.isdecimal():
         return f"GFLOP/s with {number(int(name), 'thread')}"
+    if name == HALF:
+        return "GFLOP/s in bfloat16"
     return name.removesuffix("_bytes").replace("_", " ")
 
 

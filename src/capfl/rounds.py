@@ -12,6 +12,7 @@ from capfl.errors import DataError
 from capfl.evaluation import Finished
 from capfl.federation import Federation
 from capfl.methods.private import Noisy
+from capfl.methods.secure import NoisySum
 from capfl.report.progress import Callback
 from capfl.roles.agreement import Agreement
 from capfl.round import run_round, sample_size, validate_round, validation_of
@@ -59,7 +60,7 @@ def run_method(
         state, record = run_round(
             state, participants, agreement, exchange, config.federation, config.seed, callback.on_client
         )
-        if isinstance(method.combine, Noisy):
+        if isinstance(method.combine, Noisy | NoisySum):
             record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
         if due(record) and federation is not None:
             record = replace(record, **validation_of(federation.validate(state)))

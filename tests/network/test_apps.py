@@ -169,18 +169,29 @@ def test_a_run_over_nodes_is_the_serial_run(
     assert events[3:5] == [("left", "south"), ("joined", "south")]
 
 
-@pytest.mark.parametrize("server", ["malicious", pytest.param("honest", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("server", "noise"),
+    [
+        ("malicious", {}),
+        pytest.param("honest", {}, marks=pytest.mark.slow),
+        pytest.param(
+            "honest",
+            {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 1},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
 def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, noise: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests arrive twice, a node goes after the keys were dealt out, and masks are opened after training. One client
-    is in no group."""
+    is in no group, but with noise there are none."""
     signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
     monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
     changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
     place = Place(tmp_path, more=2)
     peers = {client: "a" for client in place.files if client != "x1"}
-    changes |= {"method__name": "ca-pfl", "method__turns": 1, "method__peers": peers}
+    changes |= noise or {"method__name": "ca-pfl", "method__turns": 1, "method__peers": peers}
     make_keys(tmp_path / "keys", sorted(place.files), [])
     lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
     twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}

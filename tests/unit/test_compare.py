@@ -218,7 +218,7 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)
 
 
-def test_a_comparison_is_about_one_metric(tmp_path: Path) -> None:
+def test_a_comparison_is_about_the_first_metric_or_those_that_are_named(tmp_path: Path) -> None:
     def of(method: str, *nats: float) -> Summary:
         scores = [{"personal": {"perplexity": Tally(n, 1), "rouge_l": Tally(0.5, 1)}} for n in nats]
         rows = [replace(client_row(f"c{n}"), metrics=("perplexity", "rouge_l"), scores=own, chance=None)
@@ -231,16 +231,20 @@ def test_a_comparison_is_about_one_metric(tmp_path: Path) -> None:
     assert (local.metric, fedit.metric) == ("perplexity", "perplexity")
     assert (fedit.values["worst"], fedit.worse_off) == ((pytest.approx(math.exp(2)),), None)
     assert fedit.most_lost == pytest.approx(math.exp(2) - math.e)
-    chosen = make_plan(write(tmp_path, text.format('metric = "rouge_l"\n')))
-    assert {(row.metric, row.values["personal"]) for row in make_rows(both, chosen)} == {("rouge_l", (0.5,))}
+    chosen = make_plan(write(tmp_path, text.format('metrics = ["rouge_l", "chrf", "perplexity"]\n')))
+    rows = make_rows(both, chosen)
+    assert [(row.metric, row.label) for row in rows] == [
+        ("rouge_l", "local"), ("rouge_l", "fedit"), ("perplexity", "local"), ("perplexity", "fedit"),
+    ]  # fmt: skip
+    assert {row.values["personal"] for row in rows[:2]} == {(0.5,)}
     assert "**base**: perplexity (less is better)\n" in markdown([local, fedit], chosen)
     cells = dict(
         zip(make_table([local, fedit], "local").heads, make_table([local, fedit], "local").rows[1], strict=True)
     )
     assert (cells["personal"], cells["most lost"]) == ("4.19", "4.67")
-    for wrong, said in (("chrf", "chrf is none of evaluation.metrics = accuracy, "), ("rouge", "did you mean rouge_l")):
+    for wrong, said in (("chrf", "chrf: none of evaluation.metrics = accuracy, "), ("rouge", "did you mean rouge_l")):
         with pytest.raises(ConfigError, match=said):
-            make_plan(write(tmp_path, text.format(f'metric = "{wrong}"\n')))
+            make_plan(write(tmp_path, text.format(f'metrics = ["{wrong}"]\n')))
 
 
 def test_each_metric_has_rows_of_its_own(plan: Plan) -> None:

@@ -64,9 +64,12 @@ def test_the_model_that_is_not_installed_is_named_with_its_command(
         place.check_base("smollm2")
 
 
-def slow(speed: dict[str, float], passive: bool = True, auto: str = "cuda", chosen: int = 2) -> list[str]:
+def slow(
+    speed: dict[str, float], passive: bool = True, auto: str = "cuda", chosen: int = 2, kind: str = "slow"
+) -> list[str]:
     threads = {"chosen": chosen, "wait_passively": passive, "environment": {}}
-    return [note.text for note in doctor._slow({"auto": auto}, threads, speed) if note.kind == "slow"]
+    speed = {"bfloat16": speed[str(chosen)]} | speed
+    return [note.text for note in doctor._slow({"auto": auto}, threads, speed) if note.kind == kind]
 
 
 def test_what_is_slow_is_said_with_its_numbers() -> None:
@@ -78,6 +81,14 @@ def test_what_is_slow_is_said_with_its_numbers() -> None:
     assert "idle threads do not sleep" in awake
     (cpu,) = slow({"1": 20.0, "2": 40.96}, auto="cpu")
     assert "SmolLM2-135M 27 s, Llama-3.2-3B 10 min 40 s" in cpu  # 4 x parameters x 2048 tokens / 40.96e9
+
+
+@pytest.mark.parametrize(("half", "faster"), [(30.0, []), (90.0, ["bfloat16"]), (20.0, ["float32"])])
+def test_the_precision_that_this_processor_multiplies_faster_is_named(half: float, faster: list[str]) -> None:
+    said = slow({"1": 20.0, "2": 40.0, "bfloat16": half}, auto="cpu", kind="note")
+    assert [text.partition(": ")[2] for text in said if "bfloat16" in text] == [
+        f"--dtype {name} is faster" for name in faster
+    ]
 
 
 def test_a_setting_of_the_environment_that_keeps_threads_awake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from capfl.report.findings import findings, glossary, verdicts
-from capfl.report.summary import TOGETHER, Summary
+from capfl.report.summary import TOGETHER, Summary, variance_of
 from scored import client_row
 from unit.test_tables import LEDGER
 
@@ -22,7 +22,7 @@ def verdict(*gains: float, items: int = 400, alone: float = 0.5) -> str:
 
 
 def test_it_paid_for_all() -> None:
-    margin = 100 * 1.96 * math.sqrt(2 * (0.25 + 0.24) / 400) / 2
+    margin = 100 * 1.96 * math.sqrt(2 * (variance_of(0.5, 400) + variance_of(0.6, 400))) / 2
     assert verdict(0.1, 0.1) == (
         f"joining paid (+10.0 points ± {margin:.1f} by the personal adapter against training alone, on average): "
         "2 of 2 better (a, b), 0 of 2 worse"
@@ -45,6 +45,13 @@ def test_it_paid_for_some(gains: tuple[float, ...], begins: str, ends: str) -> N
     said = verdict(*gains)
     assert said.startswith(begins)
     assert said.endswith(ends)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_that_all_are_right_or_none_is_not_certain(share: float) -> None:
+    assert variance_of(share, 4) == pytest.approx((1 / 6) * (5 / 6) / 6)
+    said = verdict(0.0, alone=share, items=4)  # 1.96 sqrt(2 x 5 / 216)
+    assert said.startswith("whether joining paid cannot be told from 4 test items (+0.0 points ± 42.2")
 
 
 def test_with_few_items_it_cannot_be_told_what_with_many_can() -> None:

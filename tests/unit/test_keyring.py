@@ -77,18 +77,18 @@ def test_a_client_opens_masks_once_and_its_key_is_spent_then() -> None:
     cohort = tuple(offers(world).values())
     ring, schema = world.keyrings["c00"], world.agreement.schema
     with pytest.raises(WireError, match="has hidden no update"):
-        ring.open(1, ["c04"])
+        ring.open(1, ["c04"], 3)
     world.answer("train", "c00", request_to(world, cohort))
     for gone, reason in [
         ([], "not clients whose masks"), (["c00"], "not clients whose masks"), (["x"], "not clients whose masks"),
         (["c02", "c03", "c04"], "the sum of 2 of 5 clients would be opened, 3 are the fewest"),
     ]:  # fmt: skip
         with pytest.raises(WireError, match=reason):
-            ring.open(1, gone)
-    secrets = ring.open(1, ["c04"])
-    assert ring.open(1, ["c04"]) == secrets
+            ring.open(1, gone, 3)
+    secrets = ring.open(1, ["c04"], 3)
+    assert ring.open(1, ["c04"], 3) == secrets
     with pytest.raises(WireError, match="not clients whose masks"):
-        ring.open(1, ["c03"])
+        ring.open(1, ["c03"], 3)
     with pytest.raises(WireError, match="is not here, or is spent"):
         world.answer("train", "c00", request_to(world, cohort))
     assert ring.offer(1, "c00", schema) != cohort[0]  # the round is done again
@@ -148,13 +148,13 @@ def test_a_client_says_one_share_of_each_and_never_both() -> None:
     ring.check(asked, schema)
     ring.hide(summed.whole(steps("c00", 1), 1.0, 2), asked, schema)
     with pytest.raises(WireError, match="the sum of 2 of 4 clients would be opened, 3 are the fewest"):
-        ring.open(1, ["c01", "c02"])
-    alive = ring.open(1, [])
-    assert ring.open(1, []) == alive
+        ring.open(1, ["c01", "c02"], 3)
+    alive = ring.open(1, [], 3)
+    assert ring.open(1, [], 3) == alive
     assert {len(share) for share in alive.values()} == {33}
     for lie in (["c01"], ["c02"]):
         with pytest.raises(WireError, match="not clients whose masks"):
-            ring.open(1, lie)
+            ring.open(1, lie, 3)
     with pytest.raises(
         WireError, match="has opened the sum of round 1 and takes part in none of round 1; if the server"
     ):
@@ -167,7 +167,7 @@ def test_a_client_says_one_share_of_each_and_never_both() -> None:
     asked = broadcast(other, shares=for_first(said))
     ring.check(asked, schema)
     ring.hide(summed.whole(steps("c00", 1), 1.0, 2), asked, schema)
-    assert ring.open(1, ["c01"])["c01"] != ring._shares["c01"][33:]  # of its key, not of its own mask
+    assert ring.open(1, ["c01"], 3)["c01"] != ring._shares["c01"][33:]  # of its key, not of its own mask
 
 
 def test_a_round_is_summed_once_also_by_a_process_that_was_started_again(tmp_path: Path) -> None:

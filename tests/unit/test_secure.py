@@ -13,18 +13,18 @@ from scipy.stats import chisquare
 
 from adapters import resealed
 from capfl import adapter as algebra
+from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import CodecConfig, FederationConfig, TrainConfig
 from capfl.errors import ClientError, WireError
 from capfl.packing import pack
+from capfl.roles import server
 from capfl.roles.door import Limits, admit_mean
-from capfl.types import (
-    ClientId,
-    Kind,
-)  # fmt: skip
+from capfl.roles.server import Beside
+from capfl.types import ClientId, ClientState, Kind
 from capfl.wire.secure import decode_masked
 from capfl.wire.summed import Mean
 from fake import bits, initial
-from masked import DENSE, LEVELS, LIMITS, LYING, TERNARY, Mangle, World, ids, noise, steps
+from masked import DENSE, LEVELS, LIMITS, LYING, ON, TERNARY, Mangle, World, ids, noise, noisy, steps
 
 # -- the sum is exact ------------------------------------------------------------------------------------------------
 
@@ -80,6 +80,46 @@ def test_other_methods_that_add_a_mean(method: str) -> None:
     before = world.state.everybody.adapter
     world.play()
     assert bits(world.state.everybody.adapter) != bits(before)
+
+
+@pytest.mark.parametrize("privacy", [noisy(), noisy(LYING), noisy(ON, seed=1)])
+@pytest.mark.parametrize(("n", "lost"), [(3, 0), (7, 2)])
+def test_with_noise_too_and_nothing_is_said_beside_it(privacy: PrivacyConfig, n: int, lost: int) -> None:
+    world = World(n, privacy=privacy)
+    gone = ids(n)[1 : 1 + lost]
+    world.drop("train", *gone)
+    record = world.play()
+    present = [client for client in ids(n) if client not in gone]
+    assert bits(world.state.everybody.adapter) == bits(algebra.add(initial(), world.plain(present, n)))
+    assert record.clients == tuple(present)
+    assert record.losses == record.steps == {}
+    assert Counter((e.client, e.direction, e.bytes) for e in record.ledger) == Counter(world.crossed)
+    again = World(n, privacy=privacy)
+    again.drop("train", *gone)
+    again.play()
+    same = bits(again.state.everybody.adapter) == bits(world.state.everybody.adapter)
+    assert same == (privacy.seed is not None)
+
+
+@pytest.mark.parametrize("privacy", [noisy(), noisy(LYING)])
+def test_a_sum_that_would_have_too_little_noise_is_opened_by_nobody(privacy: PrivacyConfig) -> None:
+    """Five of seven have it. So many are needed of an honest server too, and clients see to that as well."""
+    world = World(7, privacy=privacy)
+    world.drop("train", "c01", "c02", "c03")
+    with pytest.raises(ClientError, match="4 of 7 clients have answered; a sum is of 5"):
+        world.play()
+    asked = server.ask(world.state, "c00", world.agreement, Beside(gone=("c01", "c02", "c03"))).blob
+    with pytest.raises(WireError, match="the sum of 4 of 7 clients would be opened, 5 are the fewest"):
+        world.answer("open", "c00", asked)
+
+
+def test_a_change_that_is_asked_for_again_has_the_same_noise() -> None:
+    """Two updates under the same masks would tell what is between them."""
+    world = World(3, privacy=noisy())
+    world.play()
+    before, reply = ClientState("c00"), world.replies["train", "c00"]
+    world.memory["c00"] = before
+    assert world.answer("train", "c00", world.requests["train", "c00"]) == reply
 
 
 # -- what the server sees --------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_one_client() -> None:
     assert "a 25.0 50.0 75.0 7 4 1.5 kB 2 MB" in lines
     assert "mean 25.0 50.0 75.0" in lines
     assert "all 7 4 1.5 kB 2 MB" in lines
-    assert "± 95 % 42.4 49.0 42.4" in lines  # 1.96 sqrt(p (1 - p) / n)
+    assert "± 95 % 37.7 40.0 37.7" in lines  # 1.96 sqrt(p (1 - p) / 6), p = 2/6 and 3/6
     assert "chance 25.0 %, always the most frequent answer 50.0 %" in lines
     assert "sent for each client and round: 500 B up, 667 kB down" in lines
     assert "whether joining paid is not known: nobody trained alone; add --references local" in lines
@@ -93,7 +93,7 @@ def test_no_mean_is_taken_across_tasks() -> None:
         assert f"mean {mean}" in lines
         assert f"all {mean.split()[0]} 7 4 1.5 kB 2 MB" in lines
     (against,) = (line for line in lines if "against training alone" in line)  # of the metric that has it
-    assert against.startswith("exact_match: whether joining paid cannot be told from 4 test items (-40.0 points ± 57.")
+    assert against.startswith("exact_match: whether joining paid cannot be told from 4 test items (-40.0 points ± 52.")
     found = made.to_json()["metrics"]
     assert {name: own["models"]["personal"]["mean"] for name, own in found.items()} == {
         "accuracy": 0.75, "exact_match": 0.1,

@@ -43,7 +43,7 @@ def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note:
         "command": ["capfl", *command],
         "version": importlib.metadata.version("capfl"),
         "score": plan.spec.score,
-        "metric": plan.spec.metric,
+        "metrics": plan.spec.metrics,
         "baseline": plan.baseline,
         "unfinished": missing,
         "rows": [row.to_json() for row in rows],

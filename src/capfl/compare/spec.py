@@ -53,7 +53,7 @@ class Spec(BaseModel):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     rows: str | None = Field(None, description="Python file of methods that variants may name, beside the spec")
     score: Literal["personal", "shared"] = Field("personal", description="adapter whose score is compared")
-    metric: str | None = Field(None, description="that it is compared by; by default the first of evaluation.metrics")
+    metrics: list[str] = Field([], description="of evaluation.metrics, a table each; by default the first of them")
     baseline: str | None = Field(None, description="variant that the others are compared with; by default the first")
     common: Changes = Changes()
     splits: dict[Name, Split] = Field({"base": Split()}, min_length=1)
@@ -63,8 +63,8 @@ class Spec(BaseModel):
     def _names_what_there_is(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} names one twice")
-        if self.metric is not None:
-            _known_metric(self.metric)
+        for name in self.metrics:
+            _known_metric(name)
         if self.baseline is not None and self.baseline not in self.variants:
             raise ValueError(f"baseline: {self.baseline!r} is none of {', '.join(self.variants)}")
         return self
@@ -74,7 +74,7 @@ def _known_metric(name: str) -> None:
     try:
         metric(name)
     except ConfigError as error:
-        raise ValueError(f"metric: {error}") from error
+        raise ValueError(f"metrics: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ def make_plan(
         try:
             config = load_config(path.parent / spec.base, settings)
             cells.append(Cell(split, variant, seed, config))
-            if spec.metric not in (None, *config.evaluation.metrics):
-                measured = ", ".join(config.evaluation.metrics)
-                raise ConfigError(f"metric: {spec.metric} is none of evaluation.metrics = {measured}; add it there")
+            if spec.metrics and not set(spec.metrics) & set(config.evaluation.metrics):
+                wanted, measured = ", ".join(spec.metrics), ", ".join(config.evaluation.metrics)
+                raise ConfigError(f"metrics: {wanted}: none of evaluation.metrics = {measured}; add it there")
         except ConfigError as error:
             mistakes |= {f"{path}: {split}.{variant}: {line}": None for line in str(error).splitlines()}
     if mistakes:

@@ -51,7 +51,7 @@ def make_rows(results: Results, plan: Plan) -> list[Row]:
     for split in (name for name in plan.spec.splits if name in results):
         every = {name: results[split][name] for name in plan.spec.variants if name in results[split]}
         runs = [run for seeds in every.values() for run in seeds.values()]
-        for metric in sorted({metric for run in runs for metric in _compared(run, plan)}):
+        for metric in dict.fromkeys(metric for run in runs for metric in _compared(run, plan)):
             variants = {
                 label: {seed: run for seed, run in seeds.items() if metric in run.metrics}
                 for label, seeds in every.items()
@@ -61,10 +61,8 @@ def make_rows(results: Results, plan: Plan) -> list[Row]:
 
 
 def _compared(run: Summary, plan: Plan) -> Sequence[str]:
-    """The metrics that a comparison is about: the spec's, if the run has it, or the first of each kind of task."""
-    if plan.spec.metric is None:
-        return run.leading
-    return [plan.spec.metric] if plan.spec.metric in run.metrics else []
+    """The metrics that a comparison is about: those of the spec that the run has, or the first of each kind of task."""
+    return [name for name in plan.spec.metrics if name in run.metrics] if plan.spec.metrics else run.leading
 
 
 def _row(split: str, metric: str, label: str, variants: Mapping[str, Seeds], plan: Plan) -> Row:

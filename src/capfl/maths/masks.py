@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import ConfigError
+from capfl.maths.discrete import Draw
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -129,6 +130,15 @@ def masked(whole: Whole, masks: Iterable[tuple[bytes, int]]) -> Whole:
         add(values, of_values, out=values)  # modulo 2^8, 2^16 or 2^32, of which 2^width is a divisor
     values &= kind.type((1 << whole.width) - 1)
     return Whole(values.astype(kind_of(whole.width), copy=False), whole.width, numbers.astype(np.uint32, copy=False))
+
+
+def stream_of(secret: bytes) -> Draw:
+    """Random bytes, one after the other, that follow from 32 secret ones: the key stream of ChaCha20."""
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+    encryptor = Cipher(ChaCha20(secret, bytes(16)), mode=None).encryptor()
+    return lambda n: encryptor.update(bytes(n))
 
 
 def sealed(secret: bytes, text: bytes) -> bytes:

@@ -22,6 +22,15 @@ def threshold(n: int) -> int:
     return 2 * n // 3 + 1
 
 
+def fewest_opened(n: int) -> int:
+    """Of n clients, the fewest whose sum a server that lies can open, if none of them helps it.
+
+    It learns n answers about each, and so the keys of n (n - t) / t at most, however it contradicts itself.
+    """
+    t = threshold(n)
+    return n - n * (n - t) // t
+
+
 def shared(secret: bytes, n: int) -> list[bytes]:
     """n shares, 33 bytes each, of a secret of 32 bytes, ``threshold(n)`` of which give it back."""
     polynomial = [int.from_bytes(secret, "big"), *(secrets.randbelow(PRIME) for _ in range(threshold(n) - 1))]

@@ -10,6 +10,8 @@ every client:
 no more than C. The changes are what arrives: the server clips after decoding, and is trusted. Noise is on every
 element that a message of the round may have, which does not depend on anybody's data.
 
+With secure aggregation the clients clip and add noise themselves (``methods.secure``), and nothing is done here.
+
 What clients learn from the server is made of this sum alone, round after round; :math:`\epsilon` is of all rounds that
 a client took part in (``maths.privacy``).
 """
@@ -31,6 +33,7 @@ from capfl.methods.combine import Combine, Fold
 from capfl.methods.factors import Factors
 from capfl.methods.method import Method
 from capfl.methods.robust import refuse_other_than_mean
+from capfl.methods.secure import NoisySum
 from capfl.rng import stream
 from capfl.types import Adapter
 from capfl.wire import Codec
@@ -49,8 +52,10 @@ def private(method: Method, config: PrivacyConfig, up: Codec, clients: int, aske
         raise ConfigError(
             f"privacy.delta: {config.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
         )
-    refuse_other_than_mean(method, "privacy.noise_multiplier")
     epsilon(config.noise_multiplier, 1, config.delta)  # an error now, not after a round, if it cannot be counted
+    if isinstance(method.combine, NoisySum):
+        return method
+    refuse_other_than_mean(method, "privacy.noise_multiplier")
     return replace(method, combine=Noisy(config, config.clip, config.noise_multiplier, up, method.factors, asked))
 
 

@@ -2,8 +2,9 @@
 
 The changes come to the server as whole numbers under masks that cancel in their sum (``maths.masks``, ``wire.summed``).
 What the server makes of the sum is the adapter plus the mean change, of each group that the operator gives by itself.
-All clients count alike: how many items each has is not said. Here is what that is possible for; docs/security.md has
-the protocol.
+All clients count alike: how many items each has is not said. With ``privacy.noise_multiplier`` clients clip their own
+changes and add noise to them, so that the sum is private to the server as well. Here is what that is possible for;
+docs/security.md has the protocol.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import FederationConfig
 from capfl.errors import ConfigError
 from capfl.maths import masks
+from capfl.maths.privacy import epsilon
+from capfl.maths.shares import fewest_opened, threshold
 from capfl.methods.combine import WeightedMean
 from capfl.methods.method import Method
-from capfl.methods.robust import MEANS, refuse_no_mean, refuse_no_plain_mean
+from capfl.methods.robust import MEANS, refuse_no_mean, refuse_no_plain_mean, refuse_other_than_mean
 from capfl.types import ClientId
 from capfl.wire import Codec
 from capfl.wire.summed import BITS
@@ -40,6 +43,35 @@ class SecureMean(WeightedMean):
     @property
     def passes_one(self) -> bool:  # type: ignore[override]
         return False
+
+    def fewest(self, n: int) -> int:
+        """How many of the n clients that gave keys have to be in the sum."""
+        return max(FEWEST, threshold(n)) if self.shares else FEWEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisySum(SecureMean):
+    """As ``SecureMean``, of changes that each client clips and adds its share of noise to (``maths.discrete``).
+
+    The shares are so large that the fewest clients whose sum the server can learn have the whole noise. If nobody is
+    missing there is more of it: at most by a third, as standard deviations go.
+    """
+
+    config: PrivacyConfig
+    clip: float
+    noise: float
+    about = "mean of clipped changes, of which the server sees the sum with noise alone (secure aggregation)"
+
+    def fewest(self, n: int) -> int:
+        return max(FEWEST, threshold(n))
+
+    def counted(self, n: int) -> int:
+        """The clients whose noise is enough, of n that gave keys."""
+        return fewest_opened(n) if self.shares else self.fewest(n)
+
+    def epsilon(self, rounds: int) -> float:
+        """Of (epsilon, delta), for a client that took part in so many rounds."""
+        return epsilon(self.noise, rounds, self.config.delta)
 
 
 def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig, up: Codec) -> Method:
@@ -70,10 +102,7 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
             "leave one of them out"
         )
     if privacy.on:
-        raise ConfigError(
-            f"{_KEY}: privacy.noise_multiplier has the server clip single changes, which it does not see; leave one of "
-            "them out"
-        )
+        refuse_other_than_mean(replace(method, combine=WeightedMean()), "privacy.noise_multiplier")
     if up.values.name not in BITS:
         raise ConfigError(
             f"{_KEY}: values of {up.values.name} are no whole numbers that could be summed under masks; use "
@@ -90,7 +119,11 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
             "so there is no rest to carry over; use codec.compensation = unbiased (or off, with codec.mask = top)"
         )
     masks.require()
-    return replace(method, combine=SecureMean(step, privacy.secure_aggregation == "malicious-server"))
+    lying = privacy.secure_aggregation == "malicious-server"
+    if privacy.clip is None or privacy.noise_multiplier is None:
+        return replace(method, combine=SecureMean(step, lying))
+    noisy = NoisySum(step, lying, config=privacy, clip=privacy.clip, noise=privacy.noise_multiplier)
+    return replace(method, combine=noisy)
 
 
 def refuse_few(method: Method, clients: Sequence[ClientId], asked: int) -> None:

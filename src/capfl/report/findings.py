@@ -77,7 +77,7 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
     margin = _margin(list(pairs.values()))
     by = f"{apart(change, metric)}{'' if margin is None else f' ± {100 * margin:.1f}'}"
     by += f" by the {MODELS[model]} adapter against training alone, on average"
-    if margin is not None and abs(gain) <= margin:  # of 0 right answers, too, where the margin is 0
+    if margin is not None and abs(gain) <= margin:
         n_items = sum(row.n_test for row in rows)
         said = f"whether joining paid cannot be told from {n_items} test items ({by})"
     else:
@@ -99,16 +99,10 @@ def _names(clients: Sequence[str]) -> str:
 
 
 def _margin(pairs: Sequence[Pair]) -> float | None:
-    """Half the width of the 95 % interval of a mean difference of shares; None: perplexities have no such.
-
-    The two models' scores are taken for independent, as ``Pair.is_clearly_worse`` does, so it is rather too wide.
-    """
+    """Half the width of the 95 % interval of a mean difference of shares; None: perplexities have no such."""
     if not metrics.metric(pairs[0].metric).is_share:
         return None
-    variance = sum(
-        share * (1 - share) / n for one in pairs for share, n in zip((one.mine, one.alone), one.counts, strict=True)
-    )
-    return Z95 * math.sqrt(variance) / len(pairs)
+    return Z95 * math.sqrt(sum(one.variance for one in pairs)) / len(pairs)
 
 
 def _levels(summary: Summary, metric: str) -> list[str]:

@@ -74,18 +74,18 @@ def _done(records: Sequence[RoundRecord], config: Config) -> str:
 
 
 def _clients(records: Sequence[RoundRecord]) -> Table:
-    """A line for each client that has trained: its losses, and its bytes."""
-    losses: dict[ClientId, list[float]] = {}
+    """A line for each client that has trained: its losses, if they are known, and its bytes."""
+    losses: dict[ClientId, list[float | None]] = {}
     sent: dict[ClientId, dict[str, int]] = {}
     for record in records:
-        for client, loss in record.losses.items():
-            losses.setdefault(client, []).append(loss)
+        for client in record.clients:
+            losses.setdefault(client, []).append(record.losses.get(client))
         for entry in record.ledger:
             own = sent.setdefault(entry.client, {"up": 0, "down": 0})
             own[entry.direction] += entry.bytes
     groups: Mapping[ClientId, str] = records[-1].groups if records else {}
     rows = [
-        [client, groups.get(client, ""), str(len(own)), f"{own[0]:.3f}", f"{own[-1]:.3f}",
+        [client, groups.get(client, ""), str(len(own)), *("" if n is None else f"{n:.3f}" for n in (own[0], own[-1])),
          *(size(sent.get(client, {}).get(direction, 0)) for direction in ("up", "down"))]
         for client, own in sorted(losses.items())
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def _failures(records: Sequence[RoundRecord]) -> list[str]:
 
 def _figures(records: Sequence[RoundRecord]) -> dict[str, object]:
     found: dict[str, object] = dict(curves(records))
-    clients = len({client for record in records for client in record.losses})
+    clients = len({client for record in records for client in record.clients})
     for metric in records[-1].validation if records and clients else ():
         title = f"Validation of the shared adapters against bytes, {unit(metric)}"
         points = validations(records, clients, metric)

@@ -32,7 +32,7 @@ class Callback:
         """A method begins, with so many rounds done before, and a number of clients to train in each round."""
 
     def on_client(self, client: ClientId, loss: float) -> None:
-        """A client has trained; its mean loss, nats a token."""
+        """A client has trained; its mean loss, nats a token. Not called of clients that say none."""
 
     def on_round(self, record: RoundRecord) -> None:
         """A round is finished and on disk."""
@@ -101,14 +101,14 @@ class Printer(Callback):
         self._console = console
         self._bar = bar or Progress(disable=True)
         self._task = self._bar.add_task("", total=None, now="", visible=False)
-        self._method, self._rounds, self._bytes = "", 0, 0
+        self._method, self._rounds, self._visits, self._bytes = "", 0, 0, 0
         self._groups: dict[ClientId, str] = {}
 
     def on_note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def on_start(self, method: str, rounds: int, done: int, visits: int) -> None:
-        self._method, self._rounds, self._bytes, self._groups = method, rounds, 0, {}
+        self._method, self._rounds, self._visits, self._bytes, self._groups = method, rounds, visits, 0, {}
         self._start_bar(self._round(done + 1), rounds * visits, done * visits)
 
     def on_client(self, client: ClientId, loss: float) -> None:
@@ -116,7 +116,7 @@ class Printer(Callback):
 
     def on_round(self, record: RoundRecord) -> None:
         self._bytes += record.bytes_up + record.bytes_down
-        self._bar.update(self._task, description=self._round(record.round + 1))
+        self._bar.update(self._task, completed=record.round * self._visits, description=self._round(record.round + 1))
         self.on_note(f"{self._method} {round_line(record, self._rounds, self._bytes)}")
         groups = {client: name for client, name in record.groups.items() if name != EVERYBODY}
         if groups != self._groups:

@@ -221,7 +221,7 @@ class Summary:
         """Mean, worst client and spread of a model over the clients with one metric, or None without ``scores``.
 
         ``spread`` is the standard deviation over clients. ``ci95`` is half the width of the 95 % interval of ``mean``
-        that comes from the choice of test items alone (normal approximation, stratified by client), not from the seed.
+        that comes from the choice of test items alone (``variance_of``, stratified by client), not from the seed.
         Values between 0 and 1 vary at most as zeros and ones do, so it is rather too wide. A perplexity has none.
         """
         found, kind = self.scores(model, metric), metrics.metric(metric)
@@ -235,7 +235,7 @@ class Summary:
         }
         if kind.is_share:
             rows = zip(values, self.of_metric(metric), strict=True)
-            variance = sum(value * (1 - value) / row.count(model, metric) for value, row in rows)
+            variance = sum(variance_of(value, row.count(model, metric)) for value, row in rows)
             said["ci95"] = Z95 * math.sqrt(variance) / len(values)
         return said
 
@@ -319,6 +319,16 @@ def _first_line(error: Exception) -> str:
     return f"{error} is missing"
 
 
+def variance_of(share: float, n: int) -> float:
+    """Of a share of ``n`` items, with one more that is right and one more that is wrong.
+
+    So a client with all items right, or none, does not seem to be known for certain. Agresti and Caffo, Simple and
+    effective confidence intervals for proportions and differences of proportions, The American Statistician, 2000.
+    """
+    nearer = (n * share + 1) / (n + 2)
+    return nearer * (1 - nearer) / (n + 2)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A client's model beside training alone, by one metric, and how many values each of the two is the mean of."""
@@ -338,9 +348,12 @@ class Pair:
         """Worse by more than 1.96 standard errors of a difference of two shares; None: perplexities have no such."""
         if not metrics.metric(self.metric).is_share:
             return None
-        terms = zip((self.mine, self.alone), self.counts, strict=True)
-        error = math.sqrt(sum(share * (1 - share) / n for share, n in terms))
-        return -self.gain > Z95 * error
+        return -self.gain > Z95 * math.sqrt(self.variance)
+
+    @property
+    def variance(self) -> float:
+        """Of the difference of two shares, which are taken for independent, so it is rather too large."""
+        return variance_of(self.mine, self.counts[0]) + variance_of(self.alone, self.counts[1])
 
 
 def pair(row: ClientRow, model: str, metric: str, other: ClientRow, alone: str) -> Pair | None:

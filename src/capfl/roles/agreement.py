@@ -12,12 +12,14 @@ from torch import Tensor
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
+from capfl.maths.discrete import Draw
 from capfl.methods import Method, build
-from capfl.methods.secure import SecureMean, secure
+from capfl.methods.secure import NoisySum, SecureMean, secure
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
+from capfl.rng import stream
 from capfl.roles.door import Limits
-from capfl.types import Adapter, Group
+from capfl.types import Adapter, ClientId, Group
 from capfl.wire import (
     MODELS,
     Codec,
@@ -30,6 +32,7 @@ from capfl.wire import (
     schema_hash,
     up_codec,
 )  # fmt: skip
+from capfl.wire.noised import Noised
 from capfl.wire.summed import Summed
 from capfl.wire.totals import Totals
 
@@ -109,6 +112,17 @@ class Agreement:
         """Does that hold against a server that lies?"""
         return isinstance(self.method.combine, SecureMean) and self.method.combine.shares
 
+    def fewest(self, clients: int) -> int:
+        """How many of the clients that gave keys have to be in a sum."""
+        assert isinstance(self.method.combine, SecureMean)
+        return self.method.combine.fewest(clients)
+
+    def draw(self, own: Draw, round: int, client: ClientId) -> Draw:
+        """Where the random bytes of a client's noise come from: its ``own``, or those of the seed that a test has."""
+        combine = self.method.combine
+        seed = combine.config.seed if isinstance(combine, NoisySum) else None
+        return own if seed is None else stream(seed, "privacy", round, client).bytes
+
     def summed(self, round: int, number: int, clients: int, importance: Tensor | None = None) -> Summed:
         """How the updates of a round become numbers that can be summed.
 
@@ -121,7 +135,10 @@ class Agreement:
             WireError: they are too many.
         """
         names = self.method.factors.sent(round, self.initial)
-        part = {name: self.initial[name] for name in names}
+        part, combine = {name: self.initial[name] for name in names}, self.method.combine
+        if isinstance(combine, NoisySum):
+            counted = combine.counted(clients)
+            return Noised(self.up, part, self.initial, number, clients, combine.clip, combine.noise, counted)
         said = self.method.ranks.n_summed(sum(algebra.ranks(self.initial).values()))
         return Summed(self.up, part, self.initial, number, clients, importance, said)
 
@@ -208,7 +225,7 @@ def agreements(
             if name == "local" and not takes_steps:
                 method = replace(method, takes_home=Own())
             if name == "local" and isinstance(main.combine, SecureMean):  # no client says more in it
-                method = replace(method, combine=main.combine)
+                method = replace(method, combine=SecureMean(shares=main.combine.shares))
             made[name] = Agreement(method, codec, initial, base, seed, ("personal",), **measures)
     return made
 

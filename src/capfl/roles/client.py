@@ -182,7 +182,8 @@ def training(
         return encode_done(Done(message.round, trainer.client), agreement.up, agreement.schema), memory
     if agreement.secure:
         summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
-        whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory))
+        draw = agreement.draw(trainer.keyring.draw(), message.round, trainer.client)
+        whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory), draw)
         hidden = trainer.keyring.hide(whole, message, agreement.schema)
         return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
 
@@ -226,7 +227,8 @@ def open_masks(
         WireError: the request does not fit, or asks for more than that (``Keyring.open``).
     """
     message = _opened_secure(request, trainer, agreement)
-    secrets = trainer.keyring.open(message.round, message.gone)
+    ring = trainer.keyring
+    secrets = ring.open(message.round, message.gone, agreement.fewest(ring.clients))
     return encode_opened(Opened(message.round, trainer.client, secrets), agreement.up, agreement.schema), memory
 
 

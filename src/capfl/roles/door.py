@@ -86,7 +86,7 @@ def admit_mean(mean: Mean, agreement: Agreement) -> None:
     """
     agreement.method.ranks.check_mean(mean.ranks)
     limits = agreement.limits
-    if limits:
+    if limits and mean.steps is not None:  # otherwise it has noise, and reading the sum has bounded its length
         most = limits.train.steps or (limits.max_items and limits.train.steps_of(limits.max_items))
         steps = min(mean.steps, most or mean.steps)
         longest = limits.longest_of(steps, algebra.size(mean.change), agreement.up.gain)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import write_atomically
-from capfl.maths.masks import KEY, PrivateKey, Whole, masked, sealed, unsealed
-from capfl.maths.shares import SHARE, shared, threshold
+from capfl.maths.discrete import Draw
+from capfl.maths.masks import KEY, PrivateKey, Whole, masked, sealed, stream_of, unsealed
+from capfl.maths.shares import SHARE, shared
 from capfl.methods.secure import FEWEST
 from capfl.types import Broadcast, ClientId, Offer
 from capfl.wire.secure import write_cohort
@@ -53,6 +54,7 @@ class Keyring:
         """What is of one key."""
         self._cohort: tuple[Offer, ...] = ()
         self._own_mask = b""
+        self._random = os.urandom(KEY)  # of the noise on the update: the same if it is asked for again
         self._dealt: list[bytes] = []  # this client's shares, sealed, in the order of the others
         self._shares: dict[ClientId, bytes] = {}  # of each client: of its key and of its own mask, one after the other
         self._hidden: tuple[bytes, bytes] | None = None  # digest of the update, and context of the secrets
@@ -146,11 +148,19 @@ class Keyring:
         own = [(self._own_mask, 1)] if self._own_mask else []
         return masked(whole, pairs + own)
 
+    def draw(self) -> Draw:
+        """Random bytes that nobody else knows, of the round's key: the same from the beginning whenever they are asked
+        for, so that an update that is made again is the same one."""
+        return stream_of(self._random)
+
     # -- after training --------------------------------------------------------------------------------
 
-    def open(self, round: int, gone: Sequence[ClientId]) -> dict[ClientId, bytes]:
+    def open(self, round: int, gone: Sequence[ClientId], fewest: int) -> dict[ClientId, bytes]:
         """The secrets that the client shares with those of its sum who have not answered; or, against a malicious
         server, of everybody a share: of the key of those who have not answered, and of the own mask of the others.
+
+        Args:
+            fewest: so many have to be in the sum that it opens.
 
         Raises:
             WireError: it has hidden nothing in this round, the others that are left are too few, or it was asked about
@@ -162,7 +172,7 @@ class Keyring:
         others = {one.client: one for one in self._others}
         if not set(gone) <= others.keys() or not (gone or self._box) or self._opened not in (None, tuple(gone)):
             raise WireError("these are not clients whose masks this client opens")
-        left, fewest = self.clients - len(gone), threshold(self.clients) if self._box else FEWEST
+        left = self.clients - len(gone)
         if left < fewest:
             raise WireError(f"the sum of {left} of {self.clients} clients would be opened, {fewest} are the fewest")
         if self._box and round > self._last:

@@ -7,8 +7,7 @@ from typing import Generic, TypeVar
 
 from capfl.errors import WireError
 from capfl.maths.masks import KEY, PrivateKey, Whole, masked
-from capfl.maths.shares import SHARE, joined, threshold
-from capfl.methods.secure import FEWEST
+from capfl.maths.shares import SHARE, joined
 from capfl.roles.agreement import Agreement
 from capfl.roles.keyring import context_of, sign_of
 from capfl.roles.server import check_sender
@@ -49,7 +48,7 @@ class MaskedSum(Generic[Summable]):
         self.present: list[ClientId] = []
         self.dealt: dict[ClientId, Sequence[bytes]] = {}
         self._shares = agreement.shares
-        self.fewest = max(FEWEST, threshold(len(self.cohort))) if self._shares else FEWEST
+        self.fewest = agreement.fewest(len(self.cohort))
         self._context = context_of(agreement.schema, state.round + 1, state.version)
         self._total: Whole | None = None
         self._opened: dict[ClientId, Mapping[ClientId, bytes]] = {}

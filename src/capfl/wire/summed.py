@@ -14,17 +14,19 @@ in whole numbers of a unit as well.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import TrainingError, WireError
+from capfl.maths.discrete import Draw
 from capfl.maths.masks import NUMBER, WIDEST, Whole, kind_of
 from capfl.types import Adapter
 from capfl.wire.budget import write_importance
 from capfl.wire.codec import Codec
-from capfl.wire.layout import Ints, Layout
+from capfl.wire.layout import Floats, Ints, Layout
 from capfl.wire.scales import Doubles
 from capfl.wire.values import Groups
 
@@ -39,11 +41,14 @@ BESIDE = 2  # numbers that are no scales: loss and steps
 
 @dataclass(frozen=True)
 class Mean:
-    """What a sum says of its clients together: the mean of their changes, of their losses and of their steps."""
+    """What a sum says of its clients together: the mean of their changes, of their losses and of their steps.
+
+    Where noise is on the changes, nothing else is said.
+    """
 
     change: Adapter
-    loss: float  # nats a token
-    steps: float
+    loss: float | None = None  # nats a token
+    steps: float | None = None
     ranks: Doubles = field(default_factory=lambda: np.zeros(0))  # (m,): of what they say of their ranks
 
 
@@ -80,9 +85,13 @@ class Summed:
         self._kept = codec.common(self._layout, whole, number, self._coded)
         self._ranks = Groups.of(self._kept, self._layout.rank_starts)
         self._levels = 2 ** BITS[codec.values.name]
-        self.width = (clients * (self._levels - 1)).bit_length()
-        if self.width > WIDEST:
-            raise WireError(f"a sum of {clients} clients takes {self.width} bits a value, {WIDEST} at most")
+        self._fit((clients * (self._levels - 1)).bit_length())
+
+    def _fit(self, width: int) -> None:
+        """Take so many bits a value."""
+        if width > WIDEST:
+            raise WireError(f"a sum of {self.clients} clients takes {width} bits a value, {WIDEST} at most")
+        self.width = width
 
     @property
     def n_values(self) -> int:
@@ -92,18 +101,20 @@ class Summed:
     def n_numbers(self) -> int:
         return len(self._ranks.first) + self._said + BESIDE
 
-    def whole(self, change: Adapter, loss: float, steps: int, ranks: npt.ArrayLike = ()) -> Whole:
+    def whole(
+        self, change: Adapter, loss: float, steps: int, ranks: npt.ArrayLike = (), draw: Draw = os.urandom
+    ) -> Whole:
         """One client's update.
 
         Args:
             ranks: (m,), from 0 on: what it says of its ranks.
+            draw: of noise; here there is none.
 
         Raises:
             WireError: a value is not finite.
             TrainingError: a scale or the loss is too large for a number of 32 bits to hold the sum.
         """
-        flat, _, _ = self._codec.select(change, self._template, self._number, self._coded)
-        values, half = flat[self._kept], self._levels // 2
+        values, half = self._selected(change), self._levels // 2
         scales, levels = np.zeros(len(self._ranks.first)), np.empty(len(values), np.uint8)
         for own, rows in self._ranks.blocks():
             first, counts = self._ranks.first[own] - rows.start, self._ranks.counts[own]
@@ -124,6 +135,18 @@ class Summed:
             )
         return Whole(levels.astype(kind_of(self.width)), self.width, np.array(numbers).astype(np.uint32))
 
+    def _selected(self, change: Adapter) -> Floats:
+        """The values (n_values,) of a change that travel. Raises WireError: as ``whole``."""
+        flat, _, _ = self._codec.select(change, self._template, self._number, self._coded)
+        selected: Floats = flat[self._kept]
+        return selected
+
+    def _adapter(self, values: npt.NDArray[np.float64]) -> Adapter:
+        """The change whose values that travel, (n_values,), are these. All others are zero."""
+        flat = np.zeros(self._layout.size, np.float32)
+        flat[self._kept] = values
+        return self._layout.unflatten(flat)
+
     def _scale(self, magnitude: Doubles, first: Ints, counts: Ints) -> Doubles:
         """The scale of every rank: half the distance between two levels."""
         if self._levels > 2:
@@ -142,15 +165,16 @@ class Summed:
             WireError: no numbers of so many clients sum to this: somebody has sent others, or a mask is left.
         """
         most = clients * (self._levels - 1)
-        if (len(total.values), total.width, len(total.numbers)) != (self.n_values, self.width, self.n_numbers):
-            raise WireError("a sum has other numbers than the updates of this round")
+        self._require_shape(total)
         if (total.values > most).any():
             raise WireError(f"a sum of {clients} clients has {total.values.max()} where {most} is the most")
         scales, ranks = np.split(total.numbers[:-BESIDE].astype(np.float64), [len(self._ranks.first)])
         units = (2.0 * total.values - most) / clients
-        flat = np.zeros(self._layout.size, np.float32)
-        flat[self._kept] = np.repeat(scales * (UNIT / clients), self._ranks.counts) * units
+        change = self._adapter(np.repeat(scales * (UNIT / clients), self._ranks.counts) * units)
         loss, steps = (int(n) for n in total.numbers[-BESIDE:])
-        return Mean(
-            self._layout.unflatten(flat), loss * OF_LOSS / clients, steps / clients, ranks * (OF_RANKS / clients)
-        )
+        return Mean(change, loss * OF_LOSS / clients, steps / clients, ranks * (OF_RANKS / clients))
+
+    def _require_shape(self, total: Whole) -> None:
+        """Raises WireError: these are other numbers."""
+        if (len(total.values), total.width, len(total.numbers)) != (self.n_values, self.width, self.n_numbers):
+            raise WireError("a sum has other numbers than the updates of this round")

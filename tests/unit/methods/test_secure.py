@@ -8,11 +8,13 @@ import torch
 from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.errors import ConfigError
+from capfl.maths.privacy import epsilon
 from capfl.methods import METHODS, Method, build
-from capfl.methods.secure import SecureMean, refuse_few, secure
+from capfl.methods.private import private
+from capfl.methods.secure import NoisySum, SecureMean, refuse_few, secure
 from capfl.wire import up_codec
 from fake import initial
-from masked import ON, SKIP, TERNARY, ids, steps
+from masked import LYING, ON, SKIP, TERNARY, ids, noisy, steps
 
 
 def made(
@@ -51,13 +53,30 @@ def test_methods_that_it_can_be_had_with(method: str) -> None:
         ({"mask": "top", "compensation": "off"}, "every client sends other elements.*use codec.mask = random"),
         ({"compensation": "feedback"}, "no rest to carry over; use codec.compensation"),
         ({"federation": FederationConfig(robust="clip")}, "robust = clip compares single changes.*leave one of them"),
-        ({"privacy": ON.model_copy(update={"clip": 1.0, "noise_multiplier": 1.0})}, "leave one of them out"),
     ],
 )
 def test_settings_that_it_cannot_be_had_with(settings: dict[str, object], reason: str) -> None:
     with pytest.raises(ConfigError, match=rf"^privacy\.secure_aggregation: .*{reason}"):
         made(**settings)  # type: ignore[arg-type]
     made(mask="top", density=1, compensation="off")
+
+
+def test_with_noise_of_the_clients_own() -> None:
+    """The server adds none then. The fewest whose sum it can learn have enough, whether it lies or not."""
+    method = made(privacy=noisy())
+    assert private(method, noisy(), up_codec(TERNARY, 3), 30, 30) is method
+    with pytest.raises(ConfigError, match=r"^privacy\.delta: .* 100000 clients"):
+        private(method, noisy(), up_codec(TERNARY, 3), 100_000, 30)
+    honest, lying = method.combine, made(privacy=noisy(LYING)).combine
+    assert isinstance(honest, NoisySum)
+    assert isinstance(lying, NoisySum)
+    assert [(honest.fewest(n), honest.counted(n), lying.counted(n)) for n in (3, 4, 7, 30)] == [
+        (3, 3, 3), (3, 3, 3), (5, 5, 5), (21, 21, 18)
+    ]  # fmt: skip
+    assert honest.epsilon(4) == epsilon(1.0, 4, 1e-5)
+    peers = MethodConfig(name="ca-pfl", turns=1, peers=dict.fromkeys(ids(3), "a"))
+    with pytest.raises(ConfigError, match=r"^privacy\.noise_multiplier: clients of ca-pfl say more than .*use fedit"):
+        secure(build(peers), noisy(), SKIP, up_codec(TERNARY, 3))
 
 
 def test_in_turn_and_of_two_there_is_nothing_to_hide_among() -> None:
