@@ -1,6 +1,7 @@
-"""What secure aggregation costs a client in a round: seconds of cryptography, bytes, and with privacy more noise.
+"""What secure aggregation costs a client and the server in a round: seconds, a client's bytes, and more noise.
 
-    python benchmarks/secure.py [--repeats 5] [--parts time,bytes,noise] [--json docs/results/secure.json]
+    python benchmarks/secure.py [--repeats 5] [--parts time,server,bytes,noise]
+        [--json docs/results/secure.json]
 
 Seconds of the processor, on one thread, of one client of a sum, for an adapter of 2.3 million parameters (the shapes of
 Llama-3.2-3B with r = 8 on q_proj and v_proj). They are those of the code that clients run (``roles.keyring``), step by
@@ -14,6 +15,13 @@ step, the median of the repeats, each with keys of its own:
 
 Training, quantising and packing are there without masks as well, and are not among them.
 
+The server's seconds are of one sum of 30 clients of whom none, one or two have not answered: those of the code that the
+server runs (``roles.sums``), from masked updates as they come to the mean change:
+
+- ``read``: to unpack 28 to 30 messages and add them up;
+- ``open``: to put secrets together from shares, agree on those of pairs, and take the masks out that are left;
+- ``mean``: to make an adapter of the sum.
+
 Bytes of a client and round, as ``capfl plan`` counts them (the third round; all answer), for an adapter of 488,448
 parameters (SmolLM2, six layers, r = 8 on all linear layers) and for the one above. ``values`` are those of the values
 alone: as many as the density says, of ceil(log2(n (L - 1) + 1)) bits each.
@@ -26,11 +34,12 @@ clips and adds the noise. The small adapter at density 0.2; norms over all value
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,9 +58,11 @@ from capfl.plan.traffic import measure
 from capfl.rng import stream
 from capfl.roles.agreement import Agreement
 from capfl.roles.keyring import Keyring
+from capfl.roles.sums import MaskedSum, read_masked
 from capfl.types import Adapter, Broadcast
 from capfl.wire import up_codec
 from capfl.wire.noised import Noised
+from capfl.wire.secure import Masked, Opened, encode_masked
 from codec import llama_adapter
 
 CODECS = {
@@ -63,6 +74,7 @@ TABLE = {f"one bit, density {name}": CodecConfig(density=d) for name, d in (("1/
 SERVERS = ("honest-server", "malicious-server")
 CLIENTS = (3, 7, 15, 30)
 IDS = [f"site{i:02d}" for i in range(max(CLIENTS))]
+GONE = (0, 1, 2)  # clients that have given a key and no update
 
 
 def small_adapter() -> Adapter:
@@ -79,39 +91,85 @@ def agreement_for(server: str, codec: CodecConfig, adapter: Adapter, **noise: fl
     return Agreement(method, codec, adapter)
 
 
+@contextmanager
+def timed(took: dict[str, float], step: str) -> Iterator[None]:
+    """Adds seconds of the processor, on this thread."""
+    began = time.thread_time()
+    yield
+    took[step] += time.thread_time() - began
+
+
 def seconds(agreement: Agreement, n: int, proof: Path) -> dict[str, float]:
     """Of each step of one client of n, for one round."""
     clients, schema, took = IDS[:n], agreement.schema, dict.fromkeys(("keys", "masks", "open"), 0.0)
     me = clients[n // 2]
     others = [c for c in clients if c != me]
 
-    @contextmanager
-    def timed(step: str) -> Iterator[None]:
-        began = time.thread_time()
-        yield
-        took[step] += time.thread_time() - began
-
     rings = {c: Keyring(signer(proof / f"{c}.key"), verifier(proof)) for c in clients}
     offers = {c: rings[c].offer(1, c, schema, agreement.shares) for c in others}
-    with timed("keys"):
+    with timed(took, "keys"):
         offers[me] = rings[me].offer(1, me, schema, agreement.shares)
     request = Broadcast(1, me, 0, None, (), cohort=tuple(offers[c] for c in clients))
     if agreement.shares:
         dealt = {c: rings[c].deal(request, schema) for c in others}
-        with timed("keys"):
+        with timed(took, "keys"):
             rings[me].deal(request, schema)
         boxes = tuple(dealt[c][[one for one in clients if one != c].index(me)] for c in others)
         request = Broadcast(1, me, 0, None, (), shares=boxes)
     to_sum = agreement.summed(1, 1, n)
     values, numbers = np.ones(to_sum.n_values, kind_of(to_sum.width)), np.ones(to_sum.n_numbers, np.uint32)
-    with timed("keys"):
+    with timed(took, "keys"):
         rings[me].check(request, schema)
-    with timed("masks"):
+    with timed(took, "masks"):
         rings[me].hide(Whole(values, to_sum.width, numbers), request, schema)
     if n > 3 or agreement.shares:
-        with timed("open"):
+        with timed(took, "open"):
             rings[me].open(1, [] if agreement.shares else [others[0]], agreement.fewest(n))
     return took
+
+
+def server_seconds(agreement: Agreement) -> dict[int, dict[str, float]]:
+    """Of each step of the server, by how many have gone, for one round of all clients."""
+    schema, state = agreement.schema, agreement.method.start(agreement.initial, IDS)
+    rings = {c: Keyring() for c in IDS}
+    cohort = tuple(rings[c].offer(1, c, schema, agreement.shares) for c in IDS)
+    to_sum = agreement.summed(1, 1, len(IDS))
+    all_keys = MaskedSum(cohort, to_sum, state, agreement)
+    if agreement.shares:
+        for c in IDS:
+            all_keys.dealt[c] = rings[c].deal(Broadcast(1, c, 0, None, (), cohort=cohort), schema)
+    values, numbers = np.ones(to_sum.n_values, kind_of(to_sum.width)), np.ones(to_sum.n_numbers, np.uint32)
+    replies = {}
+    for c in IDS:
+        given = {"shares": all_keys.shares_for(c)} if agreement.shares else {"cohort": cohort}
+        request = Broadcast(1, c, 0, None, (), **given)
+        rings[c].check(request, schema)
+        hidden = rings[c].hide(Whole(values, to_sum.width, numbers), request, schema)
+        replies[c] = encode_masked(Masked(1, c, hidden), agreement.up, schema)
+
+    found = {}
+    for gone in GONE:
+        own, took = MaskedSum(cohort, to_sum, state, agreement), dict.fromkeys(("read", "open", "mean"), 0.0)
+        with timed(took, "read"):
+            for c in IDS[gone:]:
+                own.add(read_masked(replies[c], c, state, agreement, own)[0])
+        if own.needs_opening:
+            for c in own.present:  # a client opens one sum alone, so it is asked on a copy of what it knows
+                own.open(Opened(1, c, copy.copy(rings[c]).open(1, own.gone, own.fewest)))
+        with timed(took, "open"):
+            total = own.total()
+        with timed(took, "mean"):
+            to_sum.mean(total, len(own.present))
+        assert (total.values == len(own.present)).all()
+        found[gone] = took
+    return found
+
+
+def in_milliseconds(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of the total and of each step."""
+    steps = {step: statistics.median(run[step] for run in runs) for step in runs[0]}
+    total = statistics.median(sum(run.values()) for run in runs)
+    return {step: round(1e3 * value, 1) for step, value in ({"total": total} | steps).items()}
 
 
 def sizes(agreement: Agreement, n: int) -> dict[str, int]:
@@ -168,11 +226,12 @@ def _sum(parts: list[Adapter]) -> Adapter:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--parts", default="time,bytes,noise")
+    parser.add_argument("--parts", default="time,server,bytes,noise")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    parts, large, rows, found, noise = given.parts.split(","), llama_adapter(0), [], [], []
+    parts, large = given.parts.split(","), llama_adapter(0)
+    rows, of_server, found, noise = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         make_keys(Path(folder), IDS, [])
         for server in SERVERS if "time" in parts else ():
@@ -180,11 +239,15 @@ def main() -> None:
                 agreement = agreement_for(server, codec, large)
                 for n in CLIENTS:
                     runs = [seconds(agreement, n, Path(folder) / "nodes") for _ in range(given.repeats)]
-                    steps = {step: statistics.median(run[step] for run in runs) for step in runs[0]}
-                    total = statistics.median(sum(run.values()) for run in runs)
-                    took = {step: round(1e3 * value, 1) for step, value in ({"total": total} | steps).items()}
-                    rows.append({"server": server, "codec": name, "clients": n} | took)
+                    rows.append({"server": server, "codec": name, "clients": n} | in_milliseconds(runs))
                     print(rows[-1], flush=True)
+    for server in SERVERS if "server" in parts else ():
+        for name, codec in CODECS.items():
+            rounds = [server_seconds(agreement_for(server, codec, large)) for _ in range(given.repeats)]
+            for gone in GONE:
+                took = in_milliseconds([one[gone] for one in rounds])
+                of_server.append({"server": server, "codec": name, "clients": len(IDS), "gone": gone} | took)
+                print(of_server[-1], flush=True)
     for adapter, codecs in ((small_adapter(), TABLE), (large, CODECS)) if "bytes" in parts else ():
         for server in SERVERS:
             for name, codec in codecs.items():
@@ -196,8 +259,10 @@ def main() -> None:
         noise.append(row)
         print(row, flush=True)
     if given.json:
-        told = {"milliseconds": rows, "bytes": found, "noise": noise}
-        given.json.write_text(json.dumps({name: of for name, of in told.items() if of}, indent=1) + "\n")
+        told = {"milliseconds": rows, "of_server": of_server, "bytes": found, "noise": noise}
+        before = json.loads(given.json.read_text()) if given.json.is_file() else {}  # of parts that were not asked for
+        made = before | {name: of for name, of in told.items() if of}
+        given.json.write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

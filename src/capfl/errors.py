@@ -19,6 +19,8 @@ PUBLIC = {
     "the site's own log says which",
     "version": "the site no longer has the version of the adapter that the request builds on",
     "training": "training went wrong at the site, often for a learning rate that is too high; its own log says how",
+    "run": "the site does not take part in this run, because its operator has not allowed it (capfl flower node --run "
+    "NAME) or another of this name has begun there; the site's own log says which",
     "checkpoint": "the site cannot read or write its state of this run; the site's own log says why",
 }
 
@@ -63,6 +65,12 @@ class TrainingError(CapflError):
     """Local training went wrong (a loss that is not finite)."""
 
     code = "training"
+
+
+class RunError(CapflError):
+    """A site takes no part in a run that its operator has not allowed."""
+
+    code = "run"
 
 
 class CheckpointError(CapflError):

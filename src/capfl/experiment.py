@@ -120,9 +120,13 @@ def _guarded(config: Config, main: Agreement, clients: Sequence[ClientId], remot
     asked = sample_size(len(clients), config.federation.fraction)
     refuse_few(main.method, clients, asked)
     if main.secure and remote and config.evaluation.every:
+        waits = (
+            ", leave evaluation.patience out, and say by federation.rounds when the run ends (with evaluation.keep = "
+            "best each client keeps the best of its own models all the same)"
+        )
         raise ConfigError(
             "privacy.secure_aggregation: after each round every client would say how well the adapter does on its own "
-            "validation items; set evaluation.every to 0"
+            f"validation items; set evaluation.every to 0{waits if config.evaluation.patience else ''}"
         )
     if main.secure and config.runtime.workers > 1:
         raise ConfigError(

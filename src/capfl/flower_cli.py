@@ -77,6 +77,15 @@ _Peers = Annotated[
     Path | None,
     typer.Option(help="public keys of all nodes, CLIENT.pub, which secure aggregation checks", metavar="DIR"),
 ]
+_Runs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run",
+        help="a run that it takes part in: NAME of --out runs/NAME, or the name that the run shows; once for each. "
+        "Without it: every run of its server, but for those with malicious-server",
+        metavar="NAME",
+    ),
+]
 
 
 @app.command()
@@ -88,6 +97,7 @@ def doctor(
     key: _Key,
     state: _State = None,
     peers: _Peers = None,
+    runs: _Runs = None,
     sets: Sets = None,
 ) -> None:
     """See whether a site can join before it does: takes what `node` takes, and starts nothing."""
@@ -95,7 +105,7 @@ def doctor(
         from capfl.engines.flower.doctor import examine
 
         place, failed = state or STATE / "nodes" / client, False
-        for one in examine(client, server, data, place, certificate, key, peers, _own(sets or [])):
+        for one in examine(client, server, data, place, certificate, key, peers, runs or [], _own(sets or [])):
             said = printable(one.said).replace("\n", f"\n{'':8}")
             typer.echo(f"{one.kind:8}{one.what}: {said}")
             failed |= one.kind == "failed"
@@ -112,6 +122,7 @@ def node(
     key: _Key,
     state: _State = None,
     peers: _Peers = None,
+    runs: _Runs = None,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
@@ -119,7 +130,7 @@ def node(
         from capfl.engines.flower.node import run_node
 
         place = state or STATE / "nodes" / client
-        run_node(client, server, data, place, certificate, key, peers, _own(sets or []), typer.echo)
+        run_node(client, server, data, place, certificate, key, peers, runs or [], _own(sets or []), typer.echo)
 
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand)

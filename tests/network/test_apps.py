@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -58,6 +59,7 @@ class Apps(FakeGrid):
     Args:
         accidents: what happens, once, to a message: its request arrives "twice", its reply is "lost", or in its place
             comes that of the round before ("late"); or a function that is called before the request arrives.
+        runs: names of those that sites take part in.
     """
 
     def __init__(
@@ -66,13 +68,18 @@ class Apps(FakeGrid):
         files: Mapping[str, Path],
         state: Path,
         accidents: Mapping[About, str | Callable[[], object]],
+        runs: str = "",
     ) -> None:
         super().__init__({client: lambda request: None for client in files})
         for client in files:
             (state / client).mkdir(parents=True, exist_ok=True)  # a node does that
         given = {
             client: {"client": client, "data": str(path), "state": str(state / client)}
-            | {"key": str(state.parent / "keys/nodes" / f"{client}.key"), "peers": str(state.parent / "keys/nodes")}
+            | {
+                "key": str(state.parent / "keys/nodes" / f"{client}.key"),
+                "peers": str(state.parent / "keys/nodes"),
+                "runs": runs,
+            }
             for client, path in files.items()
         }
         self.contexts = {c: Context(1, 1, given[c], RecordDict(), {"config": to_toml(config)}) for c in files}
@@ -113,9 +120,10 @@ class Place:
         accidents: Mapping[About, str | Callable[[], object]] | None = None,
         again: bool = False,
         theirs: Config | None = None,
+        runs: str = "",
     ) -> Summary:
         """A run over the apps; the sites may be given ``theirs``, another config."""
-        grid = Apps(theirs or config, self.files, self.sites, accidents or {})
+        grid = Apps(theirs or config, self.files, self.sites, accidents or {}, runs)
         return serve(grid, sorted(self.files), config, again, Patience(60, 0), Callback())[0]
 
     def records(self) -> list[RoundRecord]:
@@ -189,6 +197,7 @@ def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     signing = partial(Keyring, lambda data: bytes(96), lambda offer, data: None)  # as nodes do
     monkeypatch.setattr("capfl.engines.serial.Keyring", signing)
     changes: dict[str, Any] = {"privacy__secure_aggregation": f"{server}-server", "evaluation__every": 0} | SKIP
+    changes["evaluation__keep"] = "best" if server == "malicious" else "last"  # on a client's own validation items
     place = Place(tmp_path, more=2)
     peers = {client: "a" for client in place.files if client != "x1"}
     changes |= noise or {"method__name": "ca-pfl", "method__turns": 1, "method__peers": peers}
@@ -196,7 +205,7 @@ def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
     lost: set[About] = {("train", "south", 1), ("keys", "west", 2)}
     twice = {(kind, "north", 1): "twice" for kind in ("keys", "shares", "train", "open")}
     one, whole = run(place.config("serial", **changes), losing(lost))
-    two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice)
+    two = place.run(place.config(**changes), dict.fromkeys(lost, "lost") | twice, runs="nodes")
     present = [record.clients for record in place.records()]
     assert present == [("north", "west", "x0", "x1"), ("north", "south", "x0", "x1")]
     assert [row.id for row in two.rows] == ["all clients"]
@@ -207,6 +216,34 @@ def test_sums_under_masks_over_nodes_are_those_of_the_serial_run(
         assert bits(own / "adapter") == bits(whole / "adapters" / "clients" / client)
         opened = own / "opened.ca-pfl"  # the scores are summed in round 3
         assert opened.read_text() == "3" if server == "malicious" else not opened.exists()
+
+
+def test_a_site_takes_part_in_one_run_of_a_name_that_it_allows(
+    place: Place, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And goes on with that one. Both sides are told why not, its operator once for each run."""
+    short: dict[str, object] = {"federation__rounds": 1}
+    place.run(place.config("winter", **short), runs="winter")
+    shutil.rmtree(place.sites / "north" / "runs")  # which makes no room for another
+    for out, said in [("again/winter", "is another than winter-"), ("summer", "is none that this node takes part in")]:
+        with pytest.raises(ClientError, match=re.escape(public("run"))):
+            place.run(place.config(out, **short, federation__on_failure="retry"), runs="winter")
+        (told,) = [line for line in capsys.readouterr().out.splitlines() if "takes no part in a run" in line]
+        assert said in told
+        assert said in caplog.text
+    (whole,) = (place.sites / "north" / "runs.txt").read_text().split()
+    assert not list(place.sites.glob("north/runs/*"))
+    assert whole.startswith("winter-")
+
+
+def test_a_site_that_names_no_run_takes_part_in_none_with_a_malicious_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path)
+    make_keys(tmp_path / "keys", sorted(place.files), [])
+    with pytest.raises(ClientError, match=re.escape(public("run"))):
+        place.run(place.config(privacy__secure_aggregation="malicious-server", evaluation__every=0))
+    assert "start the node with --run NAME" in caplog.text
 
 
 def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(

@@ -78,7 +78,7 @@ def test_neither_side_starts_with_a_certificate_that_has_ended(tmp_path: Path, m
     for start in (
         lambda: run_server(tmp_path / "home", "127.0.0.1", 8443, path.parent, print),
         lambda: run_node(
-            "north", "x:1", data, tmp_path / "state", path, path.parent / "nodes/north.key", None, {}, print
+            "north", "x:1", data, tmp_path / "state", path, path.parent / "nodes/north.key", None, [], {}, print
         ),
     ):
         with pytest.raises(ConfigError, match=r"server\.crt has expired on"):

@@ -67,12 +67,13 @@ def examined(folder: Path, address: str, tmp_path: Path, **changes: object) -> t
 
 
 def test_all_is_well_and_nothing_is_written(folder: Path, address: str, tmp_path: Path) -> None:
-    code, found = examined(folder, address, tmp_path, peers=folder / "nodes")
-    checks = ["packages", "client", "certificate", "key", "peers", "server", "clock", "disk", "model", "data"]
+    code, found = examined(folder, address, tmp_path, peers=folder / "nodes", run="winter")
+    checks = ["packages", "client", "certificate", "key", "peers", "runs", "server", "clock", "disk", "model", "data"]
     assert list(found) == checks
     assert {kind for kind, _ in found.values()} == {"ok"}, found
     assert code == 0
     assert found["peers"][1] == "public keys of north, south"
+    assert found["runs"][1] == "takes part in winter (not begun), and in no other run"
     assert not (tmp_path / "state").exists()
 
 
@@ -88,6 +89,7 @@ def test_each_fault_is_said_with_its_remedy_and_the_others_are_looked_at(
         "client": ({"client": "../x"}, "is no client id"),
         "key": ({"key": folder / "nodes/north.pub"}, "is no key of capfl flower keys"),
         "peers": ({"peers": tmp_path}, "get CLIENT.pub from every other site"),
+        "runs": ({"run": "runs/winter"}, "give the last part of the folder"),
         "server": ({"server": nobody}, "is the server running there, and is its port open"),
         "disk": ({"state": tmp_path / "file" / "state"}, "cannot be written to; give another --state"),
         "model": ({"set": "model.path=./gone"}, "there is no folder ./gone"),
@@ -118,7 +120,8 @@ def test_what_will_be_a_fault_is_a_warning(
     own.chmod(0o644)
     with locked(tmp_path / "state"):
         _, found = examined(folder, address, tmp_path, certificate=tmp_path / "soon/server.crt", key=own)
-    assert {found[what][0] for what in ("certificate", "key", "disk")} == {"warning"}
+    assert {found[what][0] for what in ("certificate", "key", "runs", "disk")} == {"warning"}
+    assert "takes part in every run that its server starts, but for those with malicious-server" in found["runs"][1]
     assert "expires in 19 days" in found["certificate"][1]
     assert f"chmod 600 {own}" in found["key"][1]
     assert "a node is running with it" in found["disk"][1]

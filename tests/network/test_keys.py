@@ -84,7 +84,7 @@ def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:
             make_keys(tmp_path / "keys", [name], [])
         place = tmp_path / "keys"
         with pytest.raises(ConfigError, match=r"^--client: .* is no client id; begin with"):
-            run_node(name, "localhost:8443", place, place, place, place, None, {}, print)
+            run_node(name, "localhost:8443", place, place, place, place, None, [], {}, print)
     assert not (tmp_path / "keys").exists()
     (one,) = make_keys(tmp_path / "keys", ["x" * 100], [])[2:3]
     assert one.name == "x" * 100 + ".key"
@@ -122,14 +122,14 @@ def test_a_node_with_something_else_for_a_key_does_not_start(folder: Path, tmp_p
         (nodes / "none.key", r"none\.key: there is no such file"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            run_node("north", "localhost:8443", folder, tmp_path / "state", certificate, key, None, {}, print)
+            run_node("north", "localhost:8443", folder, tmp_path / "state", certificate, key, None, [], {}, print)
     assert not (tmp_path / "state").exists()
 
 
 def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:
     certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
     with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
-        run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", {}, print)
+        run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", [], {}, print)
 
 
 def test_a_second_node_or_server_of_one_folder_is_refused(
@@ -153,6 +153,7 @@ def test_a_second_node_or_server_of_one_folder_is_refused(
                 folder / "server.crt",
                 folder / "nodes/north.key",
                 None,
+                [],
                 {},
                 print,
             ),

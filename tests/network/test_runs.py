@@ -14,6 +14,8 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 from capfl.config import to_toml
 from capfl.engines.flower import runs
 from capfl.engines.flower.runs import Connection, follow
+from capfl.errors import ConfigError
+from capfl.experiment import check_remote
 from commands import refused
 from sites import SIZES, config_for
 
@@ -27,7 +29,11 @@ SECURE: dict[str, object] = {"privacy__secure_aggregation": "honest-server"}
         ({"method__name": "centralised"}, "which sites of their own do not give"),
         ({"model__path": "./gone"}, "there is no folder ./gone"),
         ({"runtime__workers": 2, "runtime__cache": "off"}, "clients elsewhere work on their own machines"),
-        (SECURE | {"evaluation__every": 1}, "set evaluation.every to 0"),
+        (SECURE | {"evaluation__every": 1}, "set evaluation.every to 0\n"),
+        (
+            SECURE | {"evaluation__every": 1, "evaluation__patience": 1},
+            "set evaluation.every to 0, leave evaluation.pat",
+        ),
         (
             SECURE | {"method__name": "ca-pfl", "method__turns": 1, "method__peers": {"north": "a", "south": "a"}},
             "method.peers has north and south alone in group 'a'",
@@ -42,6 +48,15 @@ def test_what_cannot_be_run_is_said_before_the_server_is_asked(
     config = config_for(tmp_path / "run", {client: tmp_path / f"{client}.jsonl" for client in SIZES}, **changes)
     (tmp_path / "own.toml").write_text(to_toml(config))
     assert said in refused("flower", "run", tmp_path / "own.toml", "--home", tmp_path)
+
+
+def test_what_is_said_of_patience_with_secure_aggregation_can_be_done(tmp_path: Path) -> None:
+    files = {client: tmp_path / f"{client}.jsonl" for client in SIZES}
+    wanted: dict[str, object] = SECURE | {"evaluation__every": 1, "evaluation__patience": 1}
+    with pytest.raises(ConfigError, match=r"leave evaluation\.patience out, and say by"):
+        check_remote(config_for(tmp_path / "run", files, **wanted), sorted(SIZES))
+    instead: dict[str, object] = SECURE | {"evaluation__every": 0, "evaluation__keep": "best"}
+    check_remote(config_for(tmp_path / "run", files, **instead), sorted(SIZES))
 
 
 class Server(Connection):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -78,13 +79,19 @@ def read(data: memoryview, n: int, kind: type[np.integer[Any]] = np.int64) -> np
 
 def pack(values: Places, width: int) -> bytes:
     """The ``width`` low bits of every number, at most 31, highest bit first, with zeros up to a whole byte."""
-    packed = []
+    kind, packed = _word(width), list[bytes]()
     for begin in range(0, len(values), BLOCK):  # a block of numbers is whole bytes
         block = values[begin : begin + BLOCK]
-        bits = np.empty((len(block), width), np.uint8)
-        for place in range(width):
-            bits[:, place] = (block >> (width - 1 - place)) & 1
-        packed.append(np.packbits(bits).tobytes())
+        eights = np.zeros(-(-len(block) // 8) * 8, kind)
+        eights[: len(block)] = block.astype(kind) & kind((1 << width) - 1)
+        columns = np.ascontiguousarray(eights.reshape(-1, 8).T)
+        found = np.empty((columns.shape[1], width), np.uint8)
+        for byte in range(width):  # of each eight numbers
+            first, last = 8 * byte // width, (8 * byte + 7) // width
+            above = [(i + 1) * width - 8 * (byte + 1) for i in range(first, last + 1)]  # bits that are no longer in it
+            parts = [columns[i] >> n if n >= 0 else columns[i] << -n for i, n in enumerate(above, first)]
+            found[:, byte] = reduce(np.bitwise_or, parts)
+        packed.append(found.tobytes()[: _n_bytes(len(block), width)])
     return b"".join(packed)
 
 
@@ -103,19 +110,33 @@ def unpack(data: memoryview, n: int, width: int, kind: type[np.integer[Any]] = n
     return found
 
 
-def _chunks(data: memoryview, n: int, width: int) -> Iterator[Ints]:
+def _word(width: int) -> type[np.integer[Any]]:
+    """The smallest type that holds the bytes in which a number of so many bits can lie: eight begin at every bit."""
+    return np.uint16 if width <= 9 else np.uint32 if width <= 25 else np.int64
+
+
+def _chunks(data: memoryview, n: int, width: int) -> Iterator[Places]:
     """The numbers that ``unpack`` gives, some at a time. Raises as it does, with the first."""
+    kind = _word(width)
     if len(data) != _n_bytes(n, width):
         raise WireError(f"{len(data)} bytes, {n} numbers of {width} bits take {_n_bytes(n, width)}")
     if n * width % 8 and data[-1] & ((1 << (-n * width % 8)) - 1):
         raise WireError("spare bits are not zero")
     for begin in range(0, n, BLOCK):
         count = min(BLOCK, n - begin)
-        bits = np.unpackbits(np.frombuffer(data[begin * width // 8 : _n_bytes(begin + count, width)], np.uint8))
-        values = np.zeros(count, np.int64)
-        for place in range(width):
-            values = values << 1 | bits[place : count * width : width]
-        yield values
+        if not width:
+            yield np.zeros(count, np.int64)
+            continue
+        raw = np.frombuffer(data[begin * width // 8 : _n_bytes(begin + count, width)], np.uint8)
+        eights = np.zeros(-(-count // 8) * width, np.uint8)
+        eights[: len(raw)] = raw
+        columns = np.ascontiguousarray(eights.reshape(-1, width).T).astype(kind)
+        values = np.empty((columns.shape[1], 8), kind)
+        for i in range(8):
+            first, last = i * width // 8, ((i + 1) * width - 1) // 8
+            word = reduce(lambda high, low: high << 8 | low, columns[first : last + 1])
+            values[:, i] = word >> (8 * (last + 1) - (i + 1) * width) & kind((1 << width) - 1)
+        yield values.ravel()[:count]
 
 
 def best_k(total: int, n: int) -> int:

@@ -37,6 +37,18 @@ def test_widths_and_signs_by_hand():
     assert rice.unzigzag(ints(0, 1, 2, 3, 4)).tolist() == [0, -1, 1, -2, 2]
 
 
+@pytest.mark.parametrize("width", range(32))
+def test_numbers_of_every_width_are_their_bits_one_after_the_other(width, monkeypatch):
+    monkeypatch.setattr(rice, "BLOCK", 16)  # of which there are some, and a part of one
+    numbers = np.random.default_rng(width).integers(0, 2**31, 43)
+    low = numbers % 2**width
+    bits = "".join(f"{n:0{width}b}" for n in low) if width else ""
+    bits += "0" * (-len(bits) % 8)
+    packed = rice.pack(numbers, width)
+    assert packed == bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+    assert rice.unpack(memoryview(packed), 43, width).tolist() == low.tolist()
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 31).flatmap(lambda k: st.lists(st.integers(0, (200 << k) - 1), max_size=30)))
 def test_any_numbers(numbers):

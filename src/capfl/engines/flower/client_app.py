@@ -15,11 +15,12 @@ from flwr.clientapp import ClientApp
 
 from capfl.config.load import from_toml
 from capfl.config.runtime import DISK
+from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
-from capfl.errors import CapflError, code_of, printable
+from capfl.errors import CapflError, RunError, code_of, printable
 from capfl.roles.keyring import Keyring
 from capfl.site import Site
 from capfl.types import ClientId
@@ -27,6 +28,7 @@ from capfl.types import ClientId
 log = logging.getLogger(__name__)
 app = ClientApp()
 _open: dict[Path, Site] = {}  # with their models; those of the last run only
+_refused: set[str] = set()  # runs of which the operator has been told
 
 
 @app.train()  # type: ignore[untyped-decorator]
@@ -48,6 +50,9 @@ def answer(message: Message, context: Context) -> Message:
         known = isinstance(error, CapflError)
         text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
         log.error("client %s failed: %s", me, printable(text))
+        if isinstance(error, RunError) and asked["run"] not in _refused:
+            _refused.add(str(asked["run"]))
+            print(f"{TELL}node {me}: takes no part in a run: {printable(str(error))}", flush=True)
         reply = Reply(me, code_of(error))
     seconds = round(time.monotonic() - began, 3)
     note("failed" if reply.code else "answered", **asked, code=reply.code, bytes_out=len(reply.body), seconds=seconds)
@@ -64,12 +69,15 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
     """The client in this run, with what it remembers of it."""
     given, folder = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
     if folder not in _open:
-        if any(other.name != run for other in _open):
-            close()
         own: dict[str, object] = {"runtime.own_metrics": [], "runtime.cache": DISK}  # never what the server says
         own |= json.loads(str(given.get("settings", "{}")))
         config = from_toml(str(context.run_config["config"]), own)
+        allowed = Allowed(str(given.get("runs", "")).split(), Path(str(given["state"])))
+        allowed.check(run, config.privacy.secure_aggregation == "malicious-server")
+        if any(other.name != run for other in _open):  # not before: who asks for a run in vain closes none
+            close()
         _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
+        allowed.remember(run)  # before anything is answered
         print(f"{TELL}node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}", flush=True)
         for remark in _open[folder].remarks:
             print(printable(remark), flush=True)

@@ -8,7 +8,7 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Literal
 
 from capfl import doctor
 from capfl.engines.flower.addresses import LOCAL, joined, parted
+from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.certificate import certificates, check_certificate
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
@@ -50,6 +51,7 @@ def examine(
     certificate: Path,
     key: Path,
     peers: Path | None,
+    runs: Sequence[str],
     settings: Mapping[str, str],
 ) -> Iterator[Finding]:
     """Check what ``run_node`` would be given; nothing is started and nothing is written."""
@@ -59,6 +61,7 @@ def examine(
     yield _tried("key", lambda: _key(client, key))
     if peers is not None:
         yield _tried("peers", lambda: _peers(client, peers))
+    yield _tried("runs", lambda: _runs(runs, state))
     found: list[Date] = [None]
     yield _tried("server", lambda: _server(server, certificate, found))
     yield clock(found[0], datetime.datetime.now(datetime.UTC))
@@ -123,6 +126,11 @@ def _peers(client: str, folder: Path) -> tuple[Kind, str]:
     if not names:
         return "failed", f"--peers: {folder} has no public keys; get CLIENT.pub from every other site"
     return "ok", f"public keys of {', '.join(names)}"
+
+
+def _runs(runs: Sequence[str], state: Path) -> tuple[Kind, str]:
+    said = Allowed(runs, state).said()
+    return ("ok", said) if runs else ("warning", f"{said}; name those that all sites agreed on: --run NAME")
 
 
 def _server(server: str, certificate: Path, found: list[Date]) -> tuple[Kind, str]:

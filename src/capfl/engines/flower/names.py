@@ -1,4 +1,4 @@
-"""What clients may be called over a network: names that are files and directories everywhere, and go into messages."""
+"""What clients and runs may be called over a network: names that are files everywhere, and go into messages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import re
 from capfl.errors import ConfigError, printable
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}"  # of clients, runs, methods, versions
+
+
+def readable(folder: str) -> str:
+    """The name of a run's folder as it stands in the name that nodes know the run by."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", folder).lstrip(".-")[:50] or "run"
 
 
 def check_client(name: str, where: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 from capfl.engines.flower.addresses import joined, parted
+from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.internals import TELL
@@ -50,6 +51,7 @@ def run_node(
     certificate: Path,
     key: Path,
     peers: Path | None,
+    runs: Sequence[str],
     settings: Mapping[str, str],
     say: Say,
 ) -> None:
@@ -62,6 +64,7 @@ def run_node(
         certificate: the server's.
         key: the node's own, of ``capfl flower keys``.
         peers: a folder with the public keys of all nodes, by which keys of secure aggregation are checked.
+        runs: names of those that it takes part in, see ``Allowed``.
         settings: what the site decides for itself, by the keys of the config.
 
     Raises:
@@ -76,11 +79,13 @@ def run_node(
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
+    allowed = Allowed(runs, state)
     check_certificate(certificate)
     signer(key)
     server = joined(*parted(server))
     given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
     given |= {"key": str(key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
+    given |= {"runs": " ".join(runs)} if runs else {}
     given |= {"settings": json.dumps(dict(settings))} if settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
@@ -90,6 +95,7 @@ def run_node(
             other.submit(_read, data).result()
         note, remind = Events(state), reminder(certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
+        say(f"node {client}: {allowed.said()}")
         supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind), note)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from capfl.data import clients_of
 from capfl.engines.flower.exchange import Delivery, Nodes, Patience
 from capfl.engines.flower.internals import tolerant
 from capfl.engines.flower.messages import Request
+from capfl.engines.flower.names import readable
 from capfl.errors import CapflError
 from capfl.experiment import Remote, resume, run
 from capfl.report.findings import findings, in_short, verdicts
@@ -70,7 +70,13 @@ def serve(
         reporter.on_note(f"{client} {event}: node {node}")
 
     nodes = Nodes(grid, clients, note)
-    remote = Remote(clients, lambda agreement: exchange_with(nodes, agreement, config, path, patience))
+
+    def exchange(agreement: Agreement) -> Exchange:
+        if agreement.method.name == config.method.name:
+            reporter.on_note(f"sites know this run as {name_of(path)}")
+        return exchange_with(nodes, agreement, config, path, patience)
+
+    remote = Remote(clients, exchange)
     return resume(path, remote, reporter) if again else run(config, remote, reporter)
 
 
@@ -100,5 +106,4 @@ def exchange_with(nodes: Nodes, agreement: Agreement, config: Config, path: Path
 
 def name_of(path: Path) -> str:
     """The name at its sites of the run in a folder, which it keeps when it is resumed: of when and how it began."""
-    readable = re.sub(r"[^A-Za-z0-9_.-]", "-", path.name).lstrip(".-")[:50] or "run"
-    return f"{readable}-{hashlib.blake2b((path / 'run.json').read_bytes(), digest_size=8).hexdigest()}"
+    return f"{readable(path.name)}-{hashlib.blake2b((path / 'run.json').read_bytes(), digest_size=8).hexdigest()}"
