@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from capfl.compare.spec import make_plan as make_comparison
 from capfl.config import load_config
 from capfl.data import deal, remarks
-from capfl.data.sources import INTENTS
 from capfl.plan import make_plan
+from sets import write_sets
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "configs" / "paper" / "llama-3.2-3b.toml"
@@ -25,24 +22,10 @@ CONFIGS = {
 }
 """The number of clients of each."""
 
-ABCD = {"text": list("wxyz"), "label": list("ABCD")}
-ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "openbookqa": lambda i: {"question_stem": f"stem {i}", "choices": ABCD, "answerKey": "B"},
-    "arc_easy": lambda i: {"question": f"easy {i}", "choices": ABCD, "answerKey": "C"},
-    "arc_challenge": lambda i: {"question": f"hard {i}", "choices": ABCD, "answerKey": "A"},
-    "boolq": lambda i: {"question": f"is it {i}", "passage": "it is", "answer": bool(i % 2)},
-    "winogrande": lambda i: {"sentence": f"the {i} is _ .", "option1": "red", "option2": "blue", "answer": "1"},
-    "clinc150": lambda i: {"text": f"request {i}", "intent": INTENTS[sorted(INTENTS)[i % 10]][i % 15]},
-}
-
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> str:
-    """Rows in the Hub's schema for every set that a config names."""
-    for name, row in ROWS.items():
-        path = tmp_path / name / "train.jsonl"
-        path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(150)))
+    write_sets(tmp_path)
     return str(tmp_path)
 
 

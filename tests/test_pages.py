@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -12,32 +11,13 @@ import pytest
 import typer
 
 from capfl.cli import app
+from capfl.compare.spec import make_plan
 from capfl.config.keys import flags
 from capfl.terminal import ConfigCommand
+from pages import PAGES, ROOT, commands
 
-ROOT = Path(__file__).parent.parent
-OF_THEIR_DAY = {"CHANGELOG.md", "docs/LOG.md", "docs/results/methods.md"}  # they tell of commands that are gone
-PAGES = [
-    path
-    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-    if str(path.relative_to(ROOT)) not in OF_THEIR_DAY
-]
-PROJECT = re.compile(r"(configs|benchmarks|examples|docs|deploy)/[\w./-]+\.\w+")
+PROJECT = re.compile(r"(configs|benchmarks|examples|docs|deploy|tests)/[\w./-]+\.\w+")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-
-
-def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each line of a code block that runs capfl, make or a script of the project."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:bash|sh|console|)\n(.*?)^```", text, re.M | re.S)
-    blocks += re.findall(r"(?:^ {4}\S.*\n)+", text, re.M)  # indented blocks
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        found = re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:time |\S*bin/)?(capfl|make|python\S*) (.*)", line)
-        if not found:
-            continue
-        words = shlex.split(found[2], comments=True)
-        ends = [k for k, word in enumerate(words) if word in (";", "|", "&&", "&", ">", "2>&1", "||")]
-        yield [found[1], *words[: ends[0] if ends else None]]
 
 
 def found_in(command: click.Command, words: list[str]) -> tuple[click.Command, list[str]]:
@@ -47,9 +27,14 @@ def found_in(command: click.Command, words: list[str]) -> tuple[click.Command, l
     return command, words
 
 
+@cache
+def whole() -> click.Command:
+    return typer.main.get_command(app)
+
+
 def unknown(words: list[str]) -> list[str]:
     """Flags of a capfl command that it does not have, or its name."""
-    command, rest = found_in(typer.main.get_command(app), words)
+    command, rest = found_in(whole(), words)
     named = [word.split("=")[0] for word in rest if re.match(r"--?[a-zA-Z]", word)]
     if isinstance(command, click.Group):
         return [word for word in rest[:1] if not word.startswith("-") and word != "..."]
@@ -58,9 +43,9 @@ def unknown(words: list[str]) -> list[str]:
     return [flag for flag in named if flag not in own and flag.removeprefix("--").replace("-", "_") not in keys]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_its_commands_are_there(page: Path) -> None:
-    for program, *words in commands(page):
+@pytest.mark.parametrize("page", PAGES)
+def test_its_commands_are_there(page: str) -> None:
+    for program, *words in commands(PAGES[page]):
         line = " ".join([program, *words])
         if program == "capfl":
             assert unknown(words) == [], line
@@ -70,8 +55,31 @@ def test_its_commands_are_there(page: Path) -> None:
             assert not PROJECT.fullmatch(word) or (ROOT / word).exists(), line
 
 
-def test_commands_are_found_and_wrong_ones_are_seen() -> None:
-    assert sum(len(list(commands(page))) for page in PAGES) > 60
+def test_commands_are_found_and_wrong_ones_are_seen(tmp_path: Path) -> None:
+    assert sum(len(list(commands(page))) for page in PAGES.values()) > 80
+    page = tmp_path / "page.md"
+    page.write_text("```python\nx\n```\nno\n```\n.venv/bin/capfl keys  # all\n```\n\n    time make test | tail\n")
+    assert list(commands(page)) == [["capfl", "keys"], ["make", "test"]]
+    page.write_text("```bash\nls\n```\n")
+    with pytest.raises(ValueError, match="no command: 'ls'"):
+        list(commands(page))
     assert unknown(["run", "--rounds", "5", "--codec.density=0.1", "--data", "a", "b"]) == []
     assert unknown(["flower", "node", "--rounds", "5"]) == ["--rounds"]
     assert unknown(["rum"]) == ["rum"]
+
+
+def test_comparisons_name_splits_and_variants_of_their_specs() -> None:
+    found = {" ".join(words): words for page in PAGES.values() for words in commands(page)}
+    specs = [words for line, words in found.items() if line.startswith("capfl compare benchmarks/")]
+    for words in specs:
+        command, rest = found_in(whole(), words[1:])
+        given = command.make_context("compare", rest).params
+        splits, only = ((given[name] or "").split(",") if given[name] else [] for name in ("splits", "only"))
+        assert make_plan(ROOT / given["spec"], splits, only, [0]).cells, words
+    assert len(specs) > 5
+
+
+def test_the_files_of_tests_that_pages_name_are_there() -> None:
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    for page, path in PAGES.items():
+        assert set(re.findall(r"\btest_\w+\.py", path.read_text(encoding="utf-8"))) <= there, page

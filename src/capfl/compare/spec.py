@@ -113,6 +113,8 @@ def read_spec(path: Path) -> Spec:
     """
     try:
         return Spec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file; give the spec of a comparison") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; give the spec of a comparison") from error
     except tomllib.TOMLDecodeError as error:

@@ -25,6 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
+LUCK = 0.3  # of ``chance``: about one standard error of it, which peers of few items may be apart
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,20 @@ class Clients:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
         ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. Where
-        answers are texts, the effect size is the mean of that of prompts and that of answers, less ``chance`` once
-        more. A client that writes is ``far`` from one that chooses.
+        answers are texts, the effect size is the mean of that of prompts and that of answers. Less than ``LUCK`` of
+        ``chance`` does not count, or of texts, all of it. A client that writes is ``far`` from one that chooses.
 
         A distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts
         by itself as well, so that no client makes up for what parts others: one that says it has a single item claims
         much chance.
         """
-        unlike = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
+        luck = chance(self.items[rows], self.items[others])
+        prompts = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
+        unlike = prompts - LUCK * luck
         mixed: npt.NDArray[np.bool_] = np.zeros(unlike.shape, bool)
         if self.texts is not None:
             answers = effect_sizes(self.texts[rows], self.items[rows], self.texts[others], self.items[others])
-            # texts differ in few ways, such as length, so their effect size varies much: chance is taken off twice
-            both = (unlike + answers) / 2 - chance(self.items[rows], self.items[others])
+            both = (prompts + answers) / 2 - luck  # texts differ in few ways, such as length, so this varies more
             unlike = np.where(np.isnan(answers), unlike, both)
             silent = np.isnan(self.texts[:, 0])
             mixed = silent[rows][:, None] != silent[others]

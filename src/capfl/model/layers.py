@@ -153,7 +153,7 @@ def chosen_layers(spec: str, depth: int) -> list[int]:
     if spec.startswith("top:"):
         count = int(spec.removeprefix("top:"))
         if count > depth:
-            raise ConfigError(f"lora.layers: {spec} of a model that has {depth} layers")
+            raise ConfigError(f"lora.layers: {spec} of a model that has {depth} layers; give at most top:{depth}")
         return list(range(depth - count, depth))
     chosen = sorted({int(i) for i in spec.split(",")})
     if chosen[-1] >= depth:

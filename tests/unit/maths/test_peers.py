@@ -62,6 +62,11 @@ def test_distances_of_pairs_are_bounded():
     assert ten.apart(rows[:1], rows[1:2], 1.0, 4.0, 9)[0, 0] == pytest.approx(-1)  # bounded below
     wide = Clients(np.full((2, 1), 5.0), bound[:2], 10 * np.ones(2), None, np.array([[0.0], [2.0]]))
     assert wide.apart(rows[:1], rows[1:2], 1.0, 4.0, 9)[0, 0] == pytest.approx(4 * ((4 - 0.2 - 0.2) / 2 - 0.2))
+    # of two that choose, by 10 items each: 0.7^2 - 2 / 10, less 0.3 times 2 / 10 more; with many items no less
+    prompts = np.array([[0.0], [0.7]])
+    few = Clients(prompts, bound[:2], 10 * np.ones(2), None).apart(rows[:1], rows[1:2], 1.0, 4.0, 9)
+    many = Clients(prompts, bound[:2], 1e9 * np.ones(2), None).apart(rows[:1], rows[1:2], 1.0, 4.0, 9)
+    assert (few[0, 0], many[0, 0]) == (pytest.approx(4 * (0.49 - 1.3 * 0.2)), pytest.approx(4 * 0.49))
     # one that says it has a single item is near in prompts, and its answers part it all the same
     lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.01]]), np.array([50.0, 1.0]), 1.0)
     assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.865)

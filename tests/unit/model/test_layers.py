@@ -46,7 +46,7 @@ def test_layers_and_targets(settings, layers, names):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layers": "top:5"}, "lora.layers: top:5 of a model that has 4 layers"),
+        ({"layers": "top:5"}, "lora.layers: top:5 of a model that has 4 layers; give at most top:4"),
         ({"layers": "1,4"}, "there is no layer 4; .* layers 0 to 3"),
         ({"layers": "2", "targets": ["q_proj", "query"]}, "layer 2 has no linear layer 'query'; choose from .*q_proj"),
         ({"targets": ["proj"]}, "no linear layer 'proj'"),  # part of a name is not a name
