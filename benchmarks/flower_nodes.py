@@ -3,7 +3,7 @@
     python benchmarks/flower_nodes.py [--model smollm2] [--rounds 6] [--set key=value] [--kill]
                                       [--data-dir FOLDER] [--out RESULT.json]
 
-It is also the quickest way to see a network: with ``--model tiny`` it takes a minute or two.
+It is also the quickest way to see a network: with ``--model tiny`` it takes minutes.
 
 The sites are those of `helpdesk`. With ``--data-dir`` they are made of CLINC150 (FOLDER/clinc150/train.jsonl), and the
 method is CA-PFL: two banks, who have other requests about the same things, and a travel agency, who has no peer.
@@ -265,7 +265,7 @@ class Peak:
         for name in ("flower-superexec", "flwr-serverapp", "flwr-clientapp"):
             if any(word.endswith(name) for word in words):
                 kind, inner = name, True
-        label = kind if inner else f"supervisor of a {kind}"
+        label = kind if inner else f"supervisor of a {kind}" if kind else "another process"
         self._found[label] = max(process.memory_info().rss // 2**20, self._found.get(label, 0))
 
 
