@@ -252,13 +252,9 @@ class _Run:
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             summary = replace(summary, stopped=why_stopped(main.records, config))
-            epsilon = main.records[-1].epsilon
-            if config.privacy.of_items:
-                epsilon = epsilon_in_all(finished.values(), summary, federation, config)
-            if epsilon:
-                summary = replace(
-                    summary, epsilon=epsilon, delta=config.privacy.delta, protects=config.privacy.protects
-                )
+            if epsilon := epsilon_in_all(list(finished.values()), summary, federation, config):
+                asked = config.privacy
+                summary = replace(summary, epsilon=epsilon, delta=asked.delta, protects=asked.protects)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
             self.folder.write_json("summary.json", summary.to_json(iter))
         callback.on_end(summary)

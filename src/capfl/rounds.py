@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from capfl.checkpoint import RunFolder, StateReader
@@ -85,12 +85,15 @@ def asked_to_train(state: ServerState, records: Sequence[RoundRecord]) -> Counte
 
 
 def epsilon_in_all(
-    finished: Iterable[Finished], summary: Summary, federation: Federation | None, config: Config
+    finished: Sequence[Finished], summary: Summary, federation: Federation | None, config: Config
 ) -> float | None:
-    """Of all steps on a client's items: in rounds, for its personal model, and the same of the references.
+    """The largest of all clients, at the end of a run; None: the run has none, or it is not known here.
 
-    The largest of all clients; None: how many items they have is not known here.
+    Of clients, that of the run's own method, which is the first. Of items, that of all steps on a client's: in rounds,
+    for its personal model, and the same of the references.
     """
+    if not config.privacy.of_items:
+        return finished[0].records[-1].epsilon
     taken = Counter[ClientId]()
     failed = Counter(failure.client for failure in summary.evaluation_failures)
     for one in finished:
