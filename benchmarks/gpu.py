@@ -30,7 +30,8 @@ from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
-from capfl.model.lot import check_lots, steps_together
+from capfl.model.lot import steps_together
+from capfl.model.per_row import check_rows
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.types import Trained
@@ -129,7 +130,7 @@ def precisions(bench: Bench) -> list[Row]:
 def passes(bench: Bench) -> list[Row]:
     """One client in a pass against several, in float32."""
     model = bench.model()
-    check_lots(model)
+    check_rows(model)
     jobs = bench.jobs(model)
     alone, seconds = bench.timed(partial(_one_by_one, model, jobs))
     rows: list[Row] = [("clients per pass 1", _speed(jobs, seconds), True)]

@@ -195,7 +195,7 @@ def noise_rows(n: int = 30) -> Iterator[dict[str, object]]:
         clipped = [algebra.scaled(t, 1 / max(1.0, algebra.norm(t))) for t in clipped]
         exact = algebra.scaled(_sum(clipped), 1 / n)
 
-        method = private(build(MethodConfig(name="fedit")), PrivacyConfig.model_validate(on | {"seed": 1}), up, n, n)
+        method = private(build(MethodConfig(name="fedit")), PrivacyConfig.model_validate(on), up, n, n)
         fold = method.combine.start(algebra.zeros(adapter), 1)
         for change in changes:
             fold.add(up.decode(memoryview(up.encode(change, adapter, 1)), adapter, 1), 1)

@@ -23,6 +23,7 @@ from capfl.model import lora, tiny
 from capfl.model.lora import AdaptedModel
 from capfl.packing import DIGEST
 from capfl.plan import make_plan
+from capfl.rng import stream
 from capfl.samples import read_samples
 from capfl.site import require_metrics
 from support import TINY
@@ -65,7 +66,7 @@ SOME: dict[str, Value] = {"data.sets": ["helpdesk"], "data.sites": 4}
 TWO: dict[str, Value] = {"federation.rounds": 2}
 CAPFL: dict[str, Value] = {"method.name": "ca-pfl", **TWO}
 SPARSE: dict[str, Value] = {"codec.density": 0.1, "codec.mask": "top", **TWO}
-PRIVATE: dict[str, Value] = {"privacy.clip": 0.1, "privacy.noise_multiplier": 1.0, "privacy.seed": 1}
+PRIVATE: dict[str, Value] = {"privacy.clip": 0.1, "privacy.noise_multiplier": 1.0}
 
 DEALT = {  # what is seen in who holds what; nothing is trained
     "data.sets": Change(["helpdesk"], "dealt"),
@@ -140,7 +141,7 @@ CHANGES = DEALT | {
     "privacy.clip": Change(0.05, "state", PRIVATE),
     "privacy.noise_multiplier": Change(2.0, "state", PRIVATE),
     "privacy.delta": Change(1e-3, "rounds", PRIVATE),
-    "privacy.seed": Change(2, "state", PRIVATE),
+    "privacy.protects": Change("items", "state", PRIVATE),
     "evaluation.every": Change(1, "rounds"),
     "evaluation.batch_size": Change(1, "widest"),
     "evaluation.personal": Change(True, "adapters"),
@@ -207,6 +208,7 @@ def observe(place: Path, settings: dict[str, object], how: str) -> dict[str, obj
             patch.object(AdaptedModel, "logits", logits),
             patch.object(lora, "checkpoint", again),
             patch.object(AdaptedModel, "compile", lambda model: compiled.append(model)),
+            patch("os.urandom", stream(1, "the operating system").bytes),
         ):
             summary, out = run(config, serial)
     except CapflError as error:

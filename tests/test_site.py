@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -15,8 +16,10 @@ from capfl.data import clients_of, deal
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, WireError
 from capfl.experiment import Remote, resume, run
+from capfl.maths.privacy import epsilon
 from capfl.packing import pack
 from capfl.report.summary import Summary
+from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.site import Site, run_digest
@@ -24,6 +27,8 @@ from capfl.types import ClientId, Exchange, Failure, Kind, Request
 from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files
 from support import tiny_config
+
+NOISE: dict[str, object] = {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0}
 
 
 @pytest.fixture
@@ -93,10 +98,12 @@ def both(
     tmp_path: Path, files: dict[str, Path], restarts: bool = False, **changes: object
 ) -> tuple[Summary, Summary, Sites]:
     """One run in this process, and one over sites."""
-    one, _ = run(config_for(tmp_path / "serial", files, **changes), serial)
+    with patch("os.urandom", stream(3, "the operating system").bytes):
+        one, _ = run(config_for(tmp_path / "serial", files, **changes), serial)
     config = config_for(tmp_path / "apart", files, **changes)
     sites = Sites(config, tmp_path / "sites", restarts)
-    two, _ = run(config, sites.remote)
+    with patch("os.urandom", stream(3, "the operating system").bytes):
+        two, _ = run(config, sites.remote)
     return one, two, sites
 
 
@@ -128,9 +135,8 @@ def test_a_run_over_sites_is_the_serial_run_to_the_byte(method: str, tmp_path: P
         {"method__name": "ca-pfl"},
         pytest.param({"codec__values": "bf16", "codec__mask": "top", "codec__density": 0.3}, marks=pytest.mark.slow),
         pytest.param({"codec__values": "fp32", "federation__robust": "median"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"privacy__clip": 1.0, "privacy__noise_multiplier": 1.0, "privacy__seed": 3}, marks=pytest.mark.slow
-        ),
+        pytest.param(NOISE, marks=pytest.mark.slow),
+        pytest.param(NOISE | {"privacy__protects": "items"}, marks=pytest.mark.slow),
     ],
 )
 def test_validation_over_the_exchange_changes_no_bit_of_what_is_learnt(
@@ -152,6 +158,21 @@ def test_validation_over_the_exchange_changes_no_bit_of_what_is_learnt(
         first = [e for e in record.ledger if e.direction == "down"][: len(record.clients) + len(new)]
         assert all(not e.parts.get("values") for e in first if e.client not in new)
         met |= set(record.clients)
+
+
+def test_a_site_counts_the_steps_that_its_items_have_been_in(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Those of a round that was lost and done again as well, which the server does not know of."""
+    settings = NOISE | {"privacy__protects": "items", "federation__rounds": 1, "evaluation__references": []}
+    config = config_for(tmp_path / "apart", files, **settings)
+    sites = Sites(config, tmp_path / "sites")
+    summary, _ = run(config, sites.remote)
+    assert summary.epsilon == max(site.epsilon or 0.0 for site in sites.sites.values())
+    agreement = sites.sites["west"].agreements["fedit"]
+    asked = server.request(agreement.method.start(agreement.initial, list(sites.sites)), "west", agreement).blob
+    again = sites.start("west")
+    assert again.epsilon == summary.epsilon  # of the fewest items
+    assert len({again.answer("train", "fedit", asked) for _ in range(2)}) == 2  # new noise
+    assert again.epsilon == epsilon(1.0, 2 * (2 + 2), 1e-5, 4 / 17) > summary.epsilon
 
 
 # -- killed, lost, locked ------------------------------------------------------------------------------------------

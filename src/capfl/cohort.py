@@ -68,7 +68,8 @@ def secure_turn(
         aggregation.add_mean(name, own.present, mean)
         used += 1
         if mean.loss is not None and mean.steps is not None:
-            record.losses.update(dict.fromkeys(own.present, mean.loss))
+            if agreement.says_losses:
+                record.losses.update(dict.fromkeys(own.present, mean.loss))
             record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
     if groups and not used:
         last = talk.failures[-1]

@@ -25,7 +25,7 @@ from capfl.data import Split, deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
-from capfl.federation import Federation, check_passes, tokenised
+from capfl.federation import Federation, check_items, check_passes, tokenised
 from capfl.files import locked, new_folder, write_atomically
 from capfl.methods import Method, build
 from capfl.methods.private import private
@@ -46,7 +46,7 @@ from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.door import Limits
 from capfl.round import sample_size
-from capfl.rounds import run_method, why_stopped
+from capfl.rounds import epsilon_in_all, run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.site import run_digest
 from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
@@ -214,6 +214,7 @@ class _Run:
                 callback.on_note("compiling the adapted layers, which can take minutes")
                 model.compile()
             check_passes(config, [a.method for a in agreed.values()], model, isinstance(engine, Remote))
+            check_items(config, model, [len(split.train) for split in splits.values()])
 
             # from here on the run exists
             if fresh:
@@ -251,8 +252,9 @@ class _Run:
             self._save_adapters(main, model, federation)
             summary = evaluate(finished, config.federation, federation, callback)
             summary = replace(summary, stopped=why_stopped(main.records, config))
-            if epsilon := main.records[-1].epsilon:
-                summary = replace(summary, epsilon=epsilon, delta=config.privacy.delta)
+            if epsilon := epsilon_in_all(list(finished.values()), summary, federation, config):
+                asked = config.privacy
+                summary = replace(summary, epsilon=epsilon, delta=asked.delta, protects=asked.protects)
             summary = replace(summary, seconds=time.monotonic() - began, peak_memory=peak_memory(workers.number > 1))
             self.folder.write_json("summary.json", summary.to_json(iter))
         callback.on_end(summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from capfl.config.schema import Config, DataConfig
-from capfl.data import Split, batches, render
+from capfl.data import Split, batches, by_chance, render
 from capfl.errors import ConfigError, TrainingError
 from capfl.methods import Method
 from capfl.methods.peers import Description
@@ -18,9 +19,11 @@ from capfl.metrics import of_task, written
 from capfl.model.accept import check_positions
 from capfl.model.features import describe
 from capfl.model.hidden import HiddenCache, Rows
+from capfl.model.items import Protection
 from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
-from capfl.model.lot import REMEDY, check_lots, steps_together
+from capfl.model.lot import steps_together
+from capfl.model.per_row import REMEDY, check_rows
 from capfl.model.probe import check_tokens
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, encode_all, prompt_ids
@@ -96,7 +99,26 @@ def check_passes(config: Config, methods: Iterable[Method], model: AdaptedModel,
         problem = "every site has a process and a base of its own"
     if problem:
         raise ConfigError(f"runtime.clients_per_pass: {problem}; {REMEDY}")
-    check_lots(model)
+    check_rows(model)
+
+
+def check_items(config: Config, model: AdaptedModel, sizes: Iterable[int]) -> None:
+    """See that clients' items can be protected, where ``privacy.protects`` says so.
+
+    Args:
+        sizes: training items of the clients whose data are here.
+
+    Raises:
+        ConfigError, ModelError: they cannot; says why.
+    """
+    if not config.privacy.of_items:
+        return
+    if config.privacy.delta * (most := max(sizes, default=1)) >= 1:
+        raise ConfigError(
+            f"privacy.delta: {config.privacy.delta:g} lets one of a client's {most} training items be given away; "
+            "choose less than 1 / items"
+        )
+    check_rows(model)
 
 
 class Federation:
@@ -174,6 +196,11 @@ class Federation:
         lot = Lot(size, together) if size > 1 else None
         return LocalTrainer(client, n_train, train, described, scored, self.held_out(client), keep, lot=lot)
 
+    @property
+    def sizes(self) -> dict[ClientId, int]:
+        """Training items of every client."""
+        return {client: len(split.train) for client, split in self.splits.items()}
+
     def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
         """All training items of some clients."""
         return [self.items[i] for client in clients for i in self._indices(client, "train")]
@@ -249,7 +276,8 @@ class Federation:
         number = len(test)
         if not test or not all(item.choices for item in test):
             return HeldOut(number)
-        answers = Counter(self.items[i].answer for i in self._indices(client, "train"))
+        told: SplitName = "test" if self.config.privacy.of_items else "train"  # of training items it would be unnoised
+        answers = Counter(self.items[i].answer for i in self._indices(client, told))
         most = max(sorted(answers), key=answers.__getitem__, default=None)
         return HeldOut(
             number,
@@ -279,10 +307,24 @@ class Federation:
             rate=scheduled(config.train.schedule, steps.round, config.federation.rounds),
             trainable=lambda name: method.factors.trains(steps.round, name),
             penalty=steps.penalty,
+            protection=self._protection(len(data)),
         )
 
+    def _protection(self, number: int) -> Protection | None:
+        """Of each of so many items, if the config asks for it."""
+        privacy, share = self.config.privacy, self.config.train.share_of(number)
+        if not privacy.of_items or privacy.clip is None or privacy.noise_multiplier is None:
+            return None
+        return Protection(privacy.clip, privacy.noise_multiplier, share * number)
+
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:
-        """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on."""
+        """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on.
+
+        Where items are protected, by chance: who is in a batch has to be secret, and what follows from the seed is not.
+        """
+        if self.config.privacy.of_items:
+            share = self.config.train.share_of(len(data))
+            return [list(map(int, by_chance(len(data), share, os.urandom))) for _ in range(count)]
         per_epoch = math.ceil(len(data) / self.config.train.batch_size)
         plan: list[list[int]] = []
         while len(plan) < count:

@@ -30,7 +30,7 @@ def run_round(
     """Sample clients, send, wait, receive, aggregate. The state that comes in is not changed.
 
     Args:
-        trained: is told of every client's mean training loss, as its update comes.
+        trained: is told of every client's mean training loss, as its update comes, if it says one.
 
     Raises:
         ClientError: a client failed and the policy is to stop, or no client answered.
@@ -59,8 +59,10 @@ def run_round(
             if update is None:
                 continue
             aggregation.add(update)
-            trained(client, update.loss)
-            record.losses[client], record.steps[client] = update.loss, update.steps
+            record.steps[client] = update.steps
+            if agreement.says_losses:
+                record.losses[client] = update.loss
+                trained(client, update.loss)
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
             if kept is not None:
                 record.ranks[client] = algebra.living(kept, agreement.initial)

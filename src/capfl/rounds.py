@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,9 +12,11 @@ from capfl.config import Config
 from capfl.errors import DataError
 from capfl.evaluation import Finished
 from capfl.federation import Federation
+from capfl.methods.items import epsilon_of_items, trainings
 from capfl.methods.private import Noisy
 from capfl.methods.secure import NoisySum
 from capfl.report.progress import Callback
+from capfl.report.summary import Summary
 from capfl.roles.agreement import Agreement
 from capfl.round import run_round, sample_size, validate_round, validation_of
 from capfl.types import ClientId, Exchange, RoundRecord, ServerState
@@ -62,6 +65,10 @@ def run_method(
         )
         if isinstance(method.combine, Noisy | NoisySum):
             record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
+        if config.privacy.of_items:
+            taken = {c: trainings(method, n) for c, n in asked_to_train(state, [*records, record]).items()}
+            sizes = federation.sizes if federation else state.claims
+            record = replace(record, epsilon=epsilon_of_items(config.privacy, config.train, taken, sizes))
         if due(record) and federation is not None:
             record = replace(record, **validation_of(federation.validate(state)))
         state = folder.commit(state, record)
@@ -70,6 +77,31 @@ def run_method(
         records.append(record)
         callback.on_round(record)
     return Finished(state, agreement, participants, exchange, records)
+
+
+def asked_to_train(state: ServerState, records: Sequence[RoundRecord]) -> Counter[ClientId]:
+    """How often each client may have trained in some rounds: each try that failed may have come after its steps."""
+    return Counter(state.visits) + Counter(failure.client for record in records for failure in record.failures)
+
+
+def epsilon_in_all(
+    finished: Sequence[Finished], summary: Summary, federation: Federation | None, config: Config
+) -> float | None:
+    """The largest of all clients, at the end of a run; None: the run has none, or it is not known here.
+
+    Of clients, that of the run's own method, which is the first. Of items, that of all steps on a client's: in rounds,
+    for its personal model, and the same of the references.
+    """
+    if not config.privacy.of_items:
+        return finished[0].records[-1].epsilon
+    taken = Counter[ClientId]()
+    failed = Counter(failure.client for failure in summary.evaluation_failures)
+    for one in finished:
+        asked, ends = asked_to_train(one.state, one.records), "personal" in one.agreement.scored
+        for client in one.participants:
+            taken[client] += trainings(one.agreement.method, asked[client], ends * (1 + failed[client]))
+    sizes = federation.sizes if federation else {row.id: row.n_train for row in summary.rows}
+    return epsilon_of_items(config.privacy, config.train, taken, sizes)
 
 
 def why_stopped(records: Sequence[RoundRecord], config: Config) -> str | None:

@@ -17,7 +17,9 @@ from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
-from capfl.federation import Federation, tokenised
+from capfl.federation import Federation, check_items, tokenised
+from capfl.files import write_atomically
+from capfl.methods.items import epsilon_of_items
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
@@ -28,9 +30,14 @@ from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, training
 from capfl.roles.keyring import Keyring
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
-from capfl.types import Adapter, ClientId, Item, Kind
+from capfl.types import Adapter, ClientId, Item, Kind, Penalty, Trained
 from capfl.vault import open_vault
 from capfl.wire import round_of
+
+TAKEN = "trainings"
+"""In a site's folder: how often it has taken the steps of a round, where its items are protected."""
+
+Train = Callable[[Adapter, int, int, Penalty | None], Trained]
 
 
 def visit(
@@ -113,6 +120,7 @@ class Site:
         model = AdaptedModel(load_base(config.model), config.lora)
         if config.runtime.compile:
             model.compile()
+        check_items(config, model, [len(splits[client].train)])
         initial = model.initial_adapter(config.seed)
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
@@ -159,7 +167,39 @@ class Site:
             if method not in self._keyrings:
                 self._keyrings[method] = self._make_keyring(self.folder / f"opened.{method}")
             trainer = replace(trainer, keyring=self._keyrings[method])
+        if self.config.privacy.of_items:
+            trainer = replace(trainer, train=self._counted(trainer.train))
         return visit(kind, round_of(request), request, trainer, store, agreement)
+
+    @property
+    def epsilon(self) -> float | None:
+        """Of (epsilon, delta), for the site's training items, by all steps that were ever taken in this folder.
+
+        It counts what the server may not know of: rounds that were lost and done again, and steps that nobody asked for
+        in the server's files. None: items are not protected.
+        """
+        config = self.config
+        if not config.privacy.of_items:
+            return None
+        return epsilon_of_items(config.privacy, config.train, {self.id: self._taken()}, self._federation.sizes)
+
+    def _taken(self) -> int:
+        path = self.folder / TAKEN
+        try:
+            return int(path.read_text()) if path.is_file() else 0
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged: it says how often this site has trained, which epsilon is counted from; restore it"
+            ) from error
+
+    def _counted(self, train: Train) -> Train:
+        """Training that is counted before it begins."""
+
+        def counted(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
+            write_atomically(self.folder / TAKEN, str(self._taken() + 1).encode())
+            return train(start, round, first_step, penalty)
+
+        return counted
 
     def _keep(self, adapter: Adapter) -> None:
         save_adapter(adapter, self._peft_config, self.folder / "adapter", card=self._card)

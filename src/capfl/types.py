@@ -112,7 +112,7 @@ class Trained:
     """What local training leaves."""
 
     adapter: Adapter
-    losses: tuple[float, ...]  # of every step, nats a token
+    losses: tuple[float, ...]  # of every step, nats a token; 0 where items are protected
     sensitivity: torch.Tensor = field(default_factory=_no_numbers)
     """Of the loss to each rank, (n,) float32, nats, in the adapter's order: the root mean square, over steps, of the
     derivative by a gate on the rank, sum_o b_o dL/db_o. Empty: not known."""
@@ -147,7 +147,7 @@ class HeldOut:
 
     number: int = 0
     chance: float | None = None  # of blind guessing
-    majority: float | None = None  # of always giving the most frequent answer of the training items
+    majority: float | None = None  # of always giving the most frequent answer of training items (protected: test items)
 
     @property
     def task(self) -> Task:

@@ -71,6 +71,12 @@ def test_clients_in_one_pass_take_as_many_rows_and_optimisers() -> None:
     assert [four[part] / one[part] for part in ("training", "client", "activations", "server")] == [4, 4, 4, 1]
 
 
+def test_protected_items_have_copies_of_the_factors() -> None:
+    on = {"privacy__protects": "items", "privacy__clip": 1.0, "privacy__noise_multiplier": 1.0}
+    p = memory()["training"] // 16
+    assert memory(**on, train__batch_size=6, train__accumulate=2)["training"] == (16 + 12 * 3 + 16) * p
+
+
 def test_the_cache_counts_where_it_is_in_memory() -> None:
     rows = 10 * 64 * 32 * 4
     assert memory(runtime__cache="memory")["hidden states"] == rows

@@ -10,29 +10,44 @@ from capfl.config.section import PositiveFloat, Section
 
 
 class PrivacyConfig(Section):
-    """Differential privacy of clients towards whoever sees the global adapter, on if both numbers are given; and secure
-    aggregation, which hides clients' updates from the server."""
+    """Differential privacy, on if clip and noise_multiplier are given: of clients towards whoever sees the global
+    adapter, or of a client's items towards everybody else; and secure aggregation, which hides clients' updates from
+    the server."""
 
     secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
         "off",
         description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
         "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
     )
-    clip: PositiveFloat | None = Field(None, description="L2 norm that a client's change, as decoded, is clipped to")
-    noise_multiplier: PositiveFloat | None = Field(
-        None, description="standard deviation of the noise on the sum of changes, in units of clip"
+    protects: Literal["clients", "items"] = Field(
+        "clients",
+        description="whose part noise hides, with clip and noise_multiplier: `clients`, where the server adds it to "
+        "sums of changes; or `items` of a client, which adds it to the gradient of every step (DP-SGD)",
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="of (epsilon, delta); below 1 / clients")
-    seed: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="for tests: noise that can be repeated, and protects from nobody who knows this number"
+    clip: PositiveFloat | None = Field(
+        None, description="L2 norm that is clipped to: a client's change, as decoded, or an item's gradient"
+    )
+    noise_multiplier: PositiveFloat | None = Field(
+        None, description="standard deviation of the noise on the sum of changes or gradients, in units of clip"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1e-5, description="of (epsilon, delta); below 1 / clients, or 1 / a client's training items"
     )
 
     @model_validator(mode="after")
     def _is_on_or_off(self) -> Self:
         if (self.clip is None) != (self.noise_multiplier is None):
             raise ValueError("clip and noise_multiplier make sense together only; give both or neither")
+        if self.protects == "items" and self.noise_multiplier is None:
+            raise ValueError("protects = items takes noise; give clip and noise_multiplier, such as 1 and 1")
         return self
 
     @property
     def on(self) -> bool:
-        return self.noise_multiplier is not None
+        """Does noise hide clients?"""
+        return self.noise_multiplier is not None and self.protects == "clients"
+
+    @property
+    def of_items(self) -> bool:
+        """Does noise hide items?"""
+        return self.protects == "items"

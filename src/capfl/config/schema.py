@@ -171,6 +171,10 @@ class TrainConfig(Section):
         """Optimiser steps that a client with so many training items takes in a round."""
         return self.steps or self.epochs * math.ceil(n_items / self.batch_size)
 
+    def share_of(self, n_items: int) -> float:
+        """How likely each of a client's training items is in a step, where chance makes batches (``privacy``)."""
+        return min(1.0, self.batch_size / n_items)
+
 
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -356,4 +360,17 @@ class Config(Section):
                 f"privacy clips every change and adds its noise to their mean, and federation.robust = "
                 f"{self.federation.robust} is another; leave one of them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gives_every_item_a_gradient_of_its_own(self) -> Self:
+        runtime, quantization = self.runtime, self.model.quantization
+        problems = {
+            "runtime.clients_per_pass": (runtime.clients_per_pass > 1, "items have a pass for themselves; set it to 1"),
+            "runtime.compile": (runtime.compile, "graphs are of one adapter, and items have copies; leave it out"),
+            "model.quantization": (quantization == "8bit", "8-bit products mix all rows; set it to 4bit"),
+        }
+        for key, (found, why) in problems.items():
+            if found and self.privacy.of_items:
+                raise ValueError(f"{key}: with privacy.protects = items, {why}")
         return self

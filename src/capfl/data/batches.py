@@ -1,8 +1,8 @@
-"""Batches of items of about equal length, so that little is padded."""
+"""Batches of items: of about equal length, so that little is padded; or by chance alone, for privacy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,3 +23,14 @@ def batches(lengths: Sequence[int], batch_size: int, seed: int, client: ClientId
         mega = mega[np.argsort(size[mega], kind="stable")]
         made += [mega[first : first + batch_size] for first in range(0, len(mega), batch_size)]
     return [made[k] for k in generator.permutation(len(made))]
+
+
+def by_chance(number: int, share: float, draw: Callable[[int], bytes]) -> np.ndarray:
+    """A batch that each of so many indices is in with probability ``share``, whoever else is (Poisson sampling).
+
+    Args:
+        draw: gives so many random bytes.
+    """
+    if share >= 1:
+        return np.arange(number)
+    return np.flatnonzero(np.frombuffer(draw(8 * number), "<u8") < np.uint64(share * 2**64))

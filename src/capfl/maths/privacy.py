@@ -1,19 +1,23 @@
 """Differential privacy of sums with Gaussian noise: the noise, and how much privacy is left.
 
-A mechanism is (epsilon, delta)-private if one client more or less changes the probability of any outcome by a factor
-of at most exp(epsilon), but for a probability of delta: Dwork & Roth, The Algorithmic Foundations of Differential
-Privacy, 2014.
+A mechanism is (epsilon, delta)-private if one client, or one item, more or less changes the probability of any outcome
+by a factor of at most exp(epsilon), but for a probability of delta: Dwork & Roth, The Algorithmic Foundations of
+Differential Privacy, 2014.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy.special import ndtri
 
 from capfl.errors import ConfigError
+
+ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
+"""Of Rényi divergences of sampled sums. Any will do for an upper bound, and whole ones have a finite formula."""
 
 
 def gaussian(n: int, draw: Callable[[int], bytes]) -> torch.Tensor:
@@ -26,25 +30,34 @@ def gaussian(n: int, draw: Callable[[int], bytes]) -> torch.Tensor:
     return torch.from_numpy(ndtri((bits.astype(np.float64) + 0.5) / 2**52))  # never 0 or 1: 53 bits say it exactly
 
 
-def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """Epsilon, at ``delta``, of a client that took part in so many rounds; 0 for none.
+def epsilon(noise_multiplier: float, sums: int, delta: float, share: float = 1.0) -> float:
+    """Epsilon, at ``delta``, of somebody who may be part of so many sums; 0 for none.
 
-    Each is a sum that the client changes by at most 1, with noise of standard deviation ``noise_multiplier``. Nothing
-    is gained from who takes part, which is known. By Rényi divergences (Mironov, arXiv:1702.07476), which give an
-    upper bound.
+    Each sum is changed by at most 1, and has noise of standard deviation ``noise_multiplier``. Who takes part is known,
+    or secret: then each is part of each sum with probability ``share``, independently of everybody (Mironov, Talwar &
+    Zhang, arXiv:1908.10530). By Rényi divergences (Mironov, arXiv:1702.07476), which give an upper bound.
 
     Raises:
         ConfigError: the package dp-accounting is not installed.
     """
     try:
-        import dp_accounting
-        from dp_accounting.rdp import RdpAccountant
+        import dp_accounting.rdp  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             "privacy.noise_multiplier: needs the package dp-accounting to count epsilon; pip install 'capfl[privacy]'"
         ) from error
-    if not rounds:
-        return 0.0
-    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(dp_accounting.GaussianDpEvent(noise_multiplier), rounds)
+    return _epsilon(noise_multiplier, sums, delta, share) if sums else 0.0
+
+
+@lru_cache(maxsize=10_000)
+def _epsilon(noise_multiplier: float, sums: int, delta: float, share: float) -> float:
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+    if share < 1:
+        event = dp_accounting.PoissonSampledDpEvent(share, event)
+    orders, relation = ORDERS if share < 1 else None, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    accountant = RdpAccountant(orders, neighboring_relation=relation)
+    accountant.compose(event, sums)
     return float(accountant.get_epsilon(delta))

@@ -2,7 +2,8 @@
 
 ``table`` has the rows. The questions: what is trained and what travels (``factors``), how updates are combined
 (``combine``), who learns with whom (``grouping``, ``peers``), which ranks a client has (``ranks``, ``posterior``), what
-it takes home (``take_home``). ``robust`` and ``private`` stand in for a row's way to combine.
+it takes home (``take_home``). ``robust`` and ``private`` stand in for a row's way to combine; ``items`` is privacy in
+clients' own steps.
 """
 
 from capfl.methods.method import Method

@@ -19,7 +19,6 @@ a client took part in (``maths.privacy``).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +33,6 @@ from capfl.methods.factors import Factors
 from capfl.methods.method import Method
 from capfl.methods.robust import refuse_other_than_mean
 from capfl.methods.secure import NoisySum
-from capfl.rng import stream
 from capfl.types import Adapter
 from capfl.wire import Codec
 
@@ -46,7 +44,7 @@ def private(method: Method, config: PrivacyConfig, up: Codec, clients: int, aske
         ConfigError: the method sends or aggregates more than clipping and noise are enough for; the package that
             counts epsilon is not there; or delta is too large to mean anything.
     """
-    if config.clip is None or config.noise_multiplier is None:
+    if config.of_items or config.clip is None or config.noise_multiplier is None:
         return method
     if config.delta * clients >= 1:
         raise ConfigError(
@@ -87,7 +85,7 @@ class Noisy(Combine):
 
 class _Noisy:
     def __init__(self, of: Noisy, adapter: Adapter, round: int) -> None:
-        self._of, self._adapter, self._round = of, adapter, round
+        self._of, self._adapter = of, adapter
         names = of.factors.sent(round, adapter)
         self._reach = of.up.reach({name: adapter[name] for name in names}, adapter, round)
         self._total = {name: torch.zeros(adapter[name].shape, dtype=torch.float64) for name in names}
@@ -99,12 +97,7 @@ class _Noisy:
             self._total[name] += share * t.double()
 
     def value(self) -> Adapter:
-        of, draw = self._of, _bits(self._of.config.seed, self._round)
+        of = self._of
         for name, marks in self._reach.items():
-            self._total[name][marks] += of.noise * of.clip * gaussian(int(marks.sum()), draw)
+            self._total[name][marks] += of.noise * of.clip * gaussian(int(marks.sum()), os.urandom)
         return algebra.add(self._adapter, {name: (t / of.asked).float() for name, t in self._total.items()})
-
-
-def _bits(seed: int | None, round: int) -> Callable[[int], bytes]:
-    """Random bytes: the operating system's, made for secrets, or those of a seed."""
-    return os.urandom if seed is None else stream(seed, "privacy", round).bytes

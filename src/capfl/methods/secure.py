@@ -120,7 +120,7 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         )
     masks.require()
     lying = privacy.secure_aggregation == "malicious-server"
-    if privacy.clip is None or privacy.noise_multiplier is None:
+    if privacy.of_items or privacy.clip is None or privacy.noise_multiplier is None:
         return replace(method, combine=SecureMean(step, lying))
     noisy = NoisySum(step, lying, config=privacy, clip=privacy.clip, noise=privacy.noise_multiplier)
     return replace(method, combine=noisy)

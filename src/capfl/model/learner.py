@@ -13,6 +13,7 @@ from capfl import adapter as algebra
 from capfl.config.schema import TrainConfig
 from capfl.errors import TrainingError
 from capfl.model.hidden import Rows
+from capfl.model.items import Protection
 from capfl.types import Adapter, Penalty, Trained
 
 
@@ -28,6 +29,7 @@ class Job:
         rate: what the learning rate is multiplied by, see ``model.train.scheduled``.
         trainable: which factors are trained, by their names.
         penalty: follows every step of the optimiser, with the same learning rate.
+        protection: of single rows, which the plan's batches are then drawn for; None: none.
     """
 
     data: Rows
@@ -37,6 +39,7 @@ class Job:
     rate: float = 1.0
     trainable: Callable[[str], bool] = lambda name: True
     penalty: Penalty | None = None
+    protection: Protection | None = None
 
 
 class Learner:
@@ -69,7 +72,7 @@ class Learner:
         """Take the step that the gradients ask for.
 
         Args:
-            losses: of the step's parts, nats a token, which sum to the step's.
+            losses: of the step's parts, nats a token, which sum to the step's; none where nobody may know.
 
         Raises:
             TrainingError: their sum is not finite; the factors are as before.

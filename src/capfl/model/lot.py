@@ -8,9 +8,7 @@ products add up in another order, and rows are padded to the longest of all. One
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import torch
@@ -21,12 +19,11 @@ from capfl.config.schema import TrainConfig
 from capfl.errors import ModelError, TrainingError
 from capfl.model.hidden import HiddenCache, joined
 from capfl.model.learner import Job, Learner
-from capfl.model.lora import AdaptedModel, close
+from capfl.model.lora import AdaptedModel
 from capfl.model.parts import token_losses
+from capfl.model.per_row import REMEDY, own_adapters
 from capfl.model.train import split
-from capfl.types import Adapter, Trained
-
-REMEDY = "set runtime.clients_per_pass = 1"
+from capfl.types import Trained
 
 
 def steps_together(
@@ -98,55 +95,3 @@ def _trained(learner: Learner) -> Trained | TrainingError:
         return learner.trained()
     except TrainingError as error:
         return error
-
-
-@torch.no_grad()
-def check_lots(model: AdaptedModel) -> None:
-    """See that rows can have adapters of their own, by two short texts with two adapters, together and alone.
-
-    Experts, for one, see tokens of all rows in one heap.
-
-    Raises:
-        ModelError: they cannot.
-    """
-    ids, alone = model.probe(), list[Tensor]()
-    drawn = torch.Generator().manual_seed(0)
-    shapes = {name: p.shape for name, p in model.parameters.items()}
-    adapters = [{name: 0.02 * torch.randn(shape, generator=drawn) for name, shape in shapes.items()} for _ in range(2)]
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    for k, adapter in enumerate(adapters):
-        model.write(adapter)
-        alone.append(model.logits(ids[k : k + 1], positions))
-    there = [{name: t.to(ids.device) for name, t in adapter.items()} for adapter in adapters]
-    with own_adapters(model, there, [1, 1]):
-        together = model.logits(ids, torch.arange(ids.numel(), device=ids.device))
-    if not close(torch.cat(alone), together):
-        raise ModelError(f"model.path: {model.base.name} makes something else of a text beside another; {REMEDY}")
-
-
-@contextmanager
-def own_adapters(model: AdaptedModel, adapters: Sequence[Adapter], rows: Sequence[int]) -> Iterator[None]:
-    """Within, the first rows[0] rows of a batch meet adapters[0], the next rows[1] meet adapters[1], and so on."""
-    for name, half in model.halves.items():
-        half.forward = partial(_product, [adapter[name] for adapter in adapters], rows)
-    try:
-        yield
-    finally:
-        for half in model.halves.values():
-            del half.forward
-
-
-def _product(factors: Sequence[Tensor], rows: Sequence[int], x: Tensor) -> Tensor:
-    """x (rows, tokens, n) times each row's own factor (m, n), transposed; (rows, tokens, m).
-
-    Clients of equally many rows are one matrix each in a batched product; otherwise rows are.
-    """
-    if x.ndim != 3 or len(x) != sum(rows):
-        raise ModelError(
-            f"an adapted module sees inputs of shape {tuple(x.shape)}, not {sum(rows)} rows of tokens; {REMEDY}"
-        )
-    if len(set(rows)) == 1:
-        flat = x.reshape(len(factors), -1, x.shape[2])
-        return torch.bmm(flat, torch.stack(list(factors)).mT).reshape(*x.shape[:2], -1)
-    of_rows = torch.cat([factor.expand(n, *factor.shape) for factor, n in zip(factors, rows, strict=True)])
-    return torch.bmm(x, of_rows.mT)

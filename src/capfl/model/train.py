@@ -9,6 +9,7 @@ import torch
 
 from capfl.config.schema import TrainConfig
 from capfl.model.hidden import HiddenCache
+from capfl.model.items import noisy_gradients
 from capfl.model.learner import Job, Learner
 from capfl.model.lora import AdaptedModel
 from capfl.model.parts import mean_loss
@@ -19,7 +20,8 @@ def local_steps(model: AdaptedModel, cache: HiddenCache, job: Job, config: Train
     """Train on the batches of a job, one step each.
 
     A step may be computed in ``config.accumulate`` parts: its gradient is that of the mean loss over all answer tokens
-    of the batch, whatever the number of parts.
+    of the batch, whatever the number of parts. Where rows are protected (``model.items``), it has noise, and losses are
+    not kept, for they have none.
 
     Raises:
         TrainingError: a loss or the trained adapter is not finite; says at which step.
@@ -29,9 +31,13 @@ def local_steps(model: AdaptedModel, cache: HiddenCache, job: Job, config: Train
     model.train(True, config.checkpointing)
     try:
         for indices in job.plan:
+            learner.clear()
+            if job.protection:
+                noisy_gradients(model, cache, job.data, indices, learner.factors, job.protection, config)
+                learner.step([])
+                continue
             tokens = sum(len(job.data.rows[i].targets) for i in indices)
             losses = []
-            learner.clear()
             for part in split(indices, config.accumulate):
                 batch = job.data.batch(model, cache, part)
                 loss = mean_loss(model, batch) * (len(batch.targets) / tokens)

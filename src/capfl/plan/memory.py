@@ -3,7 +3,9 @@
 With P the elements of the adapter, in bytes, on host and device together::
 
     base         elements of the base in its dtype; linear layers of the decoder at 1 or 1/2 byte if quantised
-    training     16 P                     factors, gradient and the two moments of Adam, in fp32
+    training     16 P                     factors, gradient and the two moments of Adam, in fp32; where items are
+                                          protected 12 P more for each row of a part (its copy, the product's, and
+                                          its gradient) and 16 P (sum and noise, in double precision)
     activations  tokens * layers * (d * sum of max(d_in, d_out) over a layer's linear layers
                                     + 8 * hidden + (0 or 4 * sum of d_in over its targets))
                  + 12 * answers * vocabulary, at most 3 MOST (``model.parts``);
@@ -88,6 +90,7 @@ def estimate(
     rows_of_a_part = ceil(config.train.batch_size / config.train.accumulate)
     clients = config.runtime.clients_per_pass
     trained = clients * rows_of_a_part
+    copies = 3 * rows_of_a_part + 4 if config.privacy.of_items else 0
     training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
@@ -101,7 +104,7 @@ def estimate(
     n = config.runtime.workers
     found = {
         "base": _base(module, layers, config, element),
-        "training": n * 4 * adapter * clients,
+        "training": n * (4 + copies) * adapter * clients,
         "activations": n * max(training, scoring, below, writing),
         "hidden states": cached if lowest and config.runtime.cache == MEMORY else 0,
         "client": n * (4 if lossy else 2) * adapter * clients,

@@ -26,7 +26,12 @@ def findings(summary: Summary) -> list[str]:
         found.append(f"{summary.failures} failed replies, see rounds.jsonl")
     if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
         found.append(f"no row for {', '.join(absent)}, which did not answer in the end, see summary.json")
-    if summary.epsilon is not None:
+    if summary.epsilon is not None and summary.protects == "items":
+        found.append(
+            f"what leaves a site by way of adapters is private to epsilon {summary.epsilon:.3g} at delta "
+            f"{summary.delta:g}, for each of its training items; validation and test items are not covered"
+        )
+    elif summary.epsilon is not None:
         found.append(
             f"what clients' changes add to the shared adapter is private to epsilon {summary.epsilon:.3g} at delta "
             f"{summary.delta:g}; losses, counts and personal adapters are not covered"

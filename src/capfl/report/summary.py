@@ -168,6 +168,7 @@ class Summary:
     peak_memory: int  # bytes; of the process or its largest worker; clients elsewhere are not in it; since the start
     epsilon: float | None = None  # of (epsilon, delta)-differential privacy, if the run has it
     delta: float | None = None
+    protects: str = "clients"  # whose part epsilon is about, or "items"
     groups: tuple[GroupRow, ...] = ()
     stopped: str | None = None  # why it ended before its last round
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from capfl import adapter as algebra
 from capfl.config.schema import CodecConfig, Config, MethodConfig
 from capfl.errors import ConfigError
-from capfl.maths.discrete import Draw
 from capfl.methods import Method, build
+from capfl.methods.items import refuse_unprotected
 from capfl.methods.secure import NoisySum, SecureMean, secure
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
-from capfl.rng import stream
 from capfl.roles.door import Limits
-from capfl.types import Adapter, ClientId, Group
+from capfl.types import Adapter, Group
 from capfl.wire import (
     MODELS,
     Codec,
@@ -48,6 +47,7 @@ class Agreement:
         metrics: what these are measured by.
         keep_best: does a client keep the best of its own models? Otherwise the last.
         limits: of what a client may claim; None: no bounds.
+        says_losses: do clients say their training losses? Where their items are protected, they say 0.
     """
 
     method: Method
@@ -59,6 +59,7 @@ class Agreement:
     metrics: tuple[str, ...] = DEFAULTS
     keep_best: bool = False
     limits: Limits | None = None
+    says_losses: bool = True
 
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
@@ -116,12 +117,6 @@ class Agreement:
         """How many of the clients that gave keys have to be in a sum."""
         assert isinstance(self.method.combine, SecureMean)
         return self.method.combine.fewest(clients)
-
-    def draw(self, own: Draw, round: int, client: ClientId) -> Draw:
-        """Where the random bytes of a client's noise come from: its ``own``, or those of the seed that a test has."""
-        combine = self.method.combine
-        seed = combine.config.seed if isinstance(combine, NoisySum) else None
-        return own if seed is None else stream(seed, "privacy", round, client).bytes
 
     def summed(self, round: int, number: int, clients: int, importance: Tensor | None = None) -> Summed:
         """How the updates of a round become numbers that can be summed.
@@ -205,17 +200,24 @@ def agreements(
         rows: methods of the caller's own, by name.
 
     Raises:
-        ConfigError: the method, or a setting of it, does not exist, or it cannot be had with secure aggregation.
+        ConfigError: the method, or a setting of it, does not exist, or it cannot be had with secure aggregation
+            or with privacy of items.
     """
     codec, seed = config.codec, config.seed
     main = build(config.method, seed, rows)
     main = secure(main, config.privacy, config.federation, up_codec(codec, seed, main.order.turns > 1))
     models = MODELS if config.evaluation.personal else tuple(model for model in MODELS if model != "personal")
-    measures: dict[str, Any] = {"metrics": config.evaluation.metrics, "keep_best": config.evaluation.keep == "best"}
+    refuse_unprotected(main, config.privacy, "method.name")
+    measures: dict[str, Any] = {
+        "metrics": config.evaluation.metrics,
+        "keep_best": config.evaluation.keep == "best",
+        "says_losses": not config.privacy.of_items,
+    }
     made = {main.name: Agreement(main, codec, initial, base, seed, models, **measures)}
     for name in config.evaluation.references:
         if name != main.name:
             method = build(MethodConfig(name=name))
+            refuse_unprotected(method, config.privacy, "evaluation.references")
             if method.pooled and isinstance(main.combine, SecureMean):
                 raise ConfigError(
                     f"evaluation.references: {name} has everybody's data in one place, and privacy.secure_aggregation "

@@ -182,8 +182,7 @@ def training(
         return encode_done(Done(message.round, trainer.client), agreement.up, agreement.schema), memory
     if agreement.secure:
         summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
-        draw = agreement.draw(trainer.keyring.draw(), message.round, trainer.client)
-        whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory), draw)
+        whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory), trainer.keyring.draw())
         hidden = trainer.keyring.hide(whole, message, agreement.schema)
         return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
 

@@ -26,13 +26,14 @@ from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
 from capfl.methods import METHODS, Method, build
 from capfl.methods.private import Noisy, private
+from capfl.rng import stream
 from capfl.types import Adapter
 from capfl.wire import up_codec
 from fake import bits
 from parts import INITIAL, Federation, folded
 from support import tiny_run
 
-ON = PrivacyConfig(clip=1.0, noise_multiplier=0.5, seed=7)
+ON = PrivacyConfig(clip=1.0, noise_multiplier=0.5)
 ZERO = algebra.zeros(INITIAL)
 
 
@@ -79,7 +80,7 @@ def test_one_client_more_moves_the_sum_by_no_more_than_the_clip(others: list[flo
 
 
 def test_the_noise_is_normal_of_the_right_size_and_there_whoever_answers() -> None:
-    method = made(config=PrivacyConfig(clip=3.0, noise_multiplier=0.5, seed=7), asked=4)
+    method = made(config=PrivacyConfig(clip=3.0, noise_multiplier=0.5), asked=4)
     drawn = torch.cat([t.flatten() for round in range(1, 201) for t in moved(method, [], round).values()]).double()
     assert len(drawn) == 200 * 180
     assert float(drawn.std()) == pytest.approx(3 * 0.5 / 4, rel=0.02)  # standard error 0.4 %
@@ -92,12 +93,13 @@ def test_normal_numbers_of_given_bits_by_hand() -> None:
     np.testing.assert_allclose(gaussian(4, lambda n: words.tobytes()).numpy(), expected, rtol=1e-9, atol=1e-15)
 
 
-def test_a_seed_repeats_the_noise_and_without_one_nothing_does() -> None:
-    assert bits(moved(made())) == bits(moved(made()))
-    assert bits(moved(made(), round=1)) != bits(moved(made(), round=2))
-    other, secret = (PrivacyConfig(clip=1.0, noise_multiplier=0.5, seed=seed) for seed in (8, None))
-    assert bits(moved(made(config=other))) != bits(moved(made()))
-    assert bits(moved(made(config=secret))) != bits(moved(made(config=secret)))
+def test_nothing_repeats_the_noise_but_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bits(moved(made())) != bits(moved(made()))
+    found = set()
+    for _ in range(2):
+        monkeypatch.setattr("os.urandom", stream(7, "the operating system").bytes)
+        found.add(bits(moved(made())))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("codec", ["fp32", "default", "4bit", "random", "unbiased-bf16"])
@@ -118,7 +120,7 @@ def test_with_hardly_any_noise_it_is_the_plain_mean(method: str, codec: str, mon
     """So what clients are sent of it has the right scale too."""
     monkeypatch.setattr("fake.n_train", lambda client: 10)  # all count alike
     plain = Federation(build(MethodConfig(name=method)), codec)
-    quiet = Federation(made(method, codec, PrivacyConfig(clip=1e6, noise_multiplier=1e-15, seed=1), asked=3), codec)
+    quiet = Federation(made(method, codec, PrivacyConfig(clip=1e6, noise_multiplier=1e-15), asked=3), codec)
     plain.rounds(2)
     quiet.rounds(2)
     assert isinstance(quiet.agreement.method.combine, Noisy)

@@ -15,7 +15,8 @@ from capfl.model import parts
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
-from capfl.model.lot import check_lots, own_adapters, steps_together
+from capfl.model.lot import steps_together
+from capfl.model.per_row import check_rows, own_adapters
 from capfl.model.tokens import Row
 from capfl.model.train import local_steps
 from capfl.types import Adapter, Penalty, Trained
@@ -133,17 +134,17 @@ def test_a_patch_of_the_base_is_refused_and_one_left_over_is_taken_off(
 
 def test_a_model_whose_modules_see_all_rows_in_one_heap_is_refused(adapt: Callable[..., AdaptedModel]) -> None:
     model = adapt(fresh=True)
-    check_lots(model)
+    check_rows(model)
     module = model.base.module.get_submodule(model.targets[0])
     flat = module.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1),))
     back = module.register_forward_hook(lambda module, args, output: output.unflatten(0, (2, -1)))
     with pytest.raises(ModelError, match=r"inputs of shape \(16, 32\), not 2 rows of tokens; set runtime\.clients_per"):
-        check_lots(model)
+        check_rows(model)
     flat.remove()
     back.remove()
     mixed = module.register_forward_hook(lambda module, args, output: output - output.mean(0))
     with pytest.raises(ModelError, match="makes something else of a text beside another"):
-        check_lots(model)
+        check_rows(model)
     mixed.remove()
 
 

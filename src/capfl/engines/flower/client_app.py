@@ -39,13 +39,15 @@ def answer(message: Message, context: Context) -> Message:
     """
     me = str(context.node_config["client"])
     note, began = Events(Path(str(context.node_config["state"]))), time.monotonic()
-    asked: dict[str, str | int] = {"client": me}
+    asked: dict[str, str | float] = {"client": me}
     try:
         request = read_request(message)
         asked |= {"run": request.run, "kind": request.kind, "method": request.method, "round": request.round}
         asked |= {"bytes_in": len(request.body)}
         site = _site(request.run, me, context)
         reply = Reply(me, body=site.answer(request.kind, request.method, request.body, request.used))
+        if (epsilon := site.epsilon) is not None:
+            asked |= {"epsilon": round(epsilon, 3)}
     except Exception as error:
         known = isinstance(error, CapflError)
         text = f"{type(error).__name__}: {error}" if known else "".join(traceback.format_exception(error))
