@@ -19,7 +19,7 @@ from capfl.roles import client as side
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.round import Talk, run_round, validate_round
 from capfl.site import visit
 from capfl.types import (

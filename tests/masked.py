@@ -18,8 +18,8 @@ from capfl.methods import build
 from capfl.methods.secure import secure
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
-from capfl.roles.door import Limits
 from capfl.roles.keyring import Keyring
+from capfl.roles.limits import Limits
 from capfl.round import run_round
 from capfl.types import (
     Adapter,

@@ -13,7 +13,7 @@ from capfl.methods import Method
 from capfl.methods.combine import Combine
 from capfl.methods.peers import Description
 from capfl.roles.agreement import Agreement
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.types import Adapter, ClientId, ClientState, RoundRecord, Update
 from fake import LIMITS, Fake, initial, n_train, steps
 

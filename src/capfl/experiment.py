@@ -44,7 +44,7 @@ from capfl.report.summary import Summary, members_of, read_summary
 from capfl.report.tables import number
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.round import sample_size
 from capfl.rounds import epsilon_in_all, run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples

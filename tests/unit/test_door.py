@@ -15,7 +15,7 @@ from capfl.methods import build
 from capfl.methods.peers import Description
 from capfl.roles import door, server
 from capfl.roles.agreement import Agreement
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.types import Adapter, Introduction, Update
 from capfl.wire import encode_update
 from capfl.wire.body import pack

@@ -16,7 +16,7 @@ from capfl.packing import pack
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import ANSWERS, LocalTrainer
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.round import run_round
 from capfl.types import (
     Adapter,

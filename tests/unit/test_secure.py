@@ -18,7 +18,8 @@ from capfl.config.schema import CodecConfig, FederationConfig, TrainConfig
 from capfl.errors import ClientError, WireError
 from capfl.packing import pack
 from capfl.roles import server
-from capfl.roles.door import Limits, admit_mean
+from capfl.roles.door import admit_mean
+from capfl.roles.limits import Limits
 from capfl.roles.server import Beside
 from capfl.types import ClientId, ClientState, Kind
 from capfl.wire.secure import decode_masked

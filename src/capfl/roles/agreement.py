@@ -17,7 +17,7 @@ from capfl.methods.items import refuse_unprotected
 from capfl.methods.secure import NoisySum, SecureMean, secure
 from capfl.methods.take_home import AfterSteps, Own
 from capfl.metrics import DEFAULTS
-from capfl.roles.door import Limits
+from capfl.roles.limits import Limits
 from capfl.types import Adapter, Group
 from capfl.wire import (
     MODELS,
