@@ -85,7 +85,7 @@ def test_two_workers_come_to_the_bits_of_one_process_also_when_killed(
     """Groups with several clients in a turn, validations, the end, and a reference that is scored for everybody."""
     settings: dict[str, object] = SETTINGS | {
         "federation__fraction": 1.0, "federation__rounds": 2, "data__sites": 4, "data__items": 20, "train__steps": 1,
-        "evaluation__references": ["centralised"],
+        "evaluation__references": ["centralised"], "method__turns": 2,
     }  # fmt: skip
     tiny_run(runs / "one", **settings)
     real, here, writes = os.replace, os.getpid(), iter(range(9))
