@@ -103,9 +103,11 @@ def doctor(
     """See whether a site can join before it does: takes what `node` takes, and starts nothing."""
     with errors():
         from capfl.engines.flower.doctor import examine
+        from capfl.engines.flower.setup import Setup
 
         place, failed = state or STATE / "nodes" / client, False
-        for one in examine(client, server, data, place, certificate, key, peers, runs or [], _own(sets or [])):
+        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), _own(sets or ()))
+        for one in examine(setup):
             said = printable(one.said).replace("\n", f"\n{'':8}")
             typer.echo(f"{one.kind:8}{one.what}: {said}")
             failed |= one.kind == "failed"
@@ -128,9 +130,11 @@ def node(
     """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
     with errors():
         from capfl.engines.flower.node import run_node
+        from capfl.engines.flower.setup import Setup
 
         place = state or STATE / "nodes" / client
-        run_node(client, server, data, place, certificate, key, peers, runs or [], _own(sets or []), typer.echo)
+        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), _own(sets or ()))
+        run_node(setup, typer.echo)
 
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand)

@@ -14,6 +14,7 @@ from capfl.engines.flower.certificate import DAY, certificates, check_certificat
 from capfl.engines.flower.keys import hosts_of, make_keys
 from capfl.engines.flower.node import run_node
 from capfl.engines.flower.server import run_server
+from capfl.engines.flower.setup import Setup
 from capfl.errors import ConfigError
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -77,9 +78,7 @@ def test_neither_side_starts_with_a_certificate_that_has_ended(tmp_path: Path, m
     data.touch()
     for start in (
         lambda: run_server(tmp_path / "home", "127.0.0.1", 8443, path.parent, print),
-        lambda: run_node(
-            "north", "x:1", data, tmp_path / "state", path, path.parent / "nodes/north.key", None, [], {}, print
-        ),
+        lambda: run_node(Setup("north", "x:1", data, tmp_path / "state", path, path.parent / "nodes/north.key"), print),
     ):
         with pytest.raises(ConfigError, match=r"server\.crt has expired on"):
             start()

@@ -16,6 +16,7 @@ from capfl.engines.flower.keys import hosts_of, make_keys, signer, verifier
 from capfl.engines.flower.node import run_node
 from capfl.engines.flower.runs import Connection
 from capfl.engines.flower.server import let_in, run_server
+from capfl.engines.flower.setup import Setup
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import locked
 from capfl.types import Offer
@@ -84,7 +85,7 @@ def test_a_name_that_is_no_client_id_is_refused(tmp_path: Path) -> None:
             make_keys(tmp_path / "keys", [name], [])
         place = tmp_path / "keys"
         with pytest.raises(ConfigError, match=r"^--client: .* is no client id; begin with"):
-            run_node(name, "localhost:8443", place, place, place, place, None, [], {}, print)
+            run_node(Setup(name, "localhost:8443", place, place, place, place), print)
     assert not (tmp_path / "keys").exists()
     (one,) = make_keys(tmp_path / "keys", ["x" * 100], [])[2:3]
     assert one.name == "x" * 100 + ".key"
@@ -122,14 +123,14 @@ def test_a_node_with_something_else_for_a_key_does_not_start(folder: Path, tmp_p
         (nodes / "none.key", r"none\.key: there is no such file"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            run_node("north", "localhost:8443", folder, tmp_path / "state", certificate, key, None, [], {}, print)
+            run_node(Setup("north", "localhost:8443", folder, tmp_path / "state", certificate, key), print)
     assert not (tmp_path / "state").exists()
 
 
 def test_a_node_that_is_to_check_the_others_is_given_a_folder(folder: Path) -> None:
     certificate, key = folder / "server.crt", folder / "nodes" / "north.key"
     with pytest.raises(ConfigError, match=r"--peers: .* is no folder; give one with the public keys of all nodes"):
-        run_node("north", "localhost:8443", folder, folder, certificate, key, folder / "none", [], {}, print)
+        run_node(Setup("north", "localhost:8443", folder, folder, certificate, key, folder / "none"), print)
 
 
 def test_a_second_node_or_server_of_one_folder_is_refused(
@@ -143,20 +144,10 @@ def test_a_second_node_or_server_of_one_folder_is_refused(
     for room in ("node", "server"):
         monkeypatch.setattr(f"capfl.engines.flower.{room}.supervise", started)
     state = tmp_path / "state"
+    setup = Setup("north", "localhost:1", folder, state, folder / "server.crt", folder / "nodes/north.key")
     with locked(state):
         for run in (
-            lambda: run_node(
-                "north",
-                "localhost:1",
-                folder,
-                state,
-                folder / "server.crt",
-                folder / "nodes/north.key",
-                None,
-                [],
-                {},
-                print,
-            ),
+            lambda: run_node(setup, print),
             lambda: run_server(state, "127.0.0.1", 1, folder, print),
         ):
             state.chmod(0o755)

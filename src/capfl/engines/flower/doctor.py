@@ -8,7 +8,7 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
 from capfl.engines.flower.node import HINTS
 from capfl.engines.flower.processes import meanings
+from capfl.engines.flower.setup import Setup
 from capfl.errors import CapflError, ConfigError
 from capfl.files import is_locked
 from capfl.model.place import check_base, remark
@@ -43,31 +44,21 @@ class Finding:
     said: str
 
 
-def examine(
-    client: str,
-    server: str,
-    data: Path,
-    state: Path,
-    certificate: Path,
-    key: Path,
-    peers: Path | None,
-    runs: Sequence[str],
-    settings: Mapping[str, str],
-) -> Iterator[Finding]:
+def examine(setup: Setup) -> Iterator[Finding]:
     """Check what ``run_node`` would be given; nothing is started and nothing is written."""
     yield _tried("packages", _packages)
-    yield _tried("client", lambda: _client(client))
-    yield _tried("certificate", lambda: _certificate(certificate))
-    yield _tried("key", lambda: _key(client, key))
-    if peers is not None:
-        yield _tried("peers", lambda: _peers(client, peers))
-    yield _tried("runs", lambda: _runs(runs, state))
-    found: list[Date] = [None]
-    yield _tried("server", lambda: _server(server, certificate, found))
-    yield clock(found[0], datetime.datetime.now(datetime.UTC))
-    yield _tried("disk", lambda: _disk(state))
-    yield _tried("model", lambda: _model(settings.get("model.path", "smollm2")))
-    yield _tried("data", lambda: _data(data))
+    yield _tried("client", lambda: _client(setup.client))
+    yield _tried("certificate", lambda: _certificate(setup.certificate))
+    yield _tried("key", lambda: _key(setup.client, setup.key))
+    if (peers := setup.peers) is not None:
+        yield _tried("peers", lambda: _peers(peers))
+    yield _tried("runs", lambda: _runs(setup.runs, setup.state))
+    server, date = _server(setup.server, setup.certificate)
+    yield server
+    yield clock(date, datetime.datetime.now(datetime.UTC))
+    yield _tried("disk", lambda: _disk(setup.state))
+    yield _tried("model", lambda: _model(setup.settings.get("model.path", "smollm2")))
+    yield _tried("data", lambda: _data(setup.data))
 
 
 def clock(at_server: Date, here: datetime.datetime) -> Finding:
@@ -121,7 +112,7 @@ def _key(client: str, path: Path) -> tuple[Kind, str]:
     return "ok", f"{path}; whether the server knows it shows when the node joins"
 
 
-def _peers(client: str, folder: Path) -> tuple[Kind, str]:
+def _peers(folder: Path) -> tuple[Kind, str]:
     names = sorted(path.stem for path in folder.glob("*.pub"))
     if not names:
         return "failed", f"--peers: {folder} has no public keys; get CLIENT.pub from every other site"
@@ -133,8 +124,21 @@ def _runs(runs: Sequence[str], state: Path) -> tuple[Kind, str]:
     return ("ok", said) if runs else ("warning", f"{said}; name those that all sites agreed on: --run NAME")
 
 
-def _server(server: str, certificate: Path, found: list[Date]) -> tuple[Kind, str]:
-    """Asks the server whether it is there, as a node would reach it; its date goes to ``found``."""
+def _server(server: str, certificate: Path) -> tuple[Finding, Date]:
+    """Whether the server is there, and its date."""
+    try:
+        date = _date(server, certificate)
+    except (CapflError, OSError) as error:
+        return Finding("failed", "server", str(error)), None
+    return Finding("ok", "server", f"{server} answers"), date
+
+
+def _date(server: str, certificate: Path) -> Date:
+    """The server's, if it says one, asked for as a node would reach it.
+
+    Raises:
+        ConfigError: the address or the certificate is none, or the server does not answer.
+    """
     host, port = parted(server)
     certificates(certificate)
     context = ssl.create_default_context(cafile=certificate)
@@ -145,16 +149,15 @@ def _server(server: str, certificate: Path, found: list[Date]) -> tuple[Kind, st
         with urllib.request.build_opener(*handlers).open(
             f"https://{joined(host, port)}/health", timeout=WITHIN
         ) as reply:
-            found[0] = parsedate_to_datetime(reply.headers["Date"]) if reply.headers["Date"] else None
+            return parsedate_to_datetime(reply.headers["Date"]) if reply.headers["Date"] else None
     except urllib.error.HTTPError as error:
-        return "failed", f"{server} answers with HTTP {error.code}: is that the server, and its port?"
+        raise ConfigError(f"{server} answers with HTTP {error.code}: is that the server, and its port?") from error
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error))
         meant = meanings([reason], HINTS) or [
             f"{reason}; is the server running there, and is its port open to this site (firewall, https_proxy)?"
         ]
         raise ConfigError(f"{server}: {meant[0]}") from error
-    return "ok", f"{server} answers"
 
 
 def _disk(state: Path) -> tuple[Kind, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +16,7 @@ from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
+from capfl.engines.flower.setup import Setup
 from capfl.errors import ConfigError
 from capfl.files import locked, private_folder
 
@@ -43,29 +44,8 @@ HINTS = {  # what words in Flower's log mean; of each line, the first that it ha
 }
 
 
-def run_node(
-    client: str,
-    server: str,
-    data: Path,
-    state: Path,
-    certificate: Path,
-    key: Path,
-    peers: Path | None,
-    runs: Sequence[str],
-    settings: Mapping[str, str],
-    say: Say,
-) -> None:
+def run_node(setup: Setup, say: Say) -> None:
     """Run a node of one client until SIGTERM or Ctrl-C.
-
-    Args:
-        server: its address, HOST:PORT, or [HOST]:PORT of IPv6.
-        data: the client's own file, which nobody else sees.
-        state: folder of what it remembers from round to round, and of its adapters.
-        certificate: the server's.
-        key: the node's own, of ``capfl flower keys``.
-        peers: a folder with the public keys of all nodes, by which keys of secure aggregation are checked.
-        runs: names of those that it takes part in, see ``Allowed``.
-        settings: what the site decides for itself, by the keys of the config.
 
     Raises:
         DataError: the data cannot be read.
@@ -73,39 +53,47 @@ def run_node(
             certificate has expired; or the address or the client's id is none.
         CheckpointError: another node has the folder, or it cannot be written.
     """  # fmt: skip
+    client, state, peers = setup.client, setup.state, setup.peers
     check_client(client, "--client")
-    for path in (data, certificate, key):
-        if not (path.is_file() or (path == data and path.is_dir())):
+    for path in (setup.data, setup.certificate, setup.key):
+        if not (path.is_file() or (path == setup.data and path.is_dir())):
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
-    allowed = Allowed(runs, state)
-    check_certificate(certificate)
-    signer(key)
-    server = joined(*parted(server))
-    given = {"client": client, "data": str(data.absolute()), "state": str(state.absolute())}
-    given |= {"key": str(key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
-    given |= {"runs": " ".join(runs)} if runs else {}
-    given |= {"settings": json.dumps(dict(settings))} if settings else {}
+    allowed = Allowed(setup.runs, state)
+    check_certificate(setup.certificate)
+    signer(setup.key)
+    given = {"client": client, "data": str(setup.data.absolute()), "state": str(state.absolute())}
+    given |= {"key": str(setup.key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
+    given |= {"runs": " ".join(setup.runs)} if setup.runs else {}
+    given |= {"settings": json.dumps(dict(setup.settings))} if setup.settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
     private_folder(state)
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
-            other.submit(_read, data).result()
-        note, remind = Events(state), reminder(certificate, say)
+            other.submit(_read, setup.data).result()
+        note, remind = Events(state), reminder(setup.certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
         say(f"node {client}: {allowed.said()}")
-        supervise(_processes(client, server, state, certificate, key, given), say, lambda: next(remind), note)
+        supervise(_processes(setup, given), say, lambda: next(remind), note)
 
 
-def _processes(
-    client: str, server: str, state: Path, certificate: Path, key: Path, given: Mapping[str, str]
-) -> list[Process]:
+def _processes(setup: Setup, given: Mapping[str, str]) -> list[Process]:
     """The SuperNode and the worker, which know each other by a secret: others on this machine reach the port, too."""
+    client, state = setup.client, setup.state
     port, inside, secret = free_port(), environment(state / "flower"), str(new_secret(state))
-    node = ["--superlink", server, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process"]
-    node += ["--root-certificates", str(certificate), "--auth-supernode-private-key", str(key)]
+    node = [
+        "--superlink",
+        joined(*parted(setup.server)),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--isolation",
+        "process",
+    ]
+    node += ["--root-certificates", str(setup.certificate), "--auth-supernode-private-key", str(setup.key)]
     node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
     supernode = Process(f"node {client}", internal("node", *node), inside, state / "node.log", hints=HINTS, warns=SAID)
