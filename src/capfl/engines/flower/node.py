@@ -63,6 +63,7 @@ def run_node(setup: Setup, say: Say) -> None:
     allowed = Allowed(setup.runs, state)
     check_certificate(setup.certificate)
     signer(setup.key)
+    server = joined(*parted(setup.server))
     given = {"client": client, "data": str(setup.data.absolute()), "state": str(state.absolute())}
     given |= {"key": str(setup.key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
     given |= {"runs": " ".join(setup.runs)} if setup.runs else {}
@@ -76,23 +77,14 @@ def run_node(setup: Setup, say: Say) -> None:
         note, remind = Events(state), reminder(setup.certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
         say(f"node {client}: {allowed.said()}")
-        supervise(_processes(setup, given), say, lambda: next(remind), note)
+        supervise(_processes(setup, server, given), say, lambda: next(remind), note)
 
 
-def _processes(setup: Setup, given: Mapping[str, str]) -> list[Process]:
+def _processes(setup: Setup, server: str, given: Mapping[str, str]) -> list[Process]:
     """The SuperNode and the worker, which know each other by a secret: others on this machine reach the port, too."""
     client, state = setup.client, setup.state
     port, inside, secret = free_port(), environment(state / "flower"), str(new_secret(state))
-    node = [
-        "--superlink",
-        joined(*parted(setup.server)),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--isolation",
-        "process",
-    ]
+    node = ["--superlink", server, "--host", "127.0.0.1", "--port", str(port), "--isolation", "process"]
     node += ["--root-certificates", str(setup.certificate), "--auth-supernode-private-key", str(setup.key)]
     node += ["--superexec-auth-secret-file", secret]
     node += ["--node-config", " ".join(f"{name}='{text}'" for name, text in given.items())]
