@@ -54,7 +54,7 @@ class Keyring:
         """What is of one key."""
         self._cohort: tuple[Offer, ...] = ()
         self._own_mask = b""
-        self._random = os.urandom(KEY)  # of the noise on the update: the same if it is asked for again
+        self._random = b""  # of the noise on the update: the same if it is asked for again
         self._dealt: list[bytes] = []  # this client's shares, sealed, in the order of the others
         self._shares: dict[ClientId, bytes] = {}  # of each client: of its key and of its own mask, one after the other
         self._hidden: tuple[bytes, bytes] | None = None  # digest of the update, and context of the secrets
@@ -151,6 +151,7 @@ class Keyring:
     def draw(self) -> Draw:
         """Random bytes that nobody else knows, of the round's key: the same from the beginning whenever they are asked
         for, so that an update that is made again is the same one."""
+        self._random = self._random or os.urandom(KEY)
         return stream_of(self._random)
 
     # -- after training --------------------------------------------------------------------------------
