@@ -237,6 +237,8 @@ def main() -> None:
     began, path = time.process_time(), options.json
     for layers in options.layers:
         bench = Bench(options.model, layers, options.data_dir)
+        if len(bench.rows) < (least := 2 * CLIENTS * ROWS):
+            raise SystemExit(f"{options.data_dir}: CLINC150 has {len(bench.rows)} rows there; {least} are needed")
         rows = list(all_layers(bench, options.largest) if layers == "all" else top_layers(bench))
         print(f"\n{options.model}, {layers}\n", *lines(rows, COLUMNS[layers]), sep="\n", flush=True)
         if path:
