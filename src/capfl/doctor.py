@@ -228,10 +228,10 @@ def _slow(devices: Mapping[str, Any], threads: Mapping[str, Any], speed: Mapping
     if n < (there := cores()):
         yield Note("note", f"a run takes {n} of {there} cores (OMP_NUM_THREADS?); --threads {there} takes all")
     if devices["auto"] == "cpu":
-        if (half := speed[HALF]) > 1.5 * every:
-            yield Note("note", f"bfloat16 does {half:g} GFLOP/s here and float32 {every:g}: --dtype bfloat16 is faster")
-        elif half < every / 1.5:
-            yield Note("note", f"bfloat16 does {half:g} GFLOP/s here and float32 {every:g}: --dtype float32 is faster")
+        half = speed[HALF]
+        if max(half, every) > 1.5 * min(half, every):
+            faster = HALF if half > every else "float32"
+            yield Note("note", f"{HALF} does {half:g} GFLOP/s here and float32 {every:g}: --dtype {faster} is faster")
         best = max(one, every)
         seconds = {name: 4 * parameters * STEP / (1e9 * best) for name, parameters in BASES.items()}
         said = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())

@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
-LUCK = 0.3  # of ``chance``: about one standard error of it, which peers of few items may be apart
+LUCK = 0.3  # of ``chance``: about one standard error of an effect size, by which peers may seem apart
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Clients:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
         ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. Where
-        answers are texts, the effect size is the mean of that of prompts and that of answers. Less than ``LUCK`` of
-        ``chance`` does not count, or of texts, all of it. A client that writes is ``far`` from one that chooses.
+        answers are texts, the effect size is the mean of that of prompts and that of answers. From it goes what chance
+        may add: ``LUCK`` times ``chance``, or all of ``chance`` where answers are texts. A client that writes is
+        ``far`` from one that chooses.
 
         A distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts
         by itself as well, so that no client makes up for what parts others: one that says it has a single item claims
