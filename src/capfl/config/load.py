@@ -130,7 +130,10 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
         if key not in keys:
             mistakes.append(f"{key}: no such key{_suggest(key, list(keys))}")
             continue
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in str(value)):  # so Python has bytes that are not UTF-8
+        texts = value if isinstance(value, list | tuple) else [value]
+        if any(
+            0xD800 <= ord(letter) < 0xE000 for text in texts for letter in str(text)
+        ):  # so Python has bytes that are not UTF-8
             mistakes.append(
                 f"{key}: {str(value)!a} is not UTF-8, and no config could name it; rename the file or folder"
             )
