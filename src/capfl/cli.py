@@ -219,7 +219,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
     from capfl.report.findings import findings, in_short, verdicts
-    from capfl.report.progress import Callbacks, Place, progress_of
+    from capfl.report.progress import Callbacks, Place, progress_of, tracebacks
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
@@ -227,7 +227,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
     place = Place()
     try:
-        with progress_of(console) as progress, tracking(tracker) as tracked:
+        with tracebacks(place), progress_of(console) as progress, tracking(tracker) as tracked:
             callbacks = Callbacks([place, progress, *tracked])
             if resumed is not None:
                 place.path = resumed

@@ -70,11 +70,11 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (SPEC + "[variants.x]\nmethod.nam = 'fedit'", "easy.x: method.nam: no such key; did you mean"),
+        (SPEC + "[variants.x]\nmethod.nam = 'fedit'", "easy.x and 1 more: method.nam: no such key; did you mean"),
         (SPEC + "[variants.x]\nseed = 3", "seed cannot be changed here"),
         (SPEC + "[variants.'x.y']", "String should match pattern"),
         (SPEC + "[varints.x]", "varints: Extra inputs are not permitted"),
-        (SPEC + "[variants.x]\na.b = 1\n[variants.y]\nc.d = 1\n", "easy.y: c.d"),  # beside easy.x: a.b
+        (SPEC + "[variants.x]\na.b = 1\n[variants.y]\nc.d = 1\n", "easy.y and 1 more: c.d"),  # beside easy.x: a.b
         (SPEC.replace("seeds", "baseline = 'nobody'\nseeds"), "'nobody' is none of"),
         (SPEC.replace("[3, 5]", "[3, 3]"), "names one twice"),
         (SPEC.replace("base.toml", "base.tml"), "base.tml: there is no such config file"),
