@@ -178,7 +178,7 @@ def test_the_line_of_a_file_of_methods_is_said_wherever_one_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("\nx = y\n")
-    with pytest.raises(ConfigError, match="^own.py, line 2: NameError"):
+    with pytest.raises(ConfigError, match=r"^own\.py, line 2: NameError"):
         load_rows(Path("own.py"))
 
 

@@ -6,13 +6,16 @@ import json
 import math
 import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from capfl.compare.folder import Found
 from capfl.compare.runs import kept_rows
 from capfl.compare.spec import Plan, make_plan
 from capfl.compare.statistics import Interval, bootstrap
@@ -213,6 +216,11 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
     assert "shared, %" not in cells  # nobody has it
     assert cells["against local"].startswith("+20.0 (")
     assert "crosses 0 |" not in markdown(rows, plan)
+    said = StringIO()
+    Console(width=70, file=said).print(Found(rows, ["base.fedit.1"], plan))
+    lines = said.getvalue().splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[-1].startswith("Not finished: 1 of ")
     assert "**base**: accuracy; chance 25.0 ± 0.0 %; base model 30.0 ± 0.0 %" in markdown(rows, plan)
     turned = make_rows({"base": {"local": ALONE, "fedit": {0: run("fedit", 0.4, 0.6)}}}, plan)
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)
