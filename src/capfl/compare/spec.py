@@ -170,6 +170,6 @@ def make_plan(
             for line in str(error).splitlines():
                 mistakes.setdefault(line, []).append(f"{split}.{variant}")
     if mistakes:
-        named = {line: _named(list(dict.fromkeys(runs))) for line, runs in mistakes.items()}
-        raise ConfigError("\n".join(f"{path}: {runs}: {line}" for line, runs in named.items()))
+        said = {line: _named(list(dict.fromkeys(runs))) for line, runs in mistakes.items()}
+        raise ConfigError("\n".join(f"{path}: {runs}: {line}" for line, runs in said.items()))
     return Plan(spec, path.parent / spec.rows if spec.rows else None, tuple(cells))
