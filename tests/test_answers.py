@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,18 @@ def test_rows_of_a_table_have_columns_of_their_own(north: Path, adapter: LoadedA
     words = ("--data", tmp_path / "rows.csv", "--out", tmp_path / "out.jsonl", "--columns", "prompt=Question")
     result = command("generate", north, *TOKENS, *words)
     assert result.exit_code == 0, result.output
+    assert result.stderr == ""
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
     assert row == {"Question": "How many?", "n": row["n"], "answer": adapter.generate(ROWS[:1], max_new_tokens=6)[0]}
+
+
+def test_an_adapter_that_has_learnt_labels_says_so(north: Path, tmp_path: Path) -> None:
+    shutil.copytree(north, tmp_path / "labels")
+    card = tmp_path / "labels" / "capfl.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"labels": ["late", "lost"]}))
+    result = command("generate", tmp_path / "labels", *TOKENS, "--prompt", "a")
+    assert result.exit_code == 0, result.output
+    assert "it has learnt to choose a label (late, lost), not to write" in result.stderr
 
 
 def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(

@@ -126,6 +126,49 @@ def test_what_cannot_be_run(tmp_path: Path, flags: list[str], error: str, messag
     assert message in said
 
 
+WRONG = """
+from dataclasses import replace
+from capfl.config.schema import MethodConfig
+from capfl.methods import build
+from capfl.methods.combine import WeightedMean
+from capfl.methods.take_home import NearServer
+
+class AtServer(WeightedMean):
+    def start(self, adapter, round):
+        return adapter.nothing
+
+class AtClient(NearServer):
+    def penalty(self, received):
+        return received.nothing
+
+class Unlike(WeightedMean):
+    def start(self):
+        return None
+
+METHODS = {
+    "server": replace(build(MethodConfig(name="fedit")), name="server", combine=AtServer()),
+    "client": replace(build(MethodConfig(name="ditto")), name="client", takes_home=AtClient()),
+    "unlike": replace(build(MethodConfig(name="fedit")), name="unlike", combine=Unlike()),
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("server", "AttributeError in AtServer.start (OWN, line 10): 'dict' object has no attribute 'nothing'; "),
+        ("client", "failed in round 1 (train): AttributeError in AtClient.penalty (OWN, line 14): 'dict' object has"),
+        ("unlike", "TypeError in Aggregation._fold ("),  # no line of the file was running
+    ],
+)
+def test_a_mistake_in_a_method_of_ones_own_is_a_sentence(tmp_path: Path, method: str, said: str) -> None:
+    (tmp_path / "own.py").write_text(WRONG)
+    error = refused(*tiny("--method", method, out=tmp_path / "run"), "--rows", tmp_path / "own.py")
+    assert said.replace("OWN", str(tmp_path / "own.py")) in error
+    assert error.endswith(f"; traceback in {tmp_path / 'run/traceback.txt'}\n")
+    assert (tmp_path / "run/traceback.txt").read_text().startswith("Traceback (most recent call last)")
+
+
 def test_a_folder_in_use_and_what_cannot_be_resumed(finished: Path, tmp_path: Path) -> None:
     before = (finished / "config.toml").read_bytes()
     assert f"--resume {finished}" in refused(*tiny(out=finished))

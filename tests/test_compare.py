@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from capfl.compare.rows import load_rows
+from capfl.compare.runs import _last_words
 from capfl.compare.spec import make_plan
 from capfl.config.load import from_toml, to_toml
 from capfl.engines.serial import serial
+from capfl.errors import ConfigError
 from capfl.experiment import run
 from commands import command, refused
 from support import TINY
@@ -168,3 +171,17 @@ def test_variants_may_be_methods_of_a_file(tmp_path: Path, started: list[list[st
         assert message in refused("compare", spec, "--out", tmp_path / "other")
     (tmp_path / "own.py").unlink()
     assert "own.py: cannot be read" in refused("compare", spec, "--out", tmp_path / "other")
+
+
+def test_the_line_of_a_file_of_methods_is_said_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("\nx = y\n")
+    with pytest.raises(ConfigError, match=r"^own\.py, line 2: NameError"):
+        load_rows(Path("own.py"))
+
+
+def test_a_failed_run_is_named_with_the_last_line_of_its_log(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("a round\nerror: DataError\nno rows\n\n")
+    assert (_last_words(tmp_path / "a.log"), _last_words(tmp_path / "b.log")) == (": no rows", "")

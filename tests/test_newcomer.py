@@ -45,9 +45,10 @@ def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
 
 
 def test_the_command_saves_an_adapter(finished: Path, tmp_path: Path) -> None:
-    rows = [{"text": i.question, "label": i.choices[i.answer]} for i in items(finished)[:20]]
+    rows = [{"Request": i.question, "Queue": i.choices[i.answer]} for i in items(finished)[:20]]
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = ["personalize", "--run", str(finished), "--data", str(tmp_path / "new.jsonl"), "--out"]
+    arguments = ["personalize", "--run", str(finished), "--data", str(tmp_path / "new.jsonl")]
+    arguments += ["--columns", "text=Request,label=Queue", "--out"]
     result = CliRunner().invoke(app, [*arguments, str(tmp_path / "adapter")])
     assert result.exit_code == 0, result.output
     said = json.loads(result.output)

@@ -12,7 +12,7 @@ from capfl.checks import config_of
 from capfl.config.load import load_command
 from capfl.data.load import check_sets
 from capfl.data.paths import require
-from capfl.errors import ConfigError
+from capfl.errors import ConfigError, printable
 from capfl.model.place import check_adapter
 from capfl.terminal import (
     FLAGS,
@@ -20,6 +20,7 @@ from capfl.terminal import (
     AnswerRowsCommand,
     ConfigCommand,
     ModelCommand,
+    RowsCommand,
     Sets,
     errors,
     load_own,
@@ -99,9 +100,11 @@ def generate(
         from capfl.scoring import open_adapter
 
         if data and out:
+            _say_if_it_chooses(adapter)
             count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
             typer.echo(f"{count} rows with answers are in {out}")
             return
+        _say_if_it_chooses(adapter)
         rows = [
             {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
         ]
@@ -133,6 +136,7 @@ def chat(
         from capfl.scoring import open_adapter
 
         loaded = open_adapter(adapter, config)
+        _say_if_it_chooses(adapter)
         converse(
             loaded, typed_lines(), say, system=system, seed=config.seed, base=base, max_new_tokens=max_new_tokens,
             temperature=temperature, top_p=top_p,
@@ -163,21 +167,34 @@ def export(
                 typer.echo(out)
 
 
-@app.command(rich_help_panel=PANEL)
+@app.command(context_settings=FLAGS, cls=RowsCommand, rich_help_panel=PANEL)
 def personalize(
+    context: typer.Context,
     run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
     data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
     name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
+    sets: Sets = None,
 ) -> None:
     """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
     with errors():
-        config = config_of(run)
-        check_sets(config.data.model_copy(update={"sets": tuple(data)}))
+        columns = load_own(context, sets).data.columns
+        check_sets(config_of(run).data.model_copy(update={"sets": tuple(data)}))
 
         from capfl.newcomer import personalize as welcome
 
-        Console().print_json(data=welcome(run, data, out, name).to_json())
+        Console().print_json(data=welcome(run, data, out, name, columns).to_json())
+
+
+def _say_if_it_chooses(adapter: Path) -> None:
+    """A note that an adapter has learnt labels, so that what it writes means nothing."""
+    from capfl.model.card import load_card
+
+    card = load_card(adapter)
+    if card and card.labels:
+        labels = printable(", ".join(card.labels), 80)
+        said = f"it has learnt to choose a label ({labels}), not to write"
+        typer.echo(f'note: {said}; ask it in Python: capfl.load("{adapter}").predict(["..."])', err=True)
 
 
 def _prompts_wanted(adapter: Path, prompt: bool, data: Path | None, out: Path | None) -> str:

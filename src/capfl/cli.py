@@ -130,6 +130,12 @@ def compare(
     from capfl.compare import folder
     from capfl.compare.spec import make_plan
 
+    def say(said: str | folder.Found) -> None:
+        if sys.stdout.isatty() and not isinstance(said, str):
+            Console().print(said, highlight=False)
+        else:
+            typer.echo(said, nl=isinstance(said, str))  # a table ends its line itself
+
     with errors(go_on="the same command"):
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
             raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
@@ -137,8 +143,8 @@ def compare(
         plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, model)
         place = out or Path("runs") / spec.stem
         if show:
-            typer.echo(folder.table(plan, place), nl=False)
-        elif failed := folder.compare(plan, place, processes, sys.argv[1:], typer.echo):
+            say(folder.table(plan, place))
+        elif failed := folder.compare(plan, place, processes, sys.argv[1:], say):
             typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
             raise typer.Exit(1)
 
@@ -219,7 +225,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
     from capfl.report.findings import findings, in_short, verdicts
-    from capfl.report.progress import Callbacks, Place, progress_of
+    from capfl.report.progress import Callbacks, Place, progress_of, tracebacks
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
@@ -227,7 +233,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
     place = Place()
     try:
-        with progress_of(console) as progress, tracking(tracker) as tracked:
+        with tracebacks(place), progress_of(console) as progress, tracking(tracker) as tracked:
             callbacks = Callbacks([place, progress, *tracked])
             if resumed is not None:
                 place.path = resumed

@@ -5,10 +5,16 @@ client that runs elsewhere travels as its ``code``, and the server shows what ``
 """
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 _CHANGING = re.compile(r"""\d+|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # of a fault, from row to row
+
+_HERE = Path(__file__).parent
+_LIBRARIES = tuple(sysconfig.get_paths()[place] for place in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 PUBLIC = {
     "internal": "an unexpected error; the site's own log has it",
@@ -83,6 +89,10 @@ class WorkerError(CapflError):
     """A process that worked for a client has died, or could not be started."""
 
 
+class UnexpectedError(CapflError):
+    """What nobody raised on purpose, as ``described``: a mistake in a method of one's own, or one of capfl."""
+
+
 class ClientError(CapflError):
     """A client failed and the run's policy says stop."""
 
@@ -94,6 +104,23 @@ class ClientError(CapflError):
 def code_of(error: BaseException) -> str:
     """The code of an error; that of one which capfl does not raise on purpose is ``internal``."""
     return error.code if isinstance(error, CapflError) else "internal"
+
+
+def described(error: BaseException) -> str:
+    """An error that capfl does not raise on purpose, in one sentence: what was raised, in which function of which file.
+
+    The function is the innermost one of whoever extends capfl by a method or a metric of their own. If none of theirs
+    was running, it is the innermost of capfl.
+    """
+    own, capfl = "", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        at = f" in {code.co_qualname} ({code.co_filename}, line {line})"
+        if _HERE in Path(code.co_filename).parents:
+            capfl = at
+        elif capfl and not code.co_filename.startswith(("<", *_LIBRARIES)):  # what came before capfl has called it
+            own = at
+    return printable(f"{type(error).__name__}{own or capfl}: {error}")
 
 
 def public(code: str) -> str:

@@ -183,6 +183,7 @@ def run(
                 stop(server, number)
             raise
     if not succeeded:
+        typer.echo(f"once that is put right, go on with: capfl flower run --resume {given.out}", err=True)
         raise typer.Exit(1)
 
 
@@ -200,9 +201,10 @@ def _own(sets: Sequence[str]) -> dict[str, str]:
     """What a site may decide for itself, from `--set KEY=VALUE`."""
     own = dict(pair.partition("=")[::2] for pair in sets)
     for key in own:
-        if not key.startswith("runtime.") and key not in ("model.path", "model.device"):
+        if not key.startswith("runtime.") and key not in ("model.path", "model.device", "data.columns"):
             raise ConfigError(
-                f"--set {key}: the run decides that; a site may set runtime.*, model.path and model.device"
+                f"--set {key}: the run decides that; a site may set runtime.*, model.path, model.device and "
+                "data.columns"
             )
     load_command(None, sets, [])
     return own

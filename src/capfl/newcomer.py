@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,13 @@ class Welcome:
         return asdict(self)
 
 
-def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> Welcome:
+def personalize(
+    run: Path, data: Sequence[str], out: Path, name: ClientId, columns: Mapping[str, str] | None = None
+) -> Welcome:
     """What `capfl personalize` does: as ``Run.welcome``, with the items of data sets or files.
+
+    Args:
+        columns: ``data.columns`` of these files; by default those of the run.
 
     Raises:
         CheckpointError, ConfigError: as ``Run``, or the folder ``out`` is in use.
@@ -54,7 +59,7 @@ def personalize(run: Path, data: Sequence[str], out: Path, name: ClientId) -> We
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out: {out} is not empty; choose another folder")
     met = Run(run)
-    own = met.config.data.model_copy(update={"sets": tuple(data)})
+    own = met.config.data.model_copy(update={"sets": tuple(data)} | ({"columns": dict(columns)} if columns else {}))
     items = load_items(own, met.config.seed)
     labels = fitting_labels(labels_of(items, own.scoring), cards_in(run))
     if labels:

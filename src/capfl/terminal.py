@@ -69,6 +69,12 @@ class AnswerRowsCommand(AnswerCommand):
     takes: ClassVar[tuple[str, ...]] = (*AnswerCommand.takes, "data.columns", "data.split")
 
 
+class RowsCommand(ConfigCommand):
+    """A command that reads rows for a run."""
+
+    takes: ClassVar[tuple[str, ...]] = ("data.columns",)
+
+
 class ModelCommand(ConfigCommand):
     """A command that loads a base model."""
 

@@ -125,6 +125,12 @@ def test_what_will_be_a_fault_is_a_warning(
     assert "expires in 19 days" in found["certificate"][1]
     assert f"chmod 600 {own}" in found["key"][1]
     assert "a node is running with it" in found["disk"][1]
+    unnamed = tmp_path / "unnamed.jsonl"
+    unnamed.write_text('{"Frage": "a", "Ziel": "b"}\n{"Frage": "c", "Ziel": "d"}\n')
+    kind, said = examined(folder, address, tmp_path, data=unnamed)[1]["data"]
+    assert (kind, "by --set data.columns=" in said) == ("warning", True)
+    named = {"data": unnamed, "set": "data.columns=text=Frage,label=Ziel"}
+    assert examined(folder, address, tmp_path, **named)[1]["data"][0] == "ok"
     assert "is called 'south'" in examined(folder, address, tmp_path, key=folder / "nodes/south.key")[1]["key"][1]
 
 

@@ -6,13 +6,16 @@ import json
 import math
 import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from capfl.compare.folder import Found
 from capfl.compare.runs import kept_rows
 from capfl.compare.spec import Plan, make_plan
 from capfl.compare.statistics import Interval, bootstrap
@@ -70,11 +73,11 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        (SPEC + "[variants.x]\nmethod.nam = 'fedit'", "easy.x: method.nam: no such key; did you mean"),
+        (SPEC + "[variants.x]\nmethod.nam = 'fedit'", "easy.x and 1 more: method.nam: no such key; did you mean"),
         (SPEC + "[variants.x]\nseed = 3", "seed cannot be changed here"),
         (SPEC + "[variants.'x.y']", "String should match pattern"),
         (SPEC + "[varints.x]", "varints: Extra inputs are not permitted"),
-        (SPEC + "[variants.x]\na.b = 1\n[variants.y]\nc.d = 1\n", "easy.y: c.d"),  # beside easy.x: a.b
+        (SPEC + "[variants.x]\na.b = 1\n[variants.y]\nc.d = 1\n", "easy.y and 1 more: c.d"),  # beside easy.x: a.b
         (SPEC.replace("seeds", "baseline = 'nobody'\nseeds"), "'nobody' is none of"),
         (SPEC.replace("[3, 5]", "[3, 3]"), "names one twice"),
         (SPEC.replace("base.toml", "base.tml"), "base.tml: there is no such config file"),
@@ -213,6 +216,11 @@ def test_the_rows_and_their_table(plan: Plan) -> None:
     assert "shared, %" not in cells  # nobody has it
     assert cells["against local"].startswith("+20.0 (")
     assert "crosses 0 |" not in markdown(rows, plan)
+    said = StringIO()
+    Console(width=70, file=said).print(Found(rows, ["base.fedit.1"], plan))
+    lines = said.getvalue().splitlines()
+    assert max(map(len, lines)) <= 70
+    assert lines[-1].startswith("Not finished: 1 of ")
     assert "**base**: accuracy; chance 25.0 ± 0.0 %; base model 30.0 ± 0.0 %" in markdown(rows, plan)
     turned = make_rows({"base": {"local": ALONE, "fedit": {0: run("fedit", 0.4, 0.6)}}}, plan)
     assert "| +0.0 (-10.0 to +10.0), crosses 0 |" in markdown(turned, plan)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.text import Text
 
 from capfl import metrics
 from capfl.compare.runs import read_results, run_all, unfinished
 from capfl.compare.spec import Cell, Plan
-from capfl.compare.table import Row, by_split, make_rows, markdown
+from capfl.compare.table import Row, by_split, caption, make_rows, markdown, tables
 from capfl.errors import CheckpointError, ConfigError
 from capfl.files import write_atomically
 from capfl.report.tables import unit
@@ -22,7 +26,35 @@ from capfl.report.tables import unit
 ROWS = "rows.py"  # a copy of the file of methods
 
 
-def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note: Callable[[str], None]) -> list[Cell]:
+@dataclass(frozen=True)
+class Found:
+    """What is finished of a comparison: Markdown as text, and in a terminal tables of its width."""
+
+    rows: Sequence[Row]
+    missing: Sequence[str]
+    plan: Plan
+
+    def __str__(self) -> str:
+        text = markdown(self.rows, self.plan)
+        return f"{text}\n{self._unfinished}\n" if self.missing else text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        for split, about, table in tables(self.rows, self.plan):
+            yield Group(Text(f"{split}: {about}", style="bold"), table, "")
+        yield from (Text(line, style="dim") for line in caption(self.rows, self.plan))
+        if self.missing:
+            yield Text(f"\n{self._unfinished}")
+
+    @property
+    def _unfinished(self) -> str:
+        more = f" and {len(self.missing) - 8} more" if len(self.missing) > 8 else ""
+        return f"Not finished: {len(self.missing)} of {len(self.plan.cells)} runs: {', '.join(self.missing[:8])}{more}."
+
+
+Note = Callable[[str | Found], None]
+
+
+def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note: Note) -> list[Cell]:
     """Run what is not finished, then write and print the table of what is. Returns the runs that failed.
 
     Raises:
@@ -36,8 +68,8 @@ def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note:
     rows, missing = make_rows(read_results(plan, out), plan), [cell.name for cell in unfinished(plan, out)]
     if not rows:
         return failed
-    text = _text(rows, missing, plan)
-    write_atomically(out / "table.md", text.encode())
+    text = Found(rows, missing, plan)
+    write_atomically(out / "table.md", str(text).encode())
     _draw(rows, plan, out / "figure.svg")
     found = {
         "command": ["capfl", *command],
@@ -49,12 +81,14 @@ def compare(plan: Plan, out: Path, processes: int, command: Sequence[str], note:
         "rows": [row.to_json() for row in rows],
     }
     write_atomically(out / "comparison.json", (json.dumps(found, indent=1) + "\n").encode())
-    note(f"\n{text}\ncomparison.json, table.md and figure.svg are in {out}")
+    note("")
+    note(text)
+    note(f"\ncomparison.json, table.md and figure.svg are in {out}")
     return failed
 
 
-def table(plan: Plan, out: Path) -> str:
-    """The Markdown table of what is finished, and what is not.
+def table(plan: Plan, out: Path) -> Found:
+    """The table of what is finished, and what is not.
 
     Raises:
         CheckpointError: nothing is, or a folder is of another config or of other data than the spec says.
@@ -62,14 +96,7 @@ def table(plan: Plan, out: Path) -> str:
     rows = make_rows(read_results(plan, out), plan)
     if not rows:
         raise CheckpointError(f"{out} has no finished run of this spec; run it with: capfl compare SPEC --out {out}")
-    return _text(rows, [cell.name for cell in unfinished(plan, out)], plan)
-
-
-def _text(rows: Sequence[Row], missing: Sequence[str], plan: Plan) -> str:
-    if not missing:
-        return markdown(rows, plan)
-    names = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-    return f"{markdown(rows, plan)}\nNot finished: {len(missing)} of {len(plan.cells)} runs: {names}.\n"
+    return Found(rows, [cell.name for cell in unfinished(plan, out)], plan)
 
 
 def _draw(rows: Sequence[Row], plan: Plan, path: Path) -> None:

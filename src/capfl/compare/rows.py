@@ -31,7 +31,8 @@ def load_rows(path: Path) -> dict[str, Method]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
         where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"{path}{where}: {type(error).__name__} when it was executed: {error}") from error
     rows: Any = getattr(module, NAME, None)

@@ -14,7 +14,7 @@ from capfl.config import Config, load_config, to_toml
 from capfl.config.keys import flat
 from capfl.config.load import from_toml
 from capfl.config.runtime import DISK
-from capfl.errors import CheckpointError, ConfigError, DataError
+from capfl.errors import CheckpointError, ConfigError, DataError, printable
 from capfl.files import read_json, write_atomically
 from capfl.report.summary import Summary, read_summary
 
@@ -41,13 +41,20 @@ def run_all(plan: Plan, out: Path, processes: int, note: Callable[[str], None]) 
         futures = {pool.submit(_run, plan, cell, data[cell.split], out): cell for cell in waiting}
         for done, future in enumerate(as_completed(futures), start=1):
             cell = futures[future]
+            log = out / f"{cell.name}.log"
             if future.result():
                 failed.append(cell)
-            said = f"FAILED, see {out / cell.name}.log" if cell in failed else "done"
+            said = f"FAILED{_last_words(log)}, see {log}" if cell in failed else "done"
             note(f"{done}/{len(waiting)} {cell.name} {said}")
     finally:
         pool.shutdown(cancel_futures=True)  # an interruption reaches the runs as well: none is started after it
     return failed
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a run's log, which says what went wrong."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    return next((f": {printable(line.strip(), 300)}" for line in reversed(lines) if line.strip()), "")
 
 
 def _run(plan: Plan, cell: Cell, data: Path | None, out: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -77,6 +78,11 @@ def _known_metric(name: str) -> None:
         raise ValueError(f"metrics: {error}") from error
 
 
+def _named(runs: Sequence[str]) -> str:
+    """The first of some runs, and how many others there are."""
+    return runs[0] + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison: a variant on a split with a seed."""
@@ -149,7 +155,7 @@ def make_plan(
         if unknown := [name for name in named or () if name not in known]:
             raise ConfigError(f"{flag} {unknown[0]}: choose from {', '.join(known)}")
     cells: list[Cell] = []
-    mistakes: dict[str, None] = {}
+    mistakes: dict[str, list[str]] = {}  # and the runs that have each
     for seed, split, variant in product(seeds or spec.seeds, splits or spec.splits, only or spec.variants):
         settings = spec.common.settings | spec.splits[split].settings | spec.variants[variant].settings | {"seed": seed}
         settings |= {"data.dir": str(data_dir)} if data_dir else {}
@@ -161,7 +167,9 @@ def make_plan(
                 wanted, measured = ", ".join(spec.metrics), ", ".join(config.evaluation.metrics)
                 raise ConfigError(f"metrics: {wanted}: none of evaluation.metrics = {measured}; add it there")
         except ConfigError as error:
-            mistakes |= {f"{path}: {split}.{variant}: {line}": None for line in str(error).splitlines()}
+            for line in str(error).splitlines():
+                mistakes.setdefault(line, []).append(f"{split}.{variant}")
     if mistakes:
-        raise ConfigError("\n".join(mistakes))
+        said = {line: _named(list(dict.fromkeys(runs))) for line, runs in mistakes.items()}
+        raise ConfigError("\n".join(f"{path}: {runs}: {line}" for line, runs in said.items()))
     return Plan(spec, path.parent / spec.rows if spec.rows else None, tuple(cells))

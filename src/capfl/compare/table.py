@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -171,9 +171,8 @@ def make_table(rows: Sequence[Row], baseline: str) -> Table:
     return Table(list(filled), list(zip(*filled.values(), strict=True)))
 
 
-def markdown(rows: Sequence[Row], plan: Plan) -> str:
-    """A table for each split and metric, and what its columns mean."""
-    texts = []
+def tables(rows: Sequence[Row], plan: Plan) -> Iterator[tuple[str, str, Table]]:
+    """For each split and metric the split's name, what is said of it, and its table."""
     for (split, metric), own in by_split(rows).items():
         most = max(own, key=lambda row: len(row.seeds))
         share = metrics.metric(metric).is_share
@@ -181,15 +180,20 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         levels = "; ".join(f"{name} {level}{' %' if share else ''}" for name, level in known.items() if level)
         said = metric if share else f"{metric} (less is better)"
         about = "; ".join(filter(None, (plan.spec.splits[split].about, said, levels)))
-        texts.append(f"**{split}**: {about}\n\n{make_table(own, plan.baseline).markdown()}")
-    return "\n\n".join([*texts, caption(rows, plan)]) + "\n"
+        yield split, about, make_table(own, plan.baseline)
 
 
-def caption(rows: Sequence[Row], plan: Plan) -> str:
+def markdown(rows: Sequence[Row], plan: Plan) -> str:
+    """All tables, and what their columns mean."""
+    texts = [f"**{split}**: {about}\n\n{table.markdown()}" for split, about, table in tables(rows, plan)]
+    return "\n\n".join([*texts, "; ".join(caption(rows, plan)) + "."]) + "\n"
+
+
+def caption(rows: Sequence[Row], plan: Plan) -> list[str]:
     """What the columns mean."""
     several = max(len(row.seeds) for row in rows) > 1
     over = "mean over clients, then mean ± sd over seeds" if several else "mean over clients, one seed"
-    parts = [
+    return [
         f"Scores on the clients' own test items: {over}",
         "shared: the adapter of the client's group, or of all clients; personal: the client's own",
         f"against {plan.baseline}: {plan.spec.score} adapter, points or perplexity, paired by seed and client, 95 % "
@@ -200,7 +204,6 @@ def caption(rows: Sequence[Row], plan: Plan) -> str:
         "up and down: bytes for each client and round; in all: the whole run; final evaluation included",
         "memory: the most that the process of the run had, all clients in it",
     ]
-    return "; ".join(parts) + "."
 
 
 def spread(values: Sequence[float], metric: str) -> str:

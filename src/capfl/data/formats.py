@@ -46,19 +46,24 @@ def read_file(
     return read_as(str(path), name_of(path) if task is None else task, read_rows(Path(path), split), labels, columns)
 
 
-def check_file(path: str | Path) -> None:
+def check_file(path: str | Path, columns: Mapping[str, str] | None = None) -> str:
     """Read a file whose run is not known yet, which may say what its columns are called.
+
+    Returns:
+        What the run's ``data.columns`` would have to help with; empty: nothing.
 
     Raises:
         DataError: as ``read_file``, but where another name of a column may help.
     """
     path = Path(path)
     if path.is_dir():
-        return
+        return ""
     rows = read_rows(path)
     first = next((row for row in rows if not row.fault), rows[0])
-    if first.fault or _format_of(first, {}):
-        read_as(str(path), name_of(path), rows, ())
+    if first.fault or columns or _format_of(first, {}):
+        read_as(str(path), name_of(path), rows, (), columns)
+        return ""
+    return hints.no_format(first.values, {}, [own.keys for own in FORMATS.values()])
 
 
 def read_held(
@@ -79,26 +84,29 @@ def read_as(
     nowhere = next((own for own in columns.values() if not any(own in row.values for row in rows)), None)
     if (name is None or nowhere) and not first.fault:
         needed = [own.keys for own in FORMATS.values()]
-        said = hints.missing(columns, first.values) or hints.no_format(first.values, columns, needed)
+        said = hints.missing(columns, first.values, as_it_is=_format_of(first, {}) is not None)
+        said = said or hints.no_format(first.values, columns, needed)
         table = place.lower().removesuffix(".gz").endswith((".csv", ".tsv")) and first.where.endswith(":2")
-        if table and "columns are called" not in said and "did you mean" not in said:
+        if table and "columns are called:" not in said and "did you mean" not in said:
             said += "; the first line of CSV has to name the columns"
         raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:
-        if lacks := hints.missing(columns, row.values):
-            raise RowError("data.columns", f"does not fit: the row {lacks}", "correct the row")
-        own = FORMATS[str(name)]
+        for key, own in columns.items():
+            if own not in row.values:
+                remedy = f"the row has {', '.join(row.values)}; correct it"
+                raise RowError(own, f"is missing, from which data.columns reads {key!r}", remedy)
+        format = FORMATS[str(name)]
         if _format_of(row, columns) != name:
             problem = f"is not the format of this row, but of {first.where}"
-            raise RowError(" + ".join(own.keys), problem, "use one format a file")
+            raise RowError(" + ".join(format.keys), problem, "use one format a file")
         values = _renamed(row.values, columns)
-        item = own.parse(values)
+        item = format.parse(values)
         label = item.fields.get("label", "")
         if name == "label" and labels and label not in labels:
             remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
             raise RowError("label", f"is {label!r}, which is none of data.labels", remedy)
-        unused = {k: v for k, v in values.items() if k not in (*own.keys, *own.more)}
+        unused = {k: v for k, v in values.items() if k not in (*format.keys, *format.more)}
         if "label" in columns:  # by whose own name data are dealt out, too
             unused[columns["label"]] = values["label"]
         scalars = {k: str(v) for k, v in unused.items() if isinstance(v, SCALARS)}

@@ -13,11 +13,13 @@ SYNONYMS = {  # of the keys of formats, in lower case, the likeliest first
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "prompt": ("question", "query", "instruction", "input", "problem", "request", "source"),
     "completion": ("answer", "response", "output", "target", "solution", "reply", "chosen", "summary"),
-    "text": ("sentence", "utterance", "review", "content", "body", "message", "document", "input"),
-    "label": ("labels", "intent", "category", "class", "sentiment", "topic", "target"),
+    "text": ("question", "query", "sentence", "utterance", "review", "content", "body", "message", "document", "input"),
+    "label": ("labels", "intent", "category", "class", "sentiment", "topic", "tag", "type", "queue", "target"),
     "question": ("question_stem", "query", "stem"),
     "choices": ("options", "answers"),
 }
+
+_EXAMPLE = "--data.columns prompt=COLUMN,completion=COLUMN"
 
 
 def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Sequence[Sequence[str]]) -> str:
@@ -40,6 +42,8 @@ def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Seq
         said += f"{inside}, or call it messages if they are a chat" if "that list" in inside else inside
     if list(found) == ["text"]:
         said += "; text alone has no answer to learn: part it into prompt and completion"
+    elif not inside and len(found) > 1:
+        said += f"; or say what their columns are called, as in {_EXAMPLE}"
     return said
 
 
@@ -55,12 +59,16 @@ def rows_inside(found: Mapping[str, Any]) -> str:
     return ""
 
 
-def missing(columns: Mapping[str, str], found: Mapping[str, Any]) -> str:
-    """Why the first of ``columns`` that a row lacks cannot be read; empty: it has them all."""
+def missing(columns: Mapping[str, str], found: Mapping[str, Any], as_it_is: bool = False) -> str:
+    """Why the first of ``columns`` that a row lacks cannot be read; empty: it has them all.
+
+    Args:
+        as_it_is: without ``columns`` the row would be in a format.
+    """
     for key, column in columns.items():
         if column not in found:
             said = f"has no {column!r}, from which data.columns reads {key!r}; it has {', '.join(found)}"
-            if key in found:
+            if as_it_is or key in found:
                 return f"{said}; data.columns counts for every file of a run: give the column one name in all of them"
             near = get_close_matches(column.lower(), [name.lower() for name in found], n=1)
             hint = "".join(f"; did you mean {name!r}?" for name in found if near and name.lower() == near[0])

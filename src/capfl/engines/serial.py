@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from capfl.checkpoint import ClientStore
-from capfl.errors import CapflError, CheckpointError, WorkerError, code_of
+from capfl.errors import CapflError, CheckpointError, WorkerError, code_of, described
 from capfl.roles.agreement import Agreement
 from capfl.roles.client import LocalTrainer, Training
 from capfl.roles.keyring import Keyring
@@ -45,7 +45,7 @@ def serial(
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         def failed(client: ClientId, error: Exception) -> Failure:
             log.debug("client %s failed in round %d", client, round, exc_info=error)
-            text = str(error) if isinstance(error, CapflError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, CapflError) else described(error)
             return Failure(client, kind, text, code_of(error))
 
         def answer(client: ClientId, blob: bytes) -> bytes | Failure:

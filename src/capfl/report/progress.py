@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from capfl.config import Config
+from capfl.errors import CapflError, ClientError, UnexpectedError, described
 from capfl.report.summary import Summary, members_of
 from capfl.report.tables import listed, size, with_unit
 from capfl.types import EVERYBODY, ClientId, RoundRecord
@@ -73,6 +76,51 @@ class Place(Callback):
             return "interrupted before anything was written; start it again"
         where = f" ({self.method}, after round {self.round})" if self.method else ""
         return f"interrupted{where}; go on with: capfl run --resume {self.path}{more}"
+
+
+class _Tracebacks(logging.Handler):
+    """Writes those that capfl logs, of errors that nobody raised on purpose, into the run's folder."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(logging.DEBUG)
+        self.place = place
+
+    @property
+    def file(self) -> Path | None:
+        return self.place.path / "traceback.txt" if self.place.path else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if self.file and error and not isinstance(error, CapflError):
+            with self.file.open("a", encoding="utf-8") as out:  # workers write, too
+                out.write("".join([*traceback.format_exception(error), "\n"]))
+
+
+@contextmanager
+def tracebacks(place: Place) -> Iterator[None]:
+    """Within it, an error that nobody raised on purpose is a sentence, and its traceback in the run's folder.
+
+    Raises:
+        UnexpectedError: in place of such an error, once the run has a folder.
+    """
+    logger, kept = logging.getLogger("capfl"), _Tracebacks(place)
+    before = logger.level
+    logger.addHandler(kept)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    except ClientError as error:
+        if kept.file and kept.file.exists():
+            error.args = (f"{error}; traceback in {kept.file}",)
+        raise
+    except Exception as error:
+        if isinstance(error, CapflError) or not kept.file:
+            raise
+        logger.debug("the run failed", exc_info=error)
+        raise UnexpectedError(f"{described(error)}; traceback in {kept.file}") from error
+    finally:
+        logger.removeHandler(kept)
+        logger.setLevel(before)
 
 
 class Callbacks(Callback):

@@ -269,9 +269,13 @@ def test_what_cannot_be_read_is_refused_by_name(row: dict[str, Any], said: str) 
 @pytest.mark.parametrize(
     ("rows", "columns", "said"),
     [
+        ([{"Question": "a", "Category": "b"}], {}, ": --data.columns text=Question,label=Category"),
+        ([{"Frage": "a", "Antwort": "b"}], {}, "called, as in --data.columns prompt=COLUMN,completion=COLUMN"),
+        ([{"messages": [USER, BOT]}], COLUMNS, "it has messages; data.columns counts for every file of a run: give"),
         ([{"question": "a", "answer": "b"}], COLUMNS, "has no 'Question', from which data.columns reads 'prompt'; "
          "it has question, answer; did you mean 'question'?"),
-        ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'data.columns' does not fit"),
+        ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'Answer' is missing, from "
+         "which data.columns reads 'completion'; the row has Question; correct it"),
         ([{"prompt": "a", "completion": "b"}] * 2, COLUMNS, "client 'a': row 1: has no 'Question', from which "
          "data.columns reads 'prompt'; it has prompt, completion; data.columns counts for every file of a run"),
         ([{"Question": "a", "Answer": ""}], COLUMNS, "row 1: field 'Answer' is empty"),

@@ -8,13 +8,14 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal
 
 from capfl import doctor
+from capfl.config import load_config
 from capfl.engines.flower.addresses import LOCAL, joined, parted
 from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.certificate import certificates, check_certificate
@@ -58,7 +59,7 @@ def examine(setup: Setup) -> Iterator[Finding]:
     yield clock(date, datetime.datetime.now(datetime.UTC))
     yield _tried("disk", lambda: _disk(setup.state))
     yield _tried("model", lambda: _model(setup.settings.get("model.path", "smollm2")))
-    yield _tried("data", lambda: _data(setup.data))
+    yield _tried("data", lambda: _data(setup.data, load_config(None, setup.settings).data.columns))
 
 
 def clock(at_server: Date, here: datetime.datetime) -> Finding:
@@ -182,10 +183,11 @@ def _model(path: str) -> tuple[Kind, str]:
     return ("warning", f"{first}; start the node in time") if first else ("ok", said)
 
 
-def _data(path: Path) -> tuple[Kind, str]:
+def _data(path: Path, columns: Mapping[str, str] | None) -> tuple[Kind, str]:
     if not path.exists():
         return "failed", f"{path}: there is no such file"
     from capfl.data import check_file
 
-    check_file(path)
+    if unknown := check_file(path, columns):
+        return "warning", f"{path}: {unknown}, in the run's config or here by --set data.columns=..."
     return "ok", f"{path} can be read"

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
+from capfl.config import load_config
 from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
@@ -73,7 +73,7 @@ def run_node(setup: Setup, say: Say) -> None:
     private_folder(state)
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
-            other.submit(_read, setup.data).result()
+            other.submit(_read, setup).result()
         note, remind = Events(state), reminder(setup.certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
         say(f"node {client}: {allowed.said()}")
@@ -97,7 +97,7 @@ def _processes(setup: Setup, server: str, given: Mapping[str, str]) -> list[Proc
     return [supernode, worker]
 
 
-def _read(data: Path) -> None:
+def _read(setup: Setup) -> None:
     from capfl.data import check_file
 
-    check_file(data)
+    check_file(setup.data, load_config(None, setup.settings).data.columns)
