@@ -121,13 +121,28 @@ def test_rows_of_a_table_have_columns_of_their_own(north: Path, adapter: LoadedA
     assert row == {"Question": "How many?", "n": row["n"], "answer": adapter.generate(ROWS[:1], max_new_tokens=6)[0]}
 
 
-def test_an_adapter_that_has_learnt_labels_says_so(north: Path, tmp_path: Path) -> None:
-    shutil.copytree(north, tmp_path / "labels")
-    card = tmp_path / "labels" / "capfl.json"
+def test_an_adapter_that_has_learnt_labels_gives_them_and_does_not_write(north: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(north, labels)
+    card = labels / "capfl.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"labels": ["late", "lost"]}))
-    result = command("generate", tmp_path / "labels", *TOKENS, "--prompt", "a")
+    result = command("generate", labels, *TOKENS, "--prompt", "a")
     assert result.exit_code == 0, result.output
     assert "it has learnt to choose a label (late, lost), not to write" in result.stderr
+    texts = ["Where is it?", "It is late", "Gone"]
+    right = capfl.load(labels).predict(texts)
+    assert command("predict", labels, "--text", texts[0], "--text", texts[1]).stdout.splitlines() == right[:2]
+    (tmp_path / "rows.csv").write_text("Said,label,n\n" + "".join(f"{text},,{n}\n" for n, text in enumerate(texts)))
+    rows = ("--data", tmp_path / "rows.csv", "--columns", "text=Said")
+    result = command("predict", labels, *rows, "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.output
+    found = list(map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()))
+    assert [(row["Said"], row["answer"]) for row in found] == list(zip(texts, right, strict=True))
+    assert "is there already" in refused("predict", labels, *rows, "--out", tmp_path / "out.jsonl")
+    assert "--data rows.jsonl --out labels.jsonl" in refused("predict", labels)
+    (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
+    said = refused("predict", labels, "--data", tmp_path / "odd.jsonl", "--out", tmp_path / "other.jsonl")
+    assert "odd.jsonl:2: asks for no choice, it has 'prompt'" in said
 
 
 def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(

@@ -55,6 +55,7 @@ ELSEWHERE = {
     "capfl export *": "tests/test_answers.py::test_export_writes_what_is_asked_for",
     "capfl generate * --prompt *": "tests/test_answers.py::test_prompts_on_the_command_line",
     "capfl generate * --data *": "tests/test_answers.py::test_rows_of_a_file_get_their_answers",
+    "capfl predict *": "tests/test_answers.py::test_an_adapter_that_has_learnt_labels_gives_them_and_does_not_write",
     "capfl run config.toml --tracker *": "tests/test_tracker.py::test_tensorboard_has_the_numbers_of_the_records",
     "capfl flower server *": DEPLOYMENT + "test_a_run_over_real_nodes_is_the_serial_run",
     "capfl flower node *": DEPLOYMENT + "test_a_run_over_real_nodes_is_the_serial_run",

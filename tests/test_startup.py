@@ -54,6 +54,7 @@ def test_help_lists_and_mistakes(tmp_path: Path) -> None:
         ["plan", "--method", "fedsim"], ["plan", "--model", "./gone"], ["plan", "--data", str(broken)],
         ["eval", "gone", "--data", "helpdesk"],
         ["generate", "gone"], ["generate", "gone", "--prompt", "a"], ["chat", "gone"],
+        ["predict", "gone"], ["predict", "gone", "--text", "a"],
         ["export", "gone", "--merged", "out"], ["bytes", "gone"], ["report", "gone"],
         ["personalize", "--run", "gone", "--data", "helpdesk", "--out", "out"],
     ]  # fmt: skip

@@ -62,6 +62,8 @@ _Temperature = Annotated[
 _TopP = Annotated[
     float, typer.Option(metavar="P", help="draw from the likeliest tokens with this probability together")
 ]
+_Out = Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")]
 _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
 
 
@@ -76,8 +78,8 @@ def generate(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")] = False,
+    out: _Out = None,
+    overwrite: _Overwrite = False,
     base: _Base = False,
     max_new_tokens: _Tokens = 256,
     temperature: _Temperature = 0.0,
@@ -110,6 +112,42 @@ def generate(
         ]
         for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
             typer.echo(answer)
+
+
+@app.command(context_settings=FLAGS, cls=AnswerRowsCommand, rich_help_panel=PANEL)
+def predict(
+    context: typer.Context,
+    adapter: _Adapter,
+    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a text; may be given again")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="rows with text, or question and choices, as in training")
+    ] = None,
+    out: _Out = None,
+    overwrite: _Overwrite = False,
+    sets: Sets = None,
+) -> None:
+    """Label texts with an adapter: capfl predict ADAPTER --text TEXT, or --data rows.jsonl --out labels.jsonl."""
+    with errors(go_on="the same command"):
+        if bool(text) == bool(data) or bool(data) != bool(out):
+            raise ConfigError(
+                "say what it should label; give one of these:\n"
+                f"  capfl predict {adapter} --text 'a text'\n"
+                f"  capfl predict {adapter} --data rows.jsonl --out labels.jsonl"
+            )
+        config = load_own(context, sets)
+        check_adapter(adapter)
+        if data:
+            require(data)
+
+        from capfl.answers import predict_file
+        from capfl.scoring import open_adapter
+
+        if data and out:
+            count = predict_file(adapter, config, data, out, overwrite=overwrite)
+            typer.echo(f"{count} rows with answers are in {out}")
+            return
+        for label in open_adapter(adapter, config).predict(text or []):
+            typer.echo(label)
 
 
 @app.command(context_settings=FLAGS, cls=AnswerCommand, rich_help_panel=PANEL)
@@ -194,7 +232,7 @@ def _say_if_it_chooses(adapter: Path) -> None:
     if card and card.labels:
         labels = printable(", ".join(card.labels), 80)
         said = f"it has learnt to choose a label ({labels}), not to write"
-        typer.echo(f'note: {said}; ask it in Python: capfl.load("{adapter}").predict(["..."])', err=True)
+        typer.echo(f"note: {said}; ask it so: capfl predict {adapter} --text '...'", err=True)
 
 
 def _prompts_wanted(adapter: Path, prompt: bool, data: Path | None, out: Path | None) -> str:

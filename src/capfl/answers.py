@@ -1,15 +1,15 @@
-"""What a saved adapter answers: to a file of prompts, and in a chat."""
+"""What a saved adapter answers: to a file of prompts or of texts without labels, and in a chat."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from capfl.config import Config
-from capfl.data.asked import read_asked
+from capfl.data.asked import read_asked, read_choices
 from capfl.data.files import read_rows
 from capfl.data.rows import Row
 from capfl.errors import ConfigError, DataError
@@ -20,6 +20,21 @@ from capfl.scoring import LoadedAdapter, open_adapter
 ANSWER = "answer"
 EXIT, RESET = "/exit", "/reset"
 COMMAND = re.compile(r"/\w+")
+
+
+def predict_file(folder: Path, config: Config, data: Path, out: Path, *, overwrite: bool = False) -> int:
+    """What `capfl predict --data` does: as ``answer_file``, with the label or option that the adapter chooses.
+
+    Raises:
+        As ``answer_file``.
+    """
+    _refuse_overwriting(out, overwrite)
+    rows = read_rows(data, config.data.split)
+    _refuse_answers(rows)
+    adapter = open_adapter(folder, config)
+    own = adapter.data
+    _write(out, rows, adapter.predict(read_choices(str(data), rows, own.labels or (), own.columns)))
+    return len(rows)
 
 
 def answer_file(
@@ -41,16 +56,23 @@ def answer_file(
         ModelError: as ``capfl.load``.
         CheckpointError: ``out`` cannot be written.
     """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} is there already; choose another file, or replace it with --overwrite")
+    _refuse_overwriting(out, overwrite)
     rows = read_rows(data, config.data.split)
     items = read_asked(str(data), rows, config.data.columns)
     _refuse_answers(rows)
-    answers = open_adapter(folder, config).generate(items, seed=config.seed, **settings)
+    _write(out, rows, open_adapter(folder, config).generate(items, seed=config.seed, **settings))
+    return len(rows)
+
+
+def _write(out: Path, rows: Sequence[Row], answers: Sequence[str]) -> None:
     answered = [{**row.values, ANSWER: answer} for row, answer in zip(rows, answers, strict=True)]
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answered)
     write_atomically(out, text.encode(), AGAIN)
-    return len(rows)
+
+
+def _refuse_overwriting(out: Path, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} is there already; choose another file, or replace it with --overwrite")
 
 
 def _refuse_answers(rows: Iterable[Row]) -> None:

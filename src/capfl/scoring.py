@@ -18,7 +18,7 @@ from capfl.config.load import changed
 from capfl.config.names import did_you_mean
 from capfl.config.schema import DataConfig, LoraConfig
 from capfl.data import Split, load_items, render
-from capfl.data.asked import held_asked
+from capfl.data.asked import held_asked, held_choices
 from capfl.data.formats import read_held
 from capfl.data.tasks import check_tasks
 from capfl.errors import ConfigError, DataError, ModelError
@@ -132,17 +132,20 @@ class LoadedAdapter:
                     f"{'with ' + ', '.join(labels) if labels else 'without labels'}, and knows no others"
                 )
 
-    def predict(self, rows: Iterable[str | Mapping[str, Any]]) -> list[str]:
+    def predict(self, rows: Iterable[str | Mapping[str, Any]] | Sequence[Item]) -> list[str]:
         """The label of each text, or the chosen option of each question.
 
         Args:
-            rows: texts, or dicts with ``text``; of multiple choice, dicts with ``question`` and ``choices``.
+            rows: texts, or dicts with ``text``; of multiple choice, dicts with ``question`` and ``choices``; or items,
+                as a run has them.
 
         Raises:
             DataError: a row has none of these, or the adapter has no labels to choose a text's from.
             ModelError: the model's logits are not finite.
         """
-        items = [self._asked(number, row) for number, row in enumerate(rows, start=1)]
+        held: list[Any] = list(rows)
+        are_items = all(isinstance(row, Item) for row in held)
+        items: list[Item] = held if are_items else held_choices(held, self.data.labels or (), self.data.columns)
         data = Scorable(tokenised(items, self.data, self.model))
         found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)
         self._check_finite(*(float(own.sum()) for own in found))
@@ -194,20 +197,6 @@ class LoadedAdapter:
             places=[item.place or f"prompt {number}" for number, item in enumerate(items, start=1)],
         )
         return [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
-
-    def _asked(self, number: int, row: str | Mapping[str, Any]) -> Item:
-        values = {"text": row} if isinstance(row, str) else row
-        if "question" in values and "choices" in values:
-            return Item(str(values["question"]), tuple(map(str, values["choices"])))
-        if "text" not in values:
-            raise DataError(
-                f"row {number}: give a text, or question and choices; it has {', '.join(values) or 'nothing'}"
-            )
-        if not self.data.labels:
-            raise DataError(
-                f"row {number}: the adapter has no labels to choose a text's from; give question and choices"
-            )
-        return Item(str(values["text"]), self.data.labels, listed=False)
 
 
 def load(folder: Path | str, **keys: Any) -> LoadedAdapter:

@@ -33,7 +33,7 @@ STEPS = {  # what one does first
     "capfl run --data north.jsonl south.jsonl": "a run on your own files, each a client",
     "capfl plan --data north.jsonl south.jsonl": "what that run will cost: bytes, memory, time",
     "capfl report RUN": "one HTML page of a run; `capfl compare` sets runs beside each other",
-    "capfl chat ADAPTER": "talk with an adapter of a run; generate, eval and export use it, too",
+    "capfl chat ADAPTER": "talk with an adapter of a run; predict, generate, eval and export use it, too",
 }
 
 

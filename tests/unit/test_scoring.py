@@ -150,12 +150,16 @@ def test_a_loaded_adapter_scores_and_predicts(save: Save, tmp_path: Path) -> Non
     hits = [label == row["label"] for label, row in zip(predicted, ROWS, strict=True)]
     assert found["metrics"]["accuracy"] == sum(hits) / 40
     assert loaded.predict([{"question": "which", "choices": ["one", "two"]}])[0] in ("one", "two")
+    named = load(folder, columns={"text": "said"})
+    assert named.predict([{"said": row["text"], "label": "any"} for row in ROWS]) == predicted
     by_text = load(save("text", scoring="text"))
     hits = [label == row["label"] for label, row in zip(by_text.predict(ROWS), ROWS, strict=True)]
     assert by_text.score(ROWS)["metrics"]["accuracy"] == sum(hits) / 40
-    with pytest.raises(DataError, match=r"row 2: give a text, or question and choices; it has prompt"):
+    with pytest.raises(
+        DataError, match=r"row 2: asks for no choice, it has 'prompt'; give text, or question and choices"
+    ):
         loaded.predict(["a", {"prompt": "b"}])
-    with pytest.raises(DataError, match="has no labels to choose a text's from"):
+    with pytest.raises(DataError, match="row 1: the adapter has no labels to choose from; give question and choices"):
         load(save("none", labels=())).predict(["a"])
     with pytest.raises(DataError, match="score them apart"):
         loaded.score([Item("q", completion="z"), Item("q", ("x", "y"))])

@@ -1,4 +1,4 @@
-"""Rows that ask for an answer: as the rows that train, with or without the answer at their end."""
+"""Rows that ask for an answer, a label or an option: as the rows that train, with or without it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _SPELLINGS = {"messages": ("role", "content", "assistant"), "conversations": ("f
 _ANSWERS = {"prompt": "completion", "instruction": "output"}
 _REMEDY = (
     f"give one of {', '.join([*_SPELLINGS, *_ANSWERS])}, or say with data.columns what they are called; rows with "
-    "labels or options are for `capfl eval` and `predict`"
+    "labels or options are for `capfl predict` and `capfl eval`"
 )
+_CHOICES = "give text, or question and choices, or say with data.columns what they are called"
 
 
 def read_asked(place: str, rows: Sequence[Row], columns: Columns = None) -> list[Item]:
@@ -41,6 +42,44 @@ def held_asked(rows: Iterable[str | Values], columns: Columns = None) -> list[It
     """As ``read_asked``, of rows in memory; a text is a prompt."""
     given = [{"prompt": row} if isinstance(row, str) else row for row in rows]
     return read_asked("the prompts", held_rows("the prompts", given), columns) if given else []
+
+
+def read_choices(place: str, rows: Sequence[Row], labels: Sequence[str], columns: Columns = None) -> list[Item]:
+    """Texts that ask for a label, or questions with options. A label or right option that they have is not looked at.
+
+    Args:
+        labels: of texts, in the order of their letters.
+        columns: as ``data.columns``.
+
+    Raises:
+        DataError: rows that cannot be used, or texts where there are no labels.
+    """
+    asked = [_to_choose(row, labels, columns or {}) for row in rows]
+    return read_as(place, "", asked, labels, columns) if asked else []
+
+
+def held_choices(rows: Iterable[str | Values], labels: Sequence[str], columns: Columns = None) -> list[Item]:
+    """As ``read_choices``, of rows in memory; a text is one that asks for a label."""
+    own = (columns or {}).get("text", "text")
+    given = [{own: row} if isinstance(row, str) else row for row in rows]
+    return read_choices("the rows", held_rows("the rows", given), labels, columns) if given else []
+
+
+def _to_choose(row: Row, labels: Sequence[str], columns: Mapping[str, str]) -> Row:
+    """The row with a stand-in for its label or right option."""
+    text, label, question, choices, answer = (
+        columns.get(key, key) for key in ("text", "label", "question", "choices", "answer")
+    )
+    if row.fault:
+        return row
+    if question in row.values and choices in row.values:
+        return Row(row.where, {**row.values, answer: 0})
+    if text not in row.values:
+        found = ", ".join(map(repr, row.values)) or "no fields"
+        return Row(row.where, row.values, f"asks for no choice, it has {found}; {_CHOICES}")
+    if not labels:
+        return Row(row.where, row.values, "the adapter has no labels to choose from; give question and choices")
+    return Row(row.where, {**row.values, label: labels[0]})
 
 
 def _answered(row: Row, columns: Mapping[str, str]) -> Row:
