@@ -312,10 +312,8 @@ class Federation:
 
     def _protection(self, number: int) -> Protection | None:
         """Of each of so many items, if the config asks for it."""
-        privacy, share = self.config.privacy, self.config.train.share_of(number)
-        if not privacy.of_items or privacy.clip is None or privacy.noise_multiplier is None:
-            return None
-        return Protection(privacy.clip, privacy.noise_multiplier, share * number)
+        noise, share = self.config.privacy.of_items, self.config.train.share_of(number)
+        return Protection(noise.clip, noise.multiplier, share * number) if noise else None
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:
         """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on.

@@ -132,8 +132,8 @@ class Agreement:
         names = self.method.factors.sent(round, self.initial)
         part, combine = {name: self.initial[name] for name in names}, self.method.combine
         if isinstance(combine, NoisySum):
-            counted = combine.counted(clients)
-            return Noised(self.up, part, self.initial, number, clients, combine.clip, combine.noise, counted)
+            noise, counted = combine.noise, combine.counted(clients)
+            return Noised(self.up, part, self.initial, number, clients, noise.clip, noise.multiplier, counted)
         said = self.method.ranks.n_summed(sum(algebra.ranks(self.initial).values()))
         return Summed(self.up, part, self.initial, number, clients, importance, said)
 

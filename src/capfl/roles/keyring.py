@@ -10,10 +10,10 @@ from pathlib import Path
 
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import write_atomically
-from capfl.maths.discrete import Draw
 from capfl.maths.masks import KEY, PrivateKey, Whole, masked, sealed, stream_of, unsealed
 from capfl.maths.shares import SHARE, shared
 from capfl.methods.secure import FEWEST
+from capfl.rng import Draw
 from capfl.types import Broadcast, ClientId, Offer
 from capfl.wire.secure import write_cohort
 
