@@ -68,7 +68,7 @@ def secure_turn(
         aggregation.add_mean(name, own.present, mean)
         used += 1
         if mean.loss is not None and mean.steps is not None:
-            if agreement.says_losses:
+            if not agreement.items_protected:
                 record.losses.update(dict.fromkeys(own.present, mean.loss))
             record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
     if groups and not used:

@@ -60,7 +60,7 @@ def run_round(
                 continue
             aggregation.add(update)
             record.steps[client] = update.steps
-            if agreement.says_losses:
+            if not agreement.items_protected:
                 record.losses[client] = update.loss
                 trained(client, update.loss)
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)

@@ -123,6 +123,20 @@ def test_a_change_that_is_asked_for_again_has_the_same_noise() -> None:
     assert world.answer("train", "c00", world.requests["train", "c00"]) == reply
 
 
+def test_an_update_that_cannot_be_made_again_is_asked_for_once() -> None:
+    """Where items are protected. Done again, the round is of other keys, so a server that lost it can go on."""
+    world = World(3)
+    world.agreement = replace(world.agreement, items_protected=True)
+    lost, memory = world.state, dict(world.memory)
+    world.play()
+    key = world.replies["keys", "c00"]
+    with pytest.raises(WireError, match="has answered in round 1, and its items"):
+        world.answer("train", "c00", world.requests["train", "c00"])
+    world.state, world.memory = lost, memory
+    world.play()
+    assert world.replies["keys", "c00"] != key
+
+
 # -- what the server sees --------------------------------------------------------------------------------------------
 
 
