@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from capfl import adapter as algebra
-from capfl.cohort import secure_turn
 from capfl.config.schema import FederationConfig
 from capfl.metrics import metric
 from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.talk import Talk
+from capfl.roles.cohort import secure_turn
+from capfl.roles.talk import Talk
 from capfl.types import ClientId, Exchange, RoundRecord, Score, ServerState, Tally
 
 

@@ -11,7 +11,7 @@ from capfl.roles import door, server, sums
 from capfl.roles.agreement import Agreement
 from capfl.roles.server import Beside
 from capfl.roles.sums import AnySum, MaskedSum, Summable
-from capfl.talk import Talk
+from capfl.roles.talk import Talk
 from capfl.types import ClientId, Failure, Kind, RoundRecord, ServerState
 from capfl.wire.summed import Summed
 from capfl.wire.totals import Total
