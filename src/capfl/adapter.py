@@ -186,11 +186,6 @@ def padded(a: Adapter, template: Adapter) -> Adapter:
     return filled
 
 
-def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """||a - b||^2 over the names of a; a scalar that gradients flow through."""
-    return torch.stack([(t - b[name]).square().sum() for name, t in a.items()]).sum()
-
-
 def norm(a: Adapter) -> float:
     """The L2 norm of all elements together, summed in float64."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in a.values()))
