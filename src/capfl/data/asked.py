@@ -22,7 +22,7 @@ _REMEDY = (
 )
 
 
-def read_asked(place: str, rows: Sequence[Row], columns: Columns = None) -> list[Item]:
+def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
     """What rows ask: all that rows of text train on (docs/data.md), up to the answer.
 
     An answer at the end, be it a completion or a last message of the assistant, may be missing. If it is there it is

@@ -186,7 +186,7 @@ def meanings(lines: Sequence[str], hints: Mapping[str, str]) -> list[str]:
 def supervise(
     processes: Sequence[Process],
     say: Say,
-    step: Callable[[], None] = lambda: None,
+    step: Callable[[], None],
     note: Note = lambda event, **values: None,
 ) -> None:
     """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.
