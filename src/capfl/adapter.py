@@ -102,7 +102,7 @@ def factor(a: Adapter, which: str) -> Adapter:
 
 
 def moved(change: Adapter) -> Adapter:
-    """Of a change, all tensors of a factor any of whose tensors is not zero."""
+    """The tensors of a change of those factors, A or B, that have a tensor that is not zero."""
     which = {name.rpartition(".")[2] for name, t in change.items() if bool(t.any())}
     return {name: t for name, t in change.items() if name.rpartition(".")[2] in which}
 

@@ -301,7 +301,7 @@ class _Run:
             save_adapter(group.adapter | group.known, model.peft_config(), place, card)
 
     def _summary(self, main: Finished) -> Summary | None:
-        """That of the run if it was finished before; None: it was not, or what it has written does not agree."""
+        """The summary of a run that was finished before; None: it was not, or what it has written does not agree."""
         if not (self.folder.path / "summary.json").is_file():
             return None
         try:

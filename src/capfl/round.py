@@ -151,7 +151,7 @@ def validation_of(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """Several clients' together."""
+    """The sum of several clients' tallies."""
     return Tally(sum(own.sum for own in tallies), sum(own.count for own in tallies))
 
 

@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """What its folder is called."""
         return f"{self.split}.{self.variant}.{self.seed}"
 
 

@@ -72,8 +72,8 @@ def request(
 
 
 def ask(state: ServerState, client: ClientId, agreement: Agreement, beside: Beside | None = None) -> Message:
-    """What a client is sent that is to say something and not to train, such as what its data are like: nothing but who
-    is asked, in which round, and what secure aggregation says with it."""
+    """A request without an adapter, such as for what a client's data are like: it has who is asked, in which round, and
+    what secure aggregation says beside it."""
     message = Broadcast(state.round + 1, client, state.version, None, (), **vars(beside or Beside()))
     return encode_broadcast(message, agreement.down, agreement.schema)
 
@@ -132,7 +132,7 @@ class Aggregation:
         self._turn += clients
 
     def add_silent(self, client: ClientId) -> None:
-        """Take down that a client has trained of whom nobody needs anything."""
+        """Note that a client has trained which says no more than that."""
         self._turn.append(client)
 
     def _fold(self) -> None:
@@ -160,7 +160,7 @@ class Aggregation:
             bodies.append((update.n_train, update.body))
 
     def end_turn(self, asked: Collection[ClientId]) -> None:
-        """All of ``asked`` have answered who will: every group gets its next version."""
+        """End the turn, after everybody's answer or failure: every group gets its next version."""
         self._fold()
         old, number = forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}

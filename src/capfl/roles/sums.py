@@ -31,7 +31,7 @@ Summable = TypeVar("Summable", Summed, Totals)
 
 
 class MaskedSum(Generic[Summable]):
-    """The sum of the numbers of some clients, whose masks cancel once all of them are in it, or are opened.
+    """The sum of some clients' numbers under masks, which cancel once all clients are in it or masks are opened.
 
     Args:
         summed: how what clients say becomes numbers.
@@ -65,7 +65,7 @@ class MaskedSum(Generic[Summable]):
 
     @property
     def asked_about(self) -> tuple[ClientId, ...]:
-        """The clients of whom each that opens the sum says a secret, or a share of one, by id."""
+        """The clients whose secrets, or shares of them, are said by everybody who opens the sum; by id."""
         return tuple(one.client for one in self.cohort) if self._shares else self.gone
 
     def shares_for(self, client: ClientId) -> tuple[bytes, ...]:
@@ -84,7 +84,7 @@ class MaskedSum(Generic[Summable]):
         self._opened[opened.client] = opened.secrets
 
     def total(self) -> Whole:
-        """Of those present, without any mask.
+        """The sum of those present, without any mask.
 
         Raises:
             WireError: too few are present or have opened their masks, or their shares are wrong.

@@ -39,7 +39,7 @@ def tell(text: str) -> None:
 
 
 def environment(home: Path, *hosts: str) -> dict[str, str]:
-    """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed.
+    """The environment of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed.
 
     Args:
         hosts: to which requests go past a proxy, as they do to this machine.
@@ -115,7 +115,7 @@ class Process:
             )  # fmt: skip
 
     def ended(self) -> int | None:
-        """Its exit status, once, when it has ended; then nothing that it started is left."""
+        """The exit status of a process that has ended, once: then nothing that it started is left. None otherwise."""
         if self.running is None:
             return None
         # not yet reaped, so that nobody else has the number of its group
