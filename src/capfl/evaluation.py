@@ -53,7 +53,7 @@ class Finished:
         ) -> tuple[Evaluation, dict[str, int]]:
             said, parts = server.read_evaluation(reply, client, state, agreement)
             shared = ranks.setdefault(tuple(said.ranks.values()), said.ranks)  # many clients have the same
-            return replace(said, client=client, ranks=shared), parts
+            return replace(said, ranks=shared), parts
 
         answers = talk.ask(self.participants, read, callback.on_evaluated)
         return {evaluation.client: evaluation for evaluation in answers}, [talk]

@@ -198,7 +198,7 @@ class Posterior(Ranks):
         return _memory(memory).posterior
 
     def to_sum(self, memory: ClientState) -> npt.NDArray[np.float64]:
-        """For every rank r = E[kappa] / that of the prior; then for every rank ln(SUMMED / r) + ln E[kappa] - E[ln kappa]."""
+        """For every rank r = E[kappa] / that of the prior; then ln(SUMMED / r) + ln E[kappa] - E[ln kappa]."""
         kept = _memory(memory)
         own, prior = kept.posterior.gamma, kept.prior.gamma
         ratio = (own.mean() / prior.mean()).clamp(1 / SUMMED, SUMMED)

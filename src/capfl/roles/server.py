@@ -36,7 +36,6 @@ from capfl.wire import (
     with_version,
 )  # fmt: skip
 from capfl.wire.scales import Doubles
-from capfl.wire.secure import Dealt, Done, Masked, Offered, Opened
 from capfl.wire.summed import Mean
 
 
@@ -238,32 +237,24 @@ def read_introduction(
 ) -> tuple[Introduction, dict[str, int]]:
     """Decode one reply to a request of the round that follows ``state``, and count the bytes of its parts.
 
-    Raises:
-        WireError: it does not fit, or belongs to another client or round.
+    Whose it is, and of which round, ``Talk`` checks of every reply. Raises WireError: it does not fit.
     """
-    said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
-    check_sender(said, client, state)
-    return said, parts
+    return decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
 
 
 def read_update(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Update, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
-    update, parts = decode_update(
-        reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
-    )
-    check_sender(update, client, state)
-    return update, parts
+    number = state.version + 1
+    return decode_update(reply, agreement.up, agreement.schema, agreement.initial, number, agreement.records_up)
 
 
 def read_validation(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Validation, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
-    validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    check_sender(validation, client, state)
-    return validation, parts
+    return decode_validation(reply, agreement.up, agreement.schema)
 
 
 def read_evaluation(
@@ -274,21 +265,7 @@ def read_evaluation(
     Raises as ``read_introduction``, and where models are missing.
     """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
-    check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
-
-
-def check_sender(
-    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Done | Masked | Opened,
-    client: ClientId,
-    state: ServerState,
-) -> None:
-    """Raises WireError: a reply is of another client or round."""
-    round = state.round + 1
-    if message.client != client:
-        raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
-    if message.round != round:
-        raise WireError(f"reply of client {client!r} is for round {message.round}, this is round {round}")

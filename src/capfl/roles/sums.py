@@ -10,7 +10,6 @@ from capfl.maths.masks import KEY, PrivateKey, Whole, masked
 from capfl.maths.shares import SHARE, joined
 from capfl.roles.agreement import Agreement
 from capfl.roles.keyring import context_of, sign_of
-from capfl.roles.server import check_sender
 from capfl.types import ClientId, Offer, ServerState
 from capfl.wire.secure import (
     Dealt,
@@ -130,39 +129,27 @@ AnySum = MaskedSum[Summed] | MaskedSum[Totals]
 def read_offered(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Offered, dict[str, int]]:
-    """Decode one reply, and count the bytes of its parts.
-
-    Raises:
-        WireError: it does not fit, or belongs to another client or round.
-    """
-    offered, parts = decode_offered(reply, agreement.up, agreement.schema)
-    check_sender(offered, client, state)
-    return offered, parts
+    """Decode one reply, and count the bytes of its parts. Raises WireError: it does not fit."""
+    return decode_offered(reply, agreement.up, agreement.schema)
 
 
 def read_done(reply: bytes, client: ClientId, state: ServerState, agreement: Agreement) -> tuple[Done, dict[str, int]]:
     """As ``read_offered``."""
-    done, parts = decode_done(reply, agreement.up, agreement.schema)
-    check_sender(done, client, state)
-    return done, parts
+    return decode_done(reply, agreement.up, agreement.schema)
 
 
 def read_masked(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
 ) -> tuple[Masked, dict[str, int]]:
     """As ``read_offered``. ``own`` is the sum that the client is in."""
-    masked, parts = decode_masked(reply, agreement.up, agreement.schema, own.summed)
-    check_sender(masked, client, state)
-    return masked, parts
+    return decode_masked(reply, agreement.up, agreement.schema, own.summed)
 
 
 def read_dealt(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
 ) -> tuple[Dealt, dict[str, int]]:
     """As ``read_masked``."""
-    dealt, parts = decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
-    check_sender(dealt, client, state)
-    return dealt, parts
+    return decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
 
 
 def read_opened(
@@ -170,6 +157,4 @@ def read_opened(
 ) -> tuple[Opened, dict[str, int]]:
     """As ``read_masked``."""
     length = SHARE if agreement.shares else KEY
-    opened, parts = decode_opened(reply, agreement.up, agreement.schema, own.asked_about, length)
-    check_sender(opened, client, state)
-    return opened, parts
+    return decode_opened(reply, agreement.up, agreement.schema, own.asked_about, length)
