@@ -166,11 +166,11 @@ def masked_sums(
 
 def _of(
     sum_of: Mapping[ClientId, MaskedSum[Summable]],
-    read: Callable[[bytes, ClientId, ServerState, Agreement, AnySum], tuple[T, dict[str, int]]],
+    read: Callable[[bytes, Agreement, AnySum], tuple[T, dict[str, int]]],
 ) -> Callable[[bytes, ClientId, ServerState, Agreement], tuple[T, dict[str, int]]]:
     """Reads the reply of a client that is in one of the sums."""
 
     def reads(reply: bytes, client: ClientId, state: ServerState, agreement: Agreement) -> tuple[T, dict[str, int]]:
-        return read(reply, client, state, agreement, sum_of[client])
+        return read(reply, agreement, sum_of[client])
 
     return reads

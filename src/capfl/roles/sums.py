@@ -138,23 +138,17 @@ def read_done(reply: bytes, client: ClientId, state: ServerState, agreement: Agr
     return decode_done(reply, agreement.up, agreement.schema)
 
 
-def read_masked(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Masked, dict[str, int]]:
+def read_masked(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Masked, dict[str, int]]:
     """As ``read_offered``. ``own`` is the sum that the client is in."""
     return decode_masked(reply, agreement.up, agreement.schema, own.summed)
 
 
-def read_dealt(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Dealt, dict[str, int]]:
+def read_dealt(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Dealt, dict[str, int]]:
     """As ``read_masked``."""
     return decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
 
 
-def read_opened(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Opened, dict[str, int]]:
+def read_opened(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Opened, dict[str, int]]:
     """As ``read_masked``."""
     length = SHARE if agreement.shares else KEY
     return decode_opened(reply, agreement.up, agreement.schema, own.asked_about, length)
