@@ -34,8 +34,9 @@ test-tools: $(VENV)/more
 demo: $(VENV)/ready
 	$(BIN)/capfl demo
 
+# Python keeps what it has compiled, also where the shell says that it must not: tests start many processes.
 test: $(VENV)/ready
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -n auto -m "not slow"
+	PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 $(BIN)/pytest -q -n auto -m "not slow"
 
 test-slow: $(VENV)/ready
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q -m slow

@@ -33,7 +33,11 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- without a model -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The other methods share their parts with these three.
+@pytest.mark.parametrize(
+    "method",
+    [name if name in ("ca-pfl", "fedit", "rolora") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_what_cannot_be_is_refused_and_leaves_no_trace(method: str) -> None:
     """Client b attacks each round but the first in another way; beside it, one whose reply does not come."""
     codec = "fp32" if method in ("fedit", "fedex-lora", "flexlora") else "default"

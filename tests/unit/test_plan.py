@@ -54,7 +54,8 @@ def plan(**changes: object) -> Plan:
     [
         pytest.param(0.001, {"codec__values": "bf16", "federation__fraction": 0.5, "data__sites": 4,
                              "federation__rounds": 7}, marks=pytest.mark.slow),
-        (0.001, {"method__name": "fedex-lora", "federation__fraction": 0.5, "data__sites": 4, "federation__rounds": 6}),
+        pytest.param(0.001, {"method__name": "fedex-lora", "federation__fraction": 0.5, "data__sites": 4,
+                             "federation__rounds": 6}, marks=pytest.mark.slow),
         pytest.param(0.01, {"method__name": "rolora", "codec__values": "bf16", "federation__rounds": 7},
                      marks=pytest.mark.slow),  # A and B in alternate rounds
         pytest.param(0.05, {"method__name": "ca-pfl", "codec__values": "ternary", **ONE_GROUP}, marks=pytest.mark.slow),

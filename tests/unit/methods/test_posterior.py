@@ -296,7 +296,7 @@ def test_a_rank_that_is_never_felt_does_not_make_an_honest_report_impossible() -
     assert kappa(memory)[0] < 0.1 * kappa(memory)[1:].min()
 
 
-@pytest.mark.parametrize("shape", [1.0, 1e5])
+@pytest.mark.parametrize("shape", [1.0, pytest.param(1e5, marks=pytest.mark.slow)])
 def test_a_client_that_lies_about_importance_locks_nobody_out(shape: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of six says, each round, a mean of 9e5 times the prior's, or the largest that is let in; then it leaves."""
     monkeypatch.setattr(module, "FIT_STEPS", 20)
