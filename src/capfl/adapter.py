@@ -107,6 +107,11 @@ def moved(change: Adapter) -> Adapter:
     return {name: t for name, t in change.items() if name.rpartition(".")[2] in which}
 
 
+def is_idle(a: Adapter) -> bool:
+    """Does an adapter change nothing? Its B and patches are zero then, as at the start."""
+    return not any(bool(t.any()) for name, t in a.items() if not name.endswith(".A"))
+
+
 def unpatched(a: Adapter) -> Adapter:
     """The factors, without what is added to the base itself."""
     return {name: t for name, t in a.items() if not name.endswith(".W")}

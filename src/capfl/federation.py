@@ -236,7 +236,7 @@ class Federation:
         asked = self.asked(client)[: None if written(names) else SAMPLES if samples else 0]
         for model, adapter in adapters.items():
             scored = self.score(client, "test", adapter)
-            answers = write_answers(self.model, adapter, asked, config.max_new_tokens, config.batch_size)
+            answers = write_answers(self.model, adapter, asked, config.max_new_tokens, config.batch_size, self.cache)
             tallies = {**scored.metrics, **compared(asked, answers, written(names))}
             found[model] = Score(scored.loss, {name: tallies[name] for name in names})
             if samples is not None and asked:

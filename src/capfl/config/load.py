@@ -129,6 +129,14 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
         if key not in keys:
             mistakes.append(f"{key}: no such key{_suggest(key, list(keys))}")
             continue
+        texts = value if isinstance(value, list | tuple) else [value]
+        if any(
+            0xD800 <= ord(letter) < 0xE000 for text in texts for letter in str(text)
+        ):  # so Python has bytes that are not UTF-8
+            mistakes.append(
+                f"{key}: {str(value)!a} is not UTF-8, and no config could name it; rename the file or folder"
+            )
+            continue
         section, _, leaf = key.rpartition(".")
         target = tree.setdefault(section, {}) if section else tree
         if not isinstance(target, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from capfl.data.chats import turns
+from capfl.data.chats import messages_in, turns
 from capfl.data.formats import read_as
 from capfl.data.rows import Row, RowError, held_rows
 from capfl.types import Item
@@ -56,8 +56,11 @@ def _answered(row: Row, columns: Mapping[str, str]) -> Row:
     if asks in _SPELLINGS:
         values[names[asks]] = _with_answer(values[names[asks]], asks)
     elif (answer := names[_ANSWERS[asks]]) not in values:
-        as_chat = isinstance(values[names[asks]], list)
-        values[answer] = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
+        as_chat = isinstance(values[names[asks]], list) or messages_in(values[names[asks]])
+        stand_in = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
+        if as_chat and isinstance(values[names[asks]], str):
+            values[names[asks]] = messages_in(values[names[asks]])
+        values[answer] = stand_in
     return Row(row.where, values)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from capfl.data.rows import RowError, text_of
+from capfl.data.rows import RowError, parsed, text_of
 from capfl.types import Item
 
 Values = Mapping[str, Any]
@@ -14,12 +13,19 @@ Messages = tuple[tuple[str, str], ...]
 ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 SPEAKERS = ROLES | {"human": "user", "gpt": "assistant"}
 """Who speaks in a row of ShareGPT, and what that means."""
-TOOLS = ("tool_calls", "function_call", "tool_call_id", "tools")
-UNREAD = {
+TOOLS = ("tool_calls", "function_call", "tool_call_id", "tools", "functions")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+BESIDE = {
     **dict.fromkeys(TOOLS, "calls of tools are not read; delete the row, or write the call into the text"),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "it is not read; write it into the content"),
+    **dict.fromkeys(MEDIA, "only text is read; delete the row, or the key, if the text alone is to be learnt"),
+    "chat_template_kwargs": "the chat template gets no settings; delete the key",
 }
-"""Keys of a message that would change what is learnt, and what to do about them."""
+"""Keys of a row of text that would change what is learnt, and what to do about them."""
+UNREAD = BESIDE | dict.fromkeys(
+    ("reasoning_content", "reasoning", "thinking"), "it is not read; write it into the content"
+)
+"""Keys of a message, or of a chat, that would."""
+NOTHING = ("", "[]", "{}", "null")  # as cells of tables have it
 
 
 def completion(values: Values) -> Item:
@@ -28,9 +34,16 @@ def completion(values: Values) -> Item:
     Raises:
         RowError: the row cannot be used, as of all parsers here.
     """
+    _refuse_unread(values, "", BESIDE)
+    if values.get("label") is False:
+        raise RowError("label", "is False, which TRL has for a bad completion", "keep rows of good completions alone")
     prompt, answer = values["prompt"], values["completion"]
+    if (in_cells := messages_in(prompt)) and (answers_in_cells := messages_in(answer)):
+        prompt, answer = in_cells, answers_in_cells
     if isinstance(prompt, list) and isinstance(answer, list):
-        said, answers = turns(prompt, "prompt"), turns(answer, "completion")
+        if all(isinstance(text, str) for text in [*prompt, *answer]) and prompt:
+            raise RowError("prompt", "is a list of texts", "write one row for each")
+        said, answers = _led(values, turns(prompt, "prompt")), turns(answer, "completion")
         if answers[0][0] != "assistant" or answers[-1][0] != "assistant":
             problem = "does not begin and end with a message of the assistant"
             raise RowError("completion", problem, "put what comes before its answer into the prompt")
@@ -43,26 +56,27 @@ def completion(values: Values) -> Item:
 
 
 def messages(values: Values) -> Item:
-    """A chat of messages with ``role`` and ``content``."""
+    """A chat of messages with ``role`` and ``content``, and perhaps a text ``system`` beside them."""
     _refuse_unread(values, "")
-    return _chat(turns(values["messages"], "messages"), "messages")
+    return _chat(_led(values, turns(values["messages"], "messages")), "messages")
 
 
 def conversation(values: Values) -> Item:
     """A chat as ShareGPT has it: messages with ``from`` and ``value``, and perhaps a text ``system`` beside them."""
     _refuse_unread(values, "")
-    return _chat(_system(values) + turns(values["conversations"], "conversations"), "conversations")
+    return _chat(_led(values, turns(values["conversations"], "conversations")), "conversations")
 
 
 def instruction(values: Values) -> Item:
     """A row as Alpaca has it: the instruction and its input become a user's message, the output its answer."""
-    if values.get("history"):
+    _refuse_unread(values, "", BESIDE)
+    if _given(values.get("history")):
         raise RowError("history", "has earlier turns", "write rows with history as messages")
     asked = [text_of(values, "instruction")]
     extra = values.get("input")
     if extra is not None and (not isinstance(extra, str) or extra.strip()):
         asked.append(text_of(values, "input"))
-    said = (*_system(values), ("user", "\n\n".join(asked)))
+    said = _led(values, (("user", "\n\n".join(asked)),))
     return Item("", messages=said, completion=text_of(values, "output"))
 
 
@@ -74,7 +88,7 @@ def turns(value: Any, field: str) -> Messages:
     """
     if isinstance(value, str) and value.lstrip().startswith("["):  # a cell of CSV
         try:
-            value = json.loads(value)
+            value = parsed(value)
         except ValueError as error:
             raise RowError(field, f"is no JSON list ({error})", "write it as JSON") from error
     if isinstance(value, Mapping):  # a table may hold lists of roles and of contents in place of messages
@@ -84,6 +98,18 @@ def turns(value: Any, field: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
     return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
+
+
+def messages_in(value: Any) -> list[Any]:
+    """The messages that a cell of CSV has as JSON; empty: it has none, but is a text."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return []
+    try:
+        found = parsed(value)
+    except ValueError:
+        return []
+    spoken = all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in found)
+    return found if spoken else []
 
 
 def _turn(message: Any, name: str) -> tuple[str, str]:
@@ -118,18 +144,39 @@ def _content(value: Any, name: str) -> str:
     return value
 
 
-def _refuse_unread(values: Values, prefix: str) -> None:
-    for key, remedy in UNREAD.items():
-        if values.get(key):
+def _refuse_unread(values: Values, prefix: str, keys: Mapping[str, str] = UNREAD) -> None:
+    for key, remedy in keys.items():
+        if _given(values.get(key)):
             raise RowError(f"{prefix}{key}", "is given", remedy)
-    if values.get("weight") == 0 and prefix:
-        raise RowError(
-            f"{prefix}weight", "is 0", "data.assistant_turns says which answers are trained on; delete the key"
-        )
+    for key in ("weight", "train", "training", "loss") if prefix else ():
+        value = values.get(key)
+        if isinstance(value, int | float) and not value:
+            raise RowError(
+                f"{prefix}{key}",
+                f"is {value}",
+                "data.assistant_turns says which answers are trained on; delete the key",
+            )
 
 
-def _system(values: Values) -> Messages:
-    return (("system", text_of(values, "system")),) if values.get("system") else ()
+def _given(value: Any) -> bool:
+    """Is there something in a key that tables have in all rows?"""
+    if isinstance(value, str):
+        return value.strip() not in NOTHING
+    if isinstance(value, int | float):
+        return bool(value) and value == value  # pandas writes nan where nothing is
+    return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
+
+
+def _led(values: Values, said: Messages) -> Messages:
+    """Messages behind the system message that is beside them, if there is one."""
+    if values.get("system") is None or values["system"] == "":
+        return said
+    lead = text_of(values, "system")
+    if said[0][0] != "system":
+        return (("system", lead), *said)
+    if said[0][1].strip() != lead:
+        raise RowError("system", "is given, and the first message is another system message", "keep one of them")
+    return said
 
 
 def _chat(said: Messages, field: str) -> Item:

@@ -6,14 +6,17 @@ import csv
 import gzip
 import io
 import json
+import re
+import shlex
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from capfl.config.schema import SUFFIXES
+from capfl.data.hints import rows_inside
 from capfl.data.paths import require
-from capfl.data.rows import Row, held_rows
+from capfl.data.rows import Row, TwiceError, held_rows, parsed, unique
 from capfl.errors import DataError
 
 KINDS = "JSON Lines, a JSON array, CSV, TSV or Parquet, the first four also with .gz, or a folder that `datasets` saved"
@@ -26,9 +29,16 @@ FOREIGN = {  # what files begin with that are often taken for rows, and what to 
     b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it, or use gzip",
     b"SQLite format 3": "is an SQLite database; export its table as CSV",
     b"ARROW1": "is an Arrow file; give the folder that `datasets` saved it in",
+    b"\xff\xff\xff\xff": "is an Arrow file; give the folder that `datasets` saved it in",
     b"%PDF": "is a PDF; write its text as rows",
+    b"\x80\x04": "is a pickle of Python, which capfl never loads; write its rows as JSON Lines",
+    b"\x80\x05": "is a pickle of Python, which capfl never loads; write its rows as JSON Lines",
+    b"version https://git-lfs": "is a pointer of Git LFS in place of the file; fetch that: git lfs pull",
 }
-UTF_16 = (b"\xff\xfe", b"\xfe\xff", b"{\x00", b"\x00{", b"[\x00", b"\x00[")
+WIDE = {  # byte order marks
+    b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
+}  # fmt: skip
+_JSON = re.compile(rb'\s*(?:\{\s*"|\[\s*\{)')  # no header of CSV begins like this
 
 
 def read_rows(path: Path, split: str = "train") -> list[Row]:
@@ -47,12 +57,13 @@ def read_rows(path: Path, split: str = "train") -> list[Row]:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
+    packed = False
     if raw.startswith(b"\x1f\x8b"):
         try:
-            raw = gzip.decompress(raw)
+            raw, packed = gzip.decompress(raw), True
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: is damaged gzip ({error}); copy it again") from error
-    rows = _rows_of(path, raw)
+    rows = _rows_of(path, raw, packed)
     if not rows:
         raise DataError(f"{path}: has no rows; write one JSON object a line, or a header and lines of CSV")
     return rows
@@ -68,21 +79,35 @@ def name_of(path: str | Path) -> str:
     return Path(plain).stem
 
 
-def _rows_of(path: Path, raw: bytes) -> list[Row]:
+def _rows_of(path: Path, raw: bytes, packed: bool) -> list[Row]:
     for start, problem in FOREIGN.items():
         if raw.startswith(start):
             raise DataError(f"{path}: {problem}")
+    if raw[257:262] == b"ustar":
+        raise DataError(f"{path}: is a tar archive; unpack it, and give the files in it")
     name = path.name.lower().removesuffix(".gz")
     if raw.startswith(b"PAR1") or name.endswith(".parquet"):
         return _parquet(path, raw)
-    if raw.startswith(UTF_16):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}")
+    if wide := _wide(raw):
+        own, other = shlex.quote(path.name), shlex.quote(f"utf8-{path.name}")
+        remedy = "unpack it and save it as UTF-8" if packed else f"save it as UTF-8: iconv -f {wide} -t UTF-8 {own}"
+        raise DataError(f"{path}: is {wide[:6]}; {remedy}" + ("" if packed else f" > {other}"))
     raw = raw.removeprefix(BOM)
-    if name.endswith((".csv", ".tsv")):
+    if name.endswith((".csv", ".tsv")) and not _JSON.match(raw):
         return list(_csv(path, raw, "\t" if name.endswith(".tsv") else ""))
     if raw.lstrip().startswith(b"["):
         return _array(path, raw)
     return _lines(path, raw)
+
+
+def _wide(raw: bytes) -> str:
+    """The encoding of text with more than a byte for each letter, as iconv calls it; empty: another one."""
+    if marked := next((name for mark, name in WIDE.items() if raw.startswith(mark)), ""):
+        return marked
+    zeros = [byte == 0 for byte in raw[:4]]
+    if zeros == [True] * 3 + [False] or zeros == [False] + [True] * 3:
+        return "UTF-32BE" if zeros[0] else "UTF-32LE"
+    return "UTF-16BE" if zeros[:2] == [True, False] else "UTF-16LE" if zeros[:2] == [False, True] else ""
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
@@ -107,33 +132,22 @@ def _lines(path: Path, raw: bytes) -> list[Row]:
 
 def _decoded(where: str, line: bytes) -> Row:
     try:
-        values = _parsed(line.decode("utf-8"))
+        values = parsed(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Row(where, {}, f"byte {error.start + 1} is not UTF-8; save the file as UTF-8")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Row(where, {}, f"is not JSON ({error}); write one complete JSON object a line")
     if not isinstance(values, dict):
         return Row(where, {}, f"is a JSON {type(values).__name__}; write one JSON object a line")
     return Row(where, values)
 
 
-def _parsed(text: str) -> Any:
-    """As ``json.loads``. Raises ValueError: an object has a key twice, of which one value would be lost."""
-    return json.loads(text, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
-    return found
-
-
 def _array(path: Path, raw: bytes) -> list[Row]:
     try:
-        values = _parsed(_text(path, raw))
-    except (ValueError, RecursionError) as error:
+        values = parsed(_text(path, raw))
+    except TwiceError as error:
+        raise DataError(f"{path}: row {_row_with_a_key_twice(raw.decode())}: {error}; keep one of them") from error
+    except ValueError as error:
         raise DataError(
             f"{path}: is not one JSON array ({error}); write [ row, row, ... ], or one row a line"
         ) from error
@@ -145,14 +159,26 @@ def _array(path: Path, raw: bytes) -> list[Row]:
     return rows
 
 
+def _row_with_a_key_twice(text: str) -> int:
+    """Its number in a JSON array, from 1."""
+    decoder, at, number = json.JSONDecoder(object_pairs_hook=unique), text.index("[") + 1, 0
+    while True:
+        number += 1
+        at += len(text[at:]) - len(text[at:].lstrip())
+        try:
+            at = decoder.raw_decode(text, at)[1]
+        except TwiceError:
+            return number
+        at = text.index(",", at) + 1
+
+
 def _refuse_one_object(path: Path, raw: bytes) -> None:
     """Raises DataError: the file is one JSON object over several lines, as some tools write all rows in one."""
     try:
         whole = json.loads(raw)
     except (ValueError, RecursionError):
         return
-    lists = [key for key, value in whole.items() if isinstance(value, list)] if isinstance(whole, dict) else []
-    rows = f"; if the rows are its {lists[0]!r}, write that list alone" if len(lists) == 1 else ""
+    rows = rows_inside(whole) if isinstance(whole, dict) else ""
     raise DataError(f"{path}: is one JSON object over several lines; write an array, or one object a line{rows}")
 
 
@@ -163,17 +189,24 @@ def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
     """Rows of CSV, whose place is the line on which they begin."""
     text = _text(path, raw)
     first = text.lstrip().partition("\n")[0]
-    delimiter = delimiter or max(",;\t", key=first.count)
+    delimiter = delimiter or max(",;\t|", key=first.count)
     before = csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's limit
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    spaced = _spaced(text, delimiter)
     header: list[str] = []
     line = 1
     try:
         for cells in reader:
             where, line = f"{path}:{line}", reader.line_num + 1
-            if not cells or (not header and cells[0].startswith("sep=")):  # spreadsheets write the latter at the top
+            if tuple(cells) in spaced:
+                problem = "has spaces before quotes, which would be read as text"
+                wrong = f"{problem}; delete the spaces behind each {delimiter!r}"
+                if not header:
+                    raise DataError(f"{where}: {wrong}")
+                yield Row(where, {}, wrong)
+            elif not cells or (not header and cells[0].startswith("sep=")):  # spreadsheets write the latter at the top
                 continue
-            if not header:
+            elif not header:
                 header = _header(where, cells)
             elif len(cells) != len(header):
                 wrong = (
@@ -189,6 +222,24 @@ def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
         ) from error
     finally:
         csv.field_size_limit(before)
+
+
+def _spaced(text: str, delimiter: str) -> set[tuple[str, ...]]:
+    """Rows with cells such as ``, "b"``, whose quotes count only for those who skip the space, as many think it is."""
+    if not re.search(rf'{re.escape(delimiter)} +"', text):
+        return set()
+    plain, skipping = (
+        csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=skip)
+        for skip in (False, True)
+    )
+    found = set()
+    try:
+        for cells, skipped in zip(plain, skipping, strict=False):
+            if [cell.lstrip(" ") for cell in cells] != [cell.lstrip(" ") for cell in skipped]:
+                found.add(tuple(cells))
+    except csv.Error:
+        pass  # quotes within texts; if the file is wrong, its reader says so
+    return found
 
 
 def _header(where: str, cells: list[str]) -> list[str]:
@@ -215,8 +266,10 @@ def _parquet(path: Path, raw: bytes) -> list[Row]:
         if b"huggingface" in (table.schema.metadata or {}):
             return _dataset_rows(path, table)
         return held_rows(str(path), table.to_pylist())
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]}); write it again") from error
+    except DataError:
+        raise
+    except Exception as error:  # whatever Arrow raises, and ``datasets`` of its description of the columns
+        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)}); write it again") from error
 
 
 def _dataset_rows(path: Path, table: Any) -> list[Row]:
@@ -233,12 +286,20 @@ def _saved(path: Path, split: str) -> list[Row]:
     try:
         data = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever Arrow, fsspec and builders raise
-        first = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"{path}: cannot be loaded as a saved data set ({type(error).__name__}: {first}); save it again"
+            f"{path}: cannot be loaded as a saved data set ({_first_line(error)}); save it again"
         ) from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise DataError(f"{path}: has no split {split!r}; take one of {', '.join(data)}: --data.split NAME")
         data = data[split]
-    return held_rows(str(path), data)
+    try:
+        return held_rows(str(path), data)
+    except DataError:
+        raise
+    except Exception as error:  # its files are read only now
+        raise DataError(f"{path}: cannot be read ({_first_line(error)}); save it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -15,11 +16,12 @@ from capfl.config.keys import as_flag
 from capfl.data import chats, hints
 from capfl.data.files import name_of, read_rows
 from capfl.data.labels import in_order, refuse_variants
-from capfl.data.rows import Row, RowError, held_rows, parse_rows, text_of
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, parsed, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
 Values = Mapping[str, Any]
+SCALARS = (str, int, float, Decimal, date, time)  # dates and decimals are from Parquet
 ANSWER = "give the index, the letter or the text of the right option"
 
 
@@ -78,6 +80,9 @@ def read_as(
     if (name is None or nowhere) and not first.fault:
         needed = [own.keys for own in FORMATS.values()]
         said = hints.missing(columns, first.values) or hints.no_format(first.values, columns, needed)
+        table = place.lower().removesuffix(".gz").endswith((".csv", ".tsv")) and first.where.endswith(":2")
+        if table and "columns are called" not in said and "did you mean" not in said:
+            said += "; the first line of CSV has to name the columns"
         raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:
@@ -96,7 +101,7 @@ def read_as(
         unused = {k: v for k, v in values.items() if k not in (*own.keys, *own.more)}
         if "label" in columns:  # by whose own name data are dealt out, too
             unused[columns["label"]] = values["label"]
-        scalars = {k: str(v) for k, v in unused.items() if isinstance(v, str | int | float)}
+        scalars = {k: str(v) for k, v in unused.items() if isinstance(v, SCALARS)}
         return replace(item, fields={**scalars, **item.fields, "task": task}, place=row.where)
 
     items = parse_rows(place, rows, _with_columns(parse, columns))
@@ -177,7 +182,7 @@ def _list(value: Any) -> Any:
     """Options as they are, or read from a cell of CSV with a JSON list in it."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
-            return json.loads(value)
+            return parsed(value)
         except ValueError as error:
             raise RowError(
                 "choices", f"is no JSON list ({error})", """write it as JSON, such as ["yes", "no"]"""
@@ -238,7 +243,7 @@ class Format:
 
 
 FORMATS = {
-    "chat": Format(("messages",), chats.messages),
+    "chat": Format(("messages",), chats.messages, ("system",)),
     "sharegpt": Format(("conversations",), chats.conversation, ("system",)),
     "completion": Format(("prompt", "completion"), chats.completion),
     "alpaca": Format(("instruction", "output"), chats.instruction, ("input", "system", "history")),

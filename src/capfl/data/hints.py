@@ -36,12 +36,23 @@ def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Seq
     for needed in formats:
         if columns := _columns(list(found), needed):
             return f"{said}; or say what their columns are called: {map_flag('data.columns', columns)}"
-    inside = [name for name, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if len(inside) == 1:
-        said += f"; if the rows are its {inside[0]!r}, write that list alone, or call it messages if they are a chat"
+    if inside := rows_inside(found):
+        said += f"{inside}, or call it messages if they are a chat" if "that list" in inside else inside
     if list(found) == ["text"]:
         said += "; text alone has no answer to learn: part it into prompt and completion"
     return said
+
+
+def rows_inside(found: Mapping[str, Any]) -> str:
+    """What to do about one object that may have all rows in it; empty: there is none of these."""
+    lists = [name for name, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) == 1:
+        return f"; if the rows are its {lists[0]!r}, write that list alone"
+    if lists:
+        return f"; if {' or '.join(map(repr, lists))} are the rows, write one of these lists alone"
+    if len(found) > 1 and all(isinstance(value, dict) for value in found.values()):
+        return "; if its values are the rows, write them as a list"
+    return ""
 
 
 def missing(columns: Mapping[str, str], found: Mapping[str, Any]) -> str:

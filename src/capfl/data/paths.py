@@ -12,6 +12,7 @@ from capfl.config.schema import SUFFIXES
 from capfl.errors import DataError
 
 MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")  # of what ``datasets`` saved
+DESCRIPTIONS = (*MARKS, "dataset_infos.json")  # of data sets, in the folders of their files
 SHOWN = 5  # names in a message
 
 
@@ -21,11 +22,16 @@ def require(path: Path) -> None:
     Raises:
         DataError: there is none. Says which names are near, or what a folder holds.
     """
-    if path.is_dir():
-        if not is_saved(path):
-            raise DataError(f"{path}: {folder_words(path)}")
-    elif not path.exists():
-        raise DataError(f"{path}: no such file{near(path)}")
+    try:
+        if path.is_dir():
+            if not is_saved(path):
+                raise DataError(f"{path}: {folder_words(path)}")
+        elif path.is_symlink() and not path.exists():
+            raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; mend it, or give the file")
+        elif not path.exists():
+            raise DataError(f"{path}: no such file{near(path)}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be looked for ({error.strerror}); give the path of a file") from error
 
 
 def is_saved(folder: Path) -> bool:
@@ -67,7 +73,8 @@ def near(path: Path) -> str:
 
 
 def _rows_in(folder: Path) -> list[Path]:
-    return sorted(own for own in folder.iterdir() if own.name.lower().removesuffix(".gz").endswith(SUFFIXES))
+    found = (own for own in folder.iterdir() if own.name.lower().removesuffix(".gz").endswith(SUFFIXES))
+    return sorted(own for own in found if own.name not in DESCRIPTIONS)
 
 
 def _words(paths: Iterable[Path]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,23 +35,68 @@ def held_rows(place: str, rows: Iterable[Any]) -> list[Row]:
     """Rows that are in memory: dicts, or a ``datasets.Dataset``, whose class numbers become names.
 
     Raises:
-        DataError: there are no rows.
+        DataError: there are no rows, or what is given is no list of rows.
     """
+    if isinstance(rows, Mapping) or hasattr(rows, "iterrows") or not hasattr(rows, "__iter__"):
+        remedy = "of pandas: frame.to_dict('records')" if hasattr(rows, "iterrows") else "or one split of a data set"
+        raise DataError(f"{place}: is a {type(rows).__name__}; give a list with one dict a row, {remedy}")
     features = getattr(rows, "features", None) or {}
-    classes = {name: kind.int2str for name, kind in features.items() if hasattr(kind, "int2str")}
-    found: list[Row] = []
-    for number, values in enumerate(rows, start=1):
-        where = f"{place}: row {number}"
-        if not isinstance(values, Mapping):
-            found.append(Row(where, {}, f"is a {type(values).__name__}; give one dict a row"))
-            continue
-        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
-        for key, name_of in classes.items():
-            hidden = plain[key] is None or plain[key] < 0  # as in the test splits of the Hub
-            plain[key] = "" if hidden else name_of(plain[key])
-        found.append(Row(where, plain))
+    classes = {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}
+    found = [_held(f"{place}: row {n}", values, classes) for n, values in enumerate(_stored(rows), start=1)]
     if not found:
-        raise DataError(f"{place}: has no rows; give one dict a row")
+        raise DataError(f"{place}: has no rows; give one at least")
+    return found
+
+
+def _stored(rows: Iterable[Any]) -> Iterator[Any]:
+    """Rows as a ``datasets.Dataset`` stores them, whatever its format; pictures and sounds are not decoded."""
+    kind = (getattr(rows, "format", None) or {}).get("type", "custom")
+    if kind == "custom":  # lists, streams, and data with a transform of the user's
+        yield from rows
+        return
+    for batch in rows.with_format("arrow").iter(batch_size=1000):  # type: ignore[attr-defined]
+        yield from batch.to_pylist()
+
+
+def _held(where: str, values: Any, classes: Mapping[str, Sequence[str]]) -> Row:
+    if not isinstance(values, Mapping):
+        return Row(where, {}, f"is a {type(values).__name__}; give one dict a row")
+    if other := [key for key in values if not isinstance(key, str)]:
+        return Row(where, {}, f"has the key {other[0]!r:.60}, which is no text; rename it")
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    for key, names in classes.items():
+        number = plain[key]
+        if number is None or number < 0:  # as in the test splits of the Hub
+            plain[key] = ""
+        elif number < len(names):
+            plain[key] = names[number]
+        else:
+            return Row(where, plain, f"field {key!r} is {number}, and the data set names {len(names)} classes; mend it")
+    return Row(where, plain)
+
+
+def parsed(text: str) -> Any:
+    """As ``json.loads``.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has an object with a key twice (``TwiceError``).
+    """
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+class TwiceError(ValueError):
+    """An object has a key twice, of which one value would be lost."""
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of pairs. Raises TwiceError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(f"it has the key {next(name for name in names if names.count(name) > 1)!r} twice")
     return found
 
 
@@ -86,10 +131,23 @@ def _refuse_broken_text(values: Mapping[str, Any]) -> None:
     """
     for field, value in values.items():
         try:
-            json.dumps([field, value], ensure_ascii=False, default=str).encode()
+            for text in _texts_in([field, value]):
+                text.encode()
         except UnicodeEncodeError as error:
             half = f"has half of a character, \\u{ord(error.object[error.start]):x}"
             raise RowError(field, half, "write the whole character or delete the row") from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts in lists and objects, however deep, or around in a circle."""
+    left, seen = [value], set[int]()
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple | Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            left += [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
 
 
 def text_of(values: Mapping[str, Any], field: str) -> str:

@@ -160,9 +160,14 @@ def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pre
     source = _folder_or_hub_name(path)
     with _named(f"load {path!r} as a causal language model"):
         kind = auto_class(_config(source), path)
+    with _named(f"load the tokenizer of {path!r}", "Put its files beside the weights: tokenizer.json and the like."):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        with _quiet():  # of weights that are left out, as those for images
-            module, report = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
+    with (
+        _named(f"load the weights of {path!r}", "If they are damaged, copy them again."),
+        _quiet(),
+    ):
+        # quiet about weights that are left out, as those for images
+        module, report = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
     if report["missing_keys"]:  # transformers fills them with random numbers and a warning
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -186,14 +191,16 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _named(task: str) -> Iterator[None]:
-    """What transformers raises, in one line, with the remedy."""
+def _named(task: str, remedy: str = "") -> Iterator[None]:
+    """What transformers raises, in one line, with the remedy; ``remedy`` is for a model that is a folder here."""
     try:
         yield
     except CapflError:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "ignore_mismatched_sizes" in first:  # all else is in a report that was printed
+            first = "its config.json says other shapes than its weights have"
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model.path: cannot {task}: it brings Python code of its own, which capfl never runs; give a copy "
@@ -203,5 +210,6 @@ def _named(task: str) -> Iterator[None]:
         built_in = "This very model is built in: --model smollm2. " if "SmolLM2-135M-Instruct" in task else ""
         raise ModelError(
             f"model.path: cannot {task}: {first}\n{built_in}"
-            "Give smollm2, tiny, a folder saved with save_pretrained, or a Hub name that this machine can reach."
+            f"{remedy + ' Or give' if remedy else 'Give'} smollm2, tiny, a folder saved with save_pretrained, or a Hub "
+            "name that this machine can reach."
         ) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
@@ -35,12 +36,14 @@ class Template:
         text: in Jinja, with the date written in.
         plain: is it ``PLAIN``, for want of one of the model's own?
         has_system: does it write system messages? Otherwise they are put before the first user message.
+        parts: does it read a message's content as a list of parts, as some templates of models for images do?
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: str
     plain: bool
     has_system: bool = True
+    parts: bool = False
 
     def render(self, messages: Messages, asks: bool) -> str:
         """The text of messages; letters of special tokens in them are parted by ``MARK``.
@@ -55,18 +58,36 @@ class Template:
             raise DataError(f"a message has the code point U+{ord(MARK):X}, which is no character; delete it")
         parted = special_tokens(self.tokenizer)
         written = messages if self.has_system else folded(messages)
-        given = [{"role": r, "content": parted.sub(lambda m: m[0][0] + MARK + m[0][1:], text)} for r, text in written]
+        given = [(role, parted.sub(lambda m: m[0][0] + MARK + m[0][1:], text)) for role, text in written]
+        chat = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self.parts else text} for role, text in given
+        ]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    given, tokenize=False, add_generation_prompt=asks, chat_template=self.text
+                    chat, tokenize=False, add_generation_prompt=asks, chat_template=self.text
                 )
             )
         except Exception as error:  # templates raise whatever their author chose, also on an order of roles
             roles = ", ".join(role for role, _ in messages)
+            broken = type(error).__name__ == "TemplateSyntaxError"  # of Jinja
+            remedy = (
+                "it is not Jinja; mend chat_template in its tokenizer_config.json"
+                if broken
+                else "order them as it wants"
+            )
             raise DataError(
-                f"the model's chat template refuses messages with roles {roles}: {error}; order them as it wants"
+                f"the model's chat template refuses messages with roles {roles}: {error}; {remedy}"
             ) from error
+
+    def check(self, messages: Messages, whole: str) -> None:
+        """Raises DataError: ``whole`` leaves out what a system or user says in messages."""
+        for number, (role, text) in enumerate(messages, start=1):
+            if role != "assistant" and not _is_in(whole.replace(MARK, ""), text):
+                raise DataError(
+                    f"the model's chat template leaves out message {number}, of the role {role}: {text!r:.60}; write "
+                    "it into another message, or delete it"
+                )
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, date: str | None = None) -> Template:
@@ -95,12 +116,25 @@ def _template(tokenizer: PreTrainedTokenizerBase, own: str | None, date: str) ->
             "the model's chat template writes today's date in a way that cannot be repeated tomorrow; set "
             "chat_template in its tokenizer_config.json to one with a fixed date"
         )
-    template = Template(tokenizer, text, plain=False)
+    whole, in_parts = (Template(tokenizer, text, plain=False, parts=parts) for parts in (False, True))
+    template = in_parts if _takes(in_parts, [("user", _USER)]) and not _takes(whole, [("user", _USER)]) else whole
+    return replace(template, has_system=_takes(template, [("system", _SYSTEM), ("user", _USER)]))
+
+
+def _takes(template: Template, messages: Messages) -> bool:
+    """Does a template write all of these messages?"""
     try:
-        has_system = _SYSTEM in template.render([("system", _SYSTEM), ("user", _USER)], asks=True)
+        template.check(messages, template.render(messages, asks=True))
     except DataError:
-        has_system = False
-    return Template(tokenizer, text, plain=False, has_system=has_system)
+        return False
+    return True
+
+
+def _is_in(whole: str, text: str) -> bool:
+    """Has a template written a message's text, perhaps with other spaces, or as JSON?"""
+    if text.strip() in whole or json.dumps(text, ensure_ascii=False)[1:-1] in whole:
+        return True
+    return "".join(text.split()) in "".join(whole.split())
 
 
 def folded(messages: Messages) -> Messages:
@@ -131,7 +165,8 @@ def spans(template: Template, messages: Messages, given: int, turns: Turns) -> t
         turns: all further answers, or the last alone.
 
     Raises:
-        DataError: the template writes what comes before an answer otherwise than when it asks for it.
+        DataError: the template writes what comes before an answer otherwise than when it asks for it, or leaves out a
+            message.
     """
     whole, last = template.render(messages, asks=False), len(messages) - 1
     users = [i for i, (role, _) in enumerate(messages) if role == "user"]
@@ -144,6 +179,7 @@ def spans(template: Template, messages: Messages, given: int, turns: Turns) -> t
         if not (whole.startswith(before) and len(before) < end):
             raise DataError(_refusal(template, messages, i, before, through, whole))
         found.append((len(before), end))
+    template.check(messages, whole)
     return whole, found
 
 

@@ -1,4 +1,4 @@
-"""Hidden states below the lowest adapted layer: they never change, so each is computed once.
+"""Hidden states below the lowest adapted layer, and answers of the base: they never change, so each is computed once.
 
 States are computed in blocks: the rows of one data split sorted by length, 32 at a time. What a row's state is
 depends on its split alone, never on the batch that asks for it, the storage, or what was dropped, so results are
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Self
 
@@ -99,13 +100,42 @@ class HiddenCache:
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
-        name = self._name(model, rows)
+        return self._made_once(
+            self._name(model, rows), lambda: model.lower(padded(rows).to(model.base.device)).cpu().contiguous()
+        )
+
+    def answers(
+        self, model: AdaptedModel, prompts: Sequence[Ids], setting: str, write: Callable[[], list[list[int]]]
+    ) -> list[list[int]]:
+        """What the base writes after some prompts, token ids. Runs that share the folder share them, too.
+
+        Args:
+            model: with an adapter in it that changes nothing.
+            setting: what else the answers depend on.
+            write: gives the answers, if they are not kept yet.
+
+        Raises:
+            CheckpointError: as ``block``.
+        """
+        ids = model.probe()
+        logits = model.logits(ids, torch.arange(ids.numel(), device=ids.device)).detach().cpu().contiguous()
+        setting += hashlib.blake2b(logits.view(torch.uint8).numpy().tobytes(), digest_size=20).hexdigest()
+
+        def made() -> Tensor:
+            found = write()
+            return torch.tensor([len(found), *map(len, found), *chain(*found)])
+
+        kept: list[int] = self._made_once(self._name(model, prompts, setting.encode()), made).tolist()
+        number, rest = kept[0], iter(kept[1 + kept[0] :])
+        return [list(islice(rest, n)) for n in kept[1 : 1 + number]]
+
+    def _made_once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         found = self._find(name)
         if found is not None:
             self._counts[REUSED] += 1
             return found
         self._counts[COMPUTED] += 1
-        made = model.lower(padded(rows).to(model.base.device)).cpu().contiguous()
+        made = make()
         self._keep(name, made)
         return made
 
@@ -136,8 +166,8 @@ class HiddenCache:
             write_atomically(path, self._vault.lock(data, path))
         self._counts[STORED] += n_bytes
 
-    def _name(self, model: AdaptedModel, rows: Sequence[Ids]) -> str:
-        content = hashlib.blake2b(self._fingerprint(model), digest_size=20)
+    def _name(self, model: AdaptedModel, rows: Sequence[Ids], setting: bytes = b"") -> str:
+        content = hashlib.blake2b(self._fingerprint(model) + setting, digest_size=20)
         for ids in rows:
             content.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         return content.hexdigest()

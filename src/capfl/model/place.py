@@ -29,6 +29,11 @@ def check_base(path: str, weights: bool = True) -> None:
     folder = Path(path).expanduser()
     if path == "smollm2" and weights:
         smollm2_weights()
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"model.path: {path} has an adapter in it ({ADAPTER_CONFIG}), which is no base; give the model that the "
+            "adapter is for, or both in one: capfl export ADAPTER --merged FOLDER"
+        )
     if path in BUILT_IN or folder.is_dir():
         return
     known = "give a folder, a Hub name, smollm2 or tiny"

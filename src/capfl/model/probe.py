@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ def check_base(
         ModelError: one of these is not so. Says which, and what to do.
     """
     check_tokenizer(module, tokenizer, name)
+    _check_finite(module, name, dtype)
     device = next(module.parameters()).device
     first, other = probe_ids(module, LENGTH), probe_ids(module, 2 * LENGTH - SAME)[LENGTH:]
     both = torch.stack([first, torch.cat([first[:SAME], other]), first.roll(1)]).to(device)
@@ -43,9 +45,7 @@ def check_base(
             "give a causal language model, such as smollm2"
         ) from error
     if not bool(together.isfinite().all() and alone.isfinite().all()):
-        others = "float32 or bfloat16" if dtype == torch.float16 else "float32"
-        remedy = "restore its weights" if dtype == torch.float32 else f"use model.dtype = {others}"
-        raise ModelError(f"model.path: the logits of {name} are not finite in {str(dtype)[6:]}; {remedy}")
+        raise ModelError(f"model.path: the logits of {name} are not finite in {str(dtype)[6:]}; {_finer(dtype)}")
     limit = limit or APART.get(dtype, APART_IN_HALF)
     if apart(together[0, :SAME], together[1, :SAME]) > limit:
         raise ModelError(
@@ -57,6 +57,23 @@ def check_base(
             f"model.path: the logits of {name} depend on the length of its input or on what else is in a batch, so "
             "that padding would change results; give another model"
         )
+
+
+def _check_finite(module: nn.Module, name: str, dtype: torch.dtype) -> None:
+    """Raises ModelError: a weight is not finite, be it of a token or an expert that the passes do not meet."""
+    for weight, values in module.named_parameters():
+        if values.numel() and values.is_floating_point() and values.element_size() > 1:  # bytes are quantised
+            least, most = values.detach().aminmax()
+            if math.isfinite(least) and math.isfinite(most):
+                continue
+            raise ModelError(
+                f"model.path: {name} has weights that are not finite in {str(dtype)[6:]}, in {weight}; {_finer(dtype)}"
+            )
+
+
+def _finer(dtype: torch.dtype) -> str:
+    others = "float32 or bfloat16" if dtype == torch.float16 else "float32"
+    return "restore its weights" if dtype == torch.float32 else f"use model.dtype = {others}"
 
 
 def check_tokenizer(module: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -32,6 +32,14 @@ def remarks(
             f"and lose {LOST[data.too_long]}: {sum(tokens for tokens, _ in cut)} tokens in all{at}; raise "
             "data.max_length to keep them, or refuse such rows: --data.too_long refuse"
         )
+    joined = [item for item, example in zip(items, examples, strict=True) if example.joined and item.completion]
+    if joined:
+        at = f", such as {joined[0].place}" if joined[0].place else ""
+        said.append(
+            f"WARNING: in {len(joined)} of {len(items)} items prompt and completion meet within a token{at}: the model "
+            "is trained after other tokens than those it will be given; let prompts end without a space, and begin "
+            "completions with it"
+        )
     chats = [item for item in items if item.messages]
     template = template_of(tokenizer, data.date)
     if chats and template.plain:

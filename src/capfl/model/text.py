@@ -26,6 +26,14 @@ def starts_with(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @lru_cache(maxsize=8)
+def _behind(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the tokenizer puts behind every text."""
+    whole, own = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    before = next((k for k in range(len(whole)) if own and whole[k : k + len(own)] == own), None)
+    return 0 if before is None else len(whole) - before - len(own)
+
+
+@lru_cache(maxsize=8)
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Any special token's letters."""
     added = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -34,17 +42,18 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of a text of the user's, with those that the tokenizer puts around every text.
+    """The tokens of a text of the user's, with those that the tokenizer puts before every text.
+
+    Those that it puts behind, such as an end of sequence, are left out: an answer goes on from a prompt.
 
     Raises:
         DataError: it holds a special token's letters, and the tokenizer cannot read them as text.
     """
     found = special_tokens(tokenizer).search(text)
-    if not found:
-        return list(tokenizer(text)["input_ids"])
-    ids = list(tokenizer(text, split_special_tokens=True)["input_ids"])
-    _refuse_special(ids, list(tokenizer("")["input_ids"]), found[0], tokenizer)
-    return ids
+    ids = list(tokenizer(text, split_special_tokens=bool(found))["input_ids"])
+    if found:
+        _refuse_special(ids, list(tokenizer("")["input_ids"]), found[0], tokenizer)
+    return ids[: len(ids) - _behind(tokenizer)]
 
 
 def marked_ids(text: str, cuts: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -47,6 +47,7 @@ class Example:
     letters: tuple[int, ...] = ()
     options: tuple[Row, ...] = ()
     cut: int = 0  # tokens that were left out, because the row was longer than data.max_length
+    joined: bool = False  # are the prompt's last tokens others before an answer than where it ends?
 
 
 def encode(
@@ -88,7 +89,7 @@ def encode(
     head, answer = cuts[prompt.right]
     train, cut = fit.row(head, _ended(answer, tokenizer) if prompt.ends else answer)
     options = tuple(fit.row(h, a)[0] for h, a in cuts) if len(cuts) > 1 else ()
-    return Example(train, prompt.right, options=options, cut=cut)
+    return Example(train, prompt.right, options=options, cut=cut, joined=len(head) < len(start))
 
 
 def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: int, date: str | None = None) -> Ids:
@@ -114,6 +115,7 @@ def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_length: i
     if kept is None:
         n_tokens = len(ids(prompt.messages))
         raise DataError(f"a prompt of {n_tokens} tokens cannot be cut to {max_length}; raise the limit")
+    template.check(kept, template.render(kept, asks=True))
     return np.asarray(ids(kept), np.int32)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from capfl import adapter as algebra
 from capfl.metrics import metric
 from capfl.model.generate import generate
+from capfl.model.hidden import HiddenCache
 from capfl.model.lora import AdaptedModel
 from capfl.model.text import Ids
 from capfl.types import Adapter, Tally
@@ -40,13 +42,30 @@ def room(asked: Sequence[Asked], max_new_tokens: int | None) -> int:
 
 
 def write_answers(
-    model: AdaptedModel, adapter: Adapter, asked: Sequence[Asked], max_new_tokens: int | None, batch_size: int
+    model: AdaptedModel,
+    adapter: Adapter,
+    asked: Sequence[Asked],
+    max_new_tokens: int | None,
+    batch_size: int,
+    cache: HiddenCache | None = None,
 ) -> list[str]:
-    """The likeliest answer to each prompt, token by token, as text."""
+    """The likeliest answer to each prompt, token by token, as text.
+
+    Args:
+        cache: keeps the answers of an adapter that changes nothing, which are the base's.
+    """
     new = room(asked, max_new_tokens)
     positions = int(cast(Any, model.base.module).config.get_text_config().max_position_embeddings)
     prompts = [one.prompt[-max(1, positions - new) :] for one in asked]  # a prompt that is too long loses its beginning
-    found = generate(model, adapter, prompts, max_new_tokens=new, batch_size=batch_size)
+
+    def write() -> list[list[int]]:
+        return generate(model, adapter, prompts, max_new_tokens=new, batch_size=batch_size)
+
+    if asked and cache is not None and algebra.is_idle(adapter):
+        model.write(adapter)
+        found = cache.answers(model, prompts, f"{new} new tokens in batches of {batch_size} ", write)
+    else:
+        found = write()
     return [str(model.base.tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
 
 

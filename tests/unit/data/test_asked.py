@@ -35,6 +35,7 @@ def test_messages_end_where_the_assistant_answers() -> None:
     for row in (
         {"messages": [HI]}, {"messages": [HI, YES]}, {"prompt": [HI]}, {"prompt": [HI], "completion": [YES]},
         {"conversations": [human]}, {"conversations": [human, gpt]}, {"messages": json.dumps([HI])},
+        {"prompt": json.dumps([HI])},
         {"instruction": "Hi"}, {"instruction": "Hi", "output": "Yes?"},
     ):  # fmt: skip
         assert [prompt.messages for prompt in prompts(row)] == [asked], row

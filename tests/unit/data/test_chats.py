@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,18 @@ def item_of(row: dict[str, Any], **columns: str) -> Item:
             Item("", completion="Hello", messages=(*LONG.messages, ("assistant", "Hello"), ("user", "Hi")), given=4),
         ),
         ({"prompt": " a", "completion": "b\n"}, Item(" a", completion="b\n")),
+        # what tables have where nothing is
+        ({"conversations": [HUMAN, GPT], "system": "", "tools": "[]", "image": None, "images": []}, HELLO),
+        ({"instruction": "Hi", "output": "Hello", "history": "[]", "tools": float("nan")}, HELLO),
+        ({"messages": [USER, BOT | {"train": True, "audio": None}], "system": None}, HELLO),
+        # a system message beside the chat, and in it as well
+        ({"messages": [USER, BOT, USER, BOT], "system": "Be"}, LONG),
+        ({"messages": [SYSTEM, USER, BOT, USER, BOT], "system": "Be"}, LONG),
+        ({"system": "Be", "prompt": [USER, BOT, USER], "completion": [BOT]}, replace(LONG, given=4)),
+        # messages in cells of CSV; one list alone is a text
+        ({"prompt": json.dumps([USER]), "completion": json.dumps([BOT])}, replace(HELLO, given=1)),
+        ({"prompt": "[INST] Hi", "completion": json.dumps([BOT])}, Item("[INST] Hi", completion=json.dumps([BOT]))),
+        ({"prompt": "a", "completion": "b", "label": True}, Item("a", completion="b")),
     ],
 )
 def test_a_chat_in_any_spelling(row: dict[str, Any], item: Item) -> None:
@@ -101,10 +114,13 @@ def test_columns_are_a_table_of_the_config_and_a_flag(write) -> None:  # type: i
     for text, said in {
         "prompt": "data.columns: prompt is not a map; write it as a=b,c=d",
         "{prompt": "data.columns: {prompt is not a map",
+        "prompt=\udce9,completion=b": "data.columns: 'prompt=\\udce9,completion=b' is not UTF-8, and no config could",
         "prompts=x": "no format has a 'prompts'; rows are read from prompt, completion",
     }.items():
         with pytest.raises(ConfigError, match=re.escape(said)):
             load_config(None, {"data.columns": text})
+    with pytest.raises(ConfigError, match=r"data\.sets: .*udce9.csv.* is not UTF-8, .*; rename the file or folder"):
+        load_command(None, [], ["--data", "caf\udce9.csv", "b.csv"])
 
 
 def test_a_mapped_label_is_a_field_under_its_own_name_too() -> None:
@@ -172,6 +188,13 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (chat({"role": "user", "content": IMAGE}, BOT), "'messages[1].content[1]' is of the type 'image_url'; only"),
         (chat({"role": "user", "content": ["x"]}, BOT), "'messages[1].content[1]' is of the type 'str'; only parts of"),
         (chat(USER, BOT | {"reasoning_content": "hm"}), "'messages[2].reasoning_content' is given; it is not read"),
+        (chat(USER, BOT, functions=[{"name": "f"}]), "field 'functions' is given; calls of tools are not read"),
+        (chat(USER, BOT, images=["a.png"]), "field 'images' is given; only text is read"),
+        (chat(USER, BOT, chat_template_kwargs={"a": 1}), "field 'chat_template_kwargs' is given; the chat template ge"),
+        (chat(USER | {"audio": "a.wav"}, BOT), "field 'messages[1].audio' is given; only text is read"),
+        (chat(SYSTEM, USER, BOT, system="Other"), "field 'system' is given, and the first message is another system"),
+        ({"messages": "[" * 99999}, "field 'messages' is no JSON list (maximum recursion depth"),
+        ({"messages": '[{"role": "user", "role": "system"}]'}, "is no JSON list (it has the key 'role' twice)"),
         (chat(USER, BOT | {"weight": 0}, USER, BOT), "'messages[2].weight' is 0; data.assistant_turns says which"),
         (chat({"role": "User", "content": "x"}, BOT), "'messages[1].role' is 'User'; use one of system, user"),
         (chat({"role": "developer", "content": "x"}, BOT), "'messages[1].role' is 'developer'; use one of system"),
@@ -190,7 +213,10 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (shared(HUMAN), "field 'conversations' ends with the role 'user'; the last must be 'assistant'"),
         (shared(GPT), "field 'conversations' has one message; put a user message before the assistant's"),
         (shared(HUMAN, GPT, HUMAN), "field 'conversations' ends with the role 'user'"),
-        (shared(HUMAN, GPT, tools="[]"), "field 'tools' is given"),
+        (shared(HUMAN, GPT, tools='[{"name": "f"}]'), "field 'tools' is given"),
+        (shared(HUMAN, GPT, image="a.jpg"), "field 'image' is given; only text is read; delete the row, or the key"),
+        (shared(HUMAN, GPT | {"train": False}, HUMAN, GPT), "'conversations[2].train' is False; data.assistant_turns"),
+        (shared({"from": "system", "value": "A"}, HUMAN, GPT, system="B"), "'system' is given, and the first message"),
         (shared(HUMAN, GPT, system=7), "field 'system' is 7; it must be a string"),
         ({"conversations": []}, "field 'conversations' is []; it must be a list"),
         ({"conversations": "Hi"}, "field 'conversations' is 'Hi'; it must be a list"),
@@ -203,6 +229,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (alpaca(instruction={"a": 1}), "field 'instruction' is {'a': 1}; it must be a string"),
         (alpaca(input=3), "field 'input' is 3; it must be a string"),
         (alpaca(input=["1"]), "field 'input' is ['1']"),
+        (alpaca(tools=[{"name": "f"}]), "field 'tools' is given; calls of tools are not read"),
         (alpaca(history=[["a", "b"]]), "field 'history' has earlier turns; write rows with history as messages"),
         (alpaca(system=["x"]), "field 'system' is ['x']; it must be a string"),
         (alpaca(output="a \udc80"), r"field 'output' has half of a character, \udc80"),
@@ -212,6 +239,9 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (both([USER], [USER, BOT]), "field 'completion' does not begin and end with a message of the assistant; put"),
         (both([USER], [BOT, USER]), "field 'completion' does not begin and end with a message of the assistant"),
         (both([USER], [CALL]), "field 'completion[1].tool_calls' is given"),
+        (both([USER], [BOT], tools=[{"name": "f"}]), "field 'tools' is given; calls of tools are not read"),
+        (both("a", "b", label=False), "'label' is False, which TRL has for a bad completion; keep rows of good"),
+        (both(["a", "b"], ["c", "d"]), "field 'prompt' is a list of texts; write one row for each"),
         (both([], [BOT]), "field 'prompt' is []; it must be a list"),
         (both([USER], []), "field 'completion' is []; it must be a list"),
         (both("a", 7), "field 'completion' is 7; it must be a string"),
@@ -224,6 +254,8 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         ({"chosen": [USER, BOT], "rejected": [USER, BOT]}, "no known format has the keys chosen, rejected"),
         ({"prompt": "a"}, "no known format has the keys prompt; give the rows one of: messages; conversations; prompt"),
         ({}, "no known format has the keys none"),
+        ({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}, "if 'train' or 'test' are the rows, write one of th"),
+        ({"1": {"prompt": "a"}, "2": {"prompt": "b"}}, "if its values are the rows, write them as a list"),
         ({"rows": [{"prompt": "a"}]}, "if the rows are its 'rows', write that list alone, or call it messages"),
     ],
 )  # fmt: skip

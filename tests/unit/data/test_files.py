@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 from capfl.config import load_config
 from capfl.config.schema import DataConfig
 from capfl.data import deal, load_items, task_of
-from capfl.data.formats import check_file, read_file
+from capfl.data.formats import check_file, read_file, read_held
 from capfl.errors import ConfigError, DataError
 
 ROWS = [
@@ -60,6 +61,9 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "tabs/north.csv": lambda: table(ROWS, "\t"),
     "north.tsv": lambda: table(ROWS, "\t"),
     "index/north.csv": lambda: table([{"": k} | row for k, row in enumerate(ROWS)]),
+    "bars/north.csv": lambda: table(ROWS, "|"),
+    "json/north.csv": lambda: lines(ROWS),
+    "array/north.csv": lambda: json.dumps(ROWS, indent=1).encode(),
     "north.parquet": lambda: parquet(ROWS),
     "north.jsonl.gz": lambda: gzip.compress(lines(ROWS)),
     "north.json.gz": lambda: gzip.compress(json.dumps(ROWS).encode()),
@@ -105,6 +109,38 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "wide.jsonl": (
         lines(ROWS).decode().encode("utf-16"),
         r"is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8 wide",
+    ),
+    "narrow.csv": (
+        table(ROWS).decode().encode("utf-16-le"),
+        r"is UTF-16; save it as UTF-8: iconv -f UTF-16LE -t UTF-8 narrow\.csv > utf8-narrow\.csv$",
+    ),
+    "big.jsonl": (lines(ROWS).decode().encode("utf-16-be"), "is UTF-16; .* iconv -f UTF-16BE "),
+    "32.csv": (table(ROWS).decode().encode("utf-32"), "is UTF-32; .* iconv -f UTF-32 "),
+    "32-le.csv": (table(ROWS).decode().encode("utf-32-le"), "is UTF-32; .* iconv -f UTF-32LE "),
+    "wide.csv.gz": (gzip.compress(table(ROWS).decode().encode("utf-16")), "is UTF-16; unpack it and save it as UTF-8$"),
+    "lfs.csv": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "is a pointer of Git LFS .*: git lfs pull",
+    ),
+    "a.tgz": (
+        lambda: gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar\x0000"),
+        "is a tar archive; unpack it, and give",
+    ),
+    "a.pkl": (b"\x80\x04\x95\x01", "is a pickle of Python, which capfl never loads"),
+    "a.arrow": (b"\xff\xff\xff\xff\x10", "is an Arrow file; give the folder"),
+    "twice.json": (
+        b'[{"prompt": "a, b"},\n {"prompt": "a", "prompt": "b"}]',
+        "row 2: it has the key 'prompt' twice; keep one",
+    ),
+    "spaces.csv": (
+        b'text, label\n"a, b", "c"\nd,e\n',
+        r"1 of 2[\s\S]*spaces\.csv:2: has spaces before quotes, .*behind each ','",
+    ),
+    "head.csv": (b'"text", "label"\na,b\n', "head.csv:1: has spaces before quotes"),
+    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*; the first line of CSV has to name the columns$"),
+    "choices.csv": (
+        b'question,choices,answer\nq,"{""text"": [""a""], ""text"": [""b""]}",A\n',
+        "field 'choices' is no JSON list .it has the key 'text' twice",
     ),
     "deep.jsonl": (b'{"prompt": ' + b"[" * 99999, r"deep\.jsonl:1: is not JSON \(.*recursion"),
     "half.jsonl": (b'{"prompt": "\\ud83d", "completion": "x"}', r"field 'prompt' has half of a character, \\ud83d"),
@@ -174,7 +210,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "keys.parquet": (lambda: parquet([{"Text": "a", "Label": "b"}]), "--data.columns text=Text,label=Label"),
     "lists.parquet": (
         lambda: parquet([{"prompt": ["a"], "completion": ["b"]}]),
-        r"field 'prompt\[1\]' is 'a'; it must be {r",
+        "field 'prompt' is a list of texts; write one row for each",
     ),
     "cut.jsonl.gz": (gzip.compress(lines(ROWS))[:-12], r"is damaged gzip \(.*\); copy it again"),
     "twice.jsonl.gz": (gzip.compress(gzip.compress(lines(ROWS))), r"none of its .* lines? is JSON|is not UTF-8"),
@@ -218,6 +254,8 @@ def saved(tmp_path: Path) -> Path:
     data.to_parquet(tmp_path / "names.parquet")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.csv").touch()
+    (tmp_path / "other" / "dataset_infos.json").touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "gone.csv")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "state.json").write_text("{}")
     return tmp_path
@@ -232,6 +270,8 @@ def test_a_folder_that_datasets_saved(saved: Path) -> None:
     for name, said in {
         "both": "has no split 'dev'; take one of train, test: --data.split NAME",
         "other": rf"that `datasets` saved \(save_to_disk\); give its files, each a client: {saved}/other/a\.csv$",
+        "link.csv": "is a link to .*gone.csv, which is not there; mend it, or give the file",
+        "x" * 300 + ".csv": r"cannot be looked for \(.*\); give the path of a file",
         "broken": r"cannot be loaded as a saved data set \(\w+: .*\); save it again",
     }.items():
         with pytest.raises(DataError, match=said):
@@ -239,6 +279,37 @@ def test_a_folder_that_datasets_saved(saved: Path) -> None:
     config = load_config(None, {"data.sets": [str(saved / "one"), str(saved / "both")]})
     assert sorted(deal(config.data, config.partition, 0)[1]) == ["both", "one"]
     check_file(saved / "one")
+
+
+def test_a_data_set_is_read_as_it_is_stored(tmp_path: Path) -> None:
+    """Whatever its format; nothing is decoded, for which packages may be missing; what is wrong is said."""
+    datasets = pytest.importorskip("datasets")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    for kind in ("torch", "numpy", "pandas", "arrow", None):
+        assert [item.fields["label"] for item in read_held("a", data.with_format(kind))] == ["no", "yes"], kind
+    shouted = data.with_transform(lambda rows: {"text": [text + "!" for text in rows["text"]], "label": rows["label"]})
+    assert [item.question for item in read_held("a", shouted)] == ["a!", "b!"]
+    stored = {"prompt": ["a"], "completion": ["b"], "clip": [{"bytes": b"no sound", "path": None}], "label": [2],
+              "day": [datetime.date(2026, 11, 30)]}  # fmt: skip
+    described = {"prompt": {"dtype": "string", "_type": "Value"}, "completion": {"dtype": "string", "_type": "Value"},
+                 "clip": {"_type": "Audio"}, "label": {"names": ["no", "yes"], "_type": "ClassLabel"},
+                 "day": {"dtype": "date32", "_type": "Value"}}  # fmt: skip
+    path = tmp_path / "a.parquet"
+    for kept, said in {
+        ("prompt", "completion", "clip", "day"): "",
+        ("prompt", "completion", "label"): "row 1: field 'label' is 2, and the data set names 2 classes",
+        ("prompt", "completion", "new"): r"cannot be read as Parquet \(ValueError: Feature type 'New' not found",
+    }.items():
+        info = {"info": {"features": {key: described.get(key, {"_type": "New"}) for key in kept}}}
+        table = pa.table({key: stored[key] for key in kept if key in stored})
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), path)
+        if said:
+            with pytest.raises(DataError, match=said):
+                read_file(path)
+        else:
+            assert read_file(path)[0].fields["day"] == "2026-11-30"
 
 
 def test_a_name_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

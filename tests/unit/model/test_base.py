@@ -73,8 +73,17 @@ def test_a_model_that_is_not_there(path, said):
         load_base(ModelConfig(path=path, device="cpu"))
 
 
-@pytest.mark.parametrize("damage", ["config", "weights", "tokenizer"])
-def test_a_folder_that_holds_no_whole_model(folder, damage):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("config", r"cannot load '.*' as a causal language model: .*\nGive smollm2"),
+        ("weights", r"cannot load the weights of '.*': .*\nIf they are damaged, copy them again\. Or give smollm2"),
+        ("shapes", r"cannot load the weights of '.*': its config\.json says other shapes than its weights have\n"),
+        ("tokenizer", r"cannot load the tokenizer of '.*': .*\nPut its files beside the weights: tokenizer\.json and"),
+        ("adapter", r".* has an adapter in it \(adapter_config\.json\), which is no base; give the model that the ada"),
+    ],
+)
+def test_a_folder_that_holds_no_whole_model(folder, damage, said):
     for file in list(folder.iterdir()):
         if damage == "tokenizer" and file.name.startswith(("tokenizer", "special", "chat")):
             file.unlink()
@@ -82,7 +91,12 @@ def test_a_folder_that_holds_no_whole_model(folder, damage):
         (folder / "config.json").write_text('{"model_type": "no-such-type"}')
     if damage == "weights":
         (folder / "model.safetensors").write_bytes(b"not tensors")
-    with pytest.raises(ModelError, match=r"model\.path: cannot load"):
+    if damage == "shapes":
+        config = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(config.replace('"vocab_size": 259', '"vocab_size": 300'))
+    if damage == "adapter":
+        (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=rf"model\.path: {said}"):
         load_base(ModelConfig(path=str(folder), device="cpu"))
 
 

@@ -52,6 +52,10 @@ DATES = (
     "{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}"
     '{{ day }} {{ strftime_now("%Y") }};' + tiny.CHAT
 )
+FIRST = "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% endif %}" + IGNORES
+PARTS = tiny.CHAT.replace(  # as some models for images have it; a text is no list of parts to them
+    "{{ m['content'] }}", "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+)
 ONCE = "{{ bos_token }}" + tiny.CHAT
 TRIMS = tiny.CHAT.replace("m['content']", "(m['content'] | trim)")
 ENDS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if loop.last and m['role'] != 'user' %}"
@@ -132,6 +136,8 @@ def test_what_is_asked_for_is_what_was_trained_on() -> None:
         (MOVES, (SYSTEM, HI, HELLO, MORE), "rewrites the chat up to message 3 .*; write the system message at"),
         (MOVES, (SYSTEM, HI), "message 3 as it goes on: 'Be brief <|user|>Hi.* became '<|user|>Hi.*; write the system"),
         (FORGETS, (HI, HELLO, MORE), "rewrites .*<think></think>.*; train on the last answers alone: --data.assistant"),
+        (FIRST, (SYSTEM, HI, ("system", "No")), "template leaves out message 3, of the role system: 'No'; write it in"),
+        (tiny.CHAT + "{% if %}", (HI,), "refuses messages with roles user, assistant: .*; it is not Jinja; mend chat_"),
         (THINKS, (HI,), "answers are asked for with '<|assistant|><think>\\\\n': write them such that they go on from"),
     ],
 )  # fmt: skip
@@ -207,6 +213,12 @@ def test_the_date_that_a_template_writes_is_that_of_the_run() -> None:
         ModelError, match="writes today's date in a way that cannot be repeated tomorrow; set chat_temp"
     ):
         encode(prompt, "letter", with_template("{{ strftime_now(fmt) }}" + tiny.CHAT), 199)
+
+
+def test_a_template_that_reads_parts_is_given_parts() -> None:
+    tokenizer = with_template(PARTS)
+    assert read(encode(LONG, "letter", tokenizer, 199).train, tokenizer) == (WHOLE, ["Hello</s>", "Bye</s>"])
+    assert prompt_ids(LONG, tokenizer, 199).tolist() == prompt_ids(LONG, tiny.tokenizer(), 199).tolist()
 
 
 def test_of_several_templates_the_default_is_taken() -> None:
@@ -301,6 +313,12 @@ def beginning(special: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
+def _ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    made = encode(prompt, "letter", tokenizer, 99)
+    asked = prompt_ids(prompt, tokenizer, 99)
+    return [made.train.ids.tolist(), made.train.targets.tolist(), list(made.letters), asked.tolist()]
+
+
 def test_a_text_begins_once_also_where_it_is_cut() -> None:
     tokenizer = beginning()
     prompt = Prompt("0123456789", ("xyz",), 0)
@@ -318,6 +336,19 @@ def test_a_text_begins_once_also_where_it_is_cut() -> None:
             assert (row.ids == 256).sum() == 1
     letter = encode(Prompt("0123456789:", (" A", " B"), 1, ends=False), "letter", tokenizer, 8).train
     assert read(letter, tokenizer) == ("<s>6789: ", ["B"])
+
+
+def test_what_a_tokenizer_puts_behind_a_text_stands_in_no_prompt() -> None:
+    """The model would be asked to go on after an end of sequence, and option letters would not be last."""
+    plain, tokenizer = beginning(), beginning()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", EOS)]
+    )
+    for prompt in (
+        Prompt("ab", ("cd",), 0), Prompt("</s>", ("x",), 0), Prompt("q:", (" A", " B"), 1, ends=False),
+    ):  # fmt: skip
+        for own, other in zip(*(_ids(prompt, one) for one in (plain, tokenizer)), strict=True):
+            assert own == other
 
 
 TYPED = "1 <s>10</s> <pad>"

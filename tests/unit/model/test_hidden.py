@@ -19,6 +19,7 @@ from capfl.model.lora import AdaptedModel
 from capfl.model.score import Scorable, score
 from capfl.model.tokens import Example, Row
 from capfl.model.train import local_steps
+from capfl.model.written import Asked, write_answers
 from capfl.types import Adapter
 from capfl.vault import Vault
 
@@ -196,3 +197,23 @@ def test_scoring_order_is_by_length_and_complete():
     assert sorted(flat) == list(range(70))
     assert [data.lengths[i] for i in flat] == sorted(data.lengths)
     assert [len(batch) for batch in batches] == [16, 16, 16, 16, 6]
+
+
+def test_runs_that_share_a_folder_let_the_base_answer_once(adapt, wander, tmp_path):
+    model, asked = adapt(), [Asked(ids, "", 4) for ids in IDS]
+    base, trained = model.initial_adapter(0), wander(model)
+
+    def answers(model: AdaptedModel, adapter: Adapter, new: int = 4) -> tuple[list[str], int]:
+        with HiddenCache(ROOM, tmp_path, shared=True) as cache:
+            return write_answers(model, adapter, asked, new, 2, cache), cache.usage()["reused"]
+
+    right = write_answers(model, base, asked, 4, 2)
+    assert answers(model, base) == (right, 0)
+    assert answers(model, base) == answers(model, model.initial_adapter(1)) == (right, 1)
+    expected = write_answers(model, trained, asked, 4, 2)
+    assert answers(model, trained) == answers(model, trained) == (expected, 0)
+    assert answers(model, base, new=5)[1] == 0
+    other = adapt(fresh=True)
+    with torch.no_grad():
+        other.base.module.get_output_embeddings().weight.add_(torch.randn(1)).neg_()  # above all adapted layers
+    assert answers(other, base)[1] == 0

@@ -60,6 +60,14 @@ def test_logits_that_overflow_in_half_precision_say_which_precision_does_not() -
         check_base(Stand(FAULTS["overflows"][0]), tiny.tokenizer(), "m", torch.float16)
 
 
+def test_weights_that_the_passes_do_not_meet_are_finite_too() -> None:
+    model = Stand(WHOLE["causal"])
+    for value in (torch.inf, -torch.inf, torch.nan):
+        model.embed.weight.data[-1, 0] = value
+        with pytest.raises(ModelError, match=r"weights that are not finite in float32, in embed\.weight; restore its"):
+            check_base(model, tiny.tokenizer(), "m", torch.float32)
+
+
 def test_no_token_of_the_probe_stands_for_an_image() -> None:
     assert probe_ids(Stand(None), 4).tolist() == [1, 2, 4, 5]
     assert probe_ids(Stand(None, rows=4), 4).tolist() == [1, 2, 1, 2]

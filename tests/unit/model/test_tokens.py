@@ -8,8 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from capfl.config.schema import DataConfig
 from capfl.data import render
 from capfl.errors import DataError, ModelError
+from capfl.model.remarks import remarks
 from capfl.model.tokens import Row, encode, encode_all
 from capfl.types import Item, Prompt
 
@@ -76,6 +78,13 @@ def test_prompt_and_answer_are_tokenised_together():
     a, bc, d = ids("abcd", tokenizer)
     assert example.train.ids.tolist() == [a, bc, d]
     assert example.train.targets.tolist() == [bc, d, tokenizer.eos_token_id]
+    apart = encode(Prompt("a", ("bcd",), 0), "letter", tokenizer, 99)
+    assert (example.joined, apart.joined) == (True, False)
+    items = [Item("a", completion="bcd"), Item("ab", completion="cd", place="own:2")]
+    (said,) = remarks(items, [apart, example], DataConfig(), tokenizer)
+    assert said.startswith(
+        "WARNING: in 1 of 2 items prompt and completion meet within a token, such as own:2: the model"
+    )
 
 
 def test_options_by_text_have_a_row_each_without_end_of_sequence(tokenizer):
