@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 
 from capfl.errors import WireError
-from capfl.usage import peak_memory
+from capfl.machine import peak_memory
 from fuzz_messages import CODECS, decode, valid
 
 MOST_SECONDS, MOST_MIB = 1.0, 64.0

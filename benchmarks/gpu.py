@@ -25,6 +25,7 @@ from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from capfl.data import load_items, render
 from capfl.errors import CapflError, TrainingError
 from capfl.federation import asked_of
+from capfl.machine import peak_memory
 from capfl.model.base import load_base
 from capfl.model.generate import generate
 from capfl.model.hidden import HiddenCache, Rows
@@ -35,7 +36,6 @@ from capfl.model.per_row import check_rows
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
 from capfl.types import Trained
-from capfl.usage import peak_memory
 
 CONFIG = TrainConfig(learning_rate=1e-3)
 TEXTS = DataConfig(sets=("replies",), sites=2, items=12)

@@ -42,9 +42,9 @@ def child(method: str, clients: int, rounds: int) -> dict[str, Any]:
     from capfl.data import Split, deal
     from capfl.engines.serial import serial
     from capfl.experiment import resume, run
+    from capfl.machine import peak_memory
     from capfl.report.progress import Callback
     from capfl.rng import stream
-    from capfl.usage import peak_memory
 
     marks: dict[str, tuple[float, int]] = {}
 

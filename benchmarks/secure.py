@@ -152,7 +152,7 @@ def server_seconds(agreement: Agreement) -> dict[int, dict[str, float]]:
         own, took = MaskedSum(cohort, to_sum, state, agreement), dict.fromkeys(("read", "open", "mean"), 0.0)
         with timed(took, "read"):
             for c in IDS[gone:]:
-                own.add(read_masked(replies[c], c, state, agreement, own)[0])
+                own.add(read_masked(replies[c], agreement, own)[0])
         if own.needs_opening:
             for c in own.present:  # a client opens one sum alone, so it is asked on a copy of what it knows
                 own.open(Opened(1, c, copy.copy(rings[c]).open(1, own.gone, own.fewest)))

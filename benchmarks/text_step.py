@@ -36,13 +36,13 @@ from transformers import TrainerCallback, TrainingArguments
 
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
+from capfl.machine import peak_memory
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
 from capfl.model.tokens import encode
 from capfl.model.train import local_steps
-from capfl.usage import peak_memory
 from local_step import Labelled, Recorder, collate
 
 RATE = 1e-3

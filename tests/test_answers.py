@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 import capfl
 from capfl.answers import converse
+from capfl.cli.terminal import typed_lines
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
 from capfl.model.lora import AdaptedModel
 from capfl.scoring import LoadedAdapter
-from capfl.terminal import typed_lines
 from commands import command, refused
 
 TOKENS = ("--max-new-tokens", 6)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from capfl import __version__
+from capfl.cli.terminal import STEPS
 from capfl.config import load_config
 from capfl.config.keys import all_keys, flags
 from capfl.files import locked
 from capfl.methods import METHODS
-from capfl.terminal import STEPS
 from commands import TINY_FLAGS, command, refused
 from support import tiny_run
 

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 from capfl.cli import app
+from capfl.cli.terminal import ConfigCommand
 from capfl.compare.spec import make_plan
 from capfl.config.keys import flags
-from capfl.terminal import ConfigCommand
 from pages import PAGES, ROOT, commands
 
 PROJECT = re.compile(r"(configs|benchmarks|examples|docs|deploy|tests)/[\w./-]+\.\w+")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from capfl.threads import wait_passively
+from capfl.machine import wait_passively
 
 if TYPE_CHECKING:
     from capfl.api import run

@@ -102,7 +102,7 @@ def factor(a: Adapter, which: str) -> Adapter:
 
 
 def moved(change: Adapter) -> Adapter:
-    """Of a change, all tensors of a factor any of whose tensors is not zero."""
+    """The tensors of a change of those factors, A or B, that have a tensor that is not zero."""
     which = {name.rpartition(".")[2] for name, t in change.items() if bool(t.any())}
     return {name: t for name, t in change.items() if name.rpartition(".")[2] in which}
 
@@ -189,11 +189,6 @@ def padded(a: Adapter, template: Adapter) -> Adapter:
         filled[name] = torch.zeros_like(t)
         filled[name][: a[name].shape[0], : a[name].shape[1]] = a[name]
     return filled
-
-
-def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """||a - b||^2 over the names of a; a scalar that gradients flow through."""
-    return torch.stack([(t - b[name]).square().sum() for name, t in a.items()]).sum()
 
 
 def norm(a: Adapter) -> float:

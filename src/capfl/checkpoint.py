@@ -227,7 +227,7 @@ class RunFolder:
         """Raises CheckpointError: there is no such file, or it holds no JSON object."""
         return read_json(self.path / name)
 
-    def clients(self, reader: StateReader, vault: Vault | None = None) -> ClientStore:
+    def clients(self, reader: StateReader, vault: Vault) -> ClientStore:
         return ClientStore(self.path / "state" / "clients", reader, vault)
 
     def commit(self, state: ServerState, record: RoundRecord) -> ServerState:

@@ -21,7 +21,7 @@ Dealt = tuple[Sequence[Item], dict[ClientId, Split]]
 """Items, and each client's split of them."""
 
 
-def checked_data(config: Config, any_method: bool = False) -> Dealt:
+def checked_data(config: Config, any_method: bool) -> Dealt:
     """The data of a run that is to begin in this process, after all else that needs no torch has been checked.
 
     Args:

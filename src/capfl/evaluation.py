@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from capfl import adapter as algebra
-from capfl.cohort import secure_scores
 from capfl.config.schema import FederationConfig
 from capfl.federation import Federation
 from capfl.metrics import of_task
@@ -16,8 +15,9 @@ from capfl.report.progress import Callback
 from capfl.report.summary import TOGETHER, ClientRow, Summary, group_rows
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
+from capfl.roles.cohort import secure_scores
+from capfl.roles.talk import Talk
 from capfl.samples import OF_MAIN
-from capfl.talk import Talk
 from capfl.types import Adapter, ClientId, Evaluation, Exchange, Failure, RoundRecord, Score, ServerState
 from capfl.wire.totals import Total
 
@@ -53,7 +53,7 @@ class Finished:
         ) -> tuple[Evaluation, dict[str, int]]:
             said, parts = server.read_evaluation(reply, client, state, agreement)
             shared = ranks.setdefault(tuple(said.ranks.values()), said.ranks)  # many clients have the same
-            return replace(said, client=client, ranks=shared), parts
+            return replace(said, ranks=shared), parts
 
         answers = talk.ask(self.participants, read, callback.on_evaluated)
         return {evaluation.client: evaluation for evaluation in answers}, [talk]

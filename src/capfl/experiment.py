@@ -27,6 +27,7 @@ from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation, check_items, check_passes, tokenised
 from capfl.files import locked, new_folder, write_atomically
+from capfl.machine import peak_memory
 from capfl.methods import Method, build
 from capfl.methods.private import private
 from capfl.methods.robust import robust
@@ -50,7 +51,6 @@ from capfl.rounds import epsilon_in_all, run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.site import run_digest
 from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
-from capfl.usage import peak_memory
 from capfl.vault import Vault, open_vault
 from capfl.workers import Workers, check_workers
 
@@ -301,7 +301,7 @@ class _Run:
             save_adapter(group.adapter | group.known, model.peft_config(), place, card)
 
     def _summary(self, main: Finished) -> Summary | None:
-        """That of the run if it was finished before; None: it was not, or what it has written does not agree."""
+        """The summary of a run that was finished before; None: it was not, or what it has written does not agree."""
         if not (self.folder.path / "summary.json").is_file():
             return None
         try:

@@ -198,7 +198,7 @@ class Federation:
 
     @property
     def sizes(self) -> dict[ClientId, int]:
-        """Training items of every client."""
+        """The number of training items of every client."""
         return {client: len(split.train) for client, split in self.splits.items()}
 
     def items_of(self, clients: Sequence[ClientId]) -> list[Item]:
@@ -206,7 +206,7 @@ class Federation:
         return [self.items[i] for client in clients for i in self._indices(client, "train")]
 
     def steps(self, client: ClientId) -> int:
-        """Optimiser steps of a round. The pooled client takes as many as all that it stands for."""
+        """The number of optimiser steps of a round. The pooled client takes as many as all that it stands for."""
         config = self.config
         alone = config.train.steps_of(len(self._indices(client, "train")))
         if client != POOLED:
@@ -254,7 +254,7 @@ class Federation:
         return asked_of(chosen, self.config.data, self.model)
 
     def validate(self, state: ServerState) -> list[Score]:
-        """What each client's validation items say of the adapter that it would be sent; nobody is asked for it."""
+        """Each client's validation score of the adapter that it would be sent. Nobody is asked for it."""
 
         def of(client: ClientId) -> Score:
             group = state.group(client)
@@ -311,11 +311,9 @@ class Federation:
         )
 
     def _protection(self, number: int) -> Protection | None:
-        """Of each of so many items, if the config asks for it."""
-        privacy, share = self.config.privacy, self.config.train.share_of(number)
-        if not privacy.of_items or privacy.clip is None or privacy.noise_multiplier is None:
-            return None
-        return Protection(privacy.clip, privacy.noise_multiplier, share * number)
+        """How each of a client's items, so many in all, is protected; None: the config does not ask for it."""
+        noise, share = self.config.privacy.of_items, self.config.train.share_of(number)
+        return Protection(noise.clip, noise.multiplier, share * number) if noise else None
 
     def _plan(self, data: Rows, client: ClientId, first_step: int, count: int) -> list[list[int]]:
         """The next ``count`` batches of an endless series of epochs, from step ``first_step`` on.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+Draw = Callable[[int], bytes]
+"""So many random bytes, others each time: of a stream, or the operating system's, ``os.urandom``."""
 
 
 def derive(seed: int, purpose: str, *keys: int | str) -> int:

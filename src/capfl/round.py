@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from capfl import adapter as algebra
-from capfl.cohort import secure_turn
 from capfl.config.schema import FederationConfig
 from capfl.metrics import metric
 from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.talk import Talk
+from capfl.roles.cohort import secure_turn
+from capfl.roles.talk import Talk
 from capfl.types import ClientId, Exchange, RoundRecord, Score, ServerState, Tally
 
 
@@ -60,7 +60,7 @@ def run_round(
                 continue
             aggregation.add(update)
             record.steps[client] = update.steps
-            if agreement.says_losses:
+            if not agreement.items_protected:
                 record.losses[client] = update.loss
                 trained(client, update.loss)
             kept = ranks.of_client(state, client) if update.ranks is None else ranks.in_own_model(update.ranks)
@@ -151,7 +151,7 @@ def validation_of(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def total(tallies: Sequence[Tally]) -> Tally:
-    """Several clients' together."""
+    """The sum of several clients' tallies."""
     return Tally(sum(own.sum for own in tallies), sum(own.count for own in tallies))
 
 

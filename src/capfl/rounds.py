@@ -12,6 +12,7 @@ from capfl.config import Config
 from capfl.errors import DataError
 from capfl.evaluation import Finished
 from capfl.federation import Federation
+from capfl.maths.privacy import epsilon
 from capfl.methods.items import epsilon_of_items, trainings
 from capfl.methods.private import Noisy
 from capfl.methods.secure import NoisySum
@@ -42,7 +43,7 @@ def run_method(
     Raises:
         DataError: a run is to end by its validation loss, and clients have two tasks, whose losses have no mean.
     """
-    method = agreement.method
+    method, combine = agreement.method, agreement.method.combine
     state = folder.resumed(StateReader(method, agreement.initial))
     state = state or method.start(agreement.initial, participants)
     callback.on_start(method.name, rounds, state.round, sample_size(len(participants), config.federation.fraction))
@@ -63,12 +64,13 @@ def run_method(
         state, record = run_round(
             state, participants, agreement, exchange, config.federation, config.seed, callback.on_client
         )
-        if isinstance(method.combine, Noisy | NoisySum):
-            record = replace(record, epsilon=method.combine.epsilon(max(state.visits.values())))
-        if config.privacy.of_items:
+        if isinstance(combine, Noisy | NoisySum):
+            spent = epsilon(combine.noise.multiplier, max(state.visits.values()), combine.noise.delta)
+            record = replace(record, epsilon=spent)
+        if noise := config.privacy.of_items:
             taken = {c: trainings(method, n) for c, n in asked_to_train(state, [*records, record]).items()}
             sizes = federation.sizes if federation else state.claims
-            record = replace(record, epsilon=epsilon_of_items(config.privacy, config.train, taken, sizes))
+            record = replace(record, epsilon=epsilon_of_items(noise, config.train, taken, sizes))
         if due(record) and federation is not None:
             record = replace(record, **validation_of(federation.validate(state)))
         state = folder.commit(state, record)
@@ -92,7 +94,8 @@ def epsilon_in_all(
     Of clients, that of the run's own method, which is the first. Of items, that of all steps on a client's: in rounds,
     for its personal model, and the same of the references.
     """
-    if not config.privacy.of_items:
+    noise = config.privacy.of_items
+    if noise is None:
         return finished[0].records[-1].epsilon
     taken = Counter[ClientId]()
     failed = Counter(failure.client for failure in summary.evaluation_failures)
@@ -101,7 +104,7 @@ def epsilon_in_all(
         for client in one.participants:
             taken[client] += trainings(one.agreement.method, asked[client], ends * (1 + failed[client]))
     sizes = federation.sizes if federation else {row.id: row.n_train for row in summary.rows}
-    return epsilon_of_items(config.privacy, config.train, taken, sizes)
+    return epsilon_of_items(noise, config.train, taken, sizes)
 
 
 def why_stopped(records: Sequence[RoundRecord], config: Config) -> str | None:

@@ -39,8 +39,8 @@ class Samples:
         vault: encrypts the file.
     """
 
-    def __init__(self, path: Path, names: Mapping[str, str], vault: Vault | None = None) -> None:
-        self.path, self._names, self._vault = path, names, vault or Vault()
+    def __init__(self, path: Path, names: Mapping[str, str], vault: Vault) -> None:
+        self.path, self._names, self._vault = path, names, vault
 
     def add(self, model: str, texts: Sequence[tuple[str, str, str]]) -> None:
         """Keep a model's answers: (prompt, right answer, answer) each. The same items' other answers stay.

@@ -51,16 +51,10 @@ class LoadedAdapter:
     """
 
     def __init__(
-        self,
-        model: AdaptedModel,
-        adapter: Adapter,
-        card: Card | None,
-        data: DataConfig,
-        config: Config | None = None,
+        self, model: AdaptedModel, adapter: Adapter, card: Card | None, data: DataConfig, config: Config
     ) -> None:
-        self.model, self.adapter, self.card, self.data = model, adapter, card, data
-        self.config = config or Config()
-        self._batch_size = self.config.evaluation.batch_size
+        self.model, self.adapter, self.card, self.data, self.config = model, adapter, card, data, config
+        self._batch_size = config.evaluation.batch_size
 
     def score(
         self, rows: Rows | Sequence[Item], metrics: Sequence[str | Compare] | None = None, **settings: Any

@@ -178,10 +178,10 @@ class Site:
         It counts what the server may not know of: rounds that were lost and done again, and steps that nobody asked for
         in the server's files. None: items are not protected.
         """
-        config = self.config
-        if not config.privacy.of_items:
+        noise = self.config.privacy.of_items
+        if noise is None:
             return None
-        return epsilon_of_items(config.privacy, config.train, {self.id: self._taken()}, self._federation.sizes)
+        return epsilon_of_items(noise, self.config.train, {self.id: self._taken()}, self._federation.sizes)
 
     def _taken(self) -> int:
         path = self.folder / TAKEN

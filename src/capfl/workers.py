@@ -38,7 +38,7 @@ AHEAD = 2  # clients for each worker that are asked for or wait to be handed on:
 
 
 class Workers:
-    """Who does the work. As a context manager it leaves no worker, whatever has become of those who asked.
+    """The processes that work for clients. As a context manager it leaves none, however its block ends.
 
     Attributes:
         number: 1: this process does it itself. More: so many forks of it.

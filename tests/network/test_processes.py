@@ -100,7 +100,7 @@ def test_lines_that_are_to_be_said_at_once_are_said_once(tmp_path: Path) -> None
         tmp_path, "teller", "print('capfl: a\\x1b[2J'); print('failed\\nfailed'); print('capfl: b');" + WAIT
     )
     teller.warns = {"failed": "it is tried again"}
-    teller.tells = "capfl: "
+    teller.tells = True
     (tmp_path / "teller.log").write_text("capfl: of an earlier start\n")
     looks: list[str] = []
     said = supervised([teller], lambda: "b\n" in teller.log.read_text(), lambda: looks.append("x") or len(looks) > 5)

@@ -107,15 +107,6 @@ def test_factors_are_complete_pairs_in_order():
     assert algebra.ranks(adapter) == {"z.q": 3, "b": 2}
 
 
-def test_squared_distance_and_its_gradient():
-    now = {name: t.clone().requires_grad_() for name, t in ONE.items()}
-    distance = algebra.squared_distance(now, TWO)
-    assert float(distance.detach()) == 9**2 + 18**2 + 27**2 + 36**2
-    distance.backward()
-    assert now["m.A"].grad.tolist() == [[-18.0, -36.0]]
-    assert float(algebra.squared_distance({"m.A": ONE["m.A"]}, TWO)) == 9**2 + 18**2  # names of the first
-
-
 def test_numbers_of_elements_and_of_ranks_module_by_module():
     adapter = {"a.A": torch.zeros(2, 3), "a.B": torch.zeros(4, 2), "b.A": torch.zeros(1, 3), "b.B": torch.zeros(4, 1)}
     assert (algebra.size(adapter), algebra.size({})) == (21, 0)

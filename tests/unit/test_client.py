@@ -251,17 +251,6 @@ def test_a_message_for_somebody_else_changes_nothing(kind: Kind) -> None:
     assert (site.trained, site.kept, pack(memory)) == ([], [], before)
 
 
-def test_a_reply_of_another_client_or_round() -> None:
-    for kind, read in (
-        ("train", server.read_update), ("validate", server.read_validation), ("evaluate", server.read_evaluation),
-    ):  # fmt: skip
-        reply, _ = ask(kind, of("fedit"), ClientState("a"), Site())  # type: ignore[arg-type]
-        with pytest.raises(WireError, match="reply of client 'b' says that it comes from 'a'"):
-            read(reply, "b", STATE, of("fedit"))
-        with pytest.raises(WireError, match="is for round 5, this is round 6"):
-            read(reply, "a", replace(STATE, round=5), of("fedit"))
-
-
 # -- what is agreed on -----------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def test_mistakes_name_the_place(tmp_path: Path, spec: str, said: str) -> None:
     for words in ({"splits": ["esay"]}, {"only": ["fed"]}):
         with pytest.raises(ConfigError, match="choose from"):
             make_plan(write(tmp_path), **words)
-    with pytest.raises(ConfigError, match=r"other\.toml: there is no such file; give the spec of a comparison"):
+    with pytest.raises(ConfigError, match=r"other\.toml: there is no such spec of a comparison"):
         make_plan(tmp_path / "other.toml")
 
 

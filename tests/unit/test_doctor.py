@@ -10,8 +10,8 @@ import pytest
 
 from capfl import doctor
 from capfl.errors import ModelError
+from capfl.machine import PASSIVE
 from capfl.model import place
-from capfl.threads import PASSIVE
 from commands import command
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from capfl.cohort import secure_scores
 from capfl.config import load_config
 from capfl.config.schema import FederationConfig
 from capfl.errors import ClientError, ConfigError, WireError
 from capfl.evaluation import of_all
 from capfl.roles.agreement import agreements
-from capfl.talk import Talk
+from capfl.roles.cohort import secure_scores
+from capfl.roles.talk import Talk
 from capfl.types import ClientId, Tally
 from capfl.wire.secure import decode_masked
 from capfl.wire.totals import Total

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from capfl.config import Config, load_config
 from capfl.config.keys import flat
+from capfl.config.load import read_toml
 from capfl.errors import ConfigError
 from capfl.metrics import metric
 
@@ -94,7 +94,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """What its folder is called."""
         return f"{self.split}.{self.variant}.{self.seed}"
 
 
@@ -118,13 +118,7 @@ def read_spec(path: Path) -> Spec:
         ConfigError: it cannot be read, or lists every mistake in it.
     """
     try:
-        return Spec.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file; give the spec of a comparison") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give the spec of a comparison") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from error
+        return Spec.model_validate(read_toml(path, "spec of a comparison"))
     except ValidationError as error:
         mistakes = [
             ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))

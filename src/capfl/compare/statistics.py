@@ -28,7 +28,7 @@ class Interval:
         return self.low <= ROUNDING and self.high >= -ROUNDING
 
 
-def bootstrap(differences: Sequence[NDArray[np.float64]], draws: int = DRAWS, seed: int = 0) -> Interval:
+def bootstrap(differences: Sequence[NDArray[np.float64]], draws: int = DRAWS) -> Interval:
     """Two-level percentile bootstrap: seeds are drawn with replacement, then clients within each seed drawn.
 
     ``differences[s]`` has one paired difference for each client of seed s, (n_clients,) float64. The statistic is the
@@ -40,7 +40,7 @@ def bootstrap(differences: Sequence[NDArray[np.float64]], draws: int = DRAWS, se
     """
     if not differences or any(len(values) == 0 for values in differences):
         raise ValueError("a bootstrap needs at least one seed, and a client in each")
-    generator = stream(seed, "bootstrap")
+    generator = stream(0, "bootstrap")
     chosen = generator.integers(len(differences), size=(draws, len(differences)))
     totals = np.zeros(draws)
     for s, values in enumerate(differences):

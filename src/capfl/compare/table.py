@@ -215,7 +215,7 @@ def spread(values: Sequence[float], metric: str) -> str:
 
 
 def interval(found: Interval | None, metric: str) -> str:
-    """In points or as a perplexity, marked where it crosses zero."""
+    """An interval as text: in points or as a perplexity, marked where it crosses zero."""
     if found is None:
         return ""
     is_share = metrics.metric(metric).is_share

@@ -23,7 +23,7 @@ def load_config(path: Path | None = None, settings: Mapping[str, object] | None 
     Raises:
         ConfigError: lists every unknown key and every wrong value of both.
     """
-    return _checked(_read(path), dict(settings or {}), [])
+    return _checked(read_toml(path, "config file") if path else {}, dict(settings or {}), [])
 
 
 def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str]) -> Config:
@@ -35,7 +35,7 @@ def load_command(path: Path | None, sets: Sequence[str], arguments: Sequence[str
     Raises:
         ConfigError: lists every mistake of the file, the pairs and the flags.
     """
-    tree = _read(path)
+    tree = read_toml(path, "config file") if path else {}
     settings: dict[str, object] = {}
     mistakes: list[str] = []
     for pair in sets:
@@ -75,13 +75,12 @@ def from_toml(text: str, settings: Mapping[str, object] | None = None) -> Config
     return _checked(tomllib.loads(text), dict(settings or {}), [])
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What is in a TOML file. Raises ConfigError: it is not there, where ``what`` should be, or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such config file") from error
+        raise ConfigError(f"{path}: there is no such {what}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:

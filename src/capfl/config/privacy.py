@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from capfl.config.section import PositiveFloat, Section
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Gaussian noise on a sum, each part of which is clipped.
+
+    Attributes:
+        clip: L2 norm that a part has at most.
+        multiplier: standard deviation of the noise, in units of clip.
+        delta: of (epsilon, delta).
+    """
+
+    clip: float
+    multiplier: float
+    delta: float
 
 
 class PrivacyConfig(Section):
@@ -43,11 +59,16 @@ class PrivacyConfig(Section):
         return self
 
     @property
-    def on(self) -> bool:
-        """Does noise hide clients?"""
-        return self.noise_multiplier is not None and self.protects == "clients"
+    def of_clients(self) -> Noise | None:
+        """The noise that hides clients, if there is any."""
+        return self._noise("clients")
 
     @property
-    def of_items(self) -> bool:
-        """Does noise hide items?"""
-        return self.protects == "items"
+    def of_items(self) -> Noise | None:
+        """The noise that hides a client's items, if there is any."""
+        return self._noise("items")
+
+    def _noise(self, protects: str) -> Noise | None:
+        if self.protects != protects or self.clip is None or self.noise_multiplier is None:
+            return None
+        return Noise(self.clip, self.noise_multiplier, self.delta)

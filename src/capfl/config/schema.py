@@ -355,7 +355,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _clips_once(self) -> Self:
-        if self.privacy.on and self.federation.robust != "none":
+        if self.privacy.of_clients and self.federation.robust != "none":
             raise ValueError(
                 f"privacy clips every change and adds its noise to their mean, and federation.robust = "
                 f"{self.federation.robust} is another; leave one of them out"

@@ -23,7 +23,7 @@ _REMEDY = (
 _CHOICES = "give text, or question and choices, or say with data.columns what they are called"
 
 
-def read_asked(place: str, rows: Sequence[Row], columns: Columns = None) -> list[Item]:
+def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
     """What rows ask: all that rows of text train on (docs/data.md), up to the answer.
 
     An answer at the end, be it a completion or a last message of the assistant, may be missing. If it is there it is

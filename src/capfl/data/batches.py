@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from capfl.rng import stream
+from capfl.rng import Draw, stream
 from capfl.types import ClientId
 
 MEGA = 16  # batches that are sorted by length together: enough to save padding, few enough to stay random
@@ -25,12 +25,8 @@ def batches(lengths: Sequence[int], batch_size: int, seed: int, client: ClientId
     return [made[k] for k in generator.permutation(len(made))]
 
 
-def by_chance(number: int, share: float, draw: Callable[[int], bytes]) -> np.ndarray:
-    """A batch that each of so many indices is in with probability ``share``, whoever else is (Poisson sampling).
-
-    Args:
-        draw: gives so many random bytes.
-    """
+def by_chance(number: int, share: float, draw: Draw) -> np.ndarray:
+    """A batch that each of so many indices is in with probability ``share``, whoever else is (Poisson sampling)."""
     if share >= 1:
         return np.arange(number)
     return np.flatnonzero(np.frombuffer(draw(8 * number), "<u8") < np.uint64(share * 2**64))

@@ -140,7 +140,7 @@ def _path(folder: Path, name: str, split: str) -> Path:
     raise DataError(f"{path}: no such file; {folder} holds {there}; choose one of these or add the file")
 
 
-def hub_rows(hub: str, config: str | None, split: str, remedy: str = "") -> list[Row]:
+def hub_rows(hub: str, config: str | None, split: str, remedy: str) -> list[Row]:
     """All rows of one split of a data set on the Hub.
 
     Args:

@@ -24,7 +24,6 @@ for 2 and less beyond.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import lru_cache
@@ -33,8 +32,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-Draw = Callable[[int], bytes]
-"""So many random bytes, others each time."""
+from capfl.rng import Draw
 
 Wholes = npt.NDArray[np.int64]
 Cumulative = npt.NDArray[np.uint64]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import ConfigError
-from capfl.maths.discrete import Draw
+from capfl.rng import Draw
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey

@@ -144,7 +144,7 @@ def _chunks(groups: Groups, among: Sequence[int]) -> Iterator[tuple[Ints, Ints]]
 
 
 def _like_each_other(clients: Clients, group: list[int], joining: list[int], rule: Rule) -> tuple[list[int], list[int]]:
-    """Of clients that are near to a group of few, those who are also like each other, and the others.
+    """Part clients that are near to a small group: those who are also like each other, and the others.
 
     They are clustered with its members, who alone cannot tell whether those who join them belong together.
     """
@@ -160,7 +160,7 @@ def _like_each_other(clients: Clients, group: list[int], joining: list[int], rul
 
 
 def _vouched(clients: Clients, group: list[int], joining: list[int], rule: Rule) -> tuple[list[int], list[int]]:
-    """Those of the clients that join a group together who are near the rest of it, and those who are not.
+    """Part clients that would join a group together: those who are near the rest of it, and those who are not.
 
     The worst half of those who are not goes first, because others may have been far for its sake.
     """

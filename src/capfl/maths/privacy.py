@@ -7,7 +7,6 @@ Differential Privacy, 2014.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -15,12 +14,13 @@ import torch
 from scipy.special import ndtri
 
 from capfl.errors import ConfigError
+from capfl.rng import Draw
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
 """Of Rényi divergences of sampled sums. Any will do for an upper bound, and whole ones have a finite formula."""
 
 
-def gaussian(n: int, draw: Callable[[int], bytes]) -> torch.Tensor:
+def gaussian(n: int, draw: Draw) -> torch.Tensor:
     """Standard normal numbers (n,) in float64, each from 52 of the random bits that ``draw`` gives by the byte.
 
     By the inverse of the distribution function, so the farthest is 8.2 standard deviations off. Floating-point numbers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from capfl.config.privacy import PrivacyConfig
+from capfl.config.privacy import Noise, PrivacyConfig
 from capfl.config.schema import TrainConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon
@@ -28,7 +28,8 @@ def refuse_unprotected(method: Method, privacy: PrivacyConfig, key: str) -> None
     Raises:
         ConfigError: it says more of items than adapters do, or the package that counts epsilon is not there.
     """
-    if not privacy.of_items or privacy.noise_multiplier is None:
+    noise = privacy.of_items
+    if noise is None:
         return
     if method.pooled:
         raise ConfigError(
@@ -41,7 +42,7 @@ def refuse_unprotected(method: Method, privacy: PrivacyConfig, key: str) -> None
             'items has it in steps alone; say yourself who learns with whom, as in method.peers = {north = "a", '
             f'south = "a"}}, or use {MEANS}'
         )
-    epsilon(privacy.noise_multiplier, 1, privacy.delta)  # an error now, not after a round, if it cannot be counted
+    epsilon(noise.multiplier, 1, noise.delta)  # an error now, not after a round, if it cannot be counted
 
 
 def trainings(method: Method, visits: int, ends: int = 0) -> int:
@@ -56,7 +57,7 @@ def trainings(method: Method, visits: int, ends: int = 0) -> int:
 
 
 def epsilon_of_items(
-    privacy: PrivacyConfig, train: TrainConfig, taken: Mapping[ClientId, int], sizes: Mapping[ClientId, int]
+    noise: Noise, train: TrainConfig, taken: Mapping[ClientId, int], sizes: Mapping[ClientId, int]
 ) -> float | None:
     """The largest epsilon of all clients' items; None: somebody's number of items is not known.
 
@@ -64,8 +65,7 @@ def epsilon_of_items(
         taken: how many times each client has taken the steps of a round.
         sizes: training items of each.
     """
-    if privacy.noise_multiplier is None or not taken.keys() <= sizes.keys():
+    if not taken.keys() <= sizes.keys():
         return None
     found = {(times * train.steps_of(sizes[client]), train.share_of(sizes[client])) for client, times in taken.items()}
-    z, delta = privacy.noise_multiplier, privacy.delta
-    return max((epsilon(z, steps, delta, share) for steps, share in found), default=0.0)
+    return max((epsilon(noise.multiplier, steps, noise.delta, share) for steps, share in found), default=0.0)

@@ -198,7 +198,7 @@ class Posterior(Ranks):
         return _memory(memory).posterior
 
     def to_sum(self, memory: ClientState) -> npt.NDArray[np.float64]:
-        """Of every rank E[kappa] over the prior's, r, and then ln(SUMMED / r) + ln E[kappa] - E[ln kappa]."""
+        """For every rank r = E[kappa] / that of the prior; then ln(SUMMED / r) + ln E[kappa] - E[ln kappa]."""
         kept = _memory(memory)
         own, prior = kept.posterior.gamma, kept.prior.gamma
         ratio = (own.mean() / prior.mean()).clamp(1 / SUMMED, SUMMED)
@@ -208,14 +208,14 @@ class Posterior(Ranks):
     # -- either side ---------------------------------------------------------------------------------
 
     def importance(self, kept: object | None) -> Tensor | None:
-        """By the prior, which both sides keep, over its mean."""
+        """The importance of each rank: the prior's mean, which both sides keep, in units of its mean over ranks."""
         if kept is None:
             return None
         shared = cast("PosteriorState | PosteriorMemory", kept).prior.mean
         return (shared / shared.mean()).clamp(1 / WIDEST, WIDEST)
 
     def in_own_model(self, said: object | None) -> Tensor | None:
-        """Those above the floor, and always the most important."""
+        """Marks of the ranks above the floor. The most important rank is always among them."""
         if said is None:
             return None
         own = _posterior(said).mean

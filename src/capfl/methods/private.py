@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from capfl import adapter as algebra
-from capfl.config.privacy import PrivacyConfig
+from capfl.config.privacy import Noise, PrivacyConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
 from capfl.methods.combine import Combine, Fold
@@ -44,17 +44,18 @@ def private(method: Method, config: PrivacyConfig, up: Codec, clients: int, aske
         ConfigError: the method sends or aggregates more than clipping and noise are enough for; the package that
             counts epsilon is not there; or delta is too large to mean anything.
     """
-    if config.of_items or config.clip is None or config.noise_multiplier is None:
+    noise = config.of_clients
+    if noise is None:
         return method
-    if config.delta * clients >= 1:
+    if noise.delta * clients >= 1:
         raise ConfigError(
-            f"privacy.delta: {config.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
+            f"privacy.delta: {noise.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
         )
-    epsilon(config.noise_multiplier, 1, config.delta)  # an error now, not after a round, if it cannot be counted
+    epsilon(noise.multiplier, 1, noise.delta)  # an error now, not after a round, if it cannot be counted
     if isinstance(method.combine, NoisySum):
         return method
     refuse_other_than_mean(method, "privacy.noise_multiplier")
-    return replace(method, combine=Noisy(config, config.clip, config.noise_multiplier, up, method.factors, asked))
+    return replace(method, combine=Noisy(noise, up, method.factors, asked))
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class Noisy(Combine):
         asked: clients of a round, m.
     """
 
-    config: PrivacyConfig
-    clip: float
-    noise: float
+    noise: Noise
     up: Codec
     factors: Factors
     asked: int
@@ -77,10 +76,6 @@ class Noisy(Combine):
 
     def start(self, adapter: Adapter, round: int) -> Fold:
         return _Noisy(self, adapter, round)
-
-    def epsilon(self, rounds: int) -> float:
-        """Of (epsilon, delta), for a client that took part in so many rounds."""
-        return epsilon(self.noise, rounds, self.config.delta)
 
 
 class _Noisy:
@@ -91,13 +86,14 @@ class _Noisy:
         self._total = {name: torch.zeros(adapter[name].shape, dtype=torch.float64) for name in names}
 
     def add(self, change: Adapter, weight: float, ranks: Tensor | None = None) -> None:
+        clip = self._of.noise.clip
         heard = {name: t * self._reach[name] for name, t in change.items() if name in self._reach}
-        share = min(1.0, self._of.clip / max(algebra.norm(heard), self._of.clip))
+        share = min(1.0, clip / max(algebra.norm(heard), clip))
         for name, t in heard.items():
             self._total[name] += share * t.double()
 
     def value(self) -> Adapter:
-        of = self._of
+        noise = self._of.noise
         for name, marks in self._reach.items():
-            self._total[name][marks] += of.noise * of.clip * gaussian(int(marks.sum()), os.urandom)
-        return algebra.add(self._adapter, {name: (t / of.asked).float() for name, t in self._total.items()})
+            self._total[name][marks] += noise.multiplier * noise.clip * gaussian(int(marks.sum()), os.urandom)
+        return algebra.add(self._adapter, {name: (t / self._of.asked).float() for name, t in self._total.items()})

@@ -148,7 +148,7 @@ class Shares(Ranks):
         return said
 
     def importance(self, kept: object | None) -> Tensor | None:
-        """Of a client its own ranks, all alike. The server's answer has all ranks."""
+        """A client's own ranks are all alike. None for the server, whose answer has all ranks."""
         return kept.marks if isinstance(kept, GivenRanks) else None
 
     def of_client(self, state: ServerState, client: ClientId) -> Tensor:

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from capfl.config.privacy import PrivacyConfig
+from capfl.config.privacy import Noise, PrivacyConfig
 from capfl.config.schema import FederationConfig
 from capfl.errors import ConfigError
 from capfl.maths import masks
-from capfl.maths.privacy import epsilon
 from capfl.maths.shares import fewest_opened, threshold
 from capfl.methods.combine import WeightedMean
 from capfl.methods.method import Method
@@ -57,9 +56,7 @@ class NoisySum(SecureMean):
     missing there is more of it: at most by a third, as standard deviations go.
     """
 
-    config: PrivacyConfig
-    clip: float
-    noise: float
+    noise: Noise
     about = "mean of clipped changes, of which the server sees the sum with noise alone (secure aggregation)"
 
     def fewest(self, n: int) -> int:
@@ -68,10 +65,6 @@ class NoisySum(SecureMean):
     def counted(self, n: int) -> int:
         """The clients whose noise is enough, of n that gave keys."""
         return fewest_opened(n) if self.shares else self.fewest(n)
-
-    def epsilon(self, rounds: int) -> float:
-        """Of (epsilon, delta), for a client that took part in so many rounds."""
-        return epsilon(self.noise, rounds, self.config.delta)
 
 
 def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig, up: Codec) -> Method:
@@ -101,7 +94,8 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
             f"{_KEY}: federation.robust = {federation.robust} compares single changes, which the server does not see; "
             "leave one of them out"
         )
-    if privacy.on:
+    noise = privacy.of_clients
+    if noise:
         refuse_other_than_mean(replace(method, combine=WeightedMean()), "privacy.noise_multiplier")
     if up.values.name not in BITS:
         raise ConfigError(
@@ -120,10 +114,7 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         )
     masks.require()
     lying = privacy.secure_aggregation == "malicious-server"
-    if privacy.of_items or privacy.clip is None or privacy.noise_multiplier is None:
-        return replace(method, combine=SecureMean(step, lying))
-    noisy = NoisySum(step, lying, config=privacy, clip=privacy.clip, noise=privacy.noise_multiplier)
-    return replace(method, combine=noisy)
+    return replace(method, combine=NoisySum(step, lying, noise=noise) if noise else SecureMean(step, lying))
 
 
 def refuse_few(method: Method, clients: Sequence[ClientId], asked: int) -> None:

@@ -183,7 +183,7 @@ class HiddenCache:
 
 
 def _digest(name: str, data: bytes) -> bytes:
-    """Of a file, by which one that was changed, or has another's name, is known."""
+    """The digest of a file and its name, by which a file that was changed or renamed is known."""
     digest = hashlib.sha256(name.encode())
     digest.update(data)
     return digest.digest()

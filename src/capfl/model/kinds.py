@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import peft
-
 from capfl.errors import ModelError
 
 MERGE = "merge it into its base with PEFT's merge_and_unload, and give that as model.path"
@@ -61,13 +59,3 @@ def refuse_other_kinds(settings: Mapping[str, Any], where: str) -> None:
         what = NAMES.get(name, f"LoRA with {name} = {value}, which this version of capfl does not know")
         merge = "use it with PEFT itself" if name == "alora_invocation_tokens" else MERGE
         raise ModelError(f"{where} holds {what}; {merge}")
-
-
-def known_settings() -> set[str]:
-    """All settings that are judged, for a test to compare with those of the PEFT that is installed."""
-    return HARMLESS | NAMES.keys() | {"bias"}
-
-
-def settings_of_peft() -> set[str]:
-    """All settings that the installed PEFT writes."""
-    return set(peft.LoraConfig(target_modules=["x"]).to_dict())

@@ -263,7 +263,7 @@ class AdaptedModel:
                     layer.forward = forward
 
     def _skipped(self, hidden: Tensor, *_: object, **__: object) -> object:
-        """In place of a layer's ``forward``."""
+        """Stands in for a layer's ``forward``: hands the hidden states on."""
         return (hidden, *[None] * (self._in_tuple - 1)) if self._in_tuple else hidden
 
     def _without_idle(self, shapes: Shapes) -> Shapes:

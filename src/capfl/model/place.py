@@ -68,7 +68,7 @@ def converted_folder(weights: Path) -> Path:
 
 
 def converted(weights: Path) -> bool:
-    """Is it there?"""
+    """Have these weights been converted to a folder that is there?"""
     return (converted_folder(weights) / "config.json").is_file()
 
 

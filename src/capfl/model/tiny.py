@@ -14,7 +14,7 @@ CHAT = (
 
 
 def config(layers: int = 4) -> LlamaConfig:
-    """Its shapes and special tokens."""
+    """The shapes and special tokens of the model."""
     return LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,

@@ -14,6 +14,7 @@ from capfl.checks import Clients, planned_clients
 from capfl.config import Config
 from capfl.errors import CapflError
 from capfl.federation import POOLED
+from capfl.machine import peak_memory
 from capfl.methods import build
 from capfl.methods.secure import refuse_few
 from capfl.metrics import written
@@ -26,7 +27,6 @@ from capfl.plan.time import Calibration, calibrate, weights_are_here
 from capfl.plan.traffic import measure, settled, totals
 from capfl.roles.agreement import agreements
 from capfl.round import sample_size
-from capfl.usage import peak_memory
 from capfl.workers import check_workers
 
 LENGTHS = (256, 1024, 4096)  # tokens of rows whose activations are stated

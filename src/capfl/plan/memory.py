@@ -47,12 +47,12 @@ from capfl.config.load import changed
 from capfl.config.runtime import MEMORY
 from capfl.config.schema import Config
 from capfl.errors import ConfigError
+from capfl.machine import total_memory
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
 from capfl.model.layers import Shapes, decoder_layers, fits, linear_layers, lowest_layer
 from capfl.model.parts import MOST
 from capfl.report.tables import size
-from capfl.usage import total_memory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 WORKER = 32 * 2**20  # bytes of its own that a fork has once it has worked; 28 MiB were measured

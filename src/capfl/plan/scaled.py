@@ -42,13 +42,13 @@ def scaled(agreement: Agreement, simulate: Callable[[Agreement], Measured]) -> M
 
 @dataclass(frozen=True)
 class _Growth:
-    """From the messages of one module and of several to those of all.
+    """Finds the parts of messages of all modules from those of one module and of several.
 
     Attributes:
         agreement: with the whole adapter.
         part: the same with several modules.
-        times: as often as what several have more than one, all have more than one.
-        modules: as often as several, all.
+        times: (all - 1) / (several - 1): what all modules add to one, in units of what several add.
+        modules: all / several.
     """
 
     agreement: Agreement

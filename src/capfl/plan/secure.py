@@ -38,7 +38,7 @@ KIND = 5  # place of the kind in a message
 
 @dataclass(frozen=True)
 class SecureMessages:
-    """Of a simulation: nodes of a network sign their keys, with 96 bytes more for each key."""
+    """Messages of secure aggregation in a simulation. Over a network nodes sign keys: 96 bytes more for each."""
 
     agreement: Agreement
     made: dict[tuple[int, int], Parts] = field(default_factory=dict)  # of an update, by round and clients
@@ -74,7 +74,7 @@ class SecureMessages:
         return self.made[round, clients] + counted({}, len(client.encode()))
 
     def done(self, client: ClientId) -> Parts:
-        """That a client has trained of whom nobody needs anything."""
+        """The message of a client that says that it has trained, and no more."""
         return self._parts(encode_done(Done(1, client), *self._up))
 
     @property
@@ -86,7 +86,7 @@ class SecureMessages:
         return tuple(Offer(client, bytes(KEY), b"", box) for client in turn)
 
     def _parts(self, blob: bytes) -> Parts:
-        """Of a client's message."""
+        """The bytes of each part of a client's message."""
         codec, schema = self._up
         _, body = unseal(blob, blob[KIND], codec.values.tag, schema)
         return counted(parts(body), len(blob) - len(body))

@@ -97,7 +97,7 @@ class Traffic:
         return self.agreement.method.order.of_round(chosen, self.group_of, seed, round)
 
     def groups(self, clients: Iterable[ClientId]) -> dict[str, list[ClientId]]:
-        """Those of some clients in each group."""
+        """Some clients by group."""
         found: dict[str, list[ClientId]] = {}
         for client in clients:
             found.setdefault(self.group_of.get(client, EVERYBODY), []).append(client)

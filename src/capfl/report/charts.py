@@ -55,9 +55,7 @@ def inline(figure: Figure, label: str) -> Markup:
     return Markup(f'<svg role="img" aria-label="{escape(label)}" ' + svg.replace(INK, "currentColor"))
 
 
-def bars(
-    rows: Sequence[tuple[str, Sequence[float]]], models: Mapping[str, str], label: str, x_label: str = "%"
-) -> Markup:
+def bars(rows: Sequence[tuple[str, Sequence[float]]], models: Mapping[str, str], label: str, x_label: str) -> Markup:
     """Horizontal bars, a group for each name; ``models`` has the key and the words of each bar.
 
     Args:

@@ -55,7 +55,7 @@ def write_page(path: Path, out: Path) -> Path:
         findings=findings(summary),
         glossary=glossary(summary),
         figures=figures(summary, History(path / "rounds.jsonl").read()[0]),
-        samples=shown_samples(summary, path),
+        samples=shown_samples(path),
         bytes=[bytes_table(summary, direction).html() for direction in ("up", "down")],
         files=("config.toml", "run.json"),
     )
@@ -119,7 +119,7 @@ def validations(records: Sequence[RoundRecord], clients: int, metric: str) -> li
     return points
 
 
-def shown_samples(summary: Summary, path: Path) -> list[dict[str, object]]:
+def shown_samples(path: Path) -> list[dict[str, object]]:
     """The first samples of the first clients: client, prompt, right answer, and answers by model.
 
     Models write what they like, so control characters are escaped; the template escapes the rest.

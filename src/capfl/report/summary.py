@@ -76,12 +76,12 @@ class ClientRow:
 
     @property
     def base(self) -> float | None:
-        """By the first metric, as the four below."""
+        """The base's value, by the first metric, as the four below."""
         return self.value("base")
 
     @property
     def shared(self) -> float | None:
-        """Of the adapter that the client shares with its group."""
+        """The value of the adapter that the client shares with its group."""
         return self.value("shared")
 
     @property
@@ -321,7 +321,7 @@ def _first_line(error: Exception) -> str:
 
 
 def variance_of(share: float, n: int) -> float:
-    """Of a share of ``n`` items, with one more that is right and one more that is wrong.
+    """The variance of a share of ``n`` items, with one more that is right and one more that is wrong.
 
     So a client with all items right, or none, does not seem to be known for certain. Agresti and Caffo, Simple and
     effective confidence intervals for proportions and differences of proportions, The American Statistician, 2000.
@@ -353,7 +353,7 @@ class Pair:
 
     @property
     def variance(self) -> float:
-        """Of the difference of two shares, which are taken for independent, so it is rather too large."""
+        """The variance of the difference of two shares, taken for independent: so it is rather too large."""
         return variance_of(self.mine, self.counts[0]) + variance_of(self.alone, self.counts[1])
 
 

@@ -47,7 +47,7 @@ class Agreement:
         metrics: what these are measured by.
         keep_best: does a client keep the best of its own models? Otherwise the last.
         limits: of what a client may claim; None: no bounds.
-        says_losses: do clients say their training losses? Where their items are protected, they say 0.
+        items_protected: does noise hide items? Then clients say 0 for training losses, and no update is made twice.
     """
 
     method: Method
@@ -59,7 +59,7 @@ class Agreement:
     metrics: tuple[str, ...] = DEFAULTS
     keep_best: bool = False
     limits: Limits | None = None
-    says_losses: bool = True
+    items_protected: bool = False
 
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
@@ -132,8 +132,8 @@ class Agreement:
         names = self.method.factors.sent(round, self.initial)
         part, combine = {name: self.initial[name] for name in names}, self.method.combine
         if isinstance(combine, NoisySum):
-            counted = combine.counted(clients)
-            return Noised(self.up, part, self.initial, number, clients, combine.clip, combine.noise, counted)
+            noise, counted = combine.noise, combine.counted(clients)
+            return Noised(self.up, part, self.initial, number, clients, noise.clip, noise.multiplier, counted)
         said = self.method.ranks.n_summed(sum(algebra.ranks(self.initial).values()))
         return Summed(self.up, part, self.initial, number, clients, importance, said)
 
@@ -211,7 +211,7 @@ def agreements(
     measures: dict[str, Any] = {
         "metrics": config.evaluation.metrics,
         "keep_best": config.evaluation.keep == "best",
-        "says_losses": not config.privacy.of_items,
+        "items_protected": config.privacy.of_items is not None,
     }
     made = {main.name: Agreement(main, codec, initial, base, seed, models, **measures)}
     for name in config.evaluation.references:

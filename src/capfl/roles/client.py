@@ -204,7 +204,8 @@ def offer_key(
 ) -> tuple[bytes, ClientState]:
     """Make a key that will hide the client's update of this round. Raises WireError: the request does not fit."""
     message = _opened_secure(request, trainer, agreement)
-    offer = trainer.keyring.offer(message.round, trainer.client, agreement.schema, agreement.shares)
+    once = agreement.items_protected
+    offer = trainer.keyring.offer(message.round, trainer.client, agreement.schema, agreement.shares, once)
     return encode_offered(Offered(message.round, trainer.client, offer), agreement.up, agreement.schema), memory
 
 

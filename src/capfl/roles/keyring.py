@@ -10,10 +10,10 @@ from pathlib import Path
 
 from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.files import write_atomically
-from capfl.maths.discrete import Draw
 from capfl.maths.masks import KEY, PrivateKey, Whole, masked, sealed, stream_of, unsealed
 from capfl.maths.shares import SHARE, shared
 from capfl.methods.secure import FEWEST
+from capfl.rng import Draw
 from capfl.types import Broadcast, ClientId, Offer
 from capfl.wire.secure import write_cohort
 
@@ -54,6 +54,7 @@ class Keyring:
         """What is of one key."""
         self._cohort: tuple[Offer, ...] = ()
         self._own_mask = b""
+        self._once = False
         self._random = b""  # of the noise on the update: the same if it is asked for again
         self._dealt: list[bytes] = []  # this client's shares, sealed, in the order of the others
         self._shares: dict[ClientId, bytes] = {}  # of each client: of its key and of its own mask, one after the other
@@ -67,11 +68,12 @@ class Keyring:
 
     # -- before training -------------------------------------------------------------------------------
 
-    def offer(self, round: int, client: ClientId, schema: bytes, shares: bool = False) -> Offer:
-        """The keys for a round; the same when they are asked for again, unless a mask has been opened since.
+    def offer(self, round: int, client: ClientId, schema: bytes, shares: bool = False, once: bool = False) -> Offer:
+        """The keys for a round; the same when they are asked for again, unless they are spent since.
 
         Args:
             shares: may the server lie?
+            once: would training that is done again lead to another update? Then keys that have hidden one are spent.
 
         Raises:
             WireError: it may, and the client has opened a sum in this round or a later one: training can be repeated,
@@ -89,8 +91,9 @@ class Keyring:
                 "server has lost that round, and all sites want it summed once more, "
                 + (f"delete {self._file} and start the node again" if self._file else "start again")
             )
-        if self._key is None or self._round != round or self._opened is not None:
+        if self._key is None or self._round != round or self._spent:
             self._forget()
+            self._once = once
             self._round, self._key, self._box = round, PrivateKey(), PrivateKey() if shares else None
             offer = Offer(client, self._key.public, box=self._box.public if self._box else b"")
             signature = self._sign(signed_bytes(round, offer, schema)) if self._sign else b""
@@ -125,6 +128,11 @@ class Keyring:
                 a malicious server, somebody's shares are not there.
         """
         self._require_key(message)
+        if self._spent:
+            raise WireError(
+                f"this client has answered in round {message.round}, and its items are protected: with other noise its "
+                "update would be another, and two under one key give both away; it takes part again with a new key"
+            )
         if self._box is None:
             self._require_cohort(message, schema)
             self._cohort = message.cohort
@@ -187,6 +195,11 @@ class Keyring:
         return {one.client: self._shares[one.client][parts[one.client in gone]] for one in self._cohort}
 
     # -- checks and secrets ------------------------------------------------------------------------------
+
+    @property
+    def _spent(self) -> bool:
+        """Has the key done all that it may?"""
+        return self._opened is not None or (self._once and self._hidden is not None)
 
     def _require_key(self, message: Broadcast) -> None:
         if self._key is None or self._round != message.round or self._opened is not None:

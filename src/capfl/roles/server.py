@@ -36,7 +36,6 @@ from capfl.wire import (
     with_version,
 )  # fmt: skip
 from capfl.wire.scales import Doubles
-from capfl.wire.secure import Dealt, Done, Masked, Offered, Opened
 from capfl.wire.summed import Mean
 
 
@@ -72,8 +71,8 @@ def request(
 
 
 def ask(state: ServerState, client: ClientId, agreement: Agreement, beside: Beside | None = None) -> Message:
-    """What a client is sent that is to say something and not to train, such as what its data are like: nothing but who
-    is asked, in which round, and what secure aggregation says with it."""
+    """A request without an adapter, such as for what a client's data are like: it has who is asked, in which round, and
+    what secure aggregation says beside it."""
     message = Broadcast(state.round + 1, client, state.version, None, (), **vars(beside or Beside()))
     return encode_broadcast(message, agreement.down, agreement.schema)
 
@@ -132,7 +131,7 @@ class Aggregation:
         self._turn += clients
 
     def add_silent(self, client: ClientId) -> None:
-        """Take down that a client has trained of whom nobody needs anything."""
+        """Note that a client has trained which says no more than that."""
         self._turn.append(client)
 
     def _fold(self) -> None:
@@ -160,7 +159,7 @@ class Aggregation:
             bodies.append((update.n_train, update.body))
 
     def end_turn(self, asked: Collection[ClientId]) -> None:
-        """All of ``asked`` have answered who will: every group gets its next version."""
+        """End the turn, after everybody's answer or failure: every group gets its next version."""
         self._fold()
         old, number = forgotten(self.state, asked), self.state.version + 1
         groups = {name: self._next(name, group, number) for name, group in old.groups.items()}
@@ -238,32 +237,24 @@ def read_introduction(
 ) -> tuple[Introduction, dict[str, int]]:
     """Decode one reply to a request of the round that follows ``state``, and count the bytes of its parts.
 
-    Raises:
-        WireError: it does not fit, or belongs to another client or round.
+    Whose it is, and of which round, ``Talk`` checks of every reply. Raises WireError: it does not fit.
     """
-    said, parts = decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
-    check_sender(said, client, state)
-    return said, parts
+    return decode_introduction(reply, agreement.up, agreement.schema, agreement.records_up)
 
 
 def read_update(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Update, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
-    update, parts = decode_update(
-        reply, agreement.up, agreement.schema, agreement.initial, state.version + 1, agreement.records_up
-    )
-    check_sender(update, client, state)
-    return update, parts
+    number = state.version + 1
+    return decode_update(reply, agreement.up, agreement.schema, agreement.initial, number, agreement.records_up)
 
 
 def read_validation(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Validation, dict[str, int]]:
     """Decode one reply, and count the bytes of its parts. Raises as ``read_introduction``."""
-    validation, parts = decode_validation(reply, agreement.up, agreement.schema)
-    check_sender(validation, client, state)
-    return validation, parts
+    return decode_validation(reply, agreement.up, agreement.schema)
 
 
 def read_evaluation(
@@ -274,21 +265,7 @@ def read_evaluation(
     Raises as ``read_introduction``, and where models are missing.
     """
     evaluation, parts = decode_evaluation(reply, agreement.up, agreement.schema, agreement.initial, agreement.metrics)
-    check_sender(evaluation, client, state)
     if tuple(evaluation.scores) != agreement.scored:
         said, asked = (", ".join(models) or "nothing" for models in (evaluation.scores, agreement.scored))
         raise WireError(f"client {client!r} scored {said}, and was asked for {asked}: the sites' configs differ")
     return evaluation, parts
-
-
-def check_sender(
-    message: Introduction | Update | Validation | Evaluation | Offered | Dealt | Done | Masked | Opened,
-    client: ClientId,
-    state: ServerState,
-) -> None:
-    """Raises WireError: a reply is of another client or round."""
-    round = state.round + 1
-    if message.client != client:
-        raise WireError(f"reply of client {client!r} says that it comes from {message.client!r}")
-    if message.round != round:
-        raise WireError(f"reply of client {client!r} is for round {message.round}, this is round {round}")

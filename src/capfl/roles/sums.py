@@ -10,7 +10,6 @@ from capfl.maths.masks import KEY, PrivateKey, Whole, masked
 from capfl.maths.shares import SHARE, joined
 from capfl.roles.agreement import Agreement
 from capfl.roles.keyring import context_of, sign_of
-from capfl.roles.server import check_sender
 from capfl.types import ClientId, Offer, ServerState
 from capfl.wire.secure import (
     Dealt,
@@ -31,7 +30,7 @@ Summable = TypeVar("Summable", Summed, Totals)
 
 
 class MaskedSum(Generic[Summable]):
-    """The sum of the numbers of some clients, whose masks cancel once all of them are in it, or are opened.
+    """The sum of some clients' numbers under masks, which cancel once all clients are in it or masks are opened.
 
     Args:
         summed: how what clients say becomes numbers.
@@ -65,7 +64,7 @@ class MaskedSum(Generic[Summable]):
 
     @property
     def asked_about(self) -> tuple[ClientId, ...]:
-        """The clients of whom each that opens the sum says a secret, or a share of one, by id."""
+        """The clients whose secrets, or shares of them, are said by everybody who opens the sum; by id."""
         return tuple(one.client for one in self.cohort) if self._shares else self.gone
 
     def shares_for(self, client: ClientId) -> tuple[bytes, ...]:
@@ -84,7 +83,7 @@ class MaskedSum(Generic[Summable]):
         self._opened[opened.client] = opened.secrets
 
     def total(self) -> Whole:
-        """Of those present, without any mask.
+        """The sum of those present, without any mask.
 
         Raises:
             WireError: too few are present or have opened their masks, or their shares are wrong.
@@ -130,46 +129,26 @@ AnySum = MaskedSum[Summed] | MaskedSum[Totals]
 def read_offered(
     reply: bytes, client: ClientId, state: ServerState, agreement: Agreement
 ) -> tuple[Offered, dict[str, int]]:
-    """Decode one reply, and count the bytes of its parts.
-
-    Raises:
-        WireError: it does not fit, or belongs to another client or round.
-    """
-    offered, parts = decode_offered(reply, agreement.up, agreement.schema)
-    check_sender(offered, client, state)
-    return offered, parts
+    """Decode one reply, and count the bytes of its parts. Raises WireError: it does not fit."""
+    return decode_offered(reply, agreement.up, agreement.schema)
 
 
 def read_done(reply: bytes, client: ClientId, state: ServerState, agreement: Agreement) -> tuple[Done, dict[str, int]]:
     """As ``read_offered``."""
-    done, parts = decode_done(reply, agreement.up, agreement.schema)
-    check_sender(done, client, state)
-    return done, parts
+    return decode_done(reply, agreement.up, agreement.schema)
 
 
-def read_masked(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Masked, dict[str, int]]:
+def read_masked(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Masked, dict[str, int]]:
     """As ``read_offered``. ``own`` is the sum that the client is in."""
-    masked, parts = decode_masked(reply, agreement.up, agreement.schema, own.summed)
-    check_sender(masked, client, state)
-    return masked, parts
+    return decode_masked(reply, agreement.up, agreement.schema, own.summed)
 
 
-def read_dealt(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Dealt, dict[str, int]]:
+def read_dealt(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Dealt, dict[str, int]]:
     """As ``read_masked``."""
-    dealt, parts = decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
-    check_sender(dealt, client, state)
-    return dealt, parts
+    return decode_dealt(reply, agreement.up, agreement.schema, len(own.cohort) - 1)
 
 
-def read_opened(
-    reply: bytes, client: ClientId, state: ServerState, agreement: Agreement, own: AnySum
-) -> tuple[Opened, dict[str, int]]:
+def read_opened(reply: bytes, agreement: Agreement, own: AnySum) -> tuple[Opened, dict[str, int]]:
     """As ``read_masked``."""
     length = SHARE if agreement.shares else KEY
-    opened, parts = decode_opened(reply, agreement.up, agreement.schema, own.asked_about, length)
-    check_sender(opened, client, state)
-    return opened, parts
+    return decode_opened(reply, agreement.up, agreement.schema, own.asked_about, length)

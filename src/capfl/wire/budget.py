@@ -48,7 +48,7 @@ class Budget:
 
     @staticmethod
     def by_rank(importance: Doubles, density: float, layout: Layout, whole: Layout) -> Budget:
-        """Of every rank in proportion to its importance (n,), of importance 0 nothing.
+        """The budget that has of every rank in proportion to its importance (n,), and nothing of importance 0.
 
         In all density * size of the ranks of any importance: a sender of half the ranks sends half as much.
         """
@@ -67,7 +67,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class _Importance:
-    """Of the ranks that are of any, in units of the largest. ``marked``: which these are, (n,); None: all."""
+    """Importance of the ranks that have any, in units of the largest. ``marked``: which they are, (n,); None: all."""
 
     values: torch.Tensor = vector("positive")
     marked: torch.Tensor | None = vector("marks", optional=True)

@@ -156,7 +156,7 @@ class Codec:
             raise WireError("body says how important ranks are, and nothing is drawn by that in this codec")
         return self.common(layout, whole, number, found.get(Section.RANKS))
 
-    def common(self, layout: Layout, whole: Layout, number: int, coded: bytes | memoryview | None = None) -> Places:
+    def common(self, layout: Layout, whole: Layout, number: int, coded: bytes | memoryview | None) -> Places:
         """The positions (n,) of what both sides know to be sent, without a list: what chance selects, or all."""
         drawn = self._drawn(layout, whole, number, self._by_rank(coded, layout, whole))
         return layout.all() if drawn is None else drawn

@@ -93,9 +93,7 @@ def decode_introduction(
     if len(rest):
         raise WireError(f"introduction of client {header.client!r} has more than a description")
     grouping, _ = _read_records(beside, kinds)
-    counted = parts(body)
-    counted["header"] += len(blob) - len(body)
-    return Introduction(header.round, header.client, header.n_train, grouping), counted
+    return Introduction(header.round, header.client, header.n_train, grouping), parts(body, len(blob) - len(body))
 
 
 def encode_update(message: Update, body: bytes, codec: Codec, schema: bytes) -> bytes:
@@ -121,10 +119,8 @@ def decode_update(
     beside, rest = split(body, (Section.RANKING,))
     adapter = codec.decode(rest, template, number)
     _, ranks = _read_records(beside, kinds)
-    counted = parts(body)
-    counted["header"] += len(blob) - len(body)
     update = Update(header.round, header.client, adapter, header.n_train, header.steps, header.loss, ranks, bytes(rest))
-    return update, counted
+    return update, parts(body, len(blob) - len(body))
 
 
 def _check(header: Header, what: str) -> None:

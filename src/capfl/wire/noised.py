@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import WireError
-from capfl.maths.discrete import Draw, Grid, discrete_gaussian, rounded
+from capfl.maths.discrete import Grid, discrete_gaussian, rounded
 from capfl.maths.masks import Whole, kind_of
+from capfl.rng import Draw
 from capfl.types import Adapter
 from capfl.wire.codec import Codec
 from capfl.wire.summed import BITS, Mean, Summed

@@ -230,5 +230,5 @@ def _tally(sum: float, count: float) -> Tally:
 
 
 def _is_count(number: float) -> bool:
-    """Is it a whole number, at least 1, of what there may be so many of?"""
+    """Is it a whole number from 1 to below ``_MOST``?"""
     return 1 <= number < _MOST and number.is_integer()

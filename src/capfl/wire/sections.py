@@ -88,12 +88,13 @@ def split(body: memoryview, first: tuple[Section, ...]) -> tuple[dict[Section, m
     return found, body
 
 
-def parts(body: bytes | memoryview) -> dict[str, int]:
+def parts(body: bytes | memoryview, header: int = 0) -> dict[str, int]:
     """How many bytes of a body, or of relayed ones, belong to each part of the ledger.
 
-    Tags, lengths and weights of sections count as header. There are keys only where there is secure aggregation.
+    Tags, lengths and weights of sections count as header, and so do ``header`` bytes outside of the body. There are
+    keys only where there is secure aggregation.
     """
-    counted = dict.fromkeys(PARTS.values(), 0)
+    counted = dict.fromkeys(PARTS.values(), 0) | {"header": header}
     for tag, data in read(memoryview(body), (*PARTS, *PARTS_OF_SECURE, Section.RELAYED)):
         counted["header"] += HEAD
         if tag in PARTS_OF_SECURE:

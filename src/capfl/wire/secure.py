@@ -177,9 +177,7 @@ def _unsealed(
     found, rest = split(body, sections)
     if len(rest) or len(found) < len(sections):
         raise WireError(f"message of client {header.client!r} has not exactly {', '.join(s.name for s in sections)}")
-    counted = parts(body)
-    counted["header"] += len(blob) - len(body)
-    return header, found, counted
+    return header, found, parts(body, len(blob) - len(body))
 
 
 # -- what the server says beside an adapter ----------------------------------------------------------------

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import TrainingError, WireError
-from capfl.maths.discrete import Draw
 from capfl.maths.masks import NUMBER, WIDEST, Whole, kind_of
+from capfl.rng import Draw
 from capfl.types import Adapter
 from capfl.wire.budget import write_importance
 from capfl.wire.codec import Codec

@@ -120,7 +120,7 @@ def test_columns_are_a_table_of_the_config_and_a_flag(write) -> None:  # type: i
         with pytest.raises(ConfigError, match=re.escape(said)):
             load_config(None, {"data.columns": text})
     with pytest.raises(ConfigError, match=r"data\.sets: .*udce9.csv.* is not UTF-8, .*; rename the file or folder"):
-        load_command(None, [], ["--data", "caf\udce9.csv", "b.csv"])
+        load_command(None, [], ["--data", "b\udce9.csv", "a.csv"])
 
 
 def test_a_mapped_label_is_a_field_under_its_own_name_too() -> None:

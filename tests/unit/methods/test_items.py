@@ -66,13 +66,14 @@ def test_epsilon_of_sampled_steps_is_an_upper_bound_and_a_near_one() -> None:
 
 def test_epsilon_is_that_of_the_client_that_has_least_to_hide_among() -> None:
     train, sizes = TrainConfig(batch_size=8, epochs=2), {"a": 40, "b": 300, "c": 5}
+    noise = ON.of_items
     ours = {"a": epsilon(0.8, 4 * 2 * 5, 1e-5, 0.2), "b": epsilon(0.8, 2 * 38, 1e-5, 8 / 300)}
     assert ours["a"] > ours["b"]
-    assert epsilon_of_items(ON, train, {"a": 4, "b": 1}, sizes) == ours["a"]
-    assert epsilon_of_items(ON, train, {"b": 1}, sizes) == ours["b"]
-    assert epsilon_of_items(ON, train, {"c": 3}, sizes) == epsilon(0.8, 3 * 2, 1e-5)  # all five are in every batch
-    assert epsilon_of_items(ON, train, {"a": 4, "d": 1}, sizes) is None
-    assert epsilon_of_items(ON, train, {}, sizes) == 0
+    assert epsilon_of_items(noise, train, {"a": 4, "b": 1}, sizes) == ours["a"]
+    assert epsilon_of_items(noise, train, {"b": 1}, sizes) == ours["b"]
+    assert epsilon_of_items(noise, train, {"c": 3}, sizes) == epsilon(0.8, 3 * 2, 1e-5)  # all five are in every batch
+    assert epsilon_of_items(noise, train, {"a": 4, "d": 1}, sizes) is None
+    assert epsilon_of_items(noise, train, {}, sizes) == 0
 
 
 def test_every_training_counts_and_every_try_that_failed() -> None:

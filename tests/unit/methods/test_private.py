@@ -20,7 +20,7 @@ from adapters import CODECS
 from capfl import adapter as algebra
 from capfl.checkpoint import RunFolder
 from capfl.config import load_config
-from capfl.config.privacy import PrivacyConfig
+from capfl.config.privacy import Noise, PrivacyConfig
 from capfl.config.schema import MethodConfig
 from capfl.errors import ConfigError
 from capfl.maths.privacy import epsilon, gaussian
@@ -151,7 +151,7 @@ def test_epsilon_is_an_upper_bound_and_a_near_one(noise: float, rounds: int, del
 
 def test_epsilon_of_no_round_is_zero_and_of_a_method_is_of_its_noise() -> None:
     assert epsilon(1.0, 0, 1e-5) == 0.0
-    assert made().combine.epsilon(3) == epsilon(0.5, 3, 1e-5)  # type: ignore[attr-defined]
+    assert made().combine.noise == Noise(1.0, 0.5, 1e-5)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 from capfl.config.privacy import PrivacyConfig
 from capfl.config.schema import CodecConfig, FederationConfig, MethodConfig
 from capfl.errors import ConfigError
-from capfl.maths.privacy import epsilon
 from capfl.methods import METHODS, Method, build
 from capfl.methods.private import private
 from capfl.methods.secure import NoisySum, SecureMean, refuse_few, secure
@@ -73,7 +72,7 @@ def test_with_noise_of_the_clients_own() -> None:
     assert [(honest.fewest(n), honest.counted(n), lying.counted(n)) for n in (3, 4, 7, 30)] == [
         (3, 3, 3), (3, 3, 3), (5, 5, 5), (21, 21, 18)
     ]  # fmt: skip
-    assert honest.epsilon(4) == epsilon(1.0, 4, 1e-5)
+    assert honest.noise == lying.noise == noisy().of_clients
     peers = MethodConfig(name="ca-pfl", turns=1, peers=dict.fromkeys(ids(3), "a"))
     with pytest.raises(ConfigError, match=r"^privacy\.noise_multiplier: clients of ca-pfl say more than .*use fedit"):
         secure(build(peers), noisy(), SKIP, up_codec(TERNARY, 3))

@@ -125,6 +125,6 @@ def test_it_acts_on_what_the_server_sent_in_methods_that_ask_for_it(factors: Fac
 def test_the_smaller_the_step_the_nearer_to_gradient_descent_on_the_term() -> None:
     held, rate = proximal(0.7, KNOWN), 1e-3
     now = {name: t.clone().requires_grad_() for name, t in OWN.items()}
-    (0.35 * algebra.squared_distance(now, KNOWN)).backward()
+    sum(0.35 * (t - KNOWN[name]).square().sum() for name, t in now.items()).backward()
     for name, t in held.step(OWN, held.constants, rate).items():
         torch.testing.assert_close((OWN[name] - t) / rate, now[name].grad, rtol=1e-2, atol=1e-3)

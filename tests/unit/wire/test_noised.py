@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from capfl.config.schema import CodecConfig
 from capfl.errors import WireError
 from capfl.maths.discrete import discrete_gaussian
 from capfl.maths.masks import Whole
-from capfl.rng import stream
+from capfl.rng import Draw, stream
 from capfl.types import Adapter
 from capfl.wire import noised as module
 from capfl.wire import up_codec
@@ -32,7 +31,7 @@ def made(template: Adapter = TINY, codec: CodecConfig = DENSE, clip: float = 1.0
     return Noised(up_codec(codec, 3), template, template, 1, n, clip, z, 3)
 
 
-def draw(client: str, round: int = 1) -> Callable[[int], bytes]:
+def draw(client: str, round: int = 1) -> Draw:
     return stream(7, "privacy", round, client).bytes
 
 

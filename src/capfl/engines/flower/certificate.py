@@ -17,7 +17,7 @@ RENEW = "make another with `capfl flower keys` in a new folder, see docs/network
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
-    """All in a file: a site trusts two while the server's is replaced.
+    """All certificates in a file: a site trusts two while the server's is replaced.
 
     Raises:
         ConfigError: there is no certificate in it.

@@ -17,9 +17,9 @@ from capfl.config.load import from_toml
 from capfl.config.runtime import DISK
 from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.events import Events
-from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
+from capfl.engines.flower.processes import tell
 from capfl.errors import CapflError, RunError, code_of, printable
 from capfl.roles.keyring import Keyring
 from capfl.site import Site
@@ -54,7 +54,7 @@ def answer(message: Message, context: Context) -> Message:
         log.error("client %s failed: %s", me, printable(text))
         if isinstance(error, RunError) and asked["run"] not in _refused:
             _refused.add(str(asked["run"]))
-            print(f"{TELL}node {me}: takes no part in a run: {printable(str(error))}", flush=True)
+            tell(f"node {me}: takes no part in a run: {printable(str(error))}")
         reply = Reply(me, code_of(error))
     seconds = round(time.monotonic() - began, 3)
     note("failed" if reply.code else "answered", **asked, code=reply.code, bytes_out=len(reply.body), seconds=seconds)
@@ -80,7 +80,7 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
             close()
         _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
         allowed.remember(run)  # before anything is answered
-        print(f"{TELL}node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}", flush=True)
+        tell(f"node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}")
         for remark in _open[folder].remarks:
             print(printable(remark), flush=True)
     return _open[folder]

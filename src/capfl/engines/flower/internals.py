@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from capfl.engines.flower import check_flower
+from capfl.engines.flower.processes import tell
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -29,7 +30,6 @@ Send = Callable[[Any], Awaitable[None]]
 NODES = "/v1/fleet/"
 OPEN = (NODES, "/health")  # what nodes need of the server
 ENTRANCES = (f"{NODES}activate-node", f"{NODES}register-node")
-TELL = "capfl: "  # how lines of the server's log begin that its operator is told at once
 HOUR = 3600.0  # seconds
 REFUSED = {  # by status of the answer
     401: "its key is not the registered one, or its clock is more than five seconds ahead of this machine's or "
@@ -73,7 +73,7 @@ class Gate:
                     if len(self._due) > 1000:  # strangers do not fill the memory
                         self._due.clear()
                     self._due[who, reason] = time.monotonic() + HOUR
-                    print(f"{TELL}a node at {who} is not let in: {reason}", flush=True)
+                    tell(f"a node at {who} is not let in: {reason}")
             await send(message)
 
         return noting

@@ -12,7 +12,6 @@ from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.allowed import Allowed
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
 from capfl.engines.flower.events import Events
-from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
 from capfl.engines.flower.processes import Process, Say, environment, free_port, internal, new_secret, supervise
@@ -92,7 +91,7 @@ def _processes(setup: Setup, server: str, given: Mapping[str, str]) -> list[Proc
     # a SuperNode waits for ever for a reply whose sender has ended while it was sending
     worker = Process(
         f"worker {client}", internal("worker", f"127.0.0.1:{port}", secret), inside, state / "worker.log",
-        takes=(supernode,), tells=TELL,
+        takes=(supernode,), tells=True,
     )  # fmt: skip
     return [supernode, worker]
 

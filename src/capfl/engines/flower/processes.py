@@ -26,14 +26,20 @@ LAST_LINES = 6  # of the output of one that has ended
 HOUR = 3600.0  # seconds
 AT_ONCE = 2**16  # bytes of a log that are read at once
 LONGEST = 50 * 2**20  # bytes of a log
+TELL = "capfl: "  # how lines of a log begin that an operator is told at once
 PRIVATE = 0o077  # the umask of every process: what it writes is for its owner alone
 
 Say = Callable[[str], None]
 Note = Callable[..., None]
 
 
+def tell(text: str) -> None:
+    """Have the operator of this process told at once: its parent says the line, where its ``Process.tells``."""
+    print(f"{TELL}{text}", flush=True)
+
+
 def environment(home: Path, *hosts: str) -> dict[str, str]:
-    """Of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed.
+    """The environment of every Flower process: a home of its own, nothing looked up on the Internet, nothing installed.
 
     Args:
         hosts: to which requests go past a proxy, as they do to this machine.
@@ -79,7 +85,7 @@ class Process:
 
     Args:
         hints: what words in its output mean, for when it ends; of a line, the first that it has.
-        tells: how lines of its output begin that are said at once, without that beginning.
+        tells: are lines of its output that begin with ``TELL`` said at once, without that beginning?
         warns: what is said at once, and not again for an hour, of words in its output.
         takes: others that are ended with it when it ends by itself, and start again with it.
     """
@@ -90,7 +96,7 @@ class Process:
     log: Path
     hints: Mapping[str, str] = field(default_factory=dict)
     takes: Sequence[Process] = ()
-    tells: str = ""
+    tells: bool = False
     warns: Mapping[str, str] = field(default_factory=dict)
     running: subprocess.Popen[bytes] | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)  # when it is to be started, on the monotonic clock
@@ -109,7 +115,7 @@ class Process:
             )  # fmt: skip
 
     def ended(self) -> int | None:
-        """Its exit status, once, when it has ended; then nothing that it started is left."""
+        """The exit status of a process that has ended, once: then nothing that it started is left. None otherwise."""
         if self.running is None:
             return None
         # not yet reaped, so that nobody else has the number of its group
@@ -149,9 +155,7 @@ class Process:
             del lines[-1]  # which is still being written
         self.told += sum(map(len, lines))
         texts = [line.decode(errors="replace").rstrip("\n") for line in lines]
-        told = [
-            printable(text.removeprefix(self.tells)) for text in texts if self.tells and text.startswith(self.tells)
-        ]
+        told = [printable(text.removeprefix(TELL)) for text in texts if self.tells and text.startswith(TELL)]
         for warning in meanings(texts, self.warns):
             if time.monotonic() >= self.quiet.get(warning, 0.0):
                 self.quiet[warning] = time.monotonic() + HOUR
@@ -182,7 +186,7 @@ def meanings(lines: Sequence[str], hints: Mapping[str, str]) -> list[str]:
 def supervise(
     processes: Sequence[Process],
     say: Say,
-    step: Callable[[], None] = lambda: None,
+    step: Callable[[], None],
     note: Note = lambda event, **values: None,
 ) -> None:
     """Keep processes running until SIGTERM or Ctrl-C comes, then end them all, the last one first.

@@ -42,7 +42,7 @@ class ServerError(CapflError):
 
 @dataclass(frozen=True)
 class Connection:
-    """To the server whose folder this is."""
+    """The connection to the server whose folder ``home`` is."""
 
     home: Path
 
@@ -63,7 +63,7 @@ class Connection:
         return ["flwr", *arguments, NAME]
 
     def environment(self) -> dict[str, str]:
-        """Of a ``flwr`` command: what goes to the server, which is on this machine, goes past a proxy."""
+        """The environment of a ``flwr`` command: requests to the server, on this machine, go past a proxy."""
         address = tomllib.loads((self.home / "config.toml").read_text())["superlink"][NAME]["address"]
         return environment(self.home, parted(address)[0])
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from capfl.engines.flower.addresses import ANYWHERE, bare, check_port, joined
 from capfl.engines.flower.certificate import check_certificate, reminder
 from capfl.engines.flower.events import Events
-from capfl.engines.flower.internals import TELL
 from capfl.engines.flower.keys import hosts_of
 from capfl.engines.flower.processes import Note, Process, Say, environment, internal, new_secret, supervise
 from capfl.engines.flower.runs import Connection, ServerError
@@ -69,7 +68,7 @@ def _run(home: Path, host: str, port: int, keys: Path, say: Say) -> None:
     runs = ["--runtime-api-address", address, "--root-certificates", str(certificate), "--parent-pid", str(os.getpid())]
     runs += known
     processes = [
-        Process("server", internal("server", *server), inside, home / "server.log", hints=HINTS, tells=TELL),
+        Process("server", internal("server", *server), inside, home / "server.log", hints=HINTS, tells=True),
         Process("runs", ["flower-superexec", *runs], inside, home / "runs.log"),
     ]
     Connection(home).write(address, certificate)

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The commands that make runs, look at them and compare them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ import typer
 from rich.console import Console
 
 from capfl import __version__
-from capfl.adapter_cli import app as adapters
 from capfl.checks import checked_data, config_of, planned_clients
-from capfl.config import Config
-from capfl.config.load import load_command
-from capfl.config.methods import check_method, listed
-from capfl.errors import ConfigError
-from capfl.flower_cli import app as flower
-from capfl.interruption import Interrupted, interruptible
-from capfl.model.place import check_base
-from capfl.terminal import (
+from capfl.cli.adapter import app as adapters
+from capfl.cli.flower import app as flower
+from capfl.cli.terminal import (
     FLAGS,
     ConfigCommand,
     ConfigFile,
@@ -31,6 +25,12 @@ from capfl.terminal import (
     key_list,
     load_given,
 )
+from capfl.config import Config
+from capfl.config.load import load_command
+from capfl.config.methods import check_method, listed
+from capfl.errors import ConfigError
+from capfl.interruption import Interrupted, interruptible
+from capfl.model.place import check_base
 
 app = typer.Typer(
     help="Personalised federated fine-tuning of language models.", add_completion=False,

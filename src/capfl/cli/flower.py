@@ -10,11 +10,11 @@ import typer
 from platformdirs import user_state_path
 
 from capfl.checks import config_of, free_folder
+from capfl.cli.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, load_given
 from capfl.config import Config
 from capfl.config.load import load_command
 from capfl.errors import ConfigError, printable
 from capfl.interruption import Interrupted, interruptible
-from capfl.terminal import FLAGS, ConfigCommand, ConfigFile, Sets, errors, load_given
 
 STATE = user_state_path("capfl")  # the user's folder for what programs remember
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from capfl.threads import PASSIVE
+from capfl.machine import PASSIVE
 
 
 def test_importing_capfl_says_so_before_torch_is_there() -> None:

@@ -138,6 +138,10 @@ class Talk:
             return answer
         try:
             reply, parts = read(answer, client, self.state, self.agreement)
+            if reply.client != client:
+                raise WireError(f"reply of client {client!r} says that it comes from {reply.client!r}")
+            if reply.round != self.round:
+                raise WireError(f"reply of client {client!r} is for round {reply.round}, this is round {self.round}")
             if isinstance(reply, Introduction):
                 door.admit_introduction(reply, self.agreement)
             if isinstance(reply, Update):

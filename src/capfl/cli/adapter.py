@@ -9,12 +9,7 @@ import typer
 from rich.console import Console
 
 from capfl.checks import config_of
-from capfl.config.load import load_command
-from capfl.data.load import check_sets
-from capfl.data.paths import require
-from capfl.errors import ConfigError, printable
-from capfl.model.place import check_adapter
-from capfl.terminal import (
+from capfl.cli.terminal import (
     FLAGS,
     AnswerCommand,
     AnswerRowsCommand,
@@ -26,6 +21,11 @@ from capfl.terminal import (
     load_own,
     typed_lines,
 )
+from capfl.config.load import load_command
+from capfl.data.load import check_sets
+from capfl.data.paths import require
+from capfl.errors import ConfigError, printable
+from capfl.model.place import check_adapter
 
 app = typer.Typer()
 PANEL = "Use an adapter"

@@ -11,7 +11,7 @@ from capfl.roles import door, server, sums
 from capfl.roles.agreement import Agreement
 from capfl.roles.server import Beside
 from capfl.roles.sums import AnySum, MaskedSum, Summable
-from capfl.talk import Talk
+from capfl.roles.talk import Talk
 from capfl.types import ClientId, Failure, Kind, RoundRecord, ServerState
 from capfl.wire.summed import Summed
 from capfl.wire.totals import Total
@@ -68,7 +68,7 @@ def secure_turn(
         aggregation.add_mean(name, own.present, mean)
         used += 1
         if mean.loss is not None and mean.steps is not None:
-            if agreement.says_losses:
+            if not agreement.items_protected:
                 record.losses.update(dict.fromkeys(own.present, mean.loss))
             record.steps.update(dict.fromkeys(own.present, round(mean.steps)))
     if groups and not used:
@@ -166,11 +166,11 @@ def masked_sums(
 
 def _of(
     sum_of: Mapping[ClientId, MaskedSum[Summable]],
-    read: Callable[[bytes, ClientId, ServerState, Agreement, AnySum], tuple[T, dict[str, int]]],
+    read: Callable[[bytes, Agreement, AnySum], tuple[T, dict[str, int]]],
 ) -> Callable[[bytes, ClientId, ServerState, Agreement], tuple[T, dict[str, int]]]:
     """Reads the reply of a client that is in one of the sums."""
 
     def reads(reply: bytes, client: ClientId, state: ServerState, agreement: Agreement) -> tuple[T, dict[str, int]]:
-        return read(reply, client, state, agreement, sum_of[client])
+        return read(reply, agreement, sum_of[client])
 
     return reads
