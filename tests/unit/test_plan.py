@@ -63,12 +63,12 @@ def plan(**changes: object) -> Plan:
              "federation__rounds": 6}),  # two in a turn, one, or none of one's own
         pytest.param(0, {"method__turns": 9, "data__sites": 4, "federation__rounds": 3},  # the whole adapter every turn
                      marks=pytest.mark.slow),
-        (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 3,
+        (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 2,
                 **ONE_GROUP}),
         (0.03, {"privacy__secure_aggregation": "malicious-server", "codec__values": "ternary", "data__sites": 4,
                 "federation__fraction": 0.75, "federation__rounds": 3, "privacy__clip": 1.0,
                 "privacy__noise_multiplier": 1.0}),  # what comes down has noise, of another length each time
-        (0.01, {"method__name": "ca-pfl", "method__turns": 1, "codec__values": "ternary", "federation__rounds": 3,
+        (0.01, {"method__name": "ca-pfl", "method__turns": 1, "codec__values": "ternary", "federation__rounds": 2,
                 "method__peers": dict.fromkeys(("airline", "bank", "council"), "a"), "data__sites": 5,
                 "privacy__secure_aggregation": "honest-server"}),
         pytest.param(0.05, {"privacy__secure_aggregation": "honest-server", "codec__values": "2bit", "data__sites": 4,

@@ -67,7 +67,7 @@ def test_it_reads_as_the_row_that_trains(tmp_path: Path) -> None:
             {"question": "?"},
             "asks nothing, it has 'question'; give one of messages, conversations, prompt, instruction",
         ),
-        ({"text": "a", "label": "b"}, "rows with labels or options are for `capfl eval` and `predict`"),
+        ({"text": "a", "label": "b"}, "rows with labels or options are for `capfl predict` and `capfl eval`"),
         ({"question": "a", "choices": ["b", "c"], "answer": 0}, "asks nothing"),
         ({"prompt": 3}, "field 'prompt' is 3; it must be a string"),
         ({"prompt": " "}, "field 'prompt' is empty"),

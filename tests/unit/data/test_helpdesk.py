@@ -82,9 +82,9 @@ def test_word_counts_do_not_solve_it():
     items = site_items()["bank"]
     order = np.random.default_rng(0).permutation(len(items))
     train, test = order[:300], order[300:]
-    words = [re.findall(r"[a-z']+", item.question.lower()) for item in items]
+    words = [Counter(re.findall(r"[a-z']+", item.question.lower())) for item in items]
     vocabulary = sorted({word for k in train for word in words[k]})
-    x = np.array([[found.count(word) for word in vocabulary] for found in words], float)
+    x = np.array([[found[word] for word in vocabulary] for found in words], float)
     y = np.array([item.answer for item in items])
     weights, bias = np.zeros((len(vocabulary), 12)), np.zeros(12)
     for _ in range(150):
