@@ -94,7 +94,7 @@ class Middle(Combine):
     """The adapter plus the middle of the changes, coordinate by coordinate. ``trim``: share left out at either end."""
 
     trim: float
-    about = "middle of every coordinate"
+    about = "median or trimmed mean of every value"
     adds_mean = True
 
     def start(self, adapter: Adapter, round: int) -> Fold:

@@ -37,7 +37,7 @@ class SecureMean(WeightedMean):
     """
 
     shares: bool = False
-    about = "mean of A, mean of B, of which the server sees the sum alone (secure aggregation)"
+    about = "mean of A, mean of B; the server sees only their sum (secure aggregation)"
 
     @property
     def passes_one(self) -> bool:  # type: ignore[override]
@@ -57,7 +57,7 @@ class NoisySum(SecureMean):
     """
 
     noise: Noise
-    about = "mean of clipped changes, of which the server sees the sum with noise alone (secure aggregation)"
+    about = "mean of clipped changes; the server sees only their sum with noise (secure aggregation)"
 
     def fewest(self, n: int) -> int:
         return max(FEWEST, threshold(n))
