@@ -97,7 +97,9 @@ def free_folder(config: Config) -> Path:
         return path
     path = Path(config.out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
+        raise ConfigError(
+            f"out: {path} is not empty; choose another folder, or continue with: capfl run --resume {path}"
+        )
     return path
 
 

@@ -19,8 +19,8 @@ FIRST, SECOND = "winter-0123456789abcdef", "winter-00000000000000ff"
     [
         (["winter"], FIRST, ""),
         (["winter", "summer"], "summer-0123456789abcdef", ""),
-        (["winter"], "summer-0123456789abcdef", "again with --run summer beside them"),
-        (["winter"], "winter-2-0123456789abcdef", "again with --run winter-2 beside them"),
+        (["winter"], "summer-0123456789abcdef", "again with --run summer as well"),
+        (["winter"], "winter-2-0123456789abcdef", "again with --run winter-2 as well"),
         (["winter"], "winter", "is none that"),  # a name without its digest could be given again and again
         (["winter"], FIRST.upper(), "is none that"),
         ([FIRST], FIRST, ""),

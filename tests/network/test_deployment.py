@@ -212,7 +212,7 @@ def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str
     worker = hold(network, "south", out)
     done.process.terminate()
     assert done.ended(WITHIN) == 143, done.said()
-    assert "go on with: capfl flower run --resume" in done.said()
+    assert "continue with: capfl flower run --resume" in done.said()
     worker.resume()
     assert not RunFolder(out).rounds()
 

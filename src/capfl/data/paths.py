@@ -27,11 +27,13 @@ def require(path: Path) -> None:
             if not is_saved(path):
                 raise DataError(f"{path}: {folder_words(path)}")
         elif path.is_symlink() and not path.exists():
-            raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; mend it, or give the file")
+            raise DataError(
+                f"{path}: is a link to {path.readlink()}, which does not exist; repair it, or give the file"
+            )
         elif not path.exists():
             raise DataError(f"{path}: no such file{near(path)}")
     except OSError as error:
-        raise DataError(f"{path}: cannot be looked for ({error.strerror}); give the path of a file") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a file") from error
 
 
 def is_saved(folder: Path) -> bool:

@@ -53,7 +53,7 @@ def write_page_so_far(path: Path, out: Path) -> Path:
     records, _ = History(path / "rounds.jsonl").read()
     state = "the run goes on, and this page loads itself again"
     if not is_locked(path):
-        state = f"no process works on this run; go on with: capfl run --resume {path}"
+        state = f"no process works on this run; continue with: capfl run --resume {path}"
     text = rendered(
         path,
         title=f"{config.method.name}, {_done(records, config)} so far",

@@ -270,8 +270,8 @@ def test_a_folder_that_datasets_saved(saved: Path) -> None:
     for name, said in {
         "both": "has no split 'dev'; take one of train, test: --data.split NAME",
         "other": rf"that `datasets` saved \(save_to_disk\); give its files, each a client: {saved}/other/a\.csv$",
-        "link.csv": "is a link to .*gone.csv, which is not there; mend it, or give the file",
-        "x" * 300 + ".csv": r"cannot be looked for \(.*\); give the path of a file",
+        "link.csv": "is a link to .*gone.csv, which does not exist; repair it, or give the file",
+        "x" * 300 + ".csv": r"cannot be read \(.*\); give the path of a file",
         "broken": r"cannot be loaded as a saved data set \(\w+: .*\); save it again",
     }.items():
         with pytest.raises(DataError, match=said):

@@ -68,7 +68,7 @@ def run_node(setup: Setup, say: Say) -> None:
     given |= {"runs": " ".join(setup.runs)} if setup.runs else {}
     given |= {"settings": json.dumps(dict(setup.settings))} if setup.settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
-        raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
+        raise ConfigError(f"{wrong[0]!r}: Flower accepts no quotes and line ends in a path; rename it")
     private_folder(state)
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch
