@@ -187,7 +187,7 @@ def test_a_page_of_the_rounds_so_far(copied: Path, tmp_path: Path, rounds: int) 
     page = ElementTree.fromstring(out.read_text(encoding="utf-8"))
     text = text_of(page)
     assert f"ca-pfl, round {rounds} of 3 so far" in text
-    assert "the run goes on, and this page loads itself again" in text
+    assert "the run is active, and this page reloads itself" in text
     assert "local: round 3 of 3" in text
     again = [meta.get("content") for meta in page.iter("meta") if meta.get("http-equiv") == "refresh"]
     assert again == [str(round(EVERY))]

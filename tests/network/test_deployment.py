@@ -152,7 +152,7 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     with open(log, "wb") as output:
         plain = subprocess.Popen([*command, "--insecure"], env=environment(there / "d"), stdout=output, stderr=output)
     wait_for(lambda: "its key is not registered there" in key.said(), WITHIN, "the refusal of a key")
-    wait_for(lambda: "is not for this address, or not that of" in certificate.said(), WITHIN, "a wrong certificate")
+    wait_for(lambda: "is not for this address, or differs from" in certificate.said(), WITHIN, "a wrong certificate")
     wait_for(lambda: log.read_text().count("Connection attempt failed") > 2, WITHIN, "plain text")
     assert nodes(network) == before
     assert network.server is not None

@@ -43,7 +43,7 @@ def is_saved(folder: Path) -> bool:
 
 def folder_words(path: Path) -> str:
     """What a folder is that ``datasets`` did not save, and what to give in its place."""
-    said = "is a folder, and not one that `datasets` saved (save_to_disk)"
+    said = "is a folder that `datasets` did not save (save_to_disk)"
     if found := _rows_in(path):
         more = f" ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return f"{said}; give its files, each a client: {_words(found[:SHOWN])}{more}"
@@ -60,7 +60,7 @@ def near(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         there = next((own for own in folder.parents if own.is_dir()), Path())
-        return f"; there is no folder {folder} in {there.absolute()}, from where the path is looked for"
+        return f"; there is no folder {folder} in {there.absolute()}, where the path starts"
     stems: dict[str, list[str]] = {}  # suffixes would make any two files alike
     for own in sorted(folder.iterdir()):
         if not own.name.startswith("."):

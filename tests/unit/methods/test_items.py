@@ -168,7 +168,7 @@ def test_settings_that_leave_no_gradient_to_each_item(settings: dict[str, object
 
 
 def test_what_a_run_refuses(runs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^evaluation\.references: centralised has everybody's data"):
+    with pytest.raises(ConfigError, match=r"^evaluation\.references: centralised puts all data"):
         tiny_run(runs, **SETTINGS, evaluation__references=["centralised"])
     with pytest.raises(ConfigError, match=r"^privacy\.delta: with 0\.1 one of a client's \d+ training items"):
         tiny_run(runs, **SETTINGS, privacy__delta=0.1)

@@ -175,6 +175,6 @@ def test_what_it_means_nothing_for(method: str | Method, kind: str, reason: str)
 def test_a_median_of_what_is_mostly_not_there() -> None:
     for codec in ("ternary", "fp32-sparse", "2bit"):
         up = up_codec(CODECS[codec], 3)
-        with pytest.raises(ConfigError, match=r"other elements.*codec\.mask = random"):
+        with pytest.raises(ConfigError, match=r"different elements.*codec\.mask = random"):
             made("fedit", "median", up)
         made("fedit", "clip", up)
