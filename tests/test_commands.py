@@ -81,6 +81,7 @@ NOT_RUN = {
     "python benchmarks/codec.py*": "takes speeds and memory of large adapters, which mean nothing beside other tests",
     "python benchmarks/flower_nodes.py --model tiny": "minutes; tests/network/test_deployment.py has such a network",
     "python benchmarks/flower_nodes.py * --kill *": "minutes of SmolLM2; tests/network/test_deployment.py kills, too",
+    "python benchmarks/floor.py*": "takes the speed of SmolLM2, which means nothing beside other tests",
     "python benchmarks/flowertune.py *": "needs trl and ray; tests/unit/test_benchmarks.py has what needs neither",
     "python benchmarks/gpu.py": "needs a GPU",
     "python benchmarks/inversion.py --model smollm2 *": "over five minutes; it runs here with the tiny model",
