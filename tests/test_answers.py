@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import capfl
 from capfl.answers import converse
-from capfl.cli.terminal import typed_lines
+from capfl.cli.terminal import shown, typed_lines
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
 from capfl.model.base import load_base
 from capfl.model.card import card_of
@@ -246,6 +246,13 @@ def test_a_chat_through_a_pipe(north: Path, adapter: LoadedAdapter) -> None:
         result = command("chat", north, *TOKENS, typed=typed)
         assert result.exit_code == 0, result.output
         assert result.stdout == f"{answer}\n"
+
+
+def test_a_terminal_obeys_nothing_that_a_model_or_an_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\x1b]0;title\x07 d\u00e9j\u00e0 \U0001f468\u200d\U0001f469 \x9b2J\r\t.\n"
+    assert shown(said) == said  # into a file or a pipe
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert shown(said) == "\\x1b]0;title\\x07 d\u00e9j\u00e0 \U0001f468\u200d\U0001f469 \\x9b2J\\r\t.\n"
 
 
 def test_who_types_is_shown_where(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     if card:
         card.check(base)
     ranks = algebra.ranks(adapter)
-    rank = max(saved.r, *ranks.values())
+    rank = max(ranks.values(), default=1)  # saved.r may be any number
     try:
         model = AdaptedModel(base, LoraConfig(rank=rank, alpha=saved.lora_alpha * rank / saved.r), list(ranks))
         adapter = algebra.padded(adapter, model.initial_adapter(0))

@@ -21,11 +21,11 @@ FIRST, SECOND = "winter-0123456789abcdef", "winter-00000000000000ff"
         (["winter", "summer"], "summer-0123456789abcdef", ""),
         (["winter"], "summer-0123456789abcdef", "again with --run summer as well"),
         (["winter"], "winter-2-0123456789abcdef", "again with --run winter-2 as well"),
-        (["winter"], "winter", "is none that"),  # a name without its digest could be given again and again
-        (["winter"], FIRST.upper(), "is none that"),
+        (["winter"], "winter", "does not take part in run"),  # a name without its digest could be given again and again
+        (["winter"], FIRST.upper(), "does not take part in run"),
         ([FIRST], FIRST, ""),
-        ([FIRST], SECOND, "is none that"),
-        ([FIRST], f"{FIRST}-0123456789abcdef", "is none that"),  # of a folder that is called like the one run
+        ([FIRST], SECOND, "does not take part in run"),
+        ([FIRST], f"{FIRST}-0123456789abcdef", "does not take part in run"),  # of a folder that is called like the one run
         (["a" * 60], f"{'a' * 50}-0123456789abcdef", ""),  # as long as it is in the name of a run
         ([], FIRST, ""),
     ],

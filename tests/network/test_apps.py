@@ -25,7 +25,7 @@ from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, ConfigError, public
+from capfl.errors import CheckpointError, ClientError, ConfigError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -236,6 +236,17 @@ def test_a_site_takes_part_in_one_run_of_a_name_that_it_allows(
     (whole,) = (place.sites / "north" / "runs.txt").read_text().split()
     assert not list(place.sites.glob("north/runs/*"))
     assert whole.startswith("winter-")
+
+
+def test_what_a_site_could_not_write_down_is_not_answered_when_it_is_asked_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr("capfl.engines.flower.allowed.write_atomically", full)
+    with pytest.raises(ClientError, match=re.escape(public("checkpoint"))):
+        place.run(place.config("winter", federation__rounds=1, federation__on_failure="retry"), runs="winter")
 
 
 def test_a_site_that_names_no_run_takes_part_in_none_with_a_malicious_server(

@@ -74,6 +74,14 @@ def test_a_card_comes_back_and_belongs_to_its_adapter_alone(save: Save, model: A
     save(prompt="capfl-2")
     with pytest.raises(ModelError, match="another version of capfl"):
         load_card(folder)
+    wrong = {"base": 5, "digest": None, "labels": [1, {}], "scoring": "x", "max_length": "x", "date": {}}
+    for key, value in wrong.items():
+        save(**{key: value})
+        with pytest.raises(ModelError, match=rf"capfl\.json is damaged: {key}"):
+            load_card(folder)
+    (folder / "capfl.json").write_text("[" * 10**5)
+    with pytest.raises(ModelError, match=r"capfl\.json is damaged: .*recursion"):
+        load_card(folder)
 
 
 def test_a_file_without_one_of_the_labels_is_scored_by_the_letters_of_training(save: Save, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from capfl.cli.terminal import (
     Sets,
     errors,
     load_own,
+    shown,
     typed_lines,
 )
 from capfl.config.load import load_command
@@ -109,7 +110,7 @@ def generate(
             {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
         ]
         for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
-            typer.echo(answer)
+            typer.echo(shown(answer))
 
 
 @app.command(context_settings=FLAGS, cls=AnswerRowsCommand, rich_help_panel=PANEL)
@@ -145,7 +146,7 @@ def predict(
             typer.echo(f"{count} rows with answers are in {out}")
             return
         for label in open_adapter(adapter, config).predict(text or []):
-            typer.echo(label)
+            typer.echo(shown(label))
 
 
 @app.command(context_settings=FLAGS, cls=AnswerCommand, rich_help_panel=PANEL)
@@ -162,7 +163,7 @@ def chat(
     """Chat with an adapter; each line is a message. /reset starts a new chat; /exit or the end of the input ends it."""
 
     def say(text: str) -> None:
-        typer.echo(text, nl=False)
+        typer.echo(shown(text), nl=False)
 
     with errors(go_on="the same command"):
         config = load_own(context, sets)

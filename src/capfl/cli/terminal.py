@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TextIO
 
 import click
 import typer
@@ -23,6 +24,7 @@ from capfl.config.load import load_command
 from capfl.errors import CapflError, ConfigError
 from capfl.interruption import Interrupted
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and line ends
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, defaults and flags")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set one key; see `capfl keys`")]
@@ -137,6 +139,17 @@ def load_own(context: typer.Context, sets: list[str] | None) -> Config:
     return config
 
 
+def shown(text: str, stream: TextIO | None = None) -> str:
+    """What a model, a row or an adapter says, of which a terminal is to obey nothing; a file gets it as it is.
+
+    Args:
+        stream: where it will be written; by default to standard output.
+    """
+    if not (stream or sys.stdout).isatty():
+        return text
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 @contextmanager
 def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     """Errors that capfl raises on purpose end with their message and code 2; a signal with 128 and its number."""
@@ -144,7 +157,7 @@ def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
         yield
     except CapflError as error:
         Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)

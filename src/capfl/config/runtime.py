@@ -26,7 +26,7 @@ class RuntimeConfig(Section):
     compile: bool = Field(
         False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
     )
-    threads: Positive | None = Field(
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         None, description="CPU threads of torch; by default all cores, or one for each of several workers"
     )
     workers: Positive = Field(
