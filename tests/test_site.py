@@ -306,8 +306,8 @@ def test_a_site_finds_its_part_of_the_data(tmp_path: Path, files: dict[str, Path
     [
         ({"partition__kind": "iid"}, "deals out the data of all"),
         ({"partition__clients": 6}, "partition.clients 6 cuts up 3 data sets"),
-        ({"evaluation__references": ["centralised"]}, "centralised is trained on everybody's data"),
-        ({"method__name": "centralised"}, "centralised is trained on everybody's data"),
+        ({"evaluation__references": ["centralised"]}, "centralised trains on all data"),
+        ({"method__name": "centralised"}, "centralised trains on all data"),
         ({"partition__min_items": 41}, "client 'south' has 40 items, fewer than partition.min_items = 41"),
     ],
 )
@@ -320,7 +320,7 @@ def test_what_a_client_alone_cannot_do(
 
 def test_a_server_without_data_refuses_what_needs_them(tmp_path: Path, files: dict[str, Path]) -> None:
     remote = Remote(["north"], lambda agreement: pytest.fail("nobody is asked"))
-    with pytest.raises(ConfigError, match="centralised is trained on everybody's data"):
+    with pytest.raises(ConfigError, match="centralised trains on all data"):
         run(config_for(tmp_path / "x", files, evaluation__references=["centralised"]), remote)
     assert not (tmp_path / "x/config.toml").exists()
 
@@ -329,7 +329,7 @@ def test_a_folder_is_one_clients_in_one_run(tmp_path: Path, files: dict[str, Pat
     config, place = config_for(tmp_path / "x", files), tmp_path / "site"
     Site(config, "south", place, files["south"])
     Site(config_for(tmp_path / "y", files, runtime__cache="off"), "south", place, files["south"])
-    with pytest.raises(CheckpointError, match=r"begun by another client \(site.json\)"):
+    with pytest.raises(CheckpointError, match=r"made with another client \(site.json\)"):
         Site(config, "north", place, files["north"])
     with pytest.raises(CheckpointError, match="another run or config"):
         Site(config_for(tmp_path / "x", files, seed=1), "south", place, files["south"])

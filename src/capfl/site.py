@@ -108,7 +108,7 @@ class Site:
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
         if config.runtime.workers > 1:
-            raise ConfigError("runtime.workers: a site has one client, which one process works for; leave it out")
+            raise ConfigError("runtime.workers: a site has one client, so one process is enough; leave it out")
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
@@ -224,8 +224,8 @@ class Site:
         for key, what in (("client", "client"), ("run", "run or config"), ("data", "data")):
             if found.get(key) != claim[key]:
                 raise CheckpointError(
-                    f"{self.folder} was begun by another {what} (site.json); give each client and run a folder of its "
-                    "own, or restore what it began with"
+                    f"{self.folder} was made with another {what} (site.json); give each client and run a separate "
+                    "folder, or restore the old setting"
                 )
 
 
@@ -238,8 +238,8 @@ def require_metrics(config: Config) -> None:
     names = config.evaluation.metrics
     if asked := [name for name in names if metrics.is_own(name) and name not in config.runtime.own_metrics]:
         raise ConfigError(
-            f"evaluation.metrics: the run would call {', '.join(asked)} here; if that is code of yours, allow it with "
-            f"--set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
+            f"evaluation.metrics: the run wants to call {', '.join(asked)} here; if you trust this code, "
+            f"allow it with --set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
         )
     metrics.require(names)
 

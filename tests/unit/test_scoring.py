@@ -109,7 +109,7 @@ def test_what_contradicts_the_card_is_refused(save: Save, tmp_path: Path) -> Non
         scored(folder, strange)
     with pytest.raises(DataError, match="the adapter was trained with access, billing, cards, delivery, and knows no"):
         scored(folder, "helpdesk")
-    with pytest.raises(ConfigError, match="--data: say what to score the adapter on"):
+    with pytest.raises(ConfigError, match="--data is missing: give a file of rows"):
         score_adapter(folder, load_command(None, [], []))
     choices = save("choices", labels=())
     with pytest.raises(DataError, match="was trained without labels, and knows no others"):
@@ -128,7 +128,7 @@ def test_the_base_is_known_by_its_weights_wherever_it_lies(save: Save, tmp_path:
     assert scored(folder, rows, *same, "--dtype", "bfloat16")["items"] == 8
     with pytest.raises(ModelError, match=r"trained on tiny, and .*/other has other weights"):
         scored(folder, rows, *other)
-    with pytest.raises(ModelError, match="cannot be seen at this precision"):
+    with pytest.raises(ModelError, match="at this precision capfl cannot check"):
         scored(folder, rows, *same, "--dtype", "float16")
     assert scored(folder, rows, "--dtype", "float16")["items"] == 8
     moved = save("moved", digest=load_base(ModelConfig(path=str(tmp_path / "other"))).digest)

@@ -76,8 +76,8 @@ class Card:
         if self.digest.partition(":")[0] != base.digest.partition(":")[0]:  # of other precisions
             if base.name != self.base:
                 raise ModelError(
-                    f"model.path: the adapter was trained on {self.base}; whether {base.name} has the same weights "
-                    "cannot be seen at this precision, use model.dtype = float32 without quantization"
+                    f"model.path: the adapter was trained on {self.base}; at this precision capfl cannot check "
+                    f"whether {base.name} has the same weights, use model.dtype = float32 without quantization"
                 )
         elif self.digest != base.digest:
             raise ModelError(

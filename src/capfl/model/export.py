@@ -134,5 +134,5 @@ def base_config(folder: Path, saved: peft.LoraConfig, card: Card | None, given: 
     named = "path" in given.model_fields_set
     path = given.path if named else card.base if card else saved.base_model_name_or_path
     if not path:
-        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
+        raise ModelError(f"{folder} does not name its base model; give it as --model-path")
     return given.model_copy(update={"path": path})
