@@ -105,7 +105,7 @@ def test_eval_measures_as_the_run_did(run: Summary, files: Path) -> None:
 def test_a_site_calls_only_functions_that_it_has_allowed(files: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "out", **settings(files))
     with pytest.raises(
-        ConfigError, match=r"would call test_metrics:same_length here.*--set runtime.own_metrics=test_me"
+        ConfigError, match=r"wants to call test_metrics:same_length here.*--set runtime.own_metrics=test_me"
     ):
         Site(config, "north", tmp_path / "north")
     assert not (tmp_path / "north").exists()

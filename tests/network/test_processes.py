@@ -84,7 +84,7 @@ def test_of_several_meanings_of_a_line_the_first_is_said() -> None:
     errors = {
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired": "has expired",
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch": "not for this address;",
-        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or not that of",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or differs from",
         "[code: 2004] Failed to activate SuperNode.": "its key is not registered",
         "[code: 2001] SuperNode authentication is enabled.": "this one has none",
         "Client error '401 Unauthorized' for url 'https://x:1/'": "or its clock is more than five seconds ahead",
