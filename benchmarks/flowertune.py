@@ -1,4 +1,4 @@
-"""capfl against FlowerTune, Flower's template for language models, and NVIDIA FLARE: the same job, each as its users run it.
+"""capfl against FlowerTune, Flower's template for language models, and NVIDIA FLARE: the same job, as users run it.
 
     pip install trl ray==2.55.1 nvflare==2.9.0
     python benchmarks/flowertune.py [--model smollm2] [--clients 4] [--rounds 3] [--steps 4] [--out FILE.json]
@@ -10,14 +10,15 @@ capfl-dense   the same, with every value sent in float32, as Flower sends it
 capfl-flower  the same as capfl over `capfl flower`: a server and a node for each client, over TLS, on this machine
 flowertune    SFTTrainer and PEFT in a ClientApp, FedAvg in a ServerApp, Flower's simulation engine: flowertune_app.py
 flowertune-no-checkpointing  the same without gradient checkpointing, which the template turns on: faster, more memory
-nvflare       SFTTrainer and PEFT, patched by NVIDIA FLARE's client API, in its simulator: nvflare_app.py
+nvflare       SFTTrainer and PEFT, patched by NVIDIA FLARE's client API, in its simulator, with all
+              clients at the same time: nvflare_app.py
 
 Each contestant runs in a process of its own, one after the other. Seconds of the first round and of a later one (the
 median) are those between the server's first request and its new adapter; "cpu" are seconds of the processor (user) of
 all processes. Memory is the most that all processes of a contestant have at the same time, as the sum of their
-proportional set sizes (PSS), looked at every two seconds. Bytes are those of the arrays (Flower, FLARE) or of
-whole messages (capfl), a client and round, without what Flower and FLARE add. The validation loss is that of the server's last adapter
-on the validation rows of all clients, by the same function for all.
+proportional set sizes (PSS), looked at every two seconds. Bytes are those of the arrays (Flower, FLARE) or of whole
+messages (capfl), a client and round, without what Flower and FLARE add. The validation loss is that of the server's
+last adapter on the validation rows of all clients, by the same function for all.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ a new AdamW, as it does for the other contestants), and the server keeps the ada
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -33,23 +34,35 @@ NAME = "capfl"  # of the job, and of its folder below the workspace
 
 
 def client(place: str, number: int) -> None:
-    """A client's process: train whenever the server asks for it, and note what came, what went and the loss."""
+    """A client's process: train whenever the server asks for it, and note what came, what goes and the loss."""
     import nvflare.client.hf as flare
     from peft import get_peft_model_state_dict
+    from transformers import TrainerCallback
 
     from flowertune_sft import adapted, trainer_of
 
-    job = _job(place)
+    job, path = _job(place), Path(place, f"client-{number}")
     torch.set_num_threads(job.threads)
-    with tempfile.TemporaryDirectory() as work, open(Path(place, f"client-{number}"), "a", encoding="utf-8") as notes:
-        model = adapted(job)
-        trainer: Any = flare.patch(trainer_of(job, model, number, number, True, work), restore_state=False)
-        while flare.is_running():
-            came = flare.receive()
+    model = adapted(job)
+
+    class Note(TrainerCallback):
+        """Of a round, before the patched trainer sends its adapter: FLARE may end this process right after that."""
+
+        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+            if logs is None or "train_loss" not in logs:
+                return
+            came, goes = flare.receive(), get_peft_model_state_dict(model)
             assert came is not None
-            down, done = _bytes(came.params), trainer.train()
-            sent = {"down": down, "up": _bytes(get_peft_model_state_dict(model)), "loss": done.training_loss}
-            print(json.dumps(sent), file=notes, flush=True)
+            note = {"down": _bytes(came.params), "up": _bytes(goes), "loss": logs["train_loss"]}
+            with path.open("a", encoding="utf-8") as notes:
+                print(json.dumps(note), file=notes)
+
+    with tempfile.TemporaryDirectory() as work:
+        trainer = trainer_of(job, model, number, number, True, work)
+        trainer.add_callback(Note())
+        flare.patch(trainer, restore_state=False)
+        while flare.is_running():
+            trainer.train()
 
 
 def _bytes(arrays: Mapping[str, torch.Tensor]) -> int:
@@ -129,4 +142,8 @@ def simulate(job: Job, place: Path) -> tuple[list[dict[str, float]], dict[str, t
 
 
 if __name__ == "__main__":
-    client(sys.argv[1], int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="a client of a job of flowertune.py, which NVIDIA FLARE starts")
+    parser.add_argument("place")
+    parser.add_argument("number", type=int)
+    given = parser.parse_args()
+    client(given.place, given.number)
