@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -157,7 +158,9 @@ class AdaptedModel:
         ids = probe_ids(self.base.module, rows * length).reshape(rows, length).to(self.base.device)
         self.train(True)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), warnings.catch_warnings():
+                # the compiler looks at the gradient of every tensor that it meets, of those that have none as well
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
                 hidden = self.lower(ids) if self.lowest else None
                 self.logits(ids, torch.arange(length, device=ids.device), hidden).sum().backward()
         except Exception as error:  # whatever torch's compilers raise
