@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import capfl
 from capfl.answers import converse
-from capfl.cli.terminal import typed_lines
+from capfl.cli.terminal import shown, typed_lines
 from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
 from capfl.model.base import load_base
 from capfl.model.card import card_of
@@ -105,7 +105,7 @@ def test_rows_of_a_file_get_their_answers(north: Path, adapter: LoadedAdapter, t
         {**row, "answer": text} for row, text in zip(ROWS, adapter.generate(ROWS, max_new_tokens=6), strict=True)
     ]
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == expected
-    assert "is there already" in refused(*words, "--base")
+    assert " exists; choose" in refused(*words, "--base")
     assert command(*words, "--base", "--overwrite").exit_code == 0
     assert [json.loads(line)["id"] for line in out.read_text(encoding="utf-8").splitlines()] == [1, 2]
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] != expected
@@ -128,7 +128,7 @@ def test_an_adapter_that_has_learnt_labels_gives_them_and_does_not_write(north: 
     card.write_text(json.dumps(json.loads(card.read_text()) | {"labels": ["late", "lost"]}))
     result = command("generate", labels, *TOKENS, "--prompt", "a")
     assert result.exit_code == 0, result.output
-    assert "it has learnt to choose a label (late, lost), not to write" in result.stderr
+    assert "this adapter has learnt to choose a label (late, lost), not to write" in result.stderr
     texts = ["Where is it?", "It is late", "Gone"]
     right = capfl.load(labels).predict(texts)
     assert command("predict", labels, "--text", texts[0], "--text", texts[1]).stdout.splitlines() == right[:2]
@@ -138,7 +138,7 @@ def test_an_adapter_that_has_learnt_labels_gives_them_and_does_not_write(north: 
     assert result.exit_code == 0, result.output
     found = list(map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()))
     assert [(row["Said"], row["answer"]) for row in found] == list(zip(texts, right, strict=True))
-    assert "is there already" in refused("predict", labels, *rows, "--out", tmp_path / "out.jsonl")
+    assert " exists; choose" in refused("predict", labels, *rows, "--out", tmp_path / "out.jsonl")
     assert "--data rows.jsonl --out labels.jsonl" in refused("predict", labels)
     (tmp_path / "odd.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
     said = refused("predict", labels, "--data", tmp_path / "odd.jsonl", "--out", tmp_path / "other.jsonl")
@@ -151,14 +151,14 @@ def test_what_cannot_be_answered_is_refused_before_the_model_is_loaded(
     monkeypatch.setattr("capfl.scoring.load_base", None)
     out = ("--out", tmp_path / "answers.jsonl")
     named = written(tmp_path / "named.jsonl", [{"prompt": "a", "answer": "b"}])
-    assert f"{named}:1: field 'answer' is where the model's answer goes" in refused(
+    assert f"{named}:1: the model's answer goes into field 'answer'" in refused(
         "generate", north, "--data", named, *out
     )
     labels = written(tmp_path / "labels.jsonl", [{"text": "a", "label": "b"}])
     assert f"{labels}:1: " in refused("generate", north, "--data", labels, *out)
     for words in ((), ("--prompt", "a", *out), ("--data", named), ("--data", named, *out, "--chat")):
         assert "give one of these:" in refused("generate", north, *words)
-    assert "train.steps: `capfl generate` has no use for it; --help" in refused(
+    assert "train.steps: `capfl generate` does not use it; --help" in refused(
         "generate", north, "--prompt", "a", "--steps", 2
     )
     assert "--warmth: no such flag" in refused("generate", north, "--prompt", "a", "--warmth", "2")
@@ -248,6 +248,13 @@ def test_a_chat_through_a_pipe(north: Path, adapter: LoadedAdapter) -> None:
         assert result.stdout == f"{answer}\n"
 
 
+def test_a_terminal_obeys_nothing_that_a_model_or_an_adapter_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\x1b]0;title\x07 d\u00e9j\u00e0 \U0001f468\u200d\U0001f469 \x9b2J\r\t.\n"
+    assert shown(said) == said  # into a file or a pipe
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert shown(said) == "\\x1b]0;title\\x07 d\u00e9j\u00e0 \U0001f468\u200d\U0001f469 \\x9b2J\\r\t.\n"
+
+
 def test_who_types_is_shown_where(monkeypatch: pytest.MonkeyPatch) -> None:
     lines, prompts = iter(["a", "b"]), []
 
@@ -280,5 +287,5 @@ def test_export_writes_what_is_asked_for(run: Path, north: Path, tmp_path: Path)
         logits = AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits
         torch.testing.assert_close(logits, own.model.base.module(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert gguf.read_bytes().startswith(b"GGUF")
-    assert "is there already" in refused("export", north, "--gguf", gguf)
+    assert " exists; choose" in refused("export", north, "--gguf", gguf)
     assert str(north) in refused("export", run, "--merged", tmp_path / "other")

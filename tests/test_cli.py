@@ -55,7 +55,7 @@ def test_a_run_prints_a_line_a_round_a_table_and_its_folder(tmp_path: Path) -> N
     assert [sum(f"round {n}/2" in line for line in lines) for n in (1, 2)] == [1, 1]
     assert sum(line.startswith("ca-pfl round 1: groups ") for line in lines) == 1
     assert {"bank", "hospital", "mean"} <= {line.split(" ")[0] for line in lines}
-    assert lines[-1].endswith(f" s; everything is in {out}")  # on one line, however long
+    assert lines[-1].endswith(f" s; all files are in {out}")  # on one line, however long
 
 
 def test_the_published_command_runs(tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def test_files_that_are_not_here_are_clients_and_broken_ones_an_error(tmp_path: 
     flags = ["--model", "tiny", "--partition", "by_task", "--data", f"{tmp_path}/north.jsonl,{tmp_path}/south.jsonl"]
     result = command("plan", *flags)
     assert result.exit_code == 0, result.output
-    assert "2 of 2 clients (from the names in data.sets, as the data are not here)" in " ".join(result.stdout.split())
+    assert "2 of 2 clients (from the names in data.sets, because the data are not here)" in " ".join(
+        result.stdout.split()
+    )
     assert "no such file" in " ".join(result.stdout.split())
     (tmp_path / "north.jsonl").write_text("{")
     assert "north.jsonl" in refused("plan", *flags)

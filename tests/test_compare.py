@@ -137,7 +137,7 @@ def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path,
     place.write_text(place.read_text().replace('"data": "', '"data": "0'))
     said = refused("compare", spec, "--out", out, "--show")
     assert "two.fedit.1" in said
-    assert "had other data or another partition" in said
+    assert "had different data or partitions" in said
     changed = write_spec(tmp_path, common=TINY | {"partition.validation": 0.1, "federation.rounds": 1})
     (out / "two.local.0" / "summary.json").unlink()  # what is not finished must fit as well
     assert "two.local.0 was run with partition.validation = 0.2, the spec 0.1" in refused(
@@ -147,7 +147,7 @@ def test_runs_of_another_config_or_of_other_data_are_refused(copied: tuple[Path,
     config.write_text("unheard_of = 1\n" + config.read_text())
     assert "two.local.0 is of another version of capfl: unheard_of" in refused("compare", spec, "--out", out)
     assert "no finished run" in refused("compare", spec, "--out", tmp_path / "empty", "--show")
-    assert "'x' is no whole number" in refused("compare", spec, "--seeds", "0,x")
+    assert "'x' is not a whole number" in refused("compare", spec, "--seeds", "0,x")
 
 
 def test_variants_may_be_methods_of_a_file(tmp_path: Path, started: list[list[str]]) -> None:

@@ -50,6 +50,6 @@ def test_the_tables_of_the_page_are_those_of_the_package() -> None:
         cells = rows[words["method"]]
         if words["source"].startswith("arXiv:"):
             assert f"https://arxiv.org/abs/{words['source'].removeprefix('arXiv:')}" in cells[0]
-    questions = ("trained and sent", "combined", "learns with", "ranks", "takes home")
+    questions = ("trained and sent", "combined", "learns with", "ranks", "personal model")
     expected = [[f"`{words['method']}`", *(words[question] for question in questions)] for words in describe()]
     assert table("method | trained and sent") == expected

@@ -172,7 +172,7 @@ def test_a_run_waits_for_a_lower_loss(losses: tuple[float, ...], ends: bool) -> 
 
 def test_losses_of_two_tasks_have_no_mean_to_wait_for() -> None:
     config = load_config(None, {"evaluation.patience": 2})
-    with pytest.raises(DataError, match="whose losses have no mean"):
+    with pytest.raises(DataError, match="their losses cannot be averaged"):
         why_stopped(records(2.0, None), config)
 
 

@@ -40,7 +40,9 @@ def test_a_newcomer_like_a_client_joins_its_group(finished: Path) -> None:
     assert found.rank < 8  # of the ranks that its peers have dropped it has none
     assert found.bytes_up > 2 * 4 * 32  # features and deviations, in bfloat16
     assert found.bytes_down > 1000
-    with pytest.raises(ConfigError, match="'bank' is a client of this run, which has its adapter; choose another name"):
+    with pytest.raises(
+        ConfigError, match="'bank' is already a client of this run and has its adapter; choose another name"
+    ):
         run.welcome("bank", like[:20])
 
 
@@ -68,7 +70,7 @@ def test_runs_without_peers(tmp_path: Path) -> None:
     assert found.peers == ()
     assert found.scores["global"] == found.scores["personal"]
     tiny_run(tmp_path / "alone", method__name="local", federation__rounds=1, data__items=20)
-    with pytest.raises(ConfigError, match="local shares nothing"):
+    with pytest.raises(ConfigError, match="local shares no adapter"):
         Run(tmp_path / "alone")
     with pytest.raises(CheckpointError, match=r"has no config.toml"):
         Run(tmp_path / "nowhere")

@@ -162,7 +162,7 @@ def test_what_is_no_finished_run_is_refused(finished: Path, copied: Path, tmp_pa
     change(file, lambda said: said.pop("clients"))
     assert "another version of capfl: 'clients' is missing" in refused("report", copied)
     file.unlink()
-    assert f"is not finished; go on with: capfl run --resume {copied}" in refused("report", copied)
+    assert f"is not finished; continue with: capfl run --resume {copied}" in refused("report", copied)
 
 
 # -- while a run goes on -------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_a_page_of_the_rounds_so_far(copied: Path, tmp_path: Path, rounds: int) 
     page = ElementTree.fromstring(out.read_text(encoding="utf-8"))
     text = text_of(page)
     assert f"ca-pfl, round {rounds} of 3 so far" in text
-    assert "the run goes on, and this page loads itself again" in text
+    assert "the run is active, and this page reloads itself" in text
     assert "local: round 3 of 3" in text
     again = [meta.get("content") for meta in page.iter("meta") if meta.get("http-equiv") == "refresh"]
     assert again == [str(round(EVERY))]
@@ -200,7 +200,9 @@ def test_a_page_of_the_rounds_so_far(copied: Path, tmp_path: Path, rounds: int) 
     )  # fmt: skip
     assert len(list(page.iter(f"{SVG}svg"))) == (3 if rounds else 0)
     write_page_so_far(copied, out)
-    assert f"no process works on this run; go on with: capfl run --resume {copied}" in out.read_text(encoding="utf-8")
+    assert f"no process works on this run; continue with: capfl run --resume {copied}" in out.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_page_is_written_again_until_the_run_is_finished(copied: Path) -> None:

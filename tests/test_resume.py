@@ -158,7 +158,7 @@ def unfinished(out: Path) -> Path:
     [
         (lambda out: flipped(out / "state/server"), r"state/server: the file is damaged"),
         (lambda out: flipped(newest_client(unfinished(out))), r"state/clients/\w+/\w+\.0000\d+: the file is damaged"),
-        (edited("rounds.jsonl", '"losses"', '"loses"'), r"rounds\.jsonl is not what this run wrote"),
+        (edited("rounds.jsonl", '"losses"', '"loses"'), r"rounds\.jsonl was changed"),
         (lambda out: (out / "run.json").write_text("[]"), r"run\.json is damaged"),
         (edited("config.toml", "steps = 2", "steps = 3"), r"config\.toml changed since this run began"),
         (edited("config.toml", "items = 30", "items = 31"), r"config\.toml changed since this run began"),

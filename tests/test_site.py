@@ -251,7 +251,7 @@ def test_a_site_forgets_what_the_server_never_used_and_may_lock_its_states(
     monkeypatch.setenv("SITE_KEY", "a5" * 32)
     stranger = sites.start("south")
     agreed = stranger.agreements["fedit"]
-    request = replace(agreed.method.start(agreed.initial), round=5)
+    request = replace(agreed.method.start(agreed.initial), round=2)
     with pytest.raises(CheckpointError, match=r"south\.\d+ cannot be opened"):
         stranger.answer("train", "fedit", server.request(request, "south", agreed, again=True).blob)
 
@@ -306,8 +306,8 @@ def test_a_site_finds_its_part_of_the_data(tmp_path: Path, files: dict[str, Path
     [
         ({"partition__kind": "iid"}, "deals out the data of all"),
         ({"partition__clients": 6}, "partition.clients 6 cuts up 3 data sets"),
-        ({"evaluation__references": ["centralised"]}, "centralised is trained on everybody's data"),
-        ({"method__name": "centralised"}, "centralised is trained on everybody's data"),
+        ({"evaluation__references": ["centralised"]}, "centralised trains on all data"),
+        ({"method__name": "centralised"}, "centralised trains on all data"),
         ({"partition__min_items": 41}, "client 'south' has 40 items, fewer than partition.min_items = 41"),
     ],
 )
@@ -320,7 +320,7 @@ def test_what_a_client_alone_cannot_do(
 
 def test_a_server_without_data_refuses_what_needs_them(tmp_path: Path, files: dict[str, Path]) -> None:
     remote = Remote(["north"], lambda agreement: pytest.fail("nobody is asked"))
-    with pytest.raises(ConfigError, match="centralised is trained on everybody's data"):
+    with pytest.raises(ConfigError, match="centralised trains on all data"):
         run(config_for(tmp_path / "x", files, evaluation__references=["centralised"]), remote)
     assert not (tmp_path / "x/config.toml").exists()
 
@@ -329,7 +329,7 @@ def test_a_folder_is_one_clients_in_one_run(tmp_path: Path, files: dict[str, Pat
     config, place = config_for(tmp_path / "x", files), tmp_path / "site"
     Site(config, "south", place, files["south"])
     Site(config_for(tmp_path / "y", files, runtime__cache="off"), "south", place, files["south"])
-    with pytest.raises(CheckpointError, match=r"begun by another client \(site.json\)"):
+    with pytest.raises(CheckpointError, match=r"made with another client \(site.json\)"):
         Site(config, "north", place, files["north"])
     with pytest.raises(CheckpointError, match="another run or config"):
         Site(config_for(tmp_path / "x", files, seed=1), "south", place, files["south"])
@@ -352,3 +352,21 @@ def test_what_a_site_does_not_answer(tmp_path: Path, files: dict[str, Path]) -> 
     with pytest.raises(WireError, match="shorter than a header"):
         site.answer("train", "fedit", b"")
     assert not (tmp_path / "site/state").exists()
+
+
+def test_a_site_takes_part_in_the_rounds_that_the_run_has_and_changes_nothing_for_what_does_not_fit(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    """A server that lies could have any number of noisy answers beyond the last, which no epsilon counts."""
+    site = Site(config_for(tmp_path / "x", files, federation__rounds=1), "south", tmp_path / "site", files["south"])
+    agreed = site.agreements["fedit"]
+    start = agreed.method.start(agreed.initial)
+    first, second, third = (server.request(replace(start, round=n), "south", agreed).blob for n in range(3))
+    assert site.answer("train", "fedit", first)
+    for kind, request in [("train", second), ("introduce", second), ("evaluate", third), ("keys", third)]:
+        with pytest.raises(WireError, match=r"is for round [23], and the run has 1 rounds"):
+            site.answer(kind, "fedit", request, used=0)  # type: ignore[arg-type]
+    with pytest.raises(WireError, match="checksum"):
+        site.answer("train", "fedit", first[:-1] + b"!", used=0)
+    assert [path.name for path in (tmp_path / "site/state/fedit/south").iterdir()] == ["south.000001"]
+    assert site.answer("evaluate", "fedit", second)

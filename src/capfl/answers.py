@@ -72,14 +72,17 @@ def _write(out: Path, rows: Sequence[Row], answers: Sequence[str]) -> None:
 
 def _refuse_overwriting(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} is there already; choose another file, or replace it with --overwrite")
+        raise ConfigError(f"--out: {out} exists; choose another file, or replace it with --overwrite")
 
 
 def _refuse_answers(rows: Iterable[Row]) -> None:
     """Raises DataError: a row has a field of the name that its answer is to have."""
     for row in rows:
         if ANSWER in row.values:
-            raise DataError(f"{row.where}: field {ANSWER!r} is where the model's answer goes; give yours another name")
+            raise DataError(
+                f"{row.where}: the model's answer goes into field {ANSWER!r}, and the row already has it; "
+                "rename the row's field"
+            )
 
 
 def converse(

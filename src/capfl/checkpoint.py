@@ -99,7 +99,7 @@ class ClientStore:
             state = self._reader.client(blob)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{path}: {error}; restore it from a copy, or delete it: the client then begins again"
+                f"{path}: {error}; restore it from a copy, or delete it and the client starts anew"
             ) from error
         if state.client != client:
             raise CheckpointError(f"{path} is the state of client {state.client!r}; restore {client!r}'s own")
@@ -254,7 +254,7 @@ class RunFolder:
         return after
 
     def resumed(self, reader: StateReader) -> ServerState | None:
-        """As ``state``, to go on with: what was written of a round that did not happen is dropped."""
+        """As ``state``, to continue with: what was written of a round that did not happen is dropped."""
         state, length = self._checked(reader)
         self.history.cut(length)
         self._server.sweep()
@@ -286,8 +286,7 @@ class RunFolder:
             found, length = "no record", 0
         if found not in state.lines:
             raise CheckpointError(
-                f"{self.history.path} is not what this run wrote: lines are missing, doubled or changed; "
-                "restore it from a copy"
+                f"{self.history.path} was changed: lines are missing, doubled or different; restore it from a copy"
             )
         return replace(state, lines=(found,)), length
 

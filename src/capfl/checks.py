@@ -80,8 +80,8 @@ def _planned(config: Config) -> Clients:
         number = config.partition.clients
         if config.partition.kind == "by_task" and not number:
             ids = sorted(task_of(name) for name in config.data.sets)
-            return Clients(ids, "the names in data.sets, as the data are not here", missing=str(error))
-        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, as the data are not here"
+            return Clients(ids, "the names in data.sets, because the data are not here", missing=str(error))
+        source = "partition.clients" if number else f"the default of {DEFAULT_CLIENTS}, because the data are not here"
         return Clients(numbered(number or DEFAULT_CLIENTS), source, missing=str(error))
     items, splits = share_out(items, config.partition, config.seed)
     return Clients(sorted(splits), "the data", items, splits)
@@ -97,7 +97,9 @@ def free_folder(config: Config) -> Path:
         return path
     path = Path(config.out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"out: {path} is not empty; choose another folder, or go on with: capfl run --resume {path}")
+        raise ConfigError(
+            f"out: {path} is not empty; choose another folder, or continue with: capfl run --resume {path}"
+        )
     return path
 
 
@@ -108,5 +110,7 @@ def config_of(path: Path) -> Config:
         CheckpointError: the folder is not a run.
     """
     if not (path / "config.toml").is_file():
-        raise CheckpointError(f"{path} has no config.toml: not a run folder, or stopped before it began; start it anew")
+        raise CheckpointError(
+            f"{path} has no config.toml: not a run folder, or the run stopped before it began; start it anew"
+        )
     return load_config(path / "config.toml")

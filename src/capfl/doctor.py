@@ -118,7 +118,7 @@ def _machine(notes: list[Note]) -> dict[str, Any]:
         there = next(own for own in (place, *place.absolute().parents) if own.exists())
         found[name] = shutil.disk_usage(there).free
         if not os.access(there, os.W_OK):
-            notes.append(Note("broken", f"{there} cannot be written to; choose another folder or set CAPFL_CACHE"))
+            notes.append(Note("broken", f"cannot write to {there}; choose another folder or set CAPFL_CACHE"))
         elif found[name] < GB:
             notes.append(Note("note", f"{there} has {found[name] / GB:.1f} GB left; a converted SmolLM2 takes 0.6 GB"))
     if free < 2 * GB:
@@ -135,7 +135,7 @@ def _models(notes: list[Note]) -> dict[str, Any]:
         weights = smollm2_weights()
         found["smollm2"] = "ready" if converted(weights) else "installed, not converted yet"
         if not converted(weights):
-            notes.append(Note("note", "the first run with smollm2 converts it, once, which takes about a minute"))
+            notes.append(Note("note", "the first run with smollm2 converts it once; this takes about a minute"))
     except ModelError as error:
         found["smollm2"] = "not installed"
         notes.append(Note("note", str(error).removeprefix("model.path: ")))
@@ -146,7 +146,7 @@ def _models(notes: list[Note]) -> dict[str, Any]:
     found["hub_models"] = [name.removeprefix("models--").replace("--", "/") for name in models]
     found["hub_offline"] = bool(hub.HF_HUB_OFFLINE)
     if hub.HF_HUB_OFFLINE:
-        notes.append(Note("note", "HF_HUB_OFFLINE is set: models and data of the Hub load from its cache alone"))
+        notes.append(Note("note", "HF_HUB_OFFLINE is set: models and data of the Hub load only from its cache"))
     return found
 
 
@@ -215,17 +215,21 @@ def _slow(devices: Mapping[str, Any], threads: Mapping[str, Any], speed: Mapping
     if n > 1 and every < 1.2 * one:
         yield Note(
             "slow",
-            f"{n} threads do {every:g} GFLOP/s and one does {one:g}: other programs use the cores; end them, or leave "
-            "them cores with --threads 1",
+            (
+                f"{n} threads do {every:g} GFLOP/s and one does {one:g}: other programs use the cores; stop "
+                "them, or use fewer cores with --threads 1"
+            ),
         )
     if not threads["wait_passively"]:
         yield Note(
             "slow",
-            "idle threads do not sleep, because the environment says so: beside another busy program a run may take "
-            f"many times as long; unset {', '.join(PASSIVE)}",
+            (
+                "the environment keeps idle threads awake: beside another busy program a run may take many "
+                f"times as long; unset {', '.join(PASSIVE)}"
+            ),
         )
     if n < (there := cores()):
-        yield Note("note", f"a run takes {n} of {there} cores (OMP_NUM_THREADS?); --threads {there} takes all")
+        yield Note("note", f"a run uses {n} of {there} cores (OMP_NUM_THREADS?); --threads {there} uses all")
     if devices["auto"] == "cpu":
         half = speed[HALF]
         if max(half, every) > 1.5 * min(half, every):

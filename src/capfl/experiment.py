@@ -125,8 +125,8 @@ def _guarded(config: Config, main: Agreement, clients: Sequence[ClientId], remot
             "best each client keeps the best of its own models all the same)"
         )
         raise ConfigError(
-            "privacy.secure_aggregation: after each round every client would say how well the adapter does on its own "
-            f"validation items; set evaluation.every to 0{waits if config.evaluation.patience else ''}"
+            "privacy.secure_aggregation: validation would show each client's own score after each round; "
+            f"set evaluation.every to 0{waits if config.evaluation.patience else ''}"
         )
     if main.secure and config.runtime.workers > 1:
         raise ConfigError(

@@ -115,8 +115,8 @@ def check_items(config: Config, model: AdaptedModel, sizes: Iterable[int]) -> No
         return
     if config.privacy.delta * (most := max(sizes, default=1)) >= 1:
         raise ConfigError(
-            f"privacy.delta: {config.privacy.delta:g} lets one of a client's {most} training items be given away; "
-            "choose less than 1 / items"
+            f"privacy.delta: with {config.privacy.delta:g} one of a client's {most} training items could "
+            "be revealed; choose less than 1 / items"
         )
     check_rows(model)
 

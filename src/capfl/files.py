@@ -19,7 +19,7 @@ except ImportError:  # not on Windows, where two processes are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-RESUME = "go on with: capfl run --resume RUN_FOLDER"
+RESUME = "continue with: capfl run --resume RUN_FOLDER"
 AGAIN = "run the same command again"
 
 
@@ -86,7 +86,7 @@ def new_folder(path: Path) -> None:
     Raises:
         CheckpointError: something is there already, or the folder cannot be made.
     """
-    taken = f"{path} is not empty; choose another folder, or go on with: capfl run --resume {path}"
+    taken = f"{path} is not empty; choose another folder, or continue with: capfl run --resume {path}"
     with naming(path):
         try:
             path.mkdir(parents=True, exist_ok=True)

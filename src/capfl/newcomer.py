@@ -94,18 +94,19 @@ class Run:
         self.config: Config = config_of(path)
         self.method = build(self.config.method, self.config.seed)
         if not self.method.has_server_model:
-            raise ConfigError(f"{path}: {self.method.name} shares nothing, so a newcomer cannot be given anything")
+            raise ConfigError(f"{path}: {self.method.name} shares no adapter, so a newcomer cannot get one")
         if self.method.grouping.divides and not self.method.grouping.describes:
             raise ConfigError(
-                f"{path}: method.peers says who learns with whom, and a newcomer is in no group; take the adapter of "
-                f"the group where it belongs, in {path}/adapters/groups, or everybody's, in {path}/adapters/global"
+                f"{path}: the run's groups are fixed by method.peers, and a newcomer is in none; use the "
+                f"adapter of its group, in {path}/adapters/groups, or the global one, in "
+                f"{path}/adapters/global"
             )
         self.model = AdaptedModel(load_base(self.config.model), self.config.lora)
         initial = self.model.initial_adapter(self.config.seed)
         self.agreement = Agreement(self.method, self.config.codec, initial, self.model.base.digest, self.config.seed)
         state = RunFolder(path).state(StateReader(self.method, initial))
         if state is None:
-            raise CheckpointError(f"{path} has not finished a round; go on with: capfl run --resume {path}")
+            raise CheckpointError(f"{path} has not finished a round; continue with: capfl run --resume {path}")
         self.state: ServerState = state
 
     def welcome(
@@ -123,7 +124,9 @@ class Run:
         """
         state, agreed, n = self.state, self.agreement, len(items)
         if client in state.visits:
-            raise ConfigError(f"--name: {client!r} is a client of this run, which has its adapter; choose another name")
+            raise ConfigError(
+                f"--name: {client!r} is already a client of this run and has its adapter; choose another name"
+            )
         splits = {client: Split(list(range(n)), [], list(range(n, n + len(held_back))))}
         with HiddenCache(int(self.config.runtime.cache_gib * 2**30)) as cache:
             federation = Federation(self.config, [*items, *held_back], splits, self.model, cache)

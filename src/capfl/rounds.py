@@ -119,8 +119,8 @@ def why_stopped(records: Sequence[RoundRecord], config: Config) -> str | None:
         return None
     if any(record.validation_loss is None for record in validated):
         raise DataError(
-            "evaluation.patience: some clients have options and others completions, whose losses have no mean; leave "
-            "it out, or make two runs of them"
+            "evaluation.patience: some clients have options and others completions, and their losses "
+            "cannot be averaged; leave it out, or make two runs"
         )
     best = min(validated, key=lambda record: math.inf if math.isnan(loss := record.validation_loss or 0.0) else loss)
     last = validated[-1].round

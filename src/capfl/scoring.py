@@ -164,7 +164,7 @@ class LoadedAdapter:
         Args:
             rows: texts; dicts with ``prompt`` or ``messages``, as in training, whose answers are not looked at; or
                 items, as a run has them.
-            max_new_tokens: tokens at which an answer is cut.
+            max_new_tokens: most tokens of an answer.
             temperature: 0 takes the likeliest token each time; above that tokens are drawn.
             top_p: tokens are drawn from the fewest likeliest ones with this probability together.
             seed: of what is drawn. Each row has random numbers of its own, by its place among the rows.
@@ -228,7 +228,7 @@ def open_adapter(folder: Path, config: Config) -> LoadedAdapter:
     if card:
         card.check(base)
     ranks = algebra.ranks(adapter)
-    rank = max(saved.r, *ranks.values())
+    rank = max(ranks.values(), default=1)  # saved.r may be any number
     try:
         model = AdaptedModel(base, LoraConfig(rank=rank, alpha=saved.lora_alpha * rank / saved.r), list(ranks))
         adapter = algebra.padded(adapter, model.initial_adapter(0))
@@ -249,7 +249,7 @@ def score_adapter(folder: Path, config: Config, only: Sequence[str] = ()) -> dic
         DataError: no item is left, or as ``LoadedAdapter.score``.
     """
     if "sets" not in config.data.model_fields_set:
-        raise ConfigError("--data: say what to score the adapter on: a JSONL file, or a data set such as helpdesk")
+        raise ConfigError("--data is missing: give a file of rows, or a data set such as helpdesk, to score on")
     loaded = open_adapter(folder, config)
     try:
         items = load_items(loaded.data, config.seed)

@@ -16,7 +16,7 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.data.tasks import check_tasks
-from capfl.errors import CheckpointError, ConfigError
+from capfl.errors import CheckpointError, ConfigError, WireError
 from capfl.federation import Federation, check_items, tokenised
 from capfl.files import write_atomically
 from capfl.methods.items import epsilon_of_items
@@ -27,12 +27,11 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
-from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, training
+from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, opened, training
 from capfl.roles.keyring import Keyring
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind, Penalty, Trained
 from capfl.vault import open_vault
-from capfl.wire import round_of
 
 TAKEN = "trainings"
 """In a site's folder: how often it has taken the steps of a round, where its items are protected."""
@@ -109,7 +108,7 @@ class Site:
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
         if config.runtime.workers > 1:
-            raise ConfigError("runtime.workers: a site has one client, which one process works for; leave it out")
+            raise ConfigError("runtime.workers: a site has one client, so one process is enough; leave it out")
         torch.set_num_threads(config.runtime.threads or torch.get_num_threads())
         if dealt is None:
             items, splits = deal_one(config.data, config.partition, config.seed, client, path)
@@ -149,7 +148,8 @@ class Site:
 
         Raises:
             ConfigError: the run has no such method.
-            WireError: the request does not fit, or is for another client.
+            WireError: the request does not fit, is for another client, or for a round that the run does not have.
+                Nothing is changed then.
             TrainingError: a loss is not finite.
         """
         if method not in self.agreements:
@@ -157,19 +157,28 @@ class Site:
         agreement = self.agreements[method]
         reader = StateReader(agreement.method, agreement.initial)
         store = ClientStore(self.folder / "state" / method, reader, self._vault)
-        if used is not None and kind != "open":  # which is of the training that the server is about to use
-            store.forget(self.id, after=used)
         keep = self._keep if method == self._main else None
         names = OF_MAIN if method == self._main else OF_LOCAL
         samples = Samples(self.folder / f"{FOLDER}.jsonl", names, self._vault)
         trainer = self._federation.trainer(self.id, agreement.method, keep, samples)
+        round = opened(request, trainer, agreement).round
+        self._require_round(kind, round)
+        if used is not None and kind != "open":  # which is of the training that the server is about to use
+            store.forget(self.id, after=used)
         if agreement.secure:
             if method not in self._keyrings:
                 self._keyrings[method] = self._make_keyring(self.folder / f"opened.{method}")
             trainer = replace(trainer, keyring=self._keyrings[method])
         if self.config.privacy.of_items:
             trainer = replace(trainer, train=self._counted(trainer.train))
-        return visit(kind, round_of(request), request, trainer, store, agreement)
+        return visit(kind, round, request, trainer, store, agreement)
+
+    def _require_round(self, kind: Kind, round: int) -> None:
+        """Raises WireError: the run has no such round. What it says beyond its last one, no epsilon counts."""
+        rounds = self.config.federation.rounds
+        last = rounds if kind in ("introduce", "train") else rounds + 1  # of the scores at the end
+        if not 1 <= round <= last:
+            raise WireError(f"a request of the kind {kind} is for round {round}, and the run has {rounds} rounds")
 
     @property
     def epsilon(self) -> float | None:
@@ -215,8 +224,8 @@ class Site:
         for key, what in (("client", "client"), ("run", "run or config"), ("data", "data")):
             if found.get(key) != claim[key]:
                 raise CheckpointError(
-                    f"{self.folder} was begun by another {what} (site.json); give each client and run a folder of its "
-                    "own, or restore what it began with"
+                    f"{self.folder} was made with another {what} (site.json); give each client and run a separate "
+                    "folder, or restore the old setting"
                 )
 
 
@@ -229,8 +238,8 @@ def require_metrics(config: Config) -> None:
     names = config.evaluation.metrics
     if asked := [name for name in names if metrics.is_own(name) and name not in config.runtime.own_metrics]:
         raise ConfigError(
-            f"evaluation.metrics: the run would call {', '.join(asked)} here; if that is code of yours, allow it with "
-            f"--set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
+            f"evaluation.metrics: the run wants to call {', '.join(asked)} here; if you trust this code, "
+            f"allow it with --set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
         )
     metrics.require(names)
 

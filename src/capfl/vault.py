@@ -64,17 +64,17 @@ class Vault:
         """
         if self._cipher is None:
             if blob.startswith(MAGIC):
-                raise CheckpointError(f"{path} is encrypted; say in runtime.state_key where its key is")
+                raise CheckpointError(f"{path} is encrypted; set runtime.state_key to the place of its key")
             return blob
         if not blob.startswith(MAGIC):
-            raise CheckpointError(f"{path} is not encrypted, or not whole; it was not written with runtime.state_key")
+            raise CheckpointError(f"{path} is not encrypted, or incomplete; it was not written with runtime.state_key")
         nonce, sealed = blob[len(MAGIC) : len(MAGIC) + _NONCE], blob[len(MAGIC) + _NONCE :]
         try:
             return self._cipher.decrypt(nonce, sealed, self._place(path))
         except (self._wrong, ValueError) as error:  # ValueError: the nonce is cut off
             raise CheckpointError(
-                f"{path} cannot be opened: it has been changed, or is of another run, or the key of runtime.state_key "
-                "is another; restore it from a copy, or give the key that it was written with"
+                f"{path} cannot be opened: it was changed, belongs to another run, or was written with "
+                "another key; restore it from a copy, or give its key in runtime.state_key"
             ) from error
 
     def _place(self, path: Path) -> bytes:
@@ -101,9 +101,7 @@ def open_vault(where: str | None, out: Path) -> Vault:
     else:
         path = Path(name)
         if path.resolve().is_relative_to(out.resolve()):
-            raise ConfigError(
-                f"runtime.state_key: {path} lies in the run folder that it is to protect; keep it elsewhere"
-            )
+            raise ConfigError(f"runtime.state_key: {path} is in the run folder that it protects; keep it elsewhere")
         try:
             text = path.read_text(encoding="ascii")
         except (OSError, ValueError) as error:

@@ -19,13 +19,17 @@ FIRST, SECOND = "winter-0123456789abcdef", "winter-00000000000000ff"
     [
         (["winter"], FIRST, ""),
         (["winter", "summer"], "summer-0123456789abcdef", ""),
-        (["winter"], "summer-0123456789abcdef", "again with --run summer beside them"),
-        (["winter"], "winter-2-0123456789abcdef", "again with --run winter-2 beside them"),
-        (["winter"], "winter", "is none that"),  # a name without its digest could be given again and again
-        (["winter"], FIRST.upper(), "is none that"),
+        (["winter"], "summer-0123456789abcdef", "again with --run summer as well"),
+        (["winter"], "winter-2-0123456789abcdef", "again with --run winter-2 as well"),
+        (["winter"], "winter", "does not take part in run"),  # a name without its digest could be given again and again
+        (["winter"], FIRST.upper(), "does not take part in run"),
         ([FIRST], FIRST, ""),
-        ([FIRST], SECOND, "is none that"),
-        ([FIRST], f"{FIRST}-0123456789abcdef", "is none that"),  # of a folder that is called like the one run
+        ([FIRST], SECOND, "does not take part in run"),
+        (
+            [FIRST],
+            f"{FIRST}-0123456789abcdef",
+            "does not take part in run",
+        ),  # of a folder that is called like the one run
         (["a" * 60], f"{'a' * 50}-0123456789abcdef", ""),  # as long as it is in the name of a run
         ([], FIRST, ""),
     ],
@@ -45,7 +49,7 @@ def test_a_second_run_of_a_name_is_refused_until_it_is_allowed_itself(tmp_path: 
         node.check(FIRST, malicious=True)  # it goes on, however often the node is started
         node.remember(FIRST)
     assert node.known() == [FIRST]
-    with pytest.raises(RunError, match=f"another than {FIRST}, .* again with --run {SECOND}$"):
+    with pytest.raises(RunError, match=f"is not {FIRST}, .* again with --run {SECOND}$"):
         node.check(SECOND, malicious=False)
     again = Allowed(["winter", SECOND], tmp_path)
     again.check(SECOND, malicious=False)

@@ -25,7 +25,7 @@ from capfl.engines.flower.keys import make_keys
 from capfl.engines.flower.messages import Reply, read_reply
 from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
-from capfl.errors import ClientError, ConfigError, public
+from capfl.errors import CheckpointError, ClientError, ConfigError, public
 from capfl.experiment import run
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary
@@ -227,7 +227,7 @@ def test_a_site_takes_part_in_one_run_of_a_name_that_it_allows(
     short: dict[str, object] = {"federation__rounds": 1}
     place.run(place.config("winter", **short), runs="winter")
     shutil.rmtree(place.sites / "north" / "runs")  # which makes no room for another
-    for out, said in [("again/winter", "is another than winter-"), ("summer", "is none that this node takes part in")]:
+    for out, said in [("again/winter", "is not winter-"), ("summer", "does not take part in run")]:
         with pytest.raises(ClientError, match=re.escape(public("run"))):
             place.run(place.config(out, **short, federation__on_failure="retry"), runs="winter")
         (told,) = [line for line in capsys.readouterr().out.splitlines() if "takes no part in a run" in line]
@@ -236,6 +236,17 @@ def test_a_site_takes_part_in_one_run_of_a_name_that_it_allows(
     (whole,) = (place.sites / "north" / "runs.txt").read_text().split()
     assert not list(place.sites.glob("north/runs/*"))
     assert whole.startswith("winter-")
+
+
+def test_what_a_site_could_not_write_down_is_not_answered_when_it_is_asked_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr("capfl.engines.flower.allowed.write_atomically", full)
+    with pytest.raises(ClientError, match=re.escape(public("checkpoint"))):
+        place.run(place.config("winter", federation__rounds=1, federation__on_failure="retry"), runs="winter")
 
 
 def test_a_site_that_names_no_run_takes_part_in_none_with_a_malicious_server(
@@ -260,7 +271,7 @@ def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
 
 
 def test_over_nodes_no_client_is_asked_for_a_score_of_its_own(place: Place) -> None:
-    with pytest.raises(ConfigError, match=r"its own validation items; set evaluation\.every to 0"):
+    with pytest.raises(ConfigError, match=r"own score after each round; set evaluation\.every to 0"):
         place.run(place.config(privacy__secure_aggregation="honest-server", evaluation__every=1))
 
 
@@ -297,7 +308,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_config_only(
     client_app.close()
     with pytest.raises(ClientError, match=public("checkpoint")):
         place.run(config, again=True, theirs=place.config(**FEEDBACK, train__learning_rate=0.5))
-    assert "begun by another run or config" in caplog.text
+    assert "made with another run or config" in caplog.text
     summary = place.run(config, again=True)
     assert len(list((place.sites / "south" / "runs").iterdir())) == 1
     assert summary.rows == uninterrupted[0].rows

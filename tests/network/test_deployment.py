@@ -152,7 +152,7 @@ def test_who_is_not_let_in(network: Network, sites: dict[str, Path]) -> None:
     with open(log, "wb") as output:
         plain = subprocess.Popen([*command, "--insecure"], env=environment(there / "d"), stdout=output, stderr=output)
     wait_for(lambda: "its key is not registered there" in key.said(), WITHIN, "the refusal of a key")
-    wait_for(lambda: "is not for this address, or not that of" in certificate.said(), WITHIN, "a wrong certificate")
+    wait_for(lambda: "is not for this address, or differs from" in certificate.said(), WITHIN, "a wrong certificate")
     wait_for(lambda: log.read_text().count("Connection attempt failed") > 2, WITHIN, "plain text")
     assert nodes(network) == before
     assert network.server is not None
@@ -212,7 +212,7 @@ def test_interrupting_the_command_ends_the_run(network: Network, sites: dict[str
     worker = hold(network, "south", out)
     done.process.terminate()
     assert done.ended(WITHIN) == 143, done.said()
-    assert "go on with: capfl flower run --resume" in done.said()
+    assert "continue with: capfl flower run --resume" in done.said()
     worker.resume()
     assert not RunFolder(out).rounds()
 

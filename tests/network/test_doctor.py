@@ -124,7 +124,7 @@ def test_what_will_be_a_fault_is_a_warning(
     assert "takes part in every run that its server starts, but for those with malicious-server" in found["runs"][1]
     assert "expires in 19 days" in found["certificate"][1]
     assert f"chmod 600 {own}" in found["key"][1]
-    assert "a node is running with it" in found["disk"][1]
+    assert "a node already uses this folder" in found["disk"][1]
     unnamed = tmp_path / "unnamed.jsonl"
     unnamed.write_text('{"Frage": "a", "Ziel": "b"}\n{"Frage": "c", "Ziel": "d"}\n')
     kind, said = examined(folder, address, tmp_path, data=unnamed)[1]["data"]

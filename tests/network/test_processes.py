@@ -86,7 +86,7 @@ def test_of_several_meanings_of_a_line_the_first_is_said() -> None:
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch": "not for this address;",
         "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate": "or not that of",
         "[code: 2004] Failed to activate SuperNode.": "its key is not registered",
-        "[code: 2001] SuperNode authentication is enabled.": "has shown none",
+        "[code: 2001] SuperNode authentication is enabled.": "this one has none",
         "Client error '401 Unauthorized' for url 'https://x:1/'": "or its clock is more than five seconds ahead",
     }
     for line, meaning in errors.items():

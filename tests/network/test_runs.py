@@ -26,7 +26,7 @@ SECURE: dict[str, object] = {"privacy__secure_aggregation": "honest-server"}
     ("changes", "said"),
     [
         ({"method__name": "fedsim"}, "there is no method 'fedsim'"),
-        ({"method__name": "centralised"}, "which sites of their own do not give"),
+        ({"method__name": "centralised"}, "which real sites cannot give"),
         ({"model__path": "./gone"}, "there is no folder ./gone"),
         ({"runtime__workers": 2, "runtime__cache": "off"}, "clients elsewhere work on their own machines"),
         (SECURE | {"evaluation__every": 1}, "set evaluation.every to 0\n"),

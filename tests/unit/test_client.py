@@ -265,7 +265,7 @@ def test_who_is_asked_for_what() -> None:
     assert made(evaluation__personal=False)["fedit"].scored == ("base", "global")
     assert made()["local"].scored == ("personal",)
     refuse_pooled(made())
-    with pytest.raises(ConfigError, match="centralised is trained on everybody's data in one place"):
+    with pytest.raises(ConfigError, match="centralised trains on all data in one place"):
         refuse_pooled(made(evaluation__references=["centralised"]))
 
 

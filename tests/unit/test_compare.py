@@ -74,7 +74,7 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
     ("spec", "said"),
     [
         (SPEC + "[variants.x]\nmethod.nam = 'fedit'", "easy.x and 1 more: method.nam: no such key; did you mean"),
-        (SPEC + "[variants.x]\nseed = 3", "seed cannot be changed here"),
+        (SPEC + "[variants.x]\nseed = 3", "seed cannot be set here"),
         (SPEC + "[variants.'x.y']", "String should match pattern"),
         (SPEC + "[varints.x]", "varints: Extra inputs are not permitted"),
         (SPEC + "[variants.x]\na.b = 1\n[variants.y]\nc.d = 1\n", "easy.y and 1 more: c.d"),  # beside easy.x: a.b

@@ -78,7 +78,7 @@ def test_what_is_slow_is_said_with_its_numbers() -> None:
     (busy,) = slow({"1": 20.0, "2": 4.0})
     assert busy.startswith("2 threads do 4 GFLOP/s and one does 20: other programs use the cores")
     (awake,) = slow({"1": 20.0, "2": 38.0}, passive=False)
-    assert "idle threads do not sleep" in awake
+    assert "keeps idle threads awake" in awake
     (cpu,) = slow({"1": 20.0, "2": 40.96}, auto="cpu")
     assert "SmolLM2-135M 27 s, Llama-3.2-3B 10 min 40 s" in cpu  # 4 x parameters x 2048 tokens / 40.96e9
 

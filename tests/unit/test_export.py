@@ -191,6 +191,24 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path)
     model = adapted()
     save_adapter(model.initial_adapter(0), model.peft_config(), tmp_path)
+    config = tmp_path / "adapter_config.json"
+    good = json.loads(config.read_text())
+    endless = r"(\w*\.?)*!"  # for which Python would look until the end of days
+    for key, values in {
+        "r": (0, "x", None), "lora_alpha": (0, "x", None, 10**400), "base_model_name_or_path": (5,),
+        "alpha_pattern": (5, {"(": 1}, {endless: 1}, {"q": "x"}),
+    }.items():  # fmt: skip
+        for value in values:
+            config.write_text(json.dumps(good | {key: value}))
+            with pytest.raises(ModelError, match=rf"damaged[^$]*{key}"):
+                load_adapter(tmp_path)
+    for text in ("[]", "null", "[" * 10**5):
+        config.write_text(text)
+        with pytest.raises(ModelError, match="damaged"):
+            load_adapter(tmp_path)
+    config.write_text(json.dumps(good | {"r": 10**9}))  # its tensors have the ranks that they have
+    assert set(algebra.ranks(load(tmp_path, model="tiny").adapter).values()) == {8}
+    config.write_text(json.dumps(good))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="damaged"):
         load_adapter(tmp_path)

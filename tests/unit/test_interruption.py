@@ -98,4 +98,4 @@ def test_a_run_that_is_interrupted_says_after_which_round_and_how_it_goes_on(
     began = True
     result = command(*words)
     assert result.exit_code == code
-    assert result.stderr == f"interrupted (local, after round 4); go on with: capfl run --resume {out}\n"
+    assert result.stderr == f"interrupted (local, after round 4); continue with: capfl run --resume {out}\n"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from capfl.config.schema import MethodConfig
-from capfl.errors import CheckpointError, ConfigError, WireError
+from capfl.errors import CheckpointError, ClientError, ConfigError, WireError
 from capfl.methods import build
 from capfl.roles import server
 from capfl.roles.keyring import Keyring, context_of
@@ -21,7 +21,7 @@ from capfl.types import (
     ClientId,
     Offer,
 )  # fmt: skip
-from masked import LYING, World, expanded, steps
+from masked import LYING, World, expanded, noisy, steps
 
 # -- what a client refuses -------------------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ def test_a_client_says_one_share_of_each_and_never_both() -> None:
         with pytest.raises(WireError, match="not clients whose masks"):
             ring.open(1, lie, 3)
     with pytest.raises(
-        WireError, match="has opened the sum of round 1 and takes part in none of round 1; if the server"
+        WireError, match="has been in the sum of round 1 and takes part in none of round 1; if the server"
     ):
         ring.offer(1, "c00", schema, True)
     ring.offer(2, "c00", schema, True)
@@ -186,6 +186,24 @@ def test_a_round_is_summed_once_also_by_a_process_that_was_started_again(tmp_pat
     file.write_text("half of a number")
     with pytest.raises(CheckpointError, match=str(file)):
         Keyring(opened=file)
+
+
+def test_an_update_with_noise_is_in_one_sum_of_a_round_also_where_others_have_opened_it(tmp_path: Path) -> None:
+    """A sum is opened by two thirds; those who were not asked for it could be in another one, with other noise."""
+    file, world = tmp_path / "opened.fedit", World(4, privacy=noisy(LYING))
+    before, memory = world.state, dict(world.memory)
+    ring = world.keyrings["c00"] = Keyring(opened=file)
+    world.drop("train", *world.clients)
+    with pytest.raises(ClientError):
+        world.play()
+    assert file.read_text() == "1"
+    world.wrong, world.state, world.memory = {}, before, memory
+    assert world.play().failures == ()  # with the same keys it goes on
+    assert ring.offer(2, "c00", world.agreement.schema, True)
+    world.state, world.memory = before, memory
+    world.keyrings["c00"] = Keyring(opened=file)
+    with pytest.raises(WireError, match="none of round 1"):
+        world.keyrings["c00"].offer(1, "c00", world.agreement.schema, True)
 
 
 def test_what_cannot_be_written_down_is_not_opened(tmp_path: Path) -> None:

@@ -100,5 +100,5 @@ def test_names_that_are_none_are_refused_with_the_config() -> None:
             load_config(None, {"evaluation.metrics": given})
     with pytest.raises(ConfigError, match=r"keep = best needs validation items; set partition.validation above 0"):
         load_config(None, {"evaluation.keep": "best", "partition.validation": 0})
-    with pytest.raises(ConfigError, match="patience waits for validations"):
+    with pytest.raises(ConfigError, match="patience needs validations"):
         load_config(None, {"evaluation.patience": 2, "evaluation.every": 0})

@@ -164,7 +164,7 @@ def test_where_the_number_of_clients_comes_from(tmp_path: Path) -> None:
     given = plan(**gone, partition__clients=7, federation__fraction=0.5)
     assert (given.clients, given.clients_per_round, given.clients_from) == (7, 4, "partition.clients")
     assumed = make_plan(tiny_config("unused", **gone))
-    assert (assumed.clients, assumed.clients_from) == (10, "the default of 10, as the data are not here")
+    assert (assumed.clients, assumed.clients_from) == (10, "the default of 10, because the data are not here")
     assert assumed.seconds is None
     assert str(assumed.seconds_reason).startswith("the data are not here: ")
     assert "boolq/train.jsonl: no such file" in str(assumed.seconds_reason)

@@ -74,6 +74,14 @@ def test_a_card_comes_back_and_belongs_to_its_adapter_alone(save: Save, model: A
     save(prompt="capfl-2")
     with pytest.raises(ModelError, match="another version of capfl"):
         load_card(folder)
+    wrong = {"base": 5, "digest": None, "labels": [1, {}], "scoring": "x", "max_length": "x", "date": {}}
+    for key, value in wrong.items():
+        save(**{key: value})
+        with pytest.raises(ModelError, match=rf"capfl\.json is damaged: {key}"):
+            load_card(folder)
+    (folder / "capfl.json").write_text("[" * 10**5)
+    with pytest.raises(ModelError, match=r"capfl\.json is damaged: .*recursion"):
+        load_card(folder)
 
 
 def test_a_file_without_one_of_the_labels_is_scored_by_the_letters_of_training(save: Save, tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ def test_what_contradicts_the_card_is_refused(save: Save, tmp_path: Path) -> Non
         scored(folder, strange)
     with pytest.raises(DataError, match="the adapter was trained with access, billing, cards, delivery, and knows no"):
         scored(folder, "helpdesk")
-    with pytest.raises(ConfigError, match="--data: say what to score the adapter on"):
+    with pytest.raises(ConfigError, match="--data is missing: give a file of rows"):
         score_adapter(folder, load_command(None, [], []))
     choices = save("choices", labels=())
     with pytest.raises(DataError, match="was trained without labels, and knows no others"):
@@ -120,7 +128,7 @@ def test_the_base_is_known_by_its_weights_wherever_it_lies(save: Save, tmp_path:
     assert scored(folder, rows, *same, "--dtype", "bfloat16")["items"] == 8
     with pytest.raises(ModelError, match=r"trained on tiny, and .*/other has other weights"):
         scored(folder, rows, *other)
-    with pytest.raises(ModelError, match="cannot be seen at this precision"):
+    with pytest.raises(ModelError, match="at this precision capfl cannot check"):
         scored(folder, rows, *same, "--dtype", "float16")
     assert scored(folder, rows, "--dtype", "float16")["items"] == 8
     moved = save("moved", digest=load_base(ModelConfig(path=str(tmp_path / "other"))).digest)

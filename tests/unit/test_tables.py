@@ -47,7 +47,7 @@ def test_one_client() -> None:
     assert "± 95 % 37.7 40.0 37.7" in lines  # 1.96 sqrt(p (1 - p) / 6), p = 2/6 and 3/6
     assert "chance 25.0 %, always the most frequent answer 50.0 %" in lines
     assert "sent for each client and round: 500 B up, 667 kB down" in lines
-    assert "whether joining paid is not known: nobody trained alone; add --references local" in lines
+    assert "whether joining paid is unknown, because no client trained alone; add --references local" in lines
     assert "personal: the client's own adapter, in adapters/clients/CLIENT or at its site" in "\n".join(
         glossary(summary())
     )
@@ -93,7 +93,7 @@ def test_no_mean_is_taken_across_tasks() -> None:
         assert f"mean {mean}" in lines
         assert f"all {mean.split()[0]} 7 4 1.5 kB 2 MB" in lines
     (against,) = (line for line in lines if "against training alone" in line)  # of the metric that has it
-    assert against.startswith("exact_match: whether joining paid cannot be told from 4 test items (-40.0 points ± 52.")
+    assert against.startswith("exact_match: 4 test items are too few to tell whether joining paid (-40.0 points ± 52.")
     found = made.to_json()["metrics"]
     assert {name: own["models"]["personal"]["mean"] for name, own in found.items()} == {
         "accuracy": 0.75, "exact_match": 0.1,
@@ -180,7 +180,7 @@ def test_many_clients_are_counted_and_absent_ones_named() -> None:
     lines = words(summary(*rows, groups=groups, evaluation_failures=(Failure("c1", "", ""), Failure("c000", "", ""))))
     assert "and 60 more" in lines
     assert "c099" not in " ".join(lines)
-    assert "no row for c1, which did not answer in the end, see summary.json" in lines
+    assert "no row for c1: no answer in the final evaluation, see summary.json" in lines
 
 
 def test_a_table_in_markdown_and_html() -> None:

@@ -51,7 +51,7 @@ def test_a_file_of_another_run_method_or_client_is_refused(tmp_path: Path) -> No
         ("two", here, "state/fedit/a/a.000001"), ("one", here, "state/local/a/a.000001"),
         ("one", here, "state/fedit/b/a.000001"), ("one", tmp_path, "run/state/fedit/a/a.000001"),
     ]:  # fmt: skip
-        with pytest.raises(CheckpointError, match=r"a\.000001 cannot be opened: .* of another run"):
+        with pytest.raises(CheckpointError, match=r"a\.000001 cannot be opened: .* another run"):
             Vault(KEY).of_run(run, folder).unlock(blob, folder / place)
     with pytest.raises(CheckpointError, match="cannot be opened"):
         Vault(KEY).unlock(blob, here / "state/fedit/a/a.000001")
@@ -78,7 +78,7 @@ def test_a_key_that_is_none_not_there_or_with_what_it_protects(tmp_path: Path, m
     for where, reason in [
         ("env:SITE_KEY", "no environment variable SITE_KEY"),
         (f"file:{tmp_path / 'nowhere'}", f"cannot read {tmp_path / 'nowhere'}"),
-        (f"file:{tmp_path / 'run' / 'key'}", "lies in the run folder"),
+        (f"file:{tmp_path / 'run' / 'key'}", "is in the run folder"),
     ]:
         with pytest.raises(ConfigError, match=reason):
             open_vault(where, tmp_path / "run")

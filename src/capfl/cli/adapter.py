@@ -19,6 +19,7 @@ from capfl.cli.terminal import (
     Sets,
     errors,
     load_own,
+    shown,
     typed_lines,
 )
 from capfl.config.load import load_command
@@ -34,16 +35,16 @@ PANEL = "Use an adapter"
 @app.command(name="eval", context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=PANEL)
 def evaluate(
     context: typer.Context,
-    adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere")],
-    only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score items with this field")] = None,
+    adapter: Annotated[Path, typer.Argument(help="folder of a PEFT adapter")],
+    only: Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="score only these items")] = None,
     sets: Sets = None,
 ) -> None:
-    """Score any LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
+    """Score a LoRA adapter: capfl eval runs/x/adapters/global --data clinc150 --data-dir DIR --split validation."""
     with errors():
         config = load_command(None, sets or [], list(context.args))
         check_adapter(adapter)
         if "sets" not in config.data.model_fields_set:
-            raise ConfigError("--data: say what to score the adapter on: a file of rows, or a data set as helpdesk")
+            raise ConfigError("--data is missing: give a file of rows, or a data set such as helpdesk, to score on")
         check_sets(config.data)
 
         from capfl.scoring import score_adapter
@@ -52,17 +53,15 @@ def evaluate(
         Console().print_json(data=result)
 
 
-_Adapter = Annotated[
-    Path, typer.Argument(help="folder of a PEFT adapter, of a run or from elsewhere", metavar="ADAPTER")
-]
-_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="tokens at which an answer is cut")]
+_Adapter = Annotated[Path, typer.Argument(help="folder of a PEFT adapter, from a run or elsewhere", metavar="ADAPTER")]
+_Tokens = Annotated[int, typer.Option(min=1, metavar="N", help="most tokens of an answer")]
 _Temperature = Annotated[
-    float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; above that tokens are drawn, by --seed")
+    float, typer.Option(min=0, metavar="T", help="0 takes the likeliest token; above 0, tokens are drawn by --seed")
 ]
 _TopP = Annotated[
-    float, typer.Option(metavar="P", help="draw from the likeliest tokens with this probability together")
+    float, typer.Option(metavar="P", help="draw from the likeliest tokens that together have this probability")
 ]
-_Out = Annotated[Path | None, typer.Option(metavar="FILE", help="where the rows of --data go, with answers")]
+_Out = Annotated[Path | None, typer.Option(metavar="FILE", help="file for the rows of --data with their answers")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")]
 _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
 
@@ -71,9 +70,9 @@ _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter"
 def generate(
     context: typer.Context,
     adapter: _Adapter,
-    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a prompt; may be given again")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a prompt; may be repeated")] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="each prompt is a user's message, for the chat template")
+        bool, typer.Option("--chat", help="treat each prompt as a user's message, in the chat template")
     ] = False,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="rows with a prompt or messages, as in training")
@@ -111,14 +110,14 @@ def generate(
             {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
         ]
         for answer in open_adapter(adapter, config).generate(rows, seed=config.seed, **settings):
-            typer.echo(answer)
+            typer.echo(shown(answer))
 
 
 @app.command(context_settings=FLAGS, cls=AnswerRowsCommand, rich_help_panel=PANEL)
 def predict(
     context: typer.Context,
     adapter: _Adapter,
-    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a text; may be given again")] = None,
+    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="a text; may be repeated")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="rows with text, or question and choices, as in training")
     ] = None,
@@ -130,7 +129,7 @@ def predict(
     with errors(go_on="the same command"):
         if bool(text) == bool(data) or bool(data) != bool(out):
             raise ConfigError(
-                "say what it should label; give one of these:\n"
+                "nothing to label; give one of these:\n"
                 f"  capfl predict {adapter} --text 'a text'\n"
                 f"  capfl predict {adapter} --data rows.jsonl --out labels.jsonl"
             )
@@ -147,7 +146,7 @@ def predict(
             typer.echo(f"{count} rows with answers are in {out}")
             return
         for label in open_adapter(adapter, config).predict(text or []):
-            typer.echo(label)
+            typer.echo(shown(label))
 
 
 @app.command(context_settings=FLAGS, cls=AnswerCommand, rich_help_panel=PANEL)
@@ -161,10 +160,10 @@ def chat(
     top_p: _TopP = 1.0,
     sets: Sets = None,
 ) -> None:
-    """Chat with an adapter, a line a message. /reset begins anew, /exit ends; so does the end of the input."""
+    """Chat with an adapter; each line is a message. /reset starts a new chat; /exit or the end of the input ends it."""
 
     def say(text: str) -> None:
-        typer.echo(text, nl=False)
+        typer.echo(shown(text), nl=False)
 
     with errors(go_on="the same command"):
         config = load_own(context, sets)
@@ -189,7 +188,7 @@ def export(
     gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="a LoRA file for llama.cpp and Ollama")] = None,
     sets: Sets = None,
 ) -> None:
-    """Write an adapter for other programs: merged into its base, or as a GGUF file beside a base in GGUF."""
+    """Write an adapter for other programs: merged into its base, or as a GGUF file."""
     with errors(go_on="the same command"):
         if not merged and not gguf:
             raise ConfigError("give --merged FOLDER, --gguf FILE, or both")
@@ -211,10 +210,10 @@ def personalize(
     run: Annotated[Path, typer.Option(help="folder of a finished run", metavar="DIR")],
     data: Annotated[list[str], typer.Option(help="the newcomer's data: a data set or a file of rows", metavar="FILE")],
     out: Annotated[Path, typer.Option(help="folder for the adapter, in PEFT's format", metavar="FOLDER")],
-    name: Annotated[str, typer.Option(help="what the newcomer is called")] = "newcomer",
+    name: Annotated[str, typer.Option(help="name of the newcomer")] = "newcomer",
     sets: Sets = None,
 ) -> None:
-    """Give a client that never trained an adapter of its own rank, from what its data are like alone."""
+    """Give an adapter to a client that never trained, from a description of its data. It takes no training."""
     with errors():
         columns = load_own(context, sets).data.columns
         check_sets(config_of(run).data.model_copy(update={"sets": tuple(data)}))
@@ -231,25 +230,25 @@ def _say_if_it_chooses(adapter: Path) -> None:
     card = load_card(adapter)
     if card and card.labels:
         labels = printable(", ".join(card.labels), 80)
-        said = f"it has learnt to choose a label ({labels}), not to write"
-        typer.echo(f"note: {said}; ask it so: capfl predict {adapter} --text '...'", err=True)
+        said = f"this adapter has learnt to choose a label ({labels}), not to write"
+        typer.echo(f"note: {said}; use: capfl predict {adapter} --text '...'", err=True)
 
 
 def _prompts_wanted(adapter: Path, prompt: bool, data: Path | None, out: Path | None) -> str:
     """What is wrong with the prompts of a command line, and how they are given."""
-    said = "say what it should answer"
+    said = "there is no prompt"
     if prompt and data:
-        said = "--prompt and --data are two kinds of prompts"
+        said = "give prompts by --prompt or by --data, not both"
     elif data and out:
         said = "--data takes no --chat: its rows say whether they are chats"
     elif data:
-        said = "--data needs --out, where its rows go, with answers"
+        said = "--data needs --out, the file for its rows with answers"
     elif out:
-        said = "--out is where the rows of --data go"
+        said = "--out is only for the rows of --data"
     return (
         f"{said}; give one of these:\n"
-        f"  capfl generate {adapter} --prompt 'a text to go on from'\n"
+        f"  capfl generate {adapter} --prompt 'a text to continue'\n"
         f'  capfl generate {adapter} --chat --prompt "a user\'s message"\n'
         f"  capfl generate {adapter} --data prompts.jsonl --out answers.jsonl\n"
-        f"To talk with it: capfl chat {adapter}"
+        f"To chat with it: capfl chat {adapter}"
     )

@@ -21,13 +21,13 @@ STATE = user_state_path("capfl")  # the user's folder for what programs remember
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 _Home = Annotated[Path, typer.Option(help="the server's folder")]
-_Answer = Annotated[float, typer.Option(min=1, help="seconds that a node has to answer a request")]
-_Node = Annotated[float, typer.Option(min=0, help="seconds for which a client whose node is missing is waited for")]
+_Answer = Annotated[float, typer.Option(min=1, help="seconds a node has to answer a request")]
+_Node = Annotated[float, typer.Option(min=0, help="seconds to wait for a client whose node is missing")]
 
 
 @app.callback()
 def check() -> None:
-    """Run over sites of their own, with Flower."""
+    """Train over real sites, connected by Flower."""
     with errors():
         from capfl.engines.flower import check_flower
 
@@ -36,10 +36,10 @@ def check() -> None:
 
 @app.command()
 def keys(
-    folder: Annotated[Path, typer.Argument(help="where they go; what is there already stays", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="folder for the keys; existing files stay", metavar="DIR")],
     nodes: Annotated[str, typer.Option(help="client ids: north,south", metavar="NAMES")],
     host: Annotated[
-        str, typer.Option(help="names and addresses by which nodes reach the server", metavar="HOSTS")
+        str, typer.Option(help="names and addresses under which nodes reach the server", metavar="HOSTS")
     ] = "",
 ) -> None:
     """Make the server's certificate and a key for each node."""
@@ -50,7 +50,7 @@ def keys(
         for path in made:
             typer.echo(path)
         if not made:
-            typer.echo(f"{folder} has all of them")
+            typer.echo(f"{folder} already has all of them")
 
 
 @app.command()
@@ -60,7 +60,7 @@ def server(
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8443,
     home: _Home = STATE / "server",
 ) -> None:
-    """Run the server, where nodes and runs meet, until Ctrl-C or SIGTERM."""
+    """Run the server that connects nodes and runs, until Ctrl-C or SIGTERM."""
     with errors():
         from capfl.engines.flower.server import run_server
 
@@ -68,21 +68,21 @@ def server(
 
 
 _Server = Annotated[str, typer.Option(help="address of the server", metavar="HOST:PORT")]
-_Client = Annotated[str, typer.Option(help="the client whose node this is, as its key is named")]
+_Client = Annotated[str, typer.Option(help="this node's client: the name of its key")]
 _Data = Annotated[Path, typer.Option(help="the client's own data", metavar="FILE")]
-_Certificate = Annotated[Path, typer.Option(help="the server's: server.crt of `capfl flower keys`", metavar="FILE")]
+_Certificate = Annotated[Path, typer.Option(help="server.crt of `capfl flower keys`", metavar="FILE")]
 _Key = Annotated[Path, typer.Option(help="nodes/CLIENT.key of `capfl flower keys`", metavar="FILE")]
-_State = Annotated[Path | None, typer.Option(help="folder for what it remembers and for its adapters")]
+_State = Annotated[Path | None, typer.Option(help="folder for the node's state and adapters")]
 _Peers = Annotated[
     Path | None,
-    typer.Option(help="public keys of all nodes, CLIENT.pub, which secure aggregation checks", metavar="DIR"),
+    typer.Option(help="folder of all nodes' public keys (CLIENT.pub), for secure aggregation", metavar="DIR"),
 ]
 _Runs = Annotated[
     list[str] | None,
     typer.Option(
         "--run",
-        help="a run that it takes part in: NAME of --out runs/NAME, or the name that the run shows; once for each. "
-        "Without it: every run of its server, but for those with malicious-server",
+        help="take part in this run: NAME of --out runs/NAME, or the name that the run shows; may be repeated. "
+        "By default all runs of the server, except those with malicious-server",
         metavar="NAME",
     ),
 ]
@@ -100,7 +100,7 @@ def doctor(
     runs: _Runs = None,
     sets: Sets = None,
 ) -> None:
-    """See whether a site can join before it does: takes what `node` takes, and starts nothing."""
+    """Check whether a site can join. Takes the same options as `node`, and starts nothing."""
     with errors():
         from capfl.engines.flower.doctor import examine
         from capfl.engines.flower.setup import Setup
@@ -127,7 +127,7 @@ def node(
     runs: _Runs = None,
     sets: Sets = None,
 ) -> None:
-    """Run a site's node until Ctrl-C or SIGTERM. It may `--set` keys of `runtime`, `model.path` and `model.device`."""
+    """Run a site's node until Ctrl-C or SIGTERM. `--set` takes keys of `runtime`, `model.path` and `model.device`."""
     with errors():
         from capfl.engines.flower.node import run_node
         from capfl.engines.flower.setup import Setup
@@ -142,14 +142,14 @@ def run(
     context: typer.Context,
     config: ConfigFile = None,
     sets: Sets = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder", metavar="RUN")] = None,
+    resume: Annotated[Path | None, typer.Option(help="continue the run in this folder", metavar="RUN")] = None,
     home: _Home = STATE / "server",
     answer: _Answer = 1800,
     node: _Node = 120,
 ) -> None:
-    """Run what `capfl run` runs, over the nodes of the server on this machine, and end with it or by Ctrl-C.
+    """Start a run over the nodes of this machine's server, and show its output until it ends or Ctrl-C.
 
-    Each of data.sets is a client's own.
+    Takes the options of `capfl run`. Each file in data.sets is one client's; only its name matters.
     """
     with errors(go_on="capfl flower run --resume RUN_FOLDER"):
         given = _given(context, config, sets, resume)
@@ -178,12 +178,12 @@ def run(
                 typer.echo(f"run {number} in {given.out}")
                 succeeded = follow(server, number, typer.echo)
         except Interrupted as signal:
-            signal.said = f"interrupted; go on with: capfl flower run --resume {given.out}"
+            signal.said = f"interrupted; continue with: capfl flower run --resume {given.out}"
             if number is not None:
                 stop(server, number)
             raise
     if not succeeded:
-        typer.echo(f"once that is put right, go on with: capfl flower run --resume {given.out}", err=True)
+        typer.echo(f"fix this, then continue with: capfl flower run --resume {given.out}", err=True)
         raise typer.Exit(1)
 
 
@@ -203,7 +203,7 @@ def _own(sets: Sequence[str]) -> dict[str, str]:
     for key in own:
         if not key.startswith("runtime.") and key not in ("model.path", "model.device", "data.columns"):
             raise ConfigError(
-                f"--set {key}: the run decides that; a site may set runtime.*, model.path, model.device and "
+                f"--set {key}: only the run's config sets this; a site may set runtime.*, model.path, model.device and "
                 "data.columns"
             )
     load_command(None, sets, [])

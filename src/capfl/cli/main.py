@@ -39,11 +39,11 @@ app = typer.Typer(
 
 START, RESULTS, WORDS, NETWORK = "Run", "Look at runs", "Look things up", "Over a network"
 _Tracker = Annotated[
-    str | None, typer.Option(metavar="NAME", help="send its numbers to tensorboard, mlflow, wandb, trackio, ..., too")
+    str | None, typer.Option(metavar="NAME", help="also send the run's numbers to tensorboard, mlflow, wandb, ...")
 ]
 _Rows = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.py", help="methods of your own, which --method may name; see docs/methods.md"),
+    typer.Option(metavar="FILE.py", help="your own methods, for --method; see docs/methods.md"),
 ]
 
 
@@ -57,7 +57,7 @@ def _version(asked: bool) -> None:
 def main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version and end")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -70,12 +70,12 @@ def run(
     config: ConfigFile = None,
     sets: Sets = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with an interrupted run; takes --tracker and --rows, and no other option")
+        Path | None, typer.Option(help="continue an interrupted run; only --tracker and --rows may be added")
     ] = None,
     tracker: _Tracker = None,
     rows: _Rows = None,
 ) -> None:
-    """Run an experiment. Every key of a config is also a flag, as listed below: --rounds 5, --lora-rank 16."""
+    """Train adapters for several clients. All settings are listed below; each is a flag: --rounds 5, --lora-rank 16."""
     with errors():
         if resume is not None and (config or sets or context.args):
             raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
@@ -84,7 +84,7 @@ def run(
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
 def demo(context: typer.Context, sets: Sets = None, tracker: _Tracker = None) -> None:
-    """SmolLM2-135M at four help desks that route by code books of their own. A few minutes on two cores."""
+    """Try a run: SmolLM2-135M at four built-in help desks with different labels. A few minutes on two cores."""
     with errors():
         _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker, None)
 
@@ -95,9 +95,9 @@ def plan(
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-    calibrate: Annotated[bool, typer.Option(help="load the model and time a few steps, if it is here")] = True,
+    calibrate: Annotated[bool, typer.Option(help="time a few steps, if the model is on this machine")] = True,
 ) -> None:
-    """Say what a run will cost before it runs: bytes each way, memory, time. Takes what `capfl run` takes."""
+    """Estimate what a run will cost: bytes each way, memory, time. Takes the same options as `capfl run`."""
     with errors():
         given = load_given(context, config, sets)
         check_method(given.method)
@@ -119,14 +119,14 @@ def compare(
     spec: Annotated[Path, typer.Argument(help="TOML file of splits, variants and seeds", metavar="SPEC")],
     out: Annotated[Path | None, typer.Option(help="folder of the runs and tables; by default runs/SPEC")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="data.dir of all runs")] = None,
-    model: Annotated[str | None, typer.Option(help="model.path of all runs, in place of the spec's")] = None,
-    splits: Annotated[str | None, typer.Option(help="these alone: NAME,NAME", metavar="NAMES")] = None,
-    only: Annotated[str | None, typer.Option(help="these variants alone: NAME,NAME", metavar="NAMES")] = None,
-    seeds: Annotated[str | None, typer.Option(help="in place of the spec's: 0,1,2", metavar="SEEDS")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="runs at once; give each its threads in the spec")] = 1,
-    show: Annotated[bool, typer.Option("--show", help="print the table of what is finished and run nothing")] = False,
+    model: Annotated[str | None, typer.Option(help="model.path of all runs, instead of the spec's")] = None,
+    splits: Annotated[str | None, typer.Option(help="only these splits: NAME,NAME", metavar="NAMES")] = None,
+    only: Annotated[str | None, typer.Option(help="only these variants: NAME,NAME", metavar="NAMES")] = None,
+    seeds: Annotated[str | None, typer.Option(help="instead of the spec's: 0,1,2", metavar="SEEDS")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="runs at once; divide the cores by runtime.threads")] = 1,
+    show: Annotated[bool, typer.Option("--show", help="print the table of finished runs and run nothing")] = False,
 ) -> None:
-    """Run variants on splits with seeds beside each other and set up their table. Goes on where it stopped."""
+    """Compare methods or settings over splits and seeds, in one table. Start it again to continue."""
     from capfl.compare import folder
     from capfl.compare.spec import make_plan
 
@@ -138,24 +138,24 @@ def compare(
 
     with errors(go_on="the same command"):
         if wrong := [word for word in _words(seeds) or [] if not word.isdecimal()]:
-            raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is no whole number; write them as 0,1,2")
+            raise ConfigError(f"--seeds {seeds}: {wrong[0]!r} is not a whole number; write seeds as 0,1,2")
         numbers = [int(word) for word in _words(seeds) or []]
         plan = make_plan(spec, _words(splits), _words(only), numbers, data_dir, model)
         place = out or Path("runs") / spec.stem
         if show:
             say(folder.table(plan, place))
         elif failed := folder.compare(plan, place, processes, sys.argv[1:], say):
-            typer.echo(f"{len(failed)} runs failed; what they said is in their .log files in {place}", err=True)
+            typer.echo(f"{len(failed)} runs failed; their .log files in {place} say why", err=True)
             raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=RESULTS)
 def report(
     run: Annotated[Path, typer.Argument(help="folder of a run", metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the folder")] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="of a run that goes on: anew after each round")] = False,
+    out: Annotated[Path | None, typer.Option(help="file to write; by default report.html in the run's folder")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="write it again after each round of a running run")] = False,
 ) -> None:
-    """Write one HTML page that needs nothing else: what came out, for whom, at what cost, and how it was made."""
+    """Write an HTML report of a run, in one file: scores of each client, groups, bytes and the config."""
     from capfl.report.live import watch as follow
     from capfl.report.page import write_page
 
@@ -166,7 +166,7 @@ def report(
 
 @app.command(name="bytes", rich_help_panel=RESULTS)
 def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished run", metavar="RUN")]) -> None:
-    """Say what left each site of a run and what came back, to the byte, and what it was made of."""
+    """Count the bytes that each client sent and received in a run, by part of the messages."""
     from capfl.report.summary import read_summary
     from capfl.report.tables import bytes_table
 
@@ -181,7 +181,7 @@ app.add_typer(adapters)
 
 @app.command(rich_help_panel=WORDS)
 def methods() -> None:
-    """List the methods: what each does, what travels, who learns with whom."""
+    """List the methods: what each does, what clients send, and who learns with whom."""
     for row in listed():
         (_, name), *parts = row.items()
         Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
@@ -189,13 +189,13 @@ def methods() -> None:
 
 @app.command(rich_help_panel=WORDS)
 def keys() -> None:
-    """List every key of a config with its default, its shortest flag and its meaning."""
+    """List all settings: key, default, shortest flag and meaning."""
     Console().print(key_list())
 
 
 @app.command(rich_help_panel=WORDS)
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False) -> None:
-    """Look at this machine: versions, devices, threads, memory, models, and what will be slow and why."""
+    """Check this machine: versions, devices, threads, memory, models, and what will be slow and why."""
     from capfl.doctor import examine, lines
 
     checkup = examine()
@@ -245,4 +245,4 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
         signal.said = place.said(f" --rows {rows}" if rows else "")
         raise
     console.print(summary_table(summary, [*verdicts(summary), *findings(summary), in_short(summary)]), highlight=False)
-    console.print(f"{summary.seconds:.0f} s; everything is in {path}", highlight=False, soft_wrap=True)
+    console.print(f"{summary.seconds:.0f} s; all files are in {path}", highlight=False, soft_wrap=True)

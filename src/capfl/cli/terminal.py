@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TextIO
 
 import click
 import typer
@@ -23,17 +24,18 @@ from capfl.config.load import load_command
 from capfl.errors import CapflError, ConfigError
 from capfl.interruption import Interrupted
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tabs and line ends
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, the defaults and the flags")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key; see `capfl keys`")]
+ConfigFile = Annotated[Path | None, typer.Argument(help="TOML file; without it, defaults and flags")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="set one key; see `capfl keys`")]
 
 
 STEPS = {  # what one does first
-    "capfl demo": "a run on built-in data; a few minutes on two cores",
-    "capfl run --data north.jsonl south.jsonl": "a run on your own files, each a client",
-    "capfl plan --data north.jsonl south.jsonl": "what that run will cost: bytes, memory, time",
-    "capfl report RUN": "one HTML page of a run; `capfl compare` sets runs beside each other",
-    "capfl chat ADAPTER": "talk with an adapter of a run; predict, generate, eval and export use it, too",
+    "capfl demo": "try a run on built-in data; a few minutes on two cores",
+    "capfl run --data north.jsonl south.jsonl": "train on your own files; each file is a client",
+    "capfl plan --data north.jsonl south.jsonl": "estimate what that run will cost: bytes, memory, time",
+    "capfl report RUN": "write an HTML report of a run; `capfl compare` compares several",
+    "capfl chat ADAPTER": "chat with an adapter of a run; predict, generate, eval and export use it, too",
 }
 
 
@@ -42,7 +44,7 @@ def first_steps(version: str) -> Group:
     lines: list[Text | Padding] = [Text(f"capfl {version}: personalised federated fine-tuning of language models\n")]
     for command, words in STEPS.items():
         lines += [indented(2, command, "bold"), indented(6, words, "dim")]
-    lines.append(Text("\ncapfl --help lists all commands; capfl doctor looks at what this machine has."))
+    lines.append(Text("\ncapfl --help lists all commands; capfl doctor checks this machine."))
     return Group(*lines)
 
 
@@ -133,8 +135,19 @@ def load_own(context: typer.Context, sets: list[str] | None) -> Config:
     takes = command.takes if isinstance(command, ConfigCommand) else ()
     for key, _ in flat(config.model_dump(exclude_unset=True)):
         if not key.startswith(takes):
-            raise ConfigError(f"{key}: `capfl {context.info_name}` has no use for it; --help lists what it takes")
+            raise ConfigError(f"{key}: `capfl {context.info_name}` does not use it; --help lists what it takes")
     return config
+
+
+def shown(text: str, stream: TextIO | None = None) -> str:
+    """What a model, a row or an adapter says, of which a terminal is to obey nothing; a file gets it as it is.
+
+    Args:
+        stream: where it will be written; by default to standard output.
+    """
+    if not (stream or sys.stdout).isatty():
+        return text
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 @contextmanager
@@ -144,9 +157,9 @@ def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
         yield
     except CapflError as error:
         Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
-        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        sys.stderr.write(f"{known.said or f'interrupted; go on with: {go_on}'}\n")
+        sys.stderr.write(f"{known.said or f'interrupted; continue with: {go_on}'}\n")
         raise typer.Exit(128 + known.number) from error

@@ -83,7 +83,9 @@ def kept_rows(plan: Plan, cell: Cell, out: Path) -> Path | None:
     if not keep:
         return None
     if config.dir is None:
-        raise ConfigError(f"splits.{cell.split}.keep: takes rows of files; say where they are with --data-dir")
+        raise ConfigError(
+            f"splits.{cell.split}.keep: selects rows of data files; say where the files are with --data-dir"
+        )
     place = out / "data" / cell.split
     for name in config.sets:
         source = Path(config.dir) / name / f"{config.split}.jsonl"
@@ -122,8 +124,8 @@ def read_results(plan: Plan, out: Path) -> Results:
         other, where = data.setdefault((cell.split, cell.seed), (digest, folder))
         if other != digest:
             raise CheckpointError(
-                f"{folder} and {where} had other data or another partition; only what stands under [splits.*] "
-                "may change them. Move one away and run it again"
+                f"{folder} and {where} had different data or partitions; only [splits.*] may change them. "
+                "Move one away and run it again"
             )
         found.setdefault(cell.split, {}).setdefault(cell.variant, {})[cell.seed] = read_summary(folder)
     return found
@@ -140,7 +142,7 @@ def _check(folder: Path, cell: Cell) -> None:
         ran["data.date"] = None
     if wrong := [f"{key} = {ran[key]!r}, the spec {wanted[key]!r}" for key in wanted if wanted[key] != ran[key]]:
         raise CheckpointError(
-            f"{folder} was run with {'; '.join(wrong)}. Put the spec right, or move the folder away and run it again"
+            f"{folder} was run with {'; '.join(wrong)}. Correct the spec, or move the folder away and run it again"
         )
 
 

@@ -36,7 +36,7 @@ class Changes(BaseModel):
         own = {key: value for key, value in given.items() if key in cls.model_fields and key != "settings"}
         settings = dict(flat({key: value for key, value in given.items() if key not in own}))
         if taken := [key for key in OWN if key in settings]:
-            raise ValueError(f"{' and '.join(taken)} cannot be changed here: a comparison sets them for each run")
+            raise ValueError(f"{' and '.join(taken)} cannot be set here: the comparison sets them for each run")
         return {**own, "settings": settings}
 
 

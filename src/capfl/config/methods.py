@@ -63,6 +63,6 @@ def check_peers(config: MethodConfig, clients: Collection[ClientId]) -> None:
     if taken := sorted(set(peers.values()) & (set(clients) - peers.keys())):
         name = taken[0]
         raise ConfigError(
-            f"method.peers: a group is called {name!r}, as a client that is in none; call it otherwise, or give the "
-            f"client's group as well: {name} = {name!r}"
+            f"method.peers: a group has the name {name!r} of a client that is in no group; rename the "
+            f"group, or put the client into it: {name} = {name!r}"
         )

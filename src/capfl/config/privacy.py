@@ -32,30 +32,35 @@ class PrivacyConfig(Section):
 
     secure_aggregation: Literal["off", "honest-server", "malicious-server"] = Field(
         "off",
-        description="`honest-server`: the server learns the sum of the clients' changes and losses and no client's "
-        "own, if it follows the protocol; `malicious-server`: whatever it says, at one request more",
+        description=(
+            "`honest-server`: a server that follows the protocol learns only the sum of the clients' "
+            "changes and losses; `malicious-server`: so does any server, at one request more"
+        ),
     )
     protects: Literal["clients", "items"] = Field(
         "clients",
-        description="whose part noise hides, with clip and noise_multiplier: `clients`, where the server adds it to "
-        "sums of changes; or `items` of a client, which adds it to the gradient of every step (DP-SGD)",
+        description=(
+            "what noise hides, with clip and noise_multiplier: `clients`, if the server adds noise to "
+            "sums of changes; or `items` of a client, which adds it to the gradient of every step "
+            "(DP-SGD)"
+        ),
     )
     clip: PositiveFloat | None = Field(
-        None, description="L2 norm that is clipped to: a client's change, as decoded, or an item's gradient"
+        None, description="L2 norm to which a client's decoded change, or an item's gradient, is clipped"
     )
     noise_multiplier: PositiveFloat | None = Field(
         None, description="standard deviation of the noise on the sum of changes or gradients, in units of clip"
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        1e-5, description="of (epsilon, delta); below 1 / clients, or 1 / a client's training items"
+        1e-5, description="delta of (epsilon, delta); below 1 / clients, or 1 / a client's training items"
     )
 
     @model_validator(mode="after")
     def _is_on_or_off(self) -> Self:
         if (self.clip is None) != (self.noise_multiplier is None):
-            raise ValueError("clip and noise_multiplier make sense together only; give both or neither")
+            raise ValueError("clip and noise_multiplier need each other; give both or neither")
         if self.protects == "items" and self.noise_multiplier is None:
-            raise ValueError("protects = items takes noise; give clip and noise_multiplier, such as 1 and 1")
+            raise ValueError("protects = items needs noise; give clip and noise_multiplier, such as 1 and 1")
         return self
 
     @property

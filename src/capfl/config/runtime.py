@@ -14,30 +14,35 @@ DISK, MEMORY, OFF = "disk", "memory", "off"  # of runtime.cache, which may also 
 class RuntimeConfig(Section):
     cache: str = Field(
         "disk",
-        description="where hidden states below the lowest adapted layer are kept, so as to compute them once: `disk`, "
-        "until the run ends; `FOLDER/`, which runs may share; `memory`; `off`",
+        description=(
+            "where to keep hidden states below the lowest adapted layer, to compute them only once: "
+            "`disk`, until the run ends; `FOLDER/`, which runs may share; `memory`; `off`"
+        ),
     )
-    cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="GiB that the cache may take")
+    cache_gib: Annotated[float, Field(gt=0)] = Field(4.0, description="most GiB of the cache")
     state_key: Annotated[str, Field(pattern=r"^(env|file):.+$")] | None = Field(
-        None, description="where the key for clients' states and the disk cache is: `env:VARIABLE` or `file:PATH`"
+        None, description="place of the key for clients' states and the disk cache: `env:VARIABLE` or `file:PATH`"
     )
     compile: bool = Field(
         False, description="compile the adapted layers (torch.compile): minutes at the start, then shorter local steps"
     )
-    threads: Positive | None = Field(
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         None, description="CPU threads of torch; by default all cores, or one for each of several workers"
     )
     workers: Positive = Field(
-        1, description="processes that train and score clients at the same time and share one base; Linux and CPU only"
+        1,
+        description=("processes that train and score clients at the same time and share one base; Linux and CPU only"),
     )
     clients_per_pass: Positive = Field(
         1,
-        description="simulations: clients of a turn that train in one pass of the base, each with its own adapter; "
-        "faster for many small clients on a GPU, and equal to 1 but for rounding",
+        description=(
+            "simulations: clients of a turn to train in one pass of the base, each with its own adapter; "
+            "faster for many small clients on a GPU, and equal to 1 except for rounding"
+        ),
     )
     own_metrics: tuple[str, ...] = Field(
         (),
-        description="over a network: functions `module:function` that a site lets evaluation.metrics call, no others",
+        description=("over a network: the only functions `module:function` of evaluation.metrics that a site allows"),
     )
 
     @field_validator("cache")

@@ -38,7 +38,7 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where the base model runs")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the base model")
     quantization: Literal["none", "8bit", "4bit"] = Field(
-        "none", description="bits of the base's linear layers, by bitsandbytes"
+        "none", description="quantise the base's linear layers with bitsandbytes"
     )
 
 
@@ -62,39 +62,52 @@ class DataConfig(Section):
         description="names of public data sets, paths of your own files, `OWNER/NAME` or `OWNER/NAME:CONFIG` on the "
         "Hub, or built-in data: `helpdesk`, `replies`",
     )
-    dir: str | None = Field(None, description="folder of NAME/SPLIT.jsonl of public data sets; without it, the Hub")
-    split: str = Field("train", description="split of a data set of the Hub, or of a saved one, that clients share out")
+    dir: str | None = Field(
+        None, description="folder with NAME/SPLIT.jsonl of public data sets; by default they come from the Hub"
+    )
+    split: str = Field("train", description="split of a Hub or saved data set that the clients share")
     columns: dict[str, str] | None = Field(
         None,
-        description="what the columns of your own rows are called, such as `prompt=Question,completion=Answer`; see "
-        "docs/data.md",
+        description=(
+            "names of the columns in your own rows, such as `prompt=Question,completion=Answer`; see docs/data.md"
+        ),
     )
-    limit: Positive | None = Field(None, description="items taken from each data set, at random; by default all")
+    limit: Positive | None = Field(None, description="random items to use from each data set; by default all")
     scoring: Literal["letter", "text"] = Field(
-        "letter", description="answers are compared by their `letter` or by the likelihood of their `text`"
+        "letter", description="compare answers by their `letter` or by the likelihood of their `text`"
     )
     labels: tuple[str, ...] | None = Field(
         None,
-        description="all labels of text-and-label files, in the order of their letters; by default each file's own",
+        description=(
+            "all labels of files with text and label, in the order of their letters; by default each file's own"
+        ),
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a row, prompt and answer together")
+    max_length: Annotated[int, Field(ge=8)] = Field(256, description="most tokens of a row, prompt and answer together")
     too_long: TooLong = Field(
         "cut-prompt",
-        description="of a longer row, the beginning of the prompt (`cut-prompt`; of a chat, the oldest turns) or the "
-        "end of the answer (`cut-answer`) is left out; or it is an error (`refuse`)",
+        description=(
+            "what to do with a longer row: drop the beginning of the prompt (`cut-prompt`; in a chat, "
+            "the oldest turns), drop the end of the answer (`cut-answer`), or stop with an error "
+            "(`refuse`)"
+        ),
     )
     assistant_turns: Turns = Field(
-        "all", description="answers of a chat that are trained on: `all` of the assistant's, or the `last`"
+        "all", description="answers of a chat to train on: `all` of the assistant's, or the `last`"
     )
     date: str | None = Field(
-        None, description="for chat templates that write today's, such as 2026-11-29; by default the day the run began"
+        None,
+        description=(
+            "date for chat templates that write today's date, such as 2026-11-29; by default the day the run began"
+        ),
     )
     sites: Annotated[int, Field(ge=2, le=12)] = Field(4, description="built-in data: number of sites")
     items: Annotated[int, Field(ge=12)] = Field(400, description="built-in data: requests for each site")
     conflict: Share = Field(
         0.5,
-        description="helpdesk: share of the kinds of request that no two sites label alike; replies: above 0, sites "
-        "write in two styles",
+        description=(
+            "helpdesk: share of the kinds of request that every site labels differently; replies: above "
+            "0, sites write in two styles"
+        ),
     )
 
     @field_validator("columns")
@@ -140,8 +153,10 @@ class PartitionConfig(Section):
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of a client's items for its test")
     keep_together: str | None = Field(
         None,
-        description="field of the rows (patient, template): items with one value of it all go to training, or all to "
-        "validation, or all to the test",
+        description=(
+            "field of the rows, such as patient or template: items with the same value stay together in "
+            "training, validation or test"
+        ),
     )
 
     @model_validator(mode="after")
@@ -153,9 +168,9 @@ class PartitionConfig(Section):
 
 class TrainConfig(Section):
     epochs: Positive = Field(1, description="passes over a client's items in a round, unless steps is set")
-    steps: Positive | None = Field(None, description="optimiser steps in a round, in place of epochs")
+    steps: Positive | None = Field(None, description="optimiser steps in a round, instead of epochs")
     batch_size: Positive = Field(8, description="items in a step")
-    accumulate: Positive = Field(1, description="parts that a step's items are computed in, to save memory")
+    accumulate: Positive = Field(1, description="compute each step in this many parts, to save memory")
     checkpointing: bool = Field(
         False, description="keep fewer activations and compute them again: less memory, up to a third more time"
     )
@@ -165,7 +180,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how the learning rate falls from the first round to the last"
     )
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="a longer gradient is clipped to this norm")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="clip longer gradients to this norm")
 
     def steps_of(self, n_items: int) -> int:
         """Optimiser steps that a client with so many training items takes in a round."""
@@ -185,17 +200,20 @@ class MethodConfig(Section):
     name: str = Field("ca-pfl", description="how clients learn from each other; see `capfl methods`")
     turns: Positive | None = Field(
         None,
-        description="most turns in which the members of a group train in a round, each from what the one before left; "
-        "1: all train together; by default 6 (ca-pfl) or 1",
+        description=(
+            "most turns of a group in a round; each turn starts from what the previous one left. 1: all "
+            "members train together; by default 6 (ca-pfl) or 1"
+        ),
     )
     peers: PositiveFloat | dict[str, str] | None = Field(
         None,
-        description="ca-pfl: largest squared distance of peers, in variances of a client's items, by default 0.08; or "
-        "the group of each client, such as `north=a,south=a`: then nobody describes its data, and others are alone",
+        description=(
+            "ca-pfl: largest squared distance between peers, in variances of a client's items, by "
+            "default 0.08; or each client's group, such as `north=a,south=a`: then no client describes "
+            "its data, and clients without a group train alone"
+        ),
     )
-    server_step: PositiveFloat | None = Field(
-        None, description="what the mean change of a group is multiplied by; by default 1"
-    )
+    server_step: PositiveFloat | None = Field(None, description="factor on a group's mean change; by default 1")
     alpha_f: NonNegative | None = Field(
         None,
         description="weight of alpha_f / 2 ||theta - theta_g||^2, which pulls clients towards the server's adapter "
@@ -217,7 +235,7 @@ class MethodConfig(Section):
     rank_shares: tuple[Density, ...] | None = Field(
         None,
         min_length=1,
-        description="flexlora: shares of lora.rank, dealt out to clients in turn, such as 1,0.5; by default 1",
+        description="flexlora: shares of lora.rank, assigned to clients in turn, such as 1,0.5; by default 1",
     )
 
     @model_validator(mode="after")
@@ -225,7 +243,7 @@ class MethodConfig(Section):
         if not isinstance(self.peers, dict):
             return self
         if not self.peers:
-            raise ValueError("peers names no client; give the group of each, such as north=a, or leave it out")
+            raise ValueError("peers names no client; give each client's group, such as north=a, or leave it out")
         for name in self.peers.values():
             if name == EVERYBODY or not _GROUP.fullmatch(name):
                 raise ValueError(
@@ -234,8 +252,8 @@ class MethodConfig(Section):
         for key in ("rff_output_dim", "mlp_hidden_dim"):
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} is about what clients say of their data, and where peers names groups they say nothing; "
-                    "leave one of the two out"
+                    f"{key} is about clients' descriptions of their data, and with groups in peers they send "
+                    "none; leave one of the two out"
                 )
         return self
 
@@ -249,25 +267,31 @@ ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
 
 
 class CodecConfig(Section):
-    values: ValuesName = Field("ternary", description="how each value that is sent is written")
+    values: ValuesName = Field("ternary", description="how each sent value is encoded")
     density: Density | None = Field(
-        None, description="share of the values that is sent; by default 0.2 of ternary, or 1"
+        None, description="share of the values that are sent; by default 0.2 for ternary, otherwise 1"
     )
-    down_values: ValuesName | None = Field(None, description="values on the downlink; by default as on the uplink")
+    down_values: ValuesName | None = Field(None, description="encoding on the downlink; by default as on the uplink")
     down_density: Density | None = Field(None, description="density on the downlink; by default as on the uplink")
     mask: Literal["random", "top"] = Field(
-        "random", description="`random`: costs no positions; `top`: the largest of each tensor"
+        "random", description="which values are sent: `random`, needs no positions; `top`, the largest of each tensor"
     )
     compensation: Literal["unbiased", "length", "feedback", "off"] | None = Field(
         None,
-        description="`unbiased`: what is sent is scaled by 1 / density (default of random); `length`: by its root "
-        "(default of random where clients train in turn); `feedback`: the rest is carried over (default of top)",
+        description=(
+            "`unbiased`: scale sent values by 1 / density (default of random); `length`: by its root "
+            "(default of random if clients train in turn); `feedback`: add the unsent rest to the next "
+            "change (default of top)"
+        ),
     )
 
     @model_validator(mode="after")
     def _can_be_unbiased(self) -> Self:
         if self.compensation in ("unbiased", "length") and self.mask == "top":
-            raise ValueError("codec.compensation: the largest values are no fair sample; use codec.mask = random")
+            raise ValueError(
+                "codec.compensation: the largest values are not a random sample, so scaling them would bias "
+                "the mean; use codec.mask = random"
+            )
         return self
 
 
@@ -279,17 +303,21 @@ class FederationConfig(Section):
     )
     max_items: Annotated[int, Field(gt=0, lt=2**32)] | None = Field(
         None,
-        description="an update of more training items is refused; by default a client counts for at most ten times the "
-        "median of what clients say. With secure aggregation and train.epochs, a mean update may be as long as "
-        "the steps of so many items make it",
+        description=(
+            "refuse an update that claims more training items; by default a client counts for at most "
+            "ten times the median claim. With secure aggregation and train.epochs, a mean update may be "
+            "as long as the steps of so many items make it"
+        ),
     )
     max_norm: PositiveFloat = Field(
-        2.0, description="a longer update is refused; in units of the farthest that local steps lead"
+        2.0, description="refuse a longer update; in units of the farthest that local steps lead"
     )
     robust: Literal["none", "clip", "median", "trimmed"] = Field(
         "none",
-        description="aggregation that a lying client can harm less: long changes are clipped (`clip`), or each value "
-        "is the `median` or the mean of the middle half (`trimmed`)",
+        description=(
+            "aggregation that limits lying clients: clip long changes (`clip`), or take the `median` of "
+            "each value or the mean of its middle half (`trimmed`)"
+        ),
     )
 
 
@@ -325,7 +353,7 @@ def usual_kind(sets: Sequence[str]) -> str:
 
 
 class Config(Section):
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="every random stream of the run is derived from it")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of all random numbers of the run")
     out: str | None = Field(None, description="run folder, new or empty; by default runs/TIME-METHOD")
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
@@ -357,8 +385,8 @@ class Config(Section):
     def _clips_once(self) -> Self:
         if self.privacy.of_clients and self.federation.robust != "none":
             raise ValueError(
-                f"privacy clips every change and adds its noise to their mean, and federation.robust = "
-                f"{self.federation.robust} is another; leave one of them out"
+                f"privacy and federation.robust = {self.federation.robust} both replace the mean of the "
+                "changes; leave one of them out"
             )
         return self
 

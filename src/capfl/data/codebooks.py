@@ -50,7 +50,9 @@ def relabel(items: Sequence[Item], parts: Mapping[ClientId, Sequence[int]], seed
             f"{odd[0].question!r:.50}; use data of text and label, clinc150 or helpdesk, or another kind"
         )
     if len(parts) < CLUSTERS:
-        raise ConfigError(f"partition.kind conflict: one client has nobody to disagree with; give {CLUSTERS} or more")
+        raise ConfigError(
+            f"partition.kind conflict: a single client has no other to disagree with; give {CLUSTERS} or more"
+        )
     books = {n: codebooks(CLUSTERS, n, 1.0, seed) for n in {len(item.choices) for item in items}}
     books = {n: book[:, np.argsort(book[0])] for n, book in books.items()}  # cluster 0 keeps its labels
     changed = list(items)

@@ -43,7 +43,9 @@ def deal_rows(
         DataError: rows cannot be used; says client, row (from 1) and field.
     """
     if shares.clients not in (None, len(clients)):
-        raise ConfigError(f"partition.clients is {shares.clients}, and rows of {len(clients)} clients are given")
+        raise ConfigError(
+            f"partition.clients is {shares.clients}, but there are rows for {len(clients)} clients; leave it out"
+        )
     apart = shares.model_copy(update={"kind": "by_task"})
     return share_out(load_held({str(client): rows for client, rows in clients.items()}, data, seed), apart, seed)
 
@@ -95,7 +97,7 @@ def clients_of(data: DataConfig, shares: PartitionConfig) -> dict[ClientId, str]
     elif shares.max_items is not None:
         needs = "partition.max_items draws for all clients in turn; use data.limit, which draws for each data set"
     if needs:
-        raise ConfigError(f"a client that has its own data alone cannot find its part: {needs}")
+        raise ConfigError(f"a client with only its own data cannot find its part: {needs}")
     tasks = {task_of(name): name for name in data.sets}
     ordered = sorted(tasks)  # as ``partition`` names its groups
     ids = group_names(ordered, [1] * len(ordered))

@@ -87,8 +87,8 @@ def read_as(
         said = hints.missing(columns, first.values, as_it_is=_format_of(first, {}) is not None)
         said = said or hints.no_format(first.values, columns, needed)
         table = place.lower().removesuffix(".gz").endswith((".csv", ".tsv")) and first.where.endswith(":2")
-        if table and "columns are called:" not in said and "did you mean" not in said:
-            said += "; the first line of CSV has to name the columns"
+        if table and "name their columns:" not in said and "did you mean" not in said:
+            said += "; the first line of CSV must name the columns"
         raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:

@@ -33,17 +33,17 @@ def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Seq
     known = "; ".join(" + ".join(needed) for needed in formats)
     if columns:
         given = map_flag("data.columns", columns)
-        return f"the keys {keys} with {given} are no known format; let data.columns give all keys of one of: {known}"
+        return f"the keys {keys} with {given} are no known format; data.columns must name all keys of one of: {known}"
     said = f"no known format has the keys {keys}; give the rows one of: {known}"
     for needed in formats:
         if columns := _columns(list(found), needed):
-            return f"{said}; or say what their columns are called: {map_flag('data.columns', columns)}"
+            return f"{said}; or name their columns: {map_flag('data.columns', columns)}"
     if inside := rows_inside(found):
         said += f"{inside}, or call it messages if they are a chat" if "that list" in inside else inside
     if list(found) == ["text"]:
-        said += "; text alone has no answer to learn: part it into prompt and completion"
+        said += "; text alone has no answer to learn: split it into prompt and completion"
     elif not inside and len(found) > 1:
-        said += f"; or say what their columns are called, as in {_EXAMPLE}"
+        said += f"; or name their columns, as in {_EXAMPLE}"
     return said
 
 
@@ -69,7 +69,7 @@ def missing(columns: Mapping[str, str], found: Mapping[str, Any], as_it_is: bool
         if column not in found:
             said = f"has no {column!r}, from which data.columns reads {key!r}; it has {', '.join(found)}"
             if as_it_is or key in found:
-                return f"{said}; data.columns counts for every file of a run: give the column one name in all of them"
+                return f"{said}; data.columns applies to every file of a run: use the same column name in all of them"
             near = get_close_matches(column.lower(), [name.lower() for name in found], n=1)
             hint = "".join(f"; did you mean {name!r}?" for name in found if near and name.lower() == near[0])
             return said + hint

@@ -33,7 +33,7 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
     if config.max_items is not None and config.max_items < config.min_items:
         raise ConfigError(
             f"partition.max_items {config.max_items} is below partition.min_items {config.min_items}; "
-            "raise the first or lower the second"
+            "raise max_items or lower min_items"
         )
     if config.spread and config.kind.startswith("dirichlet"):
         raise ConfigError("partition.spread does not go with dirichlet: its sizes follow from alpha; set one of them")
@@ -116,8 +116,8 @@ def _field_values(items: Sequence[Item], field: str) -> list[str]:
         clients = max(2, min(DEFAULT_CLIENTS, len(items) // LIKELY))
         kinds = " or ".join(f"--partition.kind {kind}" for kind in (f"iid --partition.clients {clients}", *there))
         raise ConfigError(
-            f"partition.kind: no item has the field {field!r}, so who holds what is not known; give one file for each "
-            f"client, or deal the items out: {kinds}"
+            f"partition.kind: no item has the field {field!r}, so it cannot decide which client has which "
+            f"item; give one file for each client, or deal the items out: {kinds}"
         )
     if missing:
         some = "; ".join(

@@ -27,11 +27,13 @@ def require(path: Path) -> None:
             if not is_saved(path):
                 raise DataError(f"{path}: {folder_words(path)}")
         elif path.is_symlink() and not path.exists():
-            raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; mend it, or give the file")
+            raise DataError(
+                f"{path}: is a link to {path.readlink()}, which does not exist; repair it, or give the file"
+            )
         elif not path.exists():
             raise DataError(f"{path}: no such file{near(path)}")
     except OSError as error:
-        raise DataError(f"{path}: cannot be looked for ({error.strerror}); give the path of a file") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a file") from error
 
 
 def is_saved(folder: Path) -> bool:
@@ -41,7 +43,7 @@ def is_saved(folder: Path) -> bool:
 
 def folder_words(path: Path) -> str:
     """What a folder is that ``datasets`` did not save, and what to give in its place."""
-    said = "is a folder, and not one that `datasets` saved (save_to_disk)"
+    said = "is a folder that `datasets` did not save (save_to_disk)"
     if found := _rows_in(path):
         more = f" ... and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         return f"{said}; give its files, each a client: {_words(found[:SHOWN])}{more}"
@@ -58,7 +60,7 @@ def near(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         there = next((own for own in folder.parents if own.is_dir()), Path())
-        return f"; there is no folder {folder} in {there.absolute()}, from where the path is looked for"
+        return f"; there is no folder {folder} in {there.absolute()}, where the path starts"
     stems: dict[str, list[str]] = {}  # suffixes would make any two files alike
     for own in sorted(folder.iterdir()):
         if not own.name.startswith("."):

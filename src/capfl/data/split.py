@@ -40,8 +40,8 @@ def split(items: Sequence[Item], indices: Sequence[int], config: PartitionConfig
         copies = _joined(items, copies, field, client)
         if len(copies) < least:
             raise DataError(
-                f"client {client!r} has items of {len(copies)} {field}, which partition.keep_together does not divide, "
-                f"too few for {least} parts; add data or leave partition.keep_together out"
+                f"client {client!r} has items of {len(copies)} {field}, which partition.keep_together never "
+                f"splits: too few for {least} parts; add data or leave partition.keep_together out"
             )
     if len(copies) < least:
         different = f", of which {len(copies)} are different" if len(copies) < len(indices) else ""

@@ -23,7 +23,7 @@ def check_tasks(items: Sequence[Item], splits: Mapping[ClientId, Split], names: 
         tasks = sorted({items[i].task for i in split.all})
         if len(tasks) > 1:
             raise DataError(
-                f"client {client!r} has rows to choose an answer in and rows to complete, which are scored "
+                f"client {client!r} has rows with options and rows with completions, which are scored "
                 "differently; make two clients of them"
             )
         for task in tasks:

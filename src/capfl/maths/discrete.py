@@ -38,6 +38,7 @@ Wholes = npt.NDArray[np.int64]
 Cumulative = npt.NDArray[np.uint64]
 
 FAR = 10  # standard deviations of the noise of all clients for which there is room beyond the longest sum
+MOST = 2.0**17  # standard deviation of a client's noise: its table takes 0.9 GB then
 LEAST = 3.0  # standard deviation of a client's noise: below, sums of discrete Gaussians are no longer nearly one
 _FIXED = 192  # bits behind the point in which probabilities are computed
 _WORD = 64

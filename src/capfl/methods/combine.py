@@ -193,7 +193,7 @@ class ExactProduct(Combine):
     :math:`(B_k - B_1)(A_k - A_1)`, which is the same, and nil where all clients agree.
     """
 
-    about = "mean of A, mean of B, the rest of the mean of B A into the base"
+    about = "mean of A, mean of B; the rest of the mean of B A goes into the base"
     relays = True
 
     def first(self, initial: Adapter) -> Adapter:

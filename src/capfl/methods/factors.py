@@ -48,6 +48,6 @@ def _factor(name: str) -> str:
 
 BOTH = Factors("A and B", ("AB",), "AB")
 ONLY_A = Factors("A; B stays with the client", ("AB",), "A")
-ONLY_B = Factors("B; A stays as the seed made it", ("B",), "B")
+ONLY_B = Factors("B; A stays frozen", ("B",), "B")
 ALTERNATING = Factors("B in odd rounds, A in even ones", ("B", "A"), "AB")
 NOTHING = Factors("nothing", ("AB",), "")

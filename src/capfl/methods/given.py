@@ -24,7 +24,7 @@ class GivenPeers(Grouping):
     """
 
     peers: Mapping[ClientId, str]
-    about = "peers, whom the operator names"
+    about = "peers, named by the operator"
     divides = True
 
     @cached_property

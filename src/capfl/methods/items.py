@@ -33,8 +33,8 @@ def refuse_unprotected(method: Method, privacy: PrivacyConfig, key: str) -> None
         return
     if method.pooled:
         raise ConfigError(
-            f"{key}: {method.name} has everybody's data in one place, and privacy.protects = items keeps them apart; "
-            "leave one of the two out"
+            f"{key}: {method.name} puts all data in one place, and privacy.protects = items keeps them at "
+            "their sites; leave one of the two out"
         )
     if method.grouping.describes:
         raise ConfigError(

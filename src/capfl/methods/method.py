@@ -142,12 +142,12 @@ class Method:
         return {
             "method": self.name,
             "what it does": self.about,
-            "trained and sent": "all data go to one place" if self.pooled else self.factors.about,
+            "trained and sent": "all data are in one place" if self.pooled else self.factors.about,
             "combined": "" if self.pooled or not self.factors.travel else self.combine.about,
             "learns with": "" if self.pooled or not self.factors.travel else self.grouping.about,
             "order": "" if self.pooled or not self.factors.travel else self.order.about,
             "ranks": self.ranks.about,
-            "takes home": "nothing of its own" if self.pooled else self.takes_home.about,
+            "personal model": "no personal model" if self.pooled else self.takes_home.about,
             "source": self.source,
         }
 

@@ -111,7 +111,7 @@ class Peers(Grouping):
     distance: float = 0.08
     dim: int = 256
     seed: int = 0
-    about = "peers, by a description of their data"
+    about = "peers, found by a description of their data"
     describes = True
     divides = True
     server_state = PeersState

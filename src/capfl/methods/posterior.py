@@ -130,7 +130,7 @@ class Posterior(Ranks):
     hidden: int = 16
     floor: float = 0.5
     seed: int = 0
-    about = "by importance, which a variational posterior learns"
+    about = "by importance, learnt by a variational posterior"
     server_state = PosteriorState
     client_state = PosteriorMemory
     down = Prior

@@ -49,7 +49,8 @@ def private(method: Method, config: PrivacyConfig, up: Codec, clients: int, aske
         return method
     if noise.delta * clients >= 1:
         raise ConfigError(
-            f"privacy.delta: {noise.delta:g} lets one of {clients} clients be given away; choose less than 1 / clients"
+            f"privacy.delta: with {noise.delta:g} one of {clients} clients could be revealed; choose less "
+            "than 1 / clients"
         )
     epsilon(noise.multiplier, 1, noise.delta)  # an error now, not after a round, if it cannot be counted
     if isinstance(method.combine, NoisySum):

@@ -127,7 +127,7 @@ class Shares(Ranks):
     """
 
     shares: tuple[float, ...]
-    about = "a share of the ranks, which the server gives"
+    about = "a share of the ranks, given by the server"
     differ = True
     server_state = SharesState
     client_state = GivenRanks

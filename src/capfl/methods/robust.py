@@ -48,8 +48,9 @@ def robust(method: Method, config: FederationConfig, up: Codec) -> Method:
     refuse_other_than_mean(method, f"federation.robust = {config.robust}", f"federation.robust = clip, or {MEANS}")
     if up.mask == "top" and up.density < 1:
         raise ConfigError(
-            f"federation.robust = {config.robust}: with codec.mask = top every client sends other elements, and the "
-            "middle of values that are mostly not there is zero; use codec.mask = random, or codec.density = 1"
+            f"federation.robust = {config.robust}: with codec.mask = top every client sends different "
+            "elements, so most values are missing and their median is zero; use codec.mask = random, or "
+            "codec.density = 1"
         )
     return replace(method, combine=Middle(TRIM if config.robust == "trimmed" else 0.5))
 
@@ -94,7 +95,7 @@ class Middle(Combine):
     """The adapter plus the middle of the changes, coordinate by coordinate. ``trim``: share left out at either end."""
 
     trim: float
-    about = "middle of every coordinate"
+    about = "median or trimmed mean of every value"
     adds_mean = True
 
     def start(self, adapter: Adapter, round: int) -> Fold:
@@ -144,21 +145,22 @@ def refuse_no_mean(method: Method, key: str) -> None:
     if method.pooled:
         raise ConfigError(f"{key}: {method.name} trains one model on all data in one place; leave it out")
     if not method.factors.travel:
-        raise ConfigError(f"{key}: with {method.name} clients send nothing that it would be about; leave it out")
+        raise ConfigError(f"{key}: with {method.name} clients send nothing, so it has no effect; leave it out")
     if method.order.turns > 1:
         raise ConfigError(
-            f"{key}: the clients of {method.name} train in {method.order.turns} turns, and an update may be the only "
-            "one of its turn, with no others to be measured by or to hide among; leave it out, or set method.turns to 1"
+            f"{key}: the clients of {method.name} train in {method.order.turns} turns, and an update may "
+            "be the only one of its turn: no others to compare it with or to hide it among; leave it "
+            "out, or set method.turns to 1"
         )
     if isinstance(method.combine, WeightedMean) and method.combine.step != 1:
         raise ConfigError(
-            f"{key}: another mean takes the place of {method.name}'s own, and nothing would be multiplied by "
-            f"{method.combine.step:g}; leave it out, or leave out method.server_step"
+            f"{key}: it replaces the mean of {method.name}, so method.server_step = "
+            f"{method.combine.step:g} would have no effect; leave it out, or leave out method.server_step"
         )
     if method.combine.relays:
         raise ConfigError(
-            f"{key}: with {method.name} every client gets the others' updates as they came and averages them itself, "
-            f"which nothing that the server does can change; leave it out, or use {MEANS}"
+            f"{key}: with {method.name} every client gets the others' updates and averages them itself, "
+            f"so the server cannot change their mean; leave it out, or use {MEANS}"
         )
 
 
@@ -167,8 +169,8 @@ def refuse_other_than_mean(method: Method, key: str, instead: str = MEANS) -> No
     refuse_no_mean(method, key)
     if not (isinstance(method.grouping, Everybody) and isinstance(method.ranks, AllRanks)):
         raise ConfigError(
-            f"{key}: clients of {method.name} say more than their changes, and the server makes more of them than one "
-            f"mean; use {instead}"
+            f"{key}: clients of {method.name} send more than their changes, and the server does more than "
+            f"average them; use {instead}"
         )
     refuse_no_plain_mean(method, key, instead)
 
@@ -177,6 +179,6 @@ def refuse_no_plain_mean(method: Method, key: str, instead: str = MEANS) -> None
     """Raises ConfigError: the server makes more of changes than their mean."""
     if not method.combine.adds_mean:
         raise ConfigError(
-            f"{key}: the server of {method.name} does more with changes than to add their mean, which is all that this "
-            f"could take the place of; use {instead}"
+            f"{key}: the server of {method.name} does more than add a mean of changes, and this can only "
+            f"replace a mean; use {instead}"
         )

@@ -37,7 +37,7 @@ class SecureMean(WeightedMean):
     """
 
     shares: bool = False
-    about = "mean of A, mean of B, of which the server sees the sum alone (secure aggregation)"
+    about = "mean of A, mean of B; the server sees only their sum (secure aggregation)"
 
     @property
     def passes_one(self) -> bool:  # type: ignore[override]
@@ -57,7 +57,7 @@ class NoisySum(SecureMean):
     """
 
     noise: Noise
-    about = "mean of clipped changes, of which the server sees the sum with noise alone (secure aggregation)"
+    about = "mean of clipped changes; the server sees only their sum with noise (secure aggregation)"
 
     def fewest(self, n: int) -> int:
         return max(FEWEST, threshold(n))
@@ -86,8 +86,8 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         )
     if method.ranks.differ:
         raise ConfigError(
-            f"{_KEY}: clients of {method.name} have other ranks than others, and send other elements; give all of them "
-            f"all ranks, or use {MEANS}"
+            f"{_KEY}: clients of {method.name} have different ranks and send different elements; give all "
+            f"clients all ranks, or use {MEANS}"
         )
     if federation.robust != "none":
         raise ConfigError(
@@ -99,18 +99,18 @@ def secure(method: Method, privacy: PrivacyConfig, federation: FederationConfig,
         refuse_other_than_mean(replace(method, combine=WeightedMean()), "privacy.noise_multiplier")
     if up.values.name not in BITS:
         raise ConfigError(
-            f"{_KEY}: values of {up.values.name} are no whole numbers that could be summed under masks; use "
-            f"codec.values = {', '.join(BITS)}"
+            f"{_KEY}: values of {up.values.name} are not whole numbers, so they cannot be summed under "
+            f"masks; use codec.values = {', '.join(BITS)}"
         )
     if up.mask == "top" and up.density < 1:
         raise ConfigError(
-            f"{_KEY}: with codec.mask = top every client sends other elements, and which they are would be in clear; "
-            "use codec.mask = random, or codec.density = 1"
+            f"{_KEY}: with codec.mask = top every client sends different elements, and their positions "
+            "would be in clear; use codec.mask = random, or codec.density = 1"
         )
     if up.compensation == "feedback":
         raise ConfigError(
-            f"{_KEY}: a client cannot know what arrives of its change, because the server scales the sum as a whole, "
-            "so there is no rest to carry over; use codec.compensation = unbiased (or off, with codec.mask = top)"
+            f"{_KEY}: the server scales the sum as a whole, so a client does not know which rest to carry "
+            "over; use codec.compensation = unbiased (or off, with codec.mask = top)"
         )
     masks.require()
     lying = privacy.secure_aggregation == "malicious-server"

@@ -42,7 +42,7 @@ def _of(settings: Settings, **names: str) -> dict[str, Any]:
 def _ca_pfl(seed: int, given: Settings) -> Method:
     named = isinstance(given.get("peers"), Mapping)
     return Method(
-        "ca-pfl", "peers found by their data, who train in turn; ranks by a variational posterior", "YanDang/CA-PFL",
+        "ca-pfl", "groups of clients with similar data train in turn, each client with its own ranks", "YanDang/CA-PFL",
         grouping=GivenPeers(given["peers"]) if named
         else Peers(**_of(given, distance="peers", dim="rff_output_dim"), seed=seed),
         ranks=Posterior(
@@ -75,7 +75,7 @@ def _flexlora(seed: int, given: Settings) -> Method:
 
 def _ditto(seed: int, given: Settings) -> Method:
     near = NearServer(**_of(given, strength="alpha_f"))
-    return Method("ditto", "FedIT, and an adapter of its own beside it", "arXiv:2012.04221", takes_home=near)
+    return Method("ditto", "FedIT, plus an adapter of each client's own", "arXiv:2012.04221", takes_home=near)
 
 
 def _row(name: str, about: str, source: str, **parts: Any) -> Row:
@@ -89,10 +89,10 @@ METHODS: dict[str, Row] = {
     ),
     "fedit": Row(_fedit, ("alpha_f",)),
     "fedex-lora": _row(
-        "fedex-lora", "exact mean, by a patch of the base", "arXiv:2410.09432", combine=ExactProduct()
+        "fedex-lora", "exact mean of B A, through a patch of the base", "arXiv:2410.09432", combine=ExactProduct()
     ),
     "lora-fair": _row(
-        "lora-fair", "mean, corrected towards the mean product", "arXiv:2411.14961", combine=CorrectedB()
+        "lora-fair", "mean, then B corrected towards the mean of B A", "arXiv:2411.14961", combine=CorrectedB()
     ),
     "flexlora": Row(_flexlora, ("rank_shares",)),
     "ffa-lora": _row("ffa-lora", "A frozen, B averaged", "arXiv:2403.12313", factors=ONLY_B),
@@ -124,7 +124,7 @@ def build(config: MethodConfig, seed: int = 0, rows: Mapping[str, Method] | None
             raise ConfigError(f"method.{key}: clients of {name} do not learn from each other; leave it out")
     if "server_step" in given:
         if not isinstance(method.combine, WeightedMean):
-            raise ConfigError(f"method.server_step: the server of {name} does more than to add a mean; leave it out")
+            raise ConfigError(f"method.server_step: the server of {name} does more than add a mean; leave it out")
         method = replace(method, combine=WeightedMean(given["server_step"]))
     return replace(method, order=Order(given["turns"])) if "turns" in given else method
 

@@ -21,8 +21,10 @@ class AfterSteps:
 
     @property
     def about(self) -> str:
-        way = "" if self.share == 1 else f", {self.share:g} of the way"
-        return f"the newest adapter after a last round of its own steps{way}"
+        steps = "one more round of local steps"
+        if self.share == 1:
+            return f"the newest adapter after {steps}"
+        return f"the newest adapter, moved {self.share:g} of the way by {steps}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from capfl.config.schema import DataConfig
 from capfl.errors import ConfigError, ModelError
@@ -33,12 +35,14 @@ class Card:
         method, group, run: where it is from. ``group`` is None where clients have no groups.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     base: str
     digest: str
     scoring: Scoring = "letter"
     labels: tuple[str, ...] = ()
     prompt: str = PROMPT
-    max_length: int = 256
+    max_length: Annotated[int, Field(ge=8)] = 256
     too_long: TooLong = "cut-prompt"
     assistant_turns: Turns = "all"
     date: str | None = None
@@ -72,8 +76,8 @@ class Card:
         if self.digest.partition(":")[0] != base.digest.partition(":")[0]:  # of other precisions
             if base.name != self.base:
                 raise ModelError(
-                    f"model.path: the adapter was trained on {self.base}; whether {base.name} has the same weights "
-                    "cannot be seen at this precision, use model.dtype = float32 without quantization"
+                    f"model.path: the adapter was trained on {self.base}; at this precision capfl cannot check "
+                    f"whether {base.name} has the same weights, use model.dtype = float32 without quantization"
                 )
         elif self.digest != base.digest:
             raise ModelError(
@@ -124,11 +128,13 @@ def load_card(folder: Path) -> Card | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
-        card = Card(**found | {"labels": tuple(found["labels"])})
-    except (ValueError, TypeError, KeyError) as error:
+        card = TypeAdapter(Card).validate_json(path.read_bytes())
+    except ValidationError as error:  # the file may be anybody's, and so may what is in it
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
         raise ModelError(
-            f"{path} is damaged: {error}; restore it, or remove it and give its settings as flags"
+            f"{path} is damaged: {where + ': ' if where else ''}{first['msg']}; restore it, or remove it and give its "
+            "settings as flags"
         ) from error
     if card.prompt != PROMPT:
         raise ModelError(f"{path} was written by another version of capfl; use that one to load the adapter")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import peft
 import torch
 from peft.utils.other import get_pattern_key
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from capfl import adapter as algebra
 from capfl.config.schema import ModelConfig
+from capfl.config.section import Positive, PositiveFloat
 from capfl.errors import ModelError
 from capfl.files import write_atomically
 from capfl.model.card import CARD, Card, card_bytes
@@ -24,6 +28,32 @@ from capfl.model.place import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter
 from capfl.types import Adapter
 
 _PREFIX = "base_model.model."
+_SLOW = re.compile(r"\)[*+{]|(?:[*+{].*){4}")  # of a pattern, for which Python could look until the end of days
+
+
+def _is_quick(pattern: str) -> str:
+    if _SLOW.search(pattern):
+        raise ValueError(f"{pattern[:80]!r} repeats a group or repeats too often to be looked for")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern[:80]!r} is no pattern: {error}") from error
+    return pattern
+
+
+_Pattern = Annotated[str, AfterValidator(_is_quick)]
+
+
+class _Settings(BaseModel):
+    """Those of PEFT's settings that are computed with: the file may be anybody's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    r: Positive = 8
+    lora_alpha: PositiveFloat = 8
+    rank_pattern: dict[_Pattern, Positive] | None = None
+    alpha_pattern: dict[_Pattern, PositiveFloat] | None = None
+    base_model_name_or_path: str | None = None
 
 
 def save_adapter(adapter: Adapter, config: peft.LoraConfig, folder: Path, card: Card | None = None) -> None:
@@ -74,11 +104,12 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
     weights = folder / ADAPTER_WEIGHTS
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        _Settings.model_validate(settings)
         refuse_other_kinds(settings, str(folder))
         known = {field.name for field in fields(peft.LoraConfig)}
         config = peft.LoraConfig(**{name: value for name, value in settings.items() if name in known})
         tensors = load_file(weights)
-    except (SafetensorError, json.JSONDecodeError, TypeError, ValueError, KeyError) as error:
+    except (SafetensorError, RecursionError, TypeError, ValueError, KeyError) as error:
         raise ModelError(f"{folder} holds a damaged adapter: {error}") from error
     adapter: Adapter = {}
     for key, t in tensors.items():
@@ -87,7 +118,8 @@ def load_adapter(folder: Path) -> tuple[Adapter, peft.LoraConfig]:
             raise ModelError(f"{weights}: tensor {key!r} is not a factor of a linear layer; {MERGE}")
         adapter[f"{module}.{factor}"] = t.float()
     for module, rank in algebra.ranks(adapter).items():
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
+        own = config.alpha_pattern or {}
+        alpha = own.get(get_pattern_key(own, module), config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
         adapter[f"{module}.B"] *= scale / (config.lora_alpha / config.r)
     return adapter, config
@@ -102,5 +134,5 @@ def base_config(folder: Path, saved: peft.LoraConfig, card: Card | None, given: 
     named = "path" in given.model_fields_set
     path = given.path if named else card.base if card else saved.base_model_name_or_path
     if not path:
-        raise ModelError(f"{folder} does not say what its base model is; give it as --model-path")
+        raise ModelError(f"{folder} does not name its base model; give it as --model-path")
     return given.model_copy(update={"path": path})

@@ -62,7 +62,7 @@ def save_gguf(folder: Path, given: ModelConfig, out: Path) -> None:
         CheckpointError: the disk is full, or the file cannot be written.
     """
     if out.exists():
-        raise ConfigError(f"{out} is there already; choose another name")
+        raise ConfigError(f"{out} exists; choose another name")
     adapter, saved = load_adapter(folder)
     found = base_config(folder, saved, load_card(folder), given)
     module = cast(Any, skeleton(found))

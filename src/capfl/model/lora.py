@@ -282,8 +282,8 @@ class AdaptedModel:
         named = [name for name in idle if any(t != ALL_LINEAR and fits(name, t) for t in self.config.targets)]
         if named or len(idle) == len(shapes):
             raise ModelError(
-                f"lora.targets: {self.base.name} never calls {(named or idle)[0]} on text, so that an adapter there "
-                "would change nothing; name other targets or layers"
+                f"lora.targets: {self.base.name} never uses {(named or idle)[0]} on text, so an adapter there "
+                "has no effect; name other targets or layers"
             )
         if idle:
             self.remarks.append(f"lora.targets: {', '.join(idle)}: left as before, because texts never pass them")

@@ -84,7 +84,7 @@ def _gradients(
 def _learner(model: AdaptedModel, job: Job, config: TrainConfig) -> Learner:
     model.check(job.start)
     if algebra.unpatched(job.start).keys() != job.start.keys():
-        raise ModelError(f"clients that patch the base cannot share a pass; {REMEDY}")
+        raise ModelError(f"clients whose method patches the base cannot share a pass; {REMEDY}")
     device = model.base.device
     factors = {name: nn.Parameter(job.start[name].to(device, copy=True)) for name in model.parameters}
     return Learner(factors, job, config)

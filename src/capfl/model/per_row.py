@@ -38,7 +38,10 @@ def check_rows(model: AdaptedModel) -> None:
     with own_adapters(model, there, [1, 1]):
         together = model.logits(ids, torch.arange(ids.numel(), device=ids.device))
     if not close(torch.cat(alone), together):
-        raise ModelError(f"model.path: {model.base.name} makes something else of a text beside another; {_WITHOUT}")
+        raise ModelError(
+            f"model.path: the output of {model.base.name} for a text depends on the other texts in the "
+            f"batch; {_WITHOUT}"
+        )
 
 
 @contextmanager

@@ -26,17 +26,22 @@ def check_base(path: str, weights: bool = True) -> None:
     Raises:
         ModelError: it is a folder that is not there, a slip of the pen, or ``smollm2`` without its weights.
     """
-    folder = Path(path).expanduser()
+    known = "give a folder, a Hub name, smollm2 or tiny"
     if path == "smollm2" and weights:
         smollm2_weights()
-    if (folder / ADAPTER_CONFIG).is_file():
+    try:
+        folder = Path(path).expanduser()
+        is_adapter, is_folder = (folder / ADAPTER_CONFIG).is_file(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # longer than names can be, or of a user that there is not
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"model.path: {path[:80]!r} can be no folder: {said}; {known}") from error
+    if is_adapter:
         raise ModelError(
             f"model.path: {path} has an adapter in it ({ADAPTER_CONFIG}), which is no base; give the model that the "
             "adapter is for, or both in one: capfl export ADAPTER --merged FOLDER"
         )
-    if path in BUILT_IN or folder.is_dir():
+    if path in BUILT_IN or is_folder:
         return
-    known = "give a folder, a Hub name, smollm2 or tiny"
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model.path: there is no folder {path}{_near(folder)}; {known}")
     if "/" not in path and (near := nearest(path, BUILT_IN, 1) or [name for name in BUILT_IN if name in plain(path)]):

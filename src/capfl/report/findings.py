@@ -25,16 +25,16 @@ def findings(summary: Summary) -> list[str]:
     if summary.failures:
         found.append(f"{summary.failures} failed replies, see rounds.jsonl")
     if absent := sorted({f.client for f in summary.evaluation_failures} - {row.id for row in summary.rows}):
-        found.append(f"no row for {', '.join(absent)}, which did not answer in the end, see summary.json")
+        found.append(f"no row for {', '.join(absent)}: no answer in the final evaluation, see summary.json")
     if summary.epsilon is not None and summary.protects == "items":
         found.append(
-            f"what leaves a site by way of adapters is private to epsilon {summary.epsilon:.3g} at delta "
+            f"adapters that leave a site are private to epsilon {summary.epsilon:.3g} at delta "
             f"{summary.delta:g}, for each of its training items; validation and test items are not covered"
         )
     elif summary.epsilon is not None:
         found.append(
-            f"what clients' changes add to the shared adapter is private to epsilon {summary.epsilon:.3g} at delta "
-            f"{summary.delta:g}; losses, counts and personal adapters are not covered"
+            f"clients' changes in the shared adapter are private to epsilon {summary.epsilon:.3g} at "
+            f"delta {summary.delta:g}; losses, counts and personal adapters are not covered"
         )
     return found
 
@@ -75,7 +75,7 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
         return []
     begin = f"{metric}: " if len(summary.leading) > 1 else ""
     if summary.scores("local_only", metric) is None:
-        return [f"{begin}whether joining paid is not known: nobody trained alone; add --references local"]
+        return [(f"{begin}whether joining paid is unknown, because no client trained alone; add --references local")]
     pairs = {row.id: found for row in rows if (found := pair(row, model, metric, row, "local_only"))}
     gain = math.fsum(one.gain for one in pairs.values()) / len(pairs)
     change = math.fsum(one.mine - one.alone for one in pairs.values()) / len(pairs)
@@ -84,11 +84,11 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
     by += f" by the {MODELS[model]} adapter against training alone, on average"
     if margin is not None and abs(gain) <= margin:
         n_items = sum(row.n_test for row in rows)
-        said = f"whether joining paid cannot be told from {n_items} test items ({by})"
+        said = f"{n_items} test items are too few to tell whether joining paid ({by})"
     else:
         said = f"joining {'paid' if gain > 0 else 'did not pay' if gain < 0 else 'made no difference'} ({by})"
     if all(client.startswith(TOGETHER) for client in pairs):
-        return [f"{begin}{said}: clients' scores are known in sum alone"]
+        return [f"{begin}{said}: only the sum of clients' scores is known"]
     clear = [client for client, one in pairs.items() if one.is_clearly_worse]
     whose = {
         "better": [client for client, one in pairs.items() if one.gain > 0],

@@ -35,7 +35,7 @@ def watch(path: Path, out: Path, say: Callable[[str], None], pause: Callable[[fl
         if now != before:
             write_page_so_far(path, out)
         if before is None:
-            say(f"{out} is written anew after each round, until the run is finished; end with Ctrl-C")
+            say(f"{out} is written again after each round, until the run ends; stop with Ctrl-C")
         before = now
         pause(EVERY)
     return write_page(path, out)
@@ -51,9 +51,9 @@ def write_page_so_far(path: Path, out: Path) -> Path:
         raise CheckpointError(f"{path} has no config.toml: not a run folder; give the folder that `capfl run` names")
     config = load_config(path / "config.toml")
     records, _ = History(path / "rounds.jsonl").read()
-    state = "the run goes on, and this page loads itself again"
+    state = "the run is active, and this page reloads itself"
     if not is_locked(path):
-        state = f"no process works on this run; go on with: capfl run --resume {path}"
+        state = f"no process works on this run; continue with: capfl run --resume {path}"
     text = rendered(
         path,
         title=f"{config.method.name}, {_done(records, config)} so far",

@@ -75,7 +75,7 @@ class Place(Callback):
         if self.path is None:
             return "interrupted before anything was written; start it again"
         where = f" ({self.method}, after round {self.round})" if self.method else ""
-        return f"interrupted{where}; go on with: capfl run --resume {self.path}{more}"
+        return f"interrupted{where}; continue with: capfl run --resume {self.path}{more}"
 
 
 class _Tracebacks(logging.Handler):

@@ -296,7 +296,7 @@ def read_summary(path: Path) -> Summary:
         raise CheckpointError(f"{path} has no config.toml: not a run folder; give the folder that `capfl run` names")
     if not file.is_file():
         watched = f"; or look at it while it goes on: capfl report {path} --watch"
-        raise CheckpointError(f"{path} is not finished; go on with: capfl run --resume {path}{watched}")
+        raise CheckpointError(f"{path} is not finished; continue with: capfl run --resume {path}{watched}")
     records, _ = History(path / "rounds.jsonl").read()
     said, rounds = read_json(file), [entry for record in records for entry in record.ledger]
     try:

@@ -64,8 +64,9 @@ class Agreement:
     def __post_init__(self) -> None:
         if self._scaled_again and (self.codec.down_density or 1.0) < 1:
             raise ConfigError(
-                f"codec.down_density: with {self.method.name} the server changes all elements, so a random part of its "
-                'answer would be scaled twice; leave it out, or set codec.compensation to "feedback"'
+                f"codec.down_density: with {self.method.name} the server changes all elements, so a random "
+                "part of its answer would be scaled twice; leave it out, or set codec.compensation to "
+                "'feedback'"
             )
 
     # -- codecs and records ----------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def agreements(
             refuse_unprotected(method, config.privacy, "evaluation.references")
             if method.pooled and isinstance(main.combine, SecureMean):
                 raise ConfigError(
-                    f"evaluation.references: {name} has everybody's data in one place, and privacy.secure_aggregation "
+                    f"evaluation.references: {name} needs all data in one place, and privacy.secure_aggregation "
                     "shows no client's score to compare with; leave it out"
                 )
             takes_steps = config.evaluation.personal and not main.pooled and isinstance(main.takes_home, AfterSteps)
@@ -237,6 +238,6 @@ def refuse_pooled(made: Mapping[str, Agreement]) -> None:
     for name, agreement in made.items():
         if agreement.method.pooled:
             raise ConfigError(
-                f"{name} is trained on everybody's data in one place, which sites of their own do not give; "
-                "take it out of evaluation.references, or choose another method"
+                f"{name} trains on all data in one place, which real sites cannot give; take it out of "
+                "evaluation.references, or choose another method"
             )

@@ -39,6 +39,7 @@ from capfl.wire import (
     receive,
     relay,
 )  # fmt: skip
+from capfl.wire.noised import Noised
 from capfl.wire.secure import (
     Dealt,
     Done,
@@ -183,7 +184,8 @@ def training(
     if agreement.secure:
         summed = agreement.summed(message.round, number, trainer.keyring.clients, importance)
         whole = summed.whole(change, loss, n_steps, method.ranks.to_sum(memory), trainer.keyring.draw())
-        hidden = trainer.keyring.hide(whole, message, agreement.schema)
+        noisy = isinstance(summed, Noised)
+        hidden = trainer.keyring.hide(whole, message, agreement.schema, noisy)
         return encode_masked(Masked(message.round, trainer.client, hidden), agreement.up, agreement.schema), memory
 
     # the change, and with error feedback what earlier messages could not carry of theirs

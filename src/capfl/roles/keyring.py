@@ -34,8 +34,8 @@ class Keyring:
     Args:
         sign: signs by the key of the client's node. None: it has none.
         verify: checks signatures of the others. None: nobody's are known.
-        opened: file with the last round whose sum it has opened for a server that may lie, who could have the process
-            end and ask for another sum of that round. None: it knows as long as the process lives.
+        opened: file with the last round in whose sum it has had its part, for a server that may lie, who could have
+            the process end and ask for another sum of that round. None: it knows as long as the process lives.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -76,8 +76,8 @@ class Keyring:
             once: would training that is done again lead to another update? Then keys that have hidden one are spent.
 
         Raises:
-            WireError: it may, and the client has opened a sum in this round or a later one: training can be repeated,
-                and two sums of it would tell what is between them.
+            WireError: it may, and the client has opened a sum in this round or a later one, or hidden an update with
+                noise: training can be repeated, and two sums of it would tell what is between them.
             ConfigError: it may, and nobody could tell its keys from those of the others.
         """
         if shares and self._sign is not None and self._verify is None:
@@ -85,13 +85,14 @@ class Keyring:
                 "privacy.secure_aggregation: a malicious server could deal out keys of its own; start the node with "
                 "--peers DIR, a folder with the public keys of all nodes"
             )
-        if shares and round <= self._last:
+        alive = self._key is not None and self._round == round and not self._spent
+        if shares and round <= self._last and not alive:
             raise WireError(
-                f"this client has opened the sum of round {self._last} and takes part in none of round {round}; if the "
-                "server has lost that round, and all sites want it summed once more, "
+                f"this client has been in the sum of round {self._last} and takes part in none of round {round}; if "
+                "the server has lost that round, and all sites want it summed once more, "
                 + (f"delete {self._file} and start the node again" if self._file else "start again")
             )
-        if self._key is None or self._round != round or self._spent:
+        if not alive:
             self._forget()
             self._once = once
             self._round, self._key, self._box = round, PrivateKey(), PrivateKey() if shares else None
@@ -145,12 +146,23 @@ class Keyring:
             except ValueError as error:
                 raise WireError(f"the shares of client {one.client!r} are not those that it dealt out here") from error
 
-    def hide(self, whole: Whole, message: Broadcast, schema: bytes) -> Whole:
-        """The update under masks, after ``check``. Raises WireError: the key has hidden another update before."""
+    def hide(self, whole: Whole, message: Broadcast, schema: bytes, noisy: bool = False) -> Whole:
+        """The update under masks, after ``check``.
+
+        Args:
+            noisy: is there noise in it, which would be other noise under another key? Then a server that may lie gets
+                it under this key alone: it could open the sum without this client, and have another one with it.
+
+        Raises:
+            WireError: the key has hidden another update before.
+            CheckpointError: that it has hidden one cannot be written down.
+        """
         context = context_of(schema, message.round, message.version)
         digest = hashlib.sha256(whole.values.tobytes() + whole.numbers.tobytes()).digest()
         if self._hidden is not None and self._hidden[0] != digest:
             raise WireError(f"the key for round {message.round} has hidden another update; two would give both away")
+        if noisy and self._box:
+            self._write_down(message.round)
         self._hidden = digest, context
         pairs = [(self._secret(one, context), sign_of(self._offer.client, one.client)) for one in self._others]
         own = [(self._own_mask, 1)] if self._own_mask else []
@@ -184,10 +196,8 @@ class Keyring:
         left = self.clients - len(gone)
         if left < fewest:
             raise WireError(f"the sum of {left} of {self.clients} clients would be opened, {fewest} are the fewest")
-        if self._box and round > self._last:
-            if self._file:  # before anything is said
-                write_atomically(self._file, str(round).encode())
-            self._last = round
+        if self._box:
+            self._write_down(round)
         self._opened = tuple(gone)
         if self._box is None:
             return {client: self._secret(others[client], self._hidden[1]) for client in gone}
@@ -195,6 +205,13 @@ class Keyring:
         return {one.client: self._shares[one.client][parts[one.client in gone]] for one in self._cohort}
 
     # -- checks and secrets ------------------------------------------------------------------------------
+
+    def _write_down(self, round: int) -> None:
+        """Have no part in another sum of this round, before anything is said that one could be made of."""
+        if round > self._last:
+            if self._file:
+                write_atomically(self._file, str(round).encode())
+            self._last = round
 
     @property
     def _spent(self) -> bool:

@@ -7,13 +7,14 @@ nor steps.
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
 import numpy.typing as npt
 
 from capfl.errors import WireError
-from capfl.maths.discrete import Grid, discrete_gaussian, rounded
+from capfl.maths.discrete import MOST, Grid, discrete_gaussian, rounded
 from capfl.maths.masks import Whole, kind_of
 from capfl.rng import Draw
 from capfl.types import Adapter
@@ -45,6 +46,11 @@ class Noised(Summed):
         self.grid = Grid.of(self.n_values, BITS[codec.values.name], noise_multiplier, clients, counted)
         self._clip = clip
         self._fit(self.grid.width)
+        if (own := math.sqrt(self.grid.variance)) > MOST:
+            raise WireError(
+                f"privacy.noise_multiplier: each client's noise would be {own:.3g} steps, and there is memory for "
+                f"{MOST:.0f}; take codec.values of fewer bits, a lower codec.density, or less noise"
+            )
 
     @property
     def n_numbers(self) -> int:

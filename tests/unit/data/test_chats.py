@@ -250,7 +250,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (both("a", float("nan")), "field 'completion' is nan; it must be a string"),
         ({"text": "a", "\udc00": "b"}, r"no known format has the keys text, \udc00"),
         # no format
-        ({"text": "Once upon a time"}, "text alone has no answer to learn: part it into prompt and completion"),
+        ({"text": "Once upon a time"}, "text alone has no answer to learn: split it into prompt and completion"),
         ({"chosen": [USER, BOT], "rejected": [USER, BOT]}, "no known format has the keys chosen, rejected"),
         ({"prompt": "a"}, "no known format has the keys prompt; give the rows one of: messages; conversations; prompt"),
         ({}, "no known format has the keys none"),
@@ -270,18 +270,18 @@ def test_what_cannot_be_read_is_refused_by_name(row: dict[str, Any], said: str) 
     ("rows", "columns", "said"),
     [
         ([{"Question": "a", "Category": "b"}], {}, ": --data.columns text=Question,label=Category"),
-        ([{"Frage": "a", "Antwort": "b"}], {}, "called, as in --data.columns prompt=COLUMN,completion=COLUMN"),
-        ([{"messages": [USER, BOT]}], COLUMNS, "it has messages; data.columns counts for every file of a run: give"),
+        ([{"Frage": "a", "Antwort": "b"}], {}, "as in --data.columns prompt=COLUMN,completion=COLUMN"),
+        ([{"messages": [USER, BOT]}], COLUMNS, "it has messages; data.columns applies to every file of a run: use"),
         ([{"question": "a", "answer": "b"}], COLUMNS, "has no 'Question', from which data.columns reads 'prompt'; "
          "it has question, answer; did you mean 'question'?"),
         ([{"Question": "a", "Answer": "b"}, {"Question": "a"}], COLUMNS, "row 2: field 'Answer' is missing, from "
          "which data.columns reads 'completion'; the row has Question; correct it"),
         ([{"prompt": "a", "completion": "b"}] * 2, COLUMNS, "client 'a': row 1: has no 'Question', from which "
-         "data.columns reads 'prompt'; it has prompt, completion; data.columns counts for every file of a run"),
+         "data.columns reads 'prompt'; it has prompt, completion; data.columns applies to every file of a run"),
         ([{"Question": "a", "Answer": ""}], COLUMNS, "row 1: field 'Answer' is empty"),
         ([{"talk": [USER, TOOL]}], {"messages": "talk"}, "row 1: field 'talk[2].role' is 'tool'"),
         ([{"Question": "a", "Answer": "b"}], {"prompt": "Question"}, "the keys Question, Answer with --data."),
-        ([{"t": "a", "prompt": "b", "completion": "c"}], {"text": "t"}, "text=t are no known format; let data.columns"),
+        ([{"t": "a", "prompt": "b", "completion": "c"}], {"text": "t"}, "no known format; data.columns must name"),
     ],
 )  # fmt: skip
 def test_columns_that_do_not_fit(rows: list[dict[str, Any]], columns: dict[str, str], said: str) -> None:

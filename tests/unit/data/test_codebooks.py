@@ -57,5 +57,5 @@ def test_every_second_client_calls_every_label_something_else():
             assert changed[k].fields == {"label": label, "cluster": str(number % 2)}
     with pytest.raises(ConfigError, match="1 of 101 items are no label task, such as 'mc'"):
         relabel([*items, Item("mc", ("x", "y"))], parts, 0)
-    with pytest.raises(ConfigError, match="one client has nobody to disagree with"):
+    with pytest.raises(ConfigError, match="a single client has no other to disagree with"):
         relabel(items, {"00": list(range(100))}, 0)

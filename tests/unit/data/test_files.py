@@ -137,7 +137,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
         r"1 of 2[\s\S]*spaces\.csv:2: has spaces before quotes, .*behind each ','",
     ),
     "head.csv": (b'"text", "label"\na,b\n', "head.csv:1: has spaces before quotes"),
-    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*; the first line of CSV has to name the columns$"),
+    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*; the first line of CSV must name the columns$"),
     "choices.csv": (
         b'question,choices,answer\nq,"{""text"": [""a""], ""text"": [""b""]}",A\n',
         "field 'choices' is no JSON list .it has the key 'text' twice",
@@ -269,9 +269,9 @@ def test_a_folder_that_datasets_saved(saved: Path) -> None:
     assert len(load_items(DataConfig(sets=(str(saved / "both"),), split="test"), 0)) == 4
     for name, said in {
         "both": "has no split 'dev'; take one of train, test: --data.split NAME",
-        "other": rf"that `datasets` saved \(save_to_disk\); give its files, each a client: {saved}/other/a\.csv$",
-        "link.csv": "is a link to .*gone.csv, which is not there; mend it, or give the file",
-        "x" * 300 + ".csv": r"cannot be looked for \(.*\); give the path of a file",
+        "other": rf"that `datasets` did not save.*; give its files, each a client: {saved}/other/a\.csv$",
+        "link.csv": "is a link to .*gone.csv, which does not exist; repair it, or give the file",
+        "x" * 300 + ".csv": r"cannot be read \(.*\); give the path of a file",
         "broken": r"cannot be loaded as a saved data set \(\w+: .*\); save it again",
     }.items():
         with pytest.raises(DataError, match=said):

@@ -145,6 +145,6 @@ def test_files_that_are_no_json_lines(tmp_path, write):
     with pytest.raises(DataError, match=r"gone.jsonl: no such file; .* has own.jsonl$"):
         read_file(tmp_path / "gone.jsonl")
     with pytest.raises(
-        DataError, match=r"is a folder, and not one that .*; give its files, each a client: .*own\.jsonl"
+        DataError, match=r"is a folder that `datasets` did not save .*; give its files, each a client: .*own\.jsonl"
     ):
         read_file(tmp_path)

@@ -170,7 +170,7 @@ def test_a_dataset_gives_the_names_of_its_classes():
         ({"a": labelled(*map(str, range(27)))}, "client 'a': 27 of 27 items have more options"),
         ({"a": HELD["south"], "b": HELD["south"][:5]}, r"1 of 2 clients have fewer than .*: b \(5\)"),
         ({}, "there are no clients; give their rows by name"),
-        (HELD | {"c": HELD["south"]}, "partition.clients is 2, and rows of 3 clients are given"),
+        (HELD | {"c": HELD["south"]}, "partition.clients is 2, but there are rows for 3 clients"),
     ],
 )
 def test_wrong_rows_in_memory(clients, message):

@@ -61,7 +61,10 @@ def test_a_run_is_that_of_found_groups_but_for_what_clients_say_of_their_data() 
     [
         ({"nord": "a"}, r"no client 'nord'; did you mean north\? The clients are east, north, south, west"),
         ({"zzz": "a"}, r"no client 'zzz'; the clients are"),
-        ({"north": "east", "south": "east"}, r"a group is called 'east', as a client that is in none.*east = 'east'"),
+        (
+            {"north": "east", "south": "east"},
+            r"a group has the name 'east' of a client that is in no group.*east = 'east'",
+        ),
     ],
 )
 def test_names_are_those_of_clients(peers: dict[str, str], reason: str) -> None:
@@ -81,7 +84,7 @@ def test_a_group_may_be_called_as_one_of_its_members() -> None:
         ({"method.peers": {"north": "everybody"}}, "cannot be called 'everybody'"),
         ({"method.peers": {"north": "../a"}}, r"cannot be called '\.\./a'"),
         ({"method.peers": 0}, "peers"),
-        ({"method.rff_output_dim": 8}, "rff_output_dim is about what clients say of their data"),
+        ({"method.rff_output_dim": 8}, "rff_output_dim is about clients' descriptions of their data"),
         ({"method.mlp_hidden_dim": 8}, "mlp_hidden_dim is about"),
     ],
 )
@@ -107,5 +110,5 @@ def test_the_table_comes_back_from_a_file_and_from_a_flag(tmp_path: Path) -> Non
 
 def test_a_newcomer_is_told_where_the_adapters_are(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(to_toml(given()))
-    with pytest.raises(ConfigError, match="a newcomer is in no group; take the adapter of the group where it belongs"):
+    with pytest.raises(ConfigError, match="a newcomer is in none; use the adapter of its group"):
         Run(tmp_path)

@@ -141,7 +141,7 @@ def test_with_groups_that_are_given_and_sums_alone(runs: Path) -> None:
 def test_methods_that_it_can_protect_and_those_that_it_cannot(method: str) -> None:
     refused = {
         "ca-pfl": r"^KEY: clients of ca-pfl say what their data are like.*method.peers = .*use fedit",
-        "centralised": r"^KEY: centralised has everybody's data in one place.*leave one of the two out",
+        "centralised": r"^KEY: centralised puts all data in one place.*leave one of the two out",
     }
     refuse_unprotected(build(MethodConfig(name=method)), PrivacyConfig(clip=1.0, noise_multiplier=1.0), "KEY")
     if method not in refused:
@@ -154,7 +154,7 @@ def test_methods_that_it_can_protect_and_those_that_it_cannot(method: str) -> No
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"privacy.clip": None, "privacy.noise_multiplier": None}, "takes noise; give clip and noise_multiplier"),
+        ({"privacy.clip": None, "privacy.noise_multiplier": None}, "needs noise; give clip and noise_multiplier"),
         ({"runtime.clients_per_pass": 2}, "runtime.clients_per_pass: .*set it to 1"),
         ({"runtime.compile": True}, "runtime.compile: .*leave it out"),
         ({"model.quantization": "8bit"}, "model.quantization: .*set it to 4bit"),
@@ -168,7 +168,7 @@ def test_settings_that_leave_no_gradient_to_each_item(settings: dict[str, object
 
 
 def test_what_a_run_refuses(runs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^evaluation\.references: centralised has everybody's data"):
+    with pytest.raises(ConfigError, match=r"^evaluation\.references: centralised puts all data"):
         tiny_run(runs, **SETTINGS, evaluation__references=["centralised"])
-    with pytest.raises(ConfigError, match=r"^privacy\.delta: 0\.1 lets one of a client's \d+ training items"):
+    with pytest.raises(ConfigError, match=r"^privacy\.delta: with 0\.1 one of a client's \d+ training items"):
         tiny_run(runs, **SETTINGS, privacy__delta=0.1)

@@ -179,8 +179,8 @@ def test_epsilon_is_of_the_client_that_took_part_most_often(
 # -- refused -------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "ca-pfl": "clients of ca-pfl train in 6 turns", "flexlora": "more with changes than to add their mean",
-    "lora-fair": "more with changes than to add their mean", "fedex-lora": "gets the others' updates as they came",
+    "ca-pfl": "clients of ca-pfl train in 6 turns", "flexlora": "more than add a mean of changes",
+    "lora-fair": "more than add a mean of changes", "fedex-lora": "gets the others' updates and averages them itself",
     "local": "clients send nothing", "centralised": "all data in one place",
 }  # fmt: skip
 
@@ -218,7 +218,7 @@ def test_a_config_that_makes_no_sense(settings: dict[str, object], reason: str) 
 
 
 def test_a_delta_that_gives_somebody_away_and_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"privacy\.delta: 0\.1 lets one of 10 clients"):
+    with pytest.raises(ConfigError, match=r"privacy\.delta: with 0\.1 one of 10 clients"):
         made(config=ON.model_copy(update={"delta": 0.1}))
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ConfigError, match=r"pip install 'capfl\[privacy\]'"):

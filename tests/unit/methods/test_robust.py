@@ -150,16 +150,20 @@ def test_rounds_go_on_and_no_answer_is_scaled_once_more(method: str, codec: str,
 @pytest.mark.parametrize(
     ("method", "kind", "reason"),
     [
-        ("local", "clip", "with local clients send nothing that it would be about; leave it out"),
+        ("local", "clip", "with local clients send nothing, so it has no effect; leave it out"),
         ("centralised", "trimmed", "trains one model on all data in one place; leave it out"),
-        ("fedex-lora", "clip", "gets the others' updates as they came.*leave it out, or use fedit"),
-        ("fedex-lora", "median", "gets the others' updates as they came.*leave it out, or use fedit"),
-        ("flexlora", "median", "more with changes than to add their mean.*use federation.robust = clip"),
-        ("lora-fair", "trimmed", "more with changes than to add their mean.*use federation.robust = clip"),
-        (row(combine=WeightedMean(2.0)), "clip", "multiplied by 2; leave it out, or leave out method.server_step"),
+        ("fedex-lora", "clip", "gets the others' updates and averages them itself.*leave it out, or use fedit"),
+        ("fedex-lora", "median", "gets the others' updates and averages them itself.*leave it out, or use fedit"),
+        ("flexlora", "median", "more than add a mean of changes.*use federation.robust = clip"),
+        ("lora-fair", "trimmed", "more than add a mean of changes.*use federation.robust = clip"),
+        (
+            row(combine=WeightedMean(2.0)),
+            "clip",
+            "method.server_step = 2 would have no effect; leave it out, or leave out method.server_step",
+        ),
         (row(order=Order(2)), "clip", "train in 2 turns.*leave it out, or set method.turns to 1"),
         (row(order=Order(30)), "median", "train in 30 turns.*leave it out, or set method.turns to 1"),
-        (row(combine=TruncatedProduct(), ranks=Shares((1.0, 0.5))), "median", "say more than their changes"),
+        (row(combine=TruncatedProduct(), ranks=Shares((1.0, 0.5))), "median", "send more than their changes"),
         ("ca-pfl", "median", "train in 6 turns.*leave it out, or set method.turns to 1"),
     ],
 )
@@ -171,6 +175,6 @@ def test_what_it_means_nothing_for(method: str | Method, kind: str, reason: str)
 def test_a_median_of_what_is_mostly_not_there() -> None:
     for codec in ("ternary", "fp32-sparse", "2bit"):
         up = up_codec(CODECS[codec], 3)
-        with pytest.raises(ConfigError, match=r"other elements.*codec\.mask = random"):
+        with pytest.raises(ConfigError, match=r"different elements.*codec\.mask = random"):
             made("fedit", "median", up)
         made("fedit", "clip", up)

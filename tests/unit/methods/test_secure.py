@@ -28,8 +28,8 @@ def made(
 
 REFUSED = {
     "ca-pfl": "clients of ca-pfl tell the server what their data are like",
-    "flexlora": "more with changes than to add their mean",
-    "lora-fair": "more with changes than to add their mean", "fedex-lora": "gets the others' updates as they came",
+    "flexlora": "more than add a mean of changes",
+    "lora-fair": "more than add a mean of changes", "fedex-lora": "gets the others' updates and averages them itself",
     "local": "clients send nothing", "centralised": "all data in one place",
 }  # fmt: skip
 
@@ -47,10 +47,10 @@ def test_methods_that_it_can_be_had_with(method: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"values": "fp32"}, "fp32 are no whole numbers.*use codec.values = ternary, 2bit"),
-        ({"values": "bf16"}, "bf16 are no whole numbers"),
-        ({"mask": "top", "compensation": "off"}, "every client sends other elements.*use codec.mask = random"),
-        ({"compensation": "feedback"}, "no rest to carry over; use codec.compensation"),
+        ({"values": "fp32"}, "fp32 are not whole numbers.*use codec.values = ternary, 2bit"),
+        ({"values": "bf16"}, "bf16 are not whole numbers"),
+        ({"mask": "top", "compensation": "off"}, "every client sends different elements.*use codec.mask = random"),
+        ({"compensation": "feedback"}, "does not know which rest to carry over; use codec.compensation"),
         ({"federation": FederationConfig(robust="clip")}, "robust = clip compares single changes.*leave one of them"),
     ],
 )
@@ -74,7 +74,7 @@ def test_with_noise_of_the_clients_own() -> None:
     ]  # fmt: skip
     assert honest.noise == lying.noise == noisy().of_clients
     peers = MethodConfig(name="ca-pfl", turns=1, peers=dict.fromkeys(ids(3), "a"))
-    with pytest.raises(ConfigError, match=r"^privacy\.noise_multiplier: clients of ca-pfl say more than .*use fedit"):
+    with pytest.raises(ConfigError, match=r"^privacy\.noise_multiplier: clients of ca-pfl send more than .*use fedit"):
         secure(build(peers), noisy(), SKIP, up_codec(TERNARY, 3))
 
 

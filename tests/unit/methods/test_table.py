@@ -99,7 +99,7 @@ def test_the_mean_change_may_be_multiplied_where_a_mean_is_added() -> None:
     fold = made("fedit", server_step=2.0).combine.start({"q.A": torch.ones(1, 1)}, 1)
     fold.add({"q.A": torch.full((1, 1), 0.5)}, 1.0)
     assert fold.value()["q.A"].item() == 2.0
-    for name, reason in (("flexlora", "does more than to add a mean"), ("local", "do not learn from each other")):
+    for name, reason in (("flexlora", "does more than add a mean"), ("local", "do not learn from each other")):
         with pytest.raises(ConfigError, match=rf"^method\.server_step: .*{reason}; leave it out$"):
             made(name, server_step=2.0)
 

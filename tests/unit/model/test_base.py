@@ -65,6 +65,8 @@ def test_a_digest_is_of_the_weights_wherever_they_lie_in_float32_and_bfloat16(tm
     [
         ("./nowhere", "there is no folder ./nowhere; give a folder, a Hub name"),
         ("a/b/c", "there is no folder a/b/c; give a folder, a Hub name"),
+        ("a" * 300, "'a*' can be no folder: File name too long; give a folder"),
+        ("~nobody-here/x", "'~nobody-here/x' can be no folder: Could not determine home directory"),
         ("no-such-org/no-such-model", r"cannot load 'no-such-org/no-such-model' as a .*\nGive smollm2, tiny, a folder"),
     ],
 )

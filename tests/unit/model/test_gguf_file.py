@@ -134,7 +134,7 @@ def test_what_does_not_fit_or_is_in_the_way_is_refused(tmp_path: Path) -> None:
         save_gguf(tmp_path, ModelConfig(), out)
     assert not out.exists()
     save_gguf(folder, ModelConfig(), out)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match=" exists; choose another name"):
         save_gguf(folder, ModelConfig(), out)
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"cannot write .*run the same command again"):

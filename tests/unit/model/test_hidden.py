@@ -145,7 +145,7 @@ def test_a_full_folder_takes_no_more_and_a_damaged_file_is_made_again(adapt, tmp
     assert list(tmp_path.iterdir()) == [file]  # what is there already counts
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(CheckpointError, match=r"cannot write .*; check the folder, then go on with"):
+    with pytest.raises(CheckpointError, match=r"cannot write .*; check the folder, then continue with"):
         states(HiddenCache(ROOM, blocked), model)
 
 

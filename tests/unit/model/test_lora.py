@@ -214,7 +214,7 @@ def test_layers_that_are_never_called_are_left_out_of_all_linear_and_refused_by_
     assert len(model.targets) == 6
     base = load_base(ModelConfig(path="tiny", device="cpu"))
     idle(base)
-    with pytest.raises(ModelError, match=r"lora.targets: tiny never calls model.layers.3.mlp.down_proj on text"):
+    with pytest.raises(ModelError, match=r"lora.targets: tiny never uses model.layers.3.mlp.down_proj on text"):
         AdaptedModel(base, LoraConfig(layers="top:1", targets=("q_proj", "down_proj")))
 
 

@@ -128,7 +128,9 @@ def test_a_patch_of_the_base_is_refused_and_one_left_over_is_taken_off(
     model.write(jobs[0].start | patch)
     alike(together(model, jobs, config)[0], alone)
     patched = Job(jobs[0].data, jobs[0].plan, jobs[0].start | patch)
-    with pytest.raises(ModelError, match=r"clients that patch the base cannot share a pass; set runtime\.clients_per"):
+    with pytest.raises(
+        ModelError, match=r"clients whose method patches the base cannot share a pass; set runtime\.clients_per"
+    ):
         together(model, [jobs[1], patched], config)
 
 
@@ -143,7 +145,7 @@ def test_a_model_whose_modules_see_all_rows_in_one_heap_is_refused(adapt: Callab
     flat.remove()
     back.remove()
     mixed = module.register_forward_hook(lambda module, args, output: output - output.mean(0))
-    with pytest.raises(ModelError, match="makes something else of a text beside another"):
+    with pytest.raises(ModelError, match="for a text depends on the other texts"):
         check_rows(model)
     mixed.remove()
 

@@ -136,3 +136,5 @@ def test_a_value_that_is_not_finite_and_noise_that_no_number_has_room_for() -> N
         made().whole(CHANGE | {"q.A": torch.full((1, 4), math.nan)}, 1.0, 1)
     with pytest.raises(WireError, match=r"a sum of 3 clients takes \d+ bits a value, 31 at most"):
         made(z=1e9)
+    with pytest.raises(WireError, match=r"each client's noise would be .* steps, and there is memory for 131072"):
+        made(z=1e5)

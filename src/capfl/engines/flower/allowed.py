@@ -52,8 +52,8 @@ class Allowed:
         if not self._names:
             if malicious:
                 raise RunError(
-                    f"run {run}: privacy.secure_aggregation: a malicious server could start it a second time and see "
-                    "what is between two sums; start the node with --run NAME, the name that all sites agreed on"
+                    f"run {run}: privacy.secure_aggregation: a malicious server could start the run twice and "
+                    "compare the two sums; start the node with --run NAME, the name that all sites agreed on"
                 )
             return
         if WHOLE.fullmatch(run) and run in self._names:
@@ -61,13 +61,13 @@ class Allowed:
         name = _folder(run)
         if name not in [readable(one) for one in self._names if not WHOLE.fullmatch(one)]:
             raise RunError(
-                f"run {run} is none that this node takes part in ({', '.join(self._names)}); if all sites agreed on "
-                f"it, start the node again with --run {name or run} beside them"
+                f"this node does not take part in run {run}, only in {', '.join(self._names)}; if all sites "
+                f"agreed on it, start the node again with --run {name or run} as well"
             )
         begun = [other for other in self.known() if _folder(other) == name]
         if begun and run not in begun:
             raise RunError(
-                f"run {run} is another than {begun[-1]}, the run called {name} in which this node took part; if all "
+                f"run {run} is not {begun[-1]}, the run called {name} in which this node took part; if all "
                 f"sites agreed to begin anew, start the node again with --run {run}"
             )
 

@@ -43,8 +43,8 @@ def check_certificate(path: Path, now: datetime.datetime | None = None) -> list[
     if not started:
         begins = min(one.not_valid_before_utc for one in found)
         raise ConfigError(
-            f"{path} is valid from {begins:%Y-%m-%d %H:%M} UTC on, and here it is {now:%Y-%m-%d %H:%M}; set this "
-            "machine's clock"
+            f"{path} is valid from {begins:%Y-%m-%d %H:%M} UTC, and this machine's time is "
+            f"{now:%Y-%m-%d %H:%M}; set the clock"
         )
     ends = max(one.not_valid_after_utc for one in started)
     if ends <= now:

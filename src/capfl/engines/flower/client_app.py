@@ -78,8 +78,9 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
         allowed.check(run, config.privacy.secure_aggregation == "malicious-server")
         if any(other.name != run for other in _open):  # not before: who asks for a run in vain closes none
             close()
-        _open[folder] = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
-        allowed.remember(run)  # before anything is answered
+        site = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
+        allowed.remember(run)  # before anything is answered, now or when it is asked again
+        _open[folder] = site
         tell(f"node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}")
         for remark in _open[folder].remarks:
             print(printable(remark), flush=True)

@@ -65,15 +65,15 @@ def examine(setup: Setup) -> Iterator[Finding]:
 def clock(at_server: Date, here: datetime.datetime) -> Finding:
     """This machine's clock beside the server's, which is known to a second."""
     if at_server is None:
-        return Finding("warning", "clock", "cannot be compared, as the server gives no answer; see that NTP sets it")
+        return Finding(
+            "warning", "clock", "cannot be compared, because the server does not answer; set the clock by NTP"
+        )
     ahead = (here - at_server).total_seconds()
     far = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
     if not -BEHIND < ahead < AHEAD + 1:
-        return Finding("failed", "clock", f"it is {far}, and the server refuses that; set the wrong one of them by NTP")
+        return Finding("failed", "clock", f"it is {far}, and the server refuses that; set the wrong clock by NTP")
     if not -BEHIND / 5 < ahead < AHEAD / 2:
-        return Finding(
-            "warning", "clock", f"it is {far}; set the wrong one of them by NTP before the server refuses it"
-        )
+        return Finding("warning", "clock", f"it is {far}; set the wrong clock by NTP before the server refuses it")
     return Finding("ok", "clock", "as the server's")
 
 
@@ -109,7 +109,7 @@ def _key(client: str, path: Path) -> tuple[Kind, str]:
     if path.stat().st_mode & 0o077:
         return "warning", f"others on this machine can read {path}; chmod 600 {path}"
     if path.stem != client:
-        return "warning", f"{path} is called {path.stem!r}; a node is the client whose key it has; is it {client!r}'s?"
+        return "warning", f"{path} is called {path.stem!r}, and the key's name is the client's id; is it {client!r}'s?"
     return "ok", f"{path}; whether the server knows it shows when the node joins"
 
 
@@ -172,14 +172,14 @@ def _disk(state: Path) -> tuple[Kind, str]:
     if free < LITTLE:
         return "warning", f"{said}; adapters, states and logs of months may need more"
     if is_locked(state):
-        return "warning", f"{said}; a node is running with it: another one needs a --state of its own"
+        return "warning", f"{said}; a node already uses this folder: give another --state"
     return "ok", said
 
 
 def _model(path: str) -> tuple[Kind, str]:
     check_base(path)
     first = remark(path)
-    said = f"{path}; the run decides which, and a site where it is: --set model.path=..."
+    said = f"{path}; the run chooses the model, a site only its folder: --set model.path=..."
     return ("warning", f"{first}; start the node in time") if first else ("ok", said)
 
 

@@ -48,7 +48,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
 
     Args:
         nodes: client ids.
-        hosts: names and addresses by which nodes reach the server, beside those on its own machine.
+        hosts: names and addresses under which nodes reach the server, beside those on its own machine.
 
     Returns:
         The files that were made.

@@ -20,26 +20,32 @@ from capfl.errors import ConfigError
 from capfl.files import locked, private_folder
 
 WRONG_ADDRESS = (
-    "the server's certificate is not for this address; give one that it is for, or have another made with `capfl "
-    "flower keys --host`"
+    "the server's certificate is not for this address; use an address that it names, or have a "
+    "new one made with `capfl flower keys --host`"
 )
 SAID = {  # of words in Flower's log, what is said at once
     "SuperNode ID": "has joined the server",
-    "Connection attempt failed": "the server does not answer; it is tried again until it does, and capfl flower doctor "
-    "says what is wrong if it should be there",
+    "Connection attempt failed": (
+        "the server does not answer; the node tries again until it does. If the server should be up, "
+        "capfl flower doctor says what is wrong"
+    ),
 }
 HINTS = {  # what words in Flower's log mean; of each line, the first that it has
-    "code: 2004": "the server does not let it in: its key is not registered there, or a node with this key is there "
-    "already; one that was killed counts as there for up to a minute",
-    "code: 2001": "the server lets in nodes with keys alone, and this one has shown none; give its --key",
-    "401 Unauthorized": "the server does not let it in: its key is not the registered one, or its "
-    "clock is more than five seconds ahead of the server's or five minutes behind; set both by NTP",
+    "code: 2004": (
+        "the server refuses the node: its key is not registered there, or a node with this key is "
+        "already there; a killed one counts for up to a minute"
+    ),
+    "code: 2001": "the server accepts only nodes with keys, and this one has none; give its --key",
+    "401 Unauthorized": (
+        "the server refuses the node: its key is not the registered one, or its clock is more than "
+        "five seconds ahead of the server's or five minutes behind; set both clocks by NTP"
+    ),
     "certificate has expired": f"the certificate that the server shows has expired, or this machine's clock is wrong; "
     f"on the server's machine, {RENEW}",
     "certificate is not yet valid": "the certificate that the server shows is not valid yet: set this machine's clock",
     "Hostname mismatch": WRONG_ADDRESS,
     "IP address mismatch": WRONG_ADDRESS,
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not for this address, or not that of --certificate",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not for this address, or differs from --certificate",
 }
 
 
@@ -68,7 +74,7 @@ def run_node(setup: Setup, say: Say) -> None:
     given |= {"runs": " ".join(setup.runs)} if setup.runs else {}
     given |= {"settings": json.dumps(dict(setup.settings))} if setup.settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
-        raise ConfigError(f"{wrong[0]!r}: quotes and line ends cannot be handed on to Flower; rename it")
+        raise ConfigError(f"{wrong[0]!r}: Flower accepts no quotes and line ends in a path; rename it")
     private_folder(state)
     with locked(state):
         with ProcessPoolExecutor(1, get_context("spawn")) as other:  # for a moment, because it loads torch

@@ -20,7 +20,7 @@ from capfl.files import locked, private_folder, write_atomically
 
 READY_WITHIN = 60.0  # seconds
 HINTS = {
-    "address already in use": "something else has taken the port meanwhile; end it, or choose another --port",
+    "address already in use": "another program has taken the port; stop it, or choose another --port",
     "database or disk is full": "the disk is full; free some space",
     "No space left on device": "the disk is full; free some space",
 }
@@ -105,7 +105,7 @@ def let_in(keys: Path, home: Path, say: Say, note: Note) -> None:
     wanted = {f"{path.stem} {path.read_text()}": path for path in keys.glob("*.pub")}
     for key in sorted(known.keys() - wanted.keys()):
         flower.ask("supernode", "unregister", known.pop(key))
-        say(f"node {key.split()[0]}: its key is no longer let in")
+        say(f"node {key.split()[0]}: its key was removed, so it may no longer join")
         note("key removed", client=key.split()[0])
         write_atomically(record, json.dumps(known).encode())
     for key in sorted(wanted.keys() - known.keys()):
