@@ -1,6 +1,6 @@
-"""capfl against FlowerTune, Flower's template for fine-tuning language models: the same job, each as its users run it.
+"""capfl against FlowerTune, Flower's template for language models, and NVIDIA FLARE: the same job, as users run it.
 
-    pip install trl ray==2.55.1
+    pip install trl ray==2.55.1 nvflare==2.9.0
     python benchmarks/flowertune.py [--model smollm2] [--clients 4] [--rounds 3] [--steps 4] [--out FILE.json]
 
 Contestants, with the same rows, tokens, LoRA, starting values, optimiser, learning rate, steps and averages:
@@ -10,13 +10,15 @@ capfl-dense   the same, with every value sent in float32, as Flower sends it
 capfl-flower  the same as capfl over `capfl flower`: a server and a node for each client, over TLS, on this machine
 flowertune    SFTTrainer and PEFT in a ClientApp, FedAvg in a ServerApp, Flower's simulation engine: flowertune_app.py
 flowertune-no-checkpointing  the same without gradient checkpointing, which the template turns on: faster, more memory
+nvflare       SFTTrainer and PEFT, patched by NVIDIA FLARE's client API, in its simulator, with all
+              clients at the same time: nvflare_app.py
 
 Each contestant runs in a process of its own, one after the other. Seconds of the first round and of a later one (the
 median) are those between the server's first request and its new adapter; "cpu" are seconds of the processor (user) of
 all processes. Memory is the most that all processes of a contestant have at the same time, as the sum of their
-proportional set sizes (PSS), looked at every two seconds. Bytes are those of the arrays (Flower) or of whole
-messages (capfl), a client and round, without Flower's framing. The validation loss is that of the server's last adapter
-on the validation rows of all clients, by the same function for all.
+proportional set sizes (PSS), looked at every two seconds. Bytes are those of the arrays (Flower, FLARE) or of whole
+messages (capfl), a client and round, without what Flower and FLARE add. The validation loss is that of the server's
+last adapter on the validation rows of all clients, by the same function for all.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from typing import Any
 
 import psutil
 
-CONTESTANTS = ("capfl", "capfl-dense", "capfl-flower", "flowertune", "flowertune-no-checkpointing")
+CONTESTANTS = ("capfl", "capfl-dense", "capfl-flower", "flowertune", "flowertune-no-checkpointing", "nvflare")
 USUAL = ("capfl", "capfl-dense", "flowertune", "flowertune-no-checkpointing")
 COLUMNS = {
     "start": "until round 1, s", "first": "round 1, s", "later": "a later round, s", "first_cpu": "round 1, cpu s",
@@ -111,16 +113,17 @@ def family(parent: int) -> list[psutil.Process]:
 
 
 class Cpu:
-    """Seconds of the processor (user) of this process and all below it, those that have ended included.
+    """Seconds of the processor (user) of a process (this one) and all below it, those that have ended included.
 
     Of one that has ended counts what was seen last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: int | None = None) -> None:
+        self.parent = os.getpid() if parent is None else parent
         self.seen: dict[tuple[int, float], float] = {}
 
     def __call__(self) -> float:
-        for process in family(os.getpid()):
+        for process in family(self.parent):
             with contextlib.suppress(psutil.Error):
                 self.seen[process.pid, process.create_time()] = process.cpu_times().user
         return sum(self.seen.values())
@@ -165,6 +168,12 @@ def child(job: Any, contestant: str, workers: int, place: Path) -> list[dict[str
         from flowertune_job import from_peft
 
         rounds, final = simulate(job, contestant == "flowertune", workers, cpu)
+        adapter = from_peft(final)
+    elif contestant == "nvflare":
+        from flowertune_job import from_peft
+        from nvflare_app import simulate as flare
+
+        rounds, final = flare(job, place)
         adapter = from_peft(final)
     else:
         from capfl.model.export import load_adapter
@@ -345,13 +354,22 @@ def main() -> None:
     print(json.dumps(result(found, runs)["times_as_much"], indent=1))
 
 
+def versions() -> dict[str, str]:
+    """Those of the packages that count, of as many as are installed: not every contestant needs all."""
+    found = {}
+    for name in ("flwr", "ray", "nvflare", "trl", "peft", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def result(found: dict[str, dict[str, float]], runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """All that is kept of a comparison, for JSON."""
     return {
         "command": " ".join(["python", "benchmarks/flowertune.py", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in ("flwr", "ray", "trl", "peft", "torch")},
+        "versions": versions(),
         "figures": {name: {key: round(value, 3) for key, value in own.items()} for name, own in found.items()},
-        "times_as_much": {name: ratios(found, name) for name in found if name.startswith("flowertune")},
+        "times_as_much": {name: ratios(found, name) for name in found if not name.startswith("capfl")},
         "runs": runs,
     }
 

@@ -14,21 +14,17 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any
 
 import torch
-from datasets import Dataset
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from trl import SFTConfig, SFTTrainer
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-from capfl.model.layers import adapted_layers
-from flowertune_job import Job, base_of, to_peft, tokenizer_of
+from flowertune_job import Job, base_of, to_peft
+from flowertune_sft import adapted, datasets, trainer_of
 
 client_app = ClientApp()
 
@@ -41,44 +37,13 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(job.threads)
     model = adapted(job)
     set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
-    data = datasets(job)[number]
+    seed = 1000 * int(given["server-round"]) + number
     with tempfile.TemporaryDirectory() as work:
-        settings = SFTConfig(
-            output_dir=work, per_device_train_batch_size=job.batch_size, max_steps=job.steps,
-            learning_rate=job.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
-            optim="adamw_torch", gradient_checkpointing=bool(given["checkpointing"]), max_length=None, bf16=False,
-            seed=1000 * int(given["server-round"]) + number, report_to=[], save_strategy="no", logging_steps=10,
-            disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
-        )  # fmt: skip
-        tokenizer = tokenizer_of(job.model)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        done = SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer).train()
+        done = trainer_of(job, model, number, seed, bool(given["checkpointing"]), work).train()
     print(f"client {number}: {time.process_time() - before:.1f} s of the processor", flush=True)
-    said = MetricRecord({"train_loss": float(done.training_loss), "num-examples": len(data)})
+    said = MetricRecord({"train_loss": float(done.training_loss), "num-examples": len(datasets(job)[number])})
     reply = RecordDict({"arrays": ArrayRecord(get_peft_model_state_dict(model)), "metrics": said})
     return Message(content=reply, reply_to=message)
-
-
-def adapted(job: Job) -> Any:
-    """The base with LoRA on the layers that capfl adapts."""
-    base, lora = base_of(job.model), job.lora()
-    config = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules=list(adapted_layers(base, lora)),
-                        task_type="CAUSAL_LM")  # fmt: skip
-    return get_peft_model(base, config)  # type: ignore[arg-type]
-
-
-@cache
-def datasets(job: Job) -> list[Dataset]:
-    """The rows of each client with the tokens that the loss is of, in the form that TRL takes."""
-    made = []
-    for examples in job.examples("train").values():
-        rows = {"input_ids": list[list[int]](), "completion_mask": list[list[int]]()}
-        for example in examples:
-            ids, answer = list(map(int, example.train.ids)), list(map(int, example.train.targets))
-            rows["input_ids"].append([*ids, answer[-1]])
-            rows["completion_mask"].append([0] * (len(ids) + 1 - len(answer)) + [1] * len(answer))
-        made.append(Dataset.from_dict(rows))
-    return made
 
 
 class Watched(FedAvg):

@@ -82,7 +82,7 @@ NOT_RUN = {
     "python benchmarks/flower_nodes.py --model tiny": "minutes; tests/network/test_deployment.py has such a network",
     "python benchmarks/flower_nodes.py * --kill *": "minutes of SmolLM2; tests/network/test_deployment.py kills, too",
     "python benchmarks/floor.py*": "takes the speed of SmolLM2, which means nothing beside other tests",
-    "python benchmarks/flowertune.py *": "needs trl and ray; tests/unit/test_benchmarks.py has what needs neither",
+    "python benchmarks/flowertune.py *": "needs trl, ray, nvflare; tests/unit/test_benchmarks.py has what needs none",
     "python benchmarks/gpu.py": "needs a GPU",
     "python benchmarks/inversion.py --model smollm2 *": "over five minutes; it runs here with the tiny model",
     "python benchmarks/local_step.py *": "takes the speed of SmolLM2 for minutes",
@@ -94,7 +94,7 @@ NOT_RUN = {
 }
 """Why nobody runs such a command."""
 
-NEEDED = {"trl", "ray", "xllamacpp"}  # packages of some benchmarks that capfl does not install
+NEEDED = {"trl", "ray", "nvflare", "xllamacpp"}  # packages of some benchmarks that capfl does not install
 
 
 class Parsed(BaseException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,29 @@ def test_ratios_are_of_amounts_and_not_of_losses(flowertune: ModuleType) -> None
     assert flowertune.table({"capfl": amounts | losses}).splitlines()[2] == (
         "| capfl | 1.0 | 2.0 | 4.0 | 2.0 | 1.0 | 50 | 0 | 20 | 1.000 | 1.000 |"
     )
+
+
+def test_whatever_is_not_capfl_is_compared_with_it_and_needs_no_other_contestants_packages(
+    flowertune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = flowertune.importlib.metadata.PackageNotFoundError
+    installed = {"torch": "2", "nvflare": "2.9.0"}
+
+    def version(name: str) -> str:
+        if name in installed:
+            return installed[name]
+        raise missing
+
+    monkeypatch.setattr(flowertune.importlib.metadata, "version", version)
+    found = {name: dict.fromkeys(flowertune.COLUMNS, 1.0) for name in ("capfl", "capfl-dense", "nvflare")}
+    kept = flowertune.result(found, {})
+    assert {name: set(own) for name, own in kept["times_as_much"].items()} == {"nvflare": {"capfl", "capfl-dense"}}
+    assert kept["versions"] == installed
+
+
+def test_the_processor_seconds_are_of_the_process_that_is_named(flowertune: ModuleType) -> None:
+    assert flowertune.Cpu()() == pytest.approx(flowertune.Cpu(os.getpid())(), abs=1)
+    assert flowertune.Cpu(2**31 - 1)() == 0
 
 
 def test_the_job_against_flowertune_is_the_same_for_all(flowertune: ModuleType, tmp_path: Path) -> None:
