@@ -66,6 +66,10 @@ def test_the_published_command_runs(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "run" / "rounds.jsonl").read_text())["clients"]) == 2
 
 
+def test_the_demo_finds_its_config() -> None:
+    assert "federation.rounds" in refused("demo", "--rounds", 0)
+
+
 def test_version_and_help() -> None:
     assert command("--version").stdout == f"capfl {__version__}\n"
     assert "Usage" in command("--help").output

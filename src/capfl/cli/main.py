@@ -86,7 +86,7 @@ def run(
 def demo(context: typer.Context, sets: Sets = None, tracker: _Tracker = None) -> None:
     """Try a run: SmolLM2-135M at four built-in help desks with different labels. A few minutes on two cores."""
     with errors():
-        _run(load_command(Path(__file__).parent / "demo.toml", sets or [], list(context.args)), None, tracker, None)
+        _run(load_command(Path(__file__).parents[1] / "demo.toml", sets or [], list(context.args)), None, tracker, None)
 
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
