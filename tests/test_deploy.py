@@ -45,9 +45,9 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(where, command line) of all commands of capfl in the files, comments included."""
+    """(where, command line) of all commands of capfl in the files, comments included; ``$RUNS`` as its comment has it."""
     written = [
-        (name, found)
+        (name, found.replace("$RUNS", "--run winter --run spring"))
         for name, text in TEXTS.items()
         for found in re.findall(r"(?:bin/|server )capfl (flower [^`\n]+)", text)
     ]
