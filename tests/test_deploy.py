@@ -45,7 +45,7 @@ def unit(path: Path) -> configparser.ConfigParser:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(where, command line) of all commands of capfl in the files, comments included; ``$RUNS`` as its comment has it."""
+    """(where, command line) of all commands of capfl in the files and their comments, with values for ``$RUNS``."""
     written = [
         (name, found.replace("$RUNS", "--run winter --run spring"))
         for name, text in TEXTS.items()
