@@ -100,12 +100,11 @@ def generate(
         from capfl.answers import answer_file
         from capfl.scoring import open_adapter
 
+        _say_if_it_chooses(adapter)
         if data and out:
-            _say_if_it_chooses(adapter)
             count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
             typer.echo(f"{count} rows with answers are in {out}")
             return
-        _say_if_it_chooses(adapter)
         rows = [
             {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text} for text in prompt or []
         ]
