@@ -191,9 +191,7 @@ def _given(context: typer.Context, config: Path | None, sets: list[str] | None, 
     """The config of a run that is to be started or gone on with, with its folder as an absolute path."""
     if resume is not None and (config or sets or context.args):
         raise ConfigError("--resume takes the config that the run was started with; leave out everything else")
-    given = load_given(context, config, sets)
-
-    given = config_of(resume) if resume else given
+    given = config_of(resume) if resume else load_given(context, config, sets)
     return given.model_copy(update={"out": str((resume or free_folder(given)).absolute())})
 
 
