@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.data import load_items
 from capfl.federation import tokenised
 from capfl.methods.peers import Description, Peers

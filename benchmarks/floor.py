@@ -32,7 +32,8 @@ from typing import Any, cast
 import torch
 from torch.nn import functional as F
 
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
 from capfl.model.base import load_base
 from capfl.model.generate import generate

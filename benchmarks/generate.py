@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.data import load_items
 from capfl.model.base import load_base
 from capfl.model.generate import generate

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from capfl import adapter as algebra
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.data import load_items, render
 from capfl.errors import CapflError, TrainingError
 from capfl.federation import asked_of

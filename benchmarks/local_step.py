@@ -28,7 +28,8 @@ from peft import get_peft_model
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows

@@ -34,7 +34,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
 from capfl.machine import peak_memory
 from capfl.model.base import load_base

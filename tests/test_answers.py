@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 import capfl
 from capfl.answers import converse
 from capfl.cli.terminal import shown, typed_lines
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from capfl import metrics
 from capfl.config import Config, load_config
+from capfl.config.data import is_path
 from capfl.config.methods import check_method, check_peers
-from capfl.config.schema import is_path
 from capfl.data import DEFAULT_CLIENTS, Split, deal, load_items, numbered, share_out, task_of
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError, DataError

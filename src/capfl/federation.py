@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from capfl.config.schema import Config, DataConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import Config
 from capfl.data import Split, batches, by_chance, render
 from capfl.errors import ConfigError, TrainingError
 from capfl.methods import Method

@@ -13,10 +13,11 @@ import torch
 
 from capfl import adapter as algebra
 from capfl.config import Config, load_config
+from capfl.config.data import DataConfig
 from capfl.config.keys import flags, meant
 from capfl.config.load import changed
 from capfl.config.names import did_you_mean
-from capfl.config.schema import DataConfig, LoraConfig
+from capfl.config.schema import LoraConfig
 from capfl.data import Split, load_items, render
 from capfl.data.asked import held_asked, held_choices
 from capfl.data.formats import read_held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,21 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from flwr.app import Context, Error, Message, RecordDict
 
+from apps import Place
 from capfl import site
-from capfl.checkpoint import RunFolder
-from capfl.config import Config, to_toml
+from capfl.config import Config
 from capfl.engines.flower import client_app
-from capfl.engines.flower.exchange import Patience
 from capfl.engines.flower.keys import make_keys
-from capfl.engines.flower.messages import Reply, read_reply
-from capfl.engines.flower.server_app import serve
 from capfl.engines.serial import serial
 from capfl.errors import CheckpointError, ClientError, ConfigError, public
 from capfl.experiment import run
-from capfl.report.progress import Callback
 from capfl.report.summary import Summary
 from capfl.rng import stream
 from capfl.roles.keyring import Keyring
-from capfl.types import Failure, RoundRecord
+from capfl.types import Failure
 from capfl.vault import MAGIC, open_vault
-from fake_grid import FakeGrid
-from sites import About, bits, config_for, losing, write_files
+from sites import About, bits, losing
 
 CA_PFL: dict[str, Any] = {"method__name": "ca-pfl"}
 FEEDBACK: dict[str, Any] = {"codec__mask": "top", "codec__density": 0.1}
@@ -52,83 +46,6 @@ def _nothing_open() -> Iterator[None]:
     """Every test begins with nodes that have just started."""
     yield
     client_app.close()
-
-
-class Apps(FakeGrid):
-    """A node for each client, whose messages go to the client's app.
-
-    Args:
-        accidents: what happens, once, to a message: its request arrives "twice", its reply is "lost", or in its place
-            comes that of the round before ("late"); or a function that is called before the request arrives.
-        runs: names of those that sites take part in.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        files: Mapping[str, Path],
-        state: Path,
-        accidents: Mapping[About, str | Callable[[], object]],
-        runs: str = "",
-    ) -> None:
-        super().__init__({client: lambda request: None for client in files})
-        for client in files:
-            (state / client).mkdir(parents=True, exist_ok=True)  # a node does that
-        given = {
-            client: {"client": client, "data": str(path), "state": str(state / client)}
-            | {
-                "key": str(state.parent / "keys/nodes" / f"{client}.key"),
-                "peers": str(state.parent / "keys/nodes"),
-                "runs": runs,
-            }
-            for client, path in files.items()
-        }
-        self.contexts = {c: Context(1, 1, given[c], RecordDict(), {"config": to_toml(config)}) for c in files}
-        self.accidents = dict(accidents)
-        self.said: dict[About, Reply] = {}
-
-    def arrive(self, name: str, message: Message) -> None:
-        super().arrive(name, message)
-        request = self.sent[-1][2]
-        about = (request.kind, request.client, request.round)
-        accident = self.accidents.pop(about, None)
-        if callable(accident):
-            accident()
-        reply = self.said[about] = self.ask(name, message)
-        if accident == "twice":
-            assert self.ask(name, message) == reply
-        elif accident == "late":
-            reply = self.said[request.kind, request.client, request.round - 1]
-        self.answer(message, 0.0, Error(5) if accident == "lost" else reply)
-
-    def ask(self, name: str, message: Message) -> Reply:
-        return read_reply(client_app.app(message=message, context=self.contexts[name]), 2**30)
-
-
-class Place:
-    """Where the server, three sites and their data are in one test."""
-
-    def __init__(self, folder: Path, more: int = 0) -> None:
-        self.folder, self.out, self.sites = folder, folder / "nodes", folder / "sites"
-        self.files = write_files(folder / "data", more)
-
-    def config(self, out: str = "nodes", **changes: object) -> Config:
-        return config_for(self.folder / out, self.files, **{"evaluation__references": []} | changes)
-
-    def run(
-        self,
-        config: Config,
-        accidents: Mapping[About, str | Callable[[], object]] | None = None,
-        again: bool = False,
-        theirs: Config | None = None,
-        runs: str = "",
-    ) -> Summary:
-        """A run over the apps; the sites may be given ``theirs``, another config."""
-        grid = Apps(theirs or config, self.files, self.sites, accidents or {}, runs)
-        return serve(grid, sorted(self.files), config, again, Patience(60, 0), Callback())[0]
-
-    def records(self) -> list[RoundRecord]:
-        return RunFolder(self.out).rounds()
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from capfl.config.data import DataConfig
 from capfl.config.load import load_command
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.data import render
 from capfl.errors import ConfigError, DataError, ModelError
 from capfl.model import tiny

@@ -129,10 +129,7 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
         if key not in keys:
             mistakes.append(f"{key}: no such key{_suggest(key, list(keys))}")
             continue
-        texts = value if isinstance(value, list | tuple) else [value]
-        if any(
-            0xD800 <= ord(letter) < 0xE000 for text in texts for letter in str(text)
-        ):  # so Python has bytes that are not UTF-8
+        if not _is_utf8(value):
             mistakes.append(
                 f"{key}: {str(value)!a} is not UTF-8, and no config could name it; rename the file or folder"
             )
@@ -152,6 +149,15 @@ def _checked(tree: dict[str, Any], settings: dict[str, object], mistakes: list[s
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
+
+
+def _is_utf8(value: object) -> bool:
+    """Can it be written? Python has half a pair of code points for a byte of the command line that is not UTF-8."""
+    try:
+        "".join(map(str, value if isinstance(value, list | tuple) else [value])).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _explain(item: dict[str, Any], keys: list[str]) -> str:

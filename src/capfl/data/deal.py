@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import DataConfig, PartitionConfig, is_hub
+from capfl.config.data import DataConfig, PartitionConfig, is_hub
 from capfl.data.codebooks import relabel
 from capfl.data.load import check_names, load_held, load_items, load_set, task_of
 from capfl.data.partition import group_names, partition

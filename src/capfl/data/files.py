@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capfl.config.schema import SUFFIXES
+from capfl.config.data import SUFFIXES
 from capfl.data.hints import rows_inside
 from capfl.data.paths import require
 from capfl.data.rows import Row, TwiceError, held_rows, parsed, unique

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from capfl.config.data import BUILT_IN, DataConfig, is_hub, is_path
 from capfl.config.names import nearest
-from capfl.config.schema import BUILT_IN, DataConfig, is_hub, is_path
 from capfl.data import formats, helpdesk, replies, sources
 from capfl.data.files import KINDS, name_of
 from capfl.data.labels import refuse_conflicts, refuse_too_many, refuse_variants

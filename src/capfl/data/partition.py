@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from capfl.config.schema import PartitionConfig
+from capfl.config.data import PartitionConfig
 from capfl.errors import ConfigError, DataError
 from capfl.rng import stream
 from capfl.types import ClientId, Item

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from capfl.config.data import SUFFIXES
 from capfl.config.names import did_you_mean
-from capfl.config.schema import SUFFIXES
 from capfl.errors import DataError
 
 MARKS = ("dataset_info.json", "dataset_dict.json", "state.json")  # of what ``datasets`` saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capfl.config.schema import PartitionConfig
+from capfl.config.data import PartitionConfig
 from capfl.errors import DataError
 from capfl.rng import stream
 from capfl.types import ClientId, Item

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from capfl.config.schema import DataConfig
+from capfl.config.data import DataConfig
 from capfl.errors import ConfigError, ModelError
 from capfl.model.base import Base
 from capfl.types import Item, Scoring, TooLong, Turns

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from capfl.config.schema import DataConfig
+from capfl.config.data import DataConfig
 from capfl.model.chat import template_of
 from capfl.model.text import special_tokens
 from capfl.model.tokens import Example

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from capfl.config import load_config, to_toml
+from capfl.config.data import DataConfig
 from capfl.config.load import from_toml, load_command
-from capfl.config.schema import DataConfig
 from capfl.data import deal_rows, load_items
 from capfl.data.formats import check_file, read_file, read_held
 from capfl.errors import ConfigError, DataError

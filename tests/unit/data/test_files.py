@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from capfl.config import load_config
-from capfl.config.schema import DataConfig
+from capfl.config.data import DataConfig
 from capfl.data import deal, load_items, task_of
 from capfl.data.formats import check_file, read_file, read_held
 from capfl.errors import ConfigError, DataError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from capfl.config import Config, load_config
+from capfl.config.data import DataConfig, PartitionConfig
 from capfl.config.load import load_command
-from capfl.config.schema import DataConfig, PartitionConfig
 from capfl.data import deal, deal_one, deal_rows, digest, load_items
 from capfl.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capfl.config.schema import PartitionConfig
+from capfl.config.data import PartitionConfig
 from capfl.data.partition import cut, group_names, numbered, partition
 from capfl.errors import ConfigError, DataError
 from capfl.types import Item

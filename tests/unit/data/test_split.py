@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capfl.config.schema import DataConfig, PartitionConfig
+from capfl.config.data import DataConfig, PartitionConfig
 from capfl.data import remarks
 from capfl.data.split import Split, split
 from capfl.errors import DataError

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from capfl import adapter as algebra
-from capfl.config.schema import DataConfig, LoraConfig, ModelConfig
+from capfl.config.data import DataConfig
+from capfl.config.schema import LoraConfig, ModelConfig
 from capfl.errors import CheckpointError, ConfigError, ModelError
 from capfl.model import tiny
 from capfl.model.base import load_base

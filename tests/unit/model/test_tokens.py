@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from capfl.config.schema import DataConfig
+from capfl.config.data import DataConfig
 from capfl.data import render
 from capfl.errors import DataError, ModelError
 from capfl.model.remarks import remarks
