@@ -40,7 +40,8 @@ def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
 
 def held_asked(rows: Iterable[str | Values], columns: Columns = None) -> list[Item]:
     """As ``read_asked``, of rows in memory; a text is a prompt."""
-    given = [{"prompt": row} if isinstance(row, str) else row for row in rows]
+    own = (columns or {}).get("prompt", "prompt")
+    given = [{own: row} if isinstance(row, str) else row for row in rows]
     return read_asked("the prompts", held_rows("the prompts", given), columns) if given else []
 
 

@@ -47,7 +47,7 @@ def test_messages_end_where_the_assistant_answers() -> None:
 
 def test_columns_have_other_names() -> None:
     columns = {"prompt": "Question", "completion": "Answer"}
-    for row in ({"Question": "a"}, {"Question": "a", "Answer": "b"}):
+    for row in ("a", {"Question": "a"}, {"Question": "a", "Answer": "b"}):
         (item,) = held_asked([row], columns)
         assert render(item, "letter").text == "a"
 
