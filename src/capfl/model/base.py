@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,7 @@ KNOWN: Mapping[str, Callable[[], Any]] = {  # what config.json says of these, as
     ),
 }  # fmt: skip
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer, in a weight's name
 SAMPLED = 64  # values of each tensor, of which a digest is made
 
 
@@ -173,7 +175,18 @@ def _from_pretrained(path: str, options: dict[str, Any]) -> tuple[nn.Module, Pre
         raise ModelError(
             f"model.path: {path!r} lacks {len(missing)} of its weights, {missing[0]} for one; restore them"
         )
+    if further := _further_layers(report["unexpected_keys"], module):
+        raise ModelError(
+            f"model.path: {path!r} has weights of more layers than its config.json says, {further[0]} for one; "
+            "restore config.json"
+        )
     return module, tokenizer
+
+
+def _further_layers(left_out: Iterable[str], module: nn.Module) -> list[str]:
+    """Of the weights that were left out, those that are called as weights of the model but for a layer's number."""
+    known = {_NUMBER.sub("N", name) for name, _ in module.named_parameters()}
+    return sorted(name for name in left_out if _NUMBER.sub("N", name) in known)
 
 
 def _config(source: str) -> Any:
