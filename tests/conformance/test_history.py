@@ -44,6 +44,7 @@ from fake import (
 )  # fmt: skip
 
 IN_TURN = [name for name in SETTINGS if name not in METHODS]
+REMEMBERING = ("fedit in turns", "ca-pfl", "ca-pfl in turn", "ditto", "flexlora")  # one for each kind of state
 TWO_CODECS = ("default", "fp32")  # right in the mean, exact
 TRAINED = {"a": range(1, 7), "b": (5, 6), "c": (1, 2, 3, 5, 6), "d": range(3, 7)}
 
@@ -283,7 +284,7 @@ def test_every_method_keeps_the_laws_under_every_codec(method: str, codec: str) 
     history = play_history(Fake(of(method, codec)))
     for law in LAWS:
         law(history)
-    if codec == "default":  # disks and orders know nothing of codecs
+    if codec == "default" and method in REMEMBERING:  # disks and orders know nothing of codecs
         other = play_history(Fake(of(method, codec), packed=False, backwards=True))
         neither_disks_nor_the_order_of_visits_matter(history, other)
 

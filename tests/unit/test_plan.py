@@ -63,8 +63,8 @@ def plan(**changes: object) -> Plan:
              "federation__rounds": 6}),  # two in a turn, one, or none of one's own
         pytest.param(0, {"method__turns": 9, "data__sites": 4, "federation__rounds": 3},  # the whole adapter every turn
                      marks=pytest.mark.slow),
-        (0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16", "federation__rounds": 2,
-                **ONE_GROUP}),
+        pytest.param(0.01, {"method__name": "ca-pfl", "method__turns": 3, "codec__values": "bf16",
+                            "federation__rounds": 2, **ONE_GROUP}, marks=pytest.mark.slow),
         (0.03, {"privacy__secure_aggregation": "malicious-server", "codec__values": "ternary", "data__sites": 4,
                 "federation__fraction": 0.75, "federation__rounds": 3, "privacy__clip": 1.0,
                 "privacy__noise_multiplier": 1.0}),  # what comes down has noise, of another length each time
@@ -235,7 +235,7 @@ def check_that_few_stand_for_all(agreement: Agreement, apart: float, patch: pyte
 @pytest.mark.parametrize(
     ("method", "codec"),
     [
-        ("ca-pfl", {}),
+        pytest.param("ca-pfl", {}, marks=pytest.mark.slow),
         ("fedit", {"density": 0.1}),  # chance decides how many elements are sent
         ("fedit", {"values": "4bit", "density": 0.15, "mask": "top"}),
         ("rolora", {"values": "bf16", "density": 0.3}),

@@ -49,11 +49,18 @@ def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     Raises:
         DataError: it holds a special token's letters, and the tokenizer cannot read them as text.
     """
-    found = special_tokens(tokenizer).search(text)
-    ids = list(tokenizer(text, split_special_tokens=bool(found))["input_ids"])
-    if found:
-        _refuse_special(ids, list(tokenizer("")["input_ids"]), found[0], tokenizer)
-    return ids[: len(ids) - _behind(tokenizer)]
+    return texts_ids([text], tokenizer)[0]
+
+
+def texts_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """As ``text_ids``, of several texts in one call, which takes less time. Raises DataError: as ``text_ids``."""
+    found = [special_tokens(tokenizer).search(text) for text in texts]
+    tokens = tokenizer(list(texts), split_special_tokens=any(found))["input_ids"]
+    for ids, special in zip(tokens, found, strict=True):
+        if special:
+            _refuse_special(ids, list(tokenizer("")["input_ids"]), special[0], tokenizer)
+    behind = _behind(tokenizer)
+    return [list(ids[: len(ids) - behind]) for ids in tokens]
 
 
 def marked_ids(text: str, cuts: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capfl.errors import DataError, ModelError, counted
 from capfl.model.chat import Messages, Span, Template, fitted, spans, template_of
-from capfl.model.text import Ids, marked_ids, starts_with, text_ids
+from capfl.model.text import Ids, marked_ids, starts_with, text_ids, texts_ids
 from capfl.types import Prompt, Scoring, TooLong, Turns
 
 
@@ -79,7 +79,7 @@ def encode(
     fit = _Fit(tokenizer, max_length, too_long)
     if prompt.messages:
         return _chat(prompt, template_of(tokenizer, date), fit, turns)
-    wholes = [text_ids(prompt.text + answer, tokenizer) for answer in prompt.answers]
+    wholes = texts_ids([prompt.text + answer for answer in prompt.answers], tokenizer)
     if len(wholes) > 1 and scoring == "letter":
         whole = wholes[prompt.right]
         row, cut = fit.row(whole[:-1], whole[-1:])
