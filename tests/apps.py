@@ -30,7 +30,7 @@ class Apps(FakeGrid):
     Args:
         accidents: what happens, once, to a message: its request arrives "twice", its reply is "lost", or in its place
             comes that of the round before ("late"); or a function that is called before the request arrives.
-        runs: names of those that sites take part in.
+        own: more of what a node hands on to its app, such as ``runs``.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Apps(FakeGrid):
         files: Mapping[str, Path],
         state: Path,
         accidents: Mapping[About, str | Callable[[], object]],
-        runs: str = "",
+        own: Mapping[str, str],
     ) -> None:
         super().__init__({client: lambda request: None for client in files})
         for client in files:
@@ -49,8 +49,8 @@ class Apps(FakeGrid):
             | {
                 "key": str(state.parent / "keys/nodes" / f"{client}.key"),
                 "peers": str(state.parent / "keys/nodes"),
-                "runs": runs,
             }
+            | dict(own)
             for client, path in files.items()
         }
         self.contexts = {c: Context(1, 1, given[c], RecordDict(), {"config": to_toml(config)}) for c in files}
@@ -91,10 +91,10 @@ class Place:
         accidents: Mapping[About, str | Callable[[], object]] | None = None,
         again: bool = False,
         theirs: Config | None = None,
-        runs: str = "",
+        **own: str,
     ) -> Summary:
         """A run over the apps; the sites may be given ``theirs``, another config."""
-        grid = Apps(theirs or config, self.files, self.sites, accidents or {}, runs)
+        grid = Apps(theirs or config, self.files, self.sites, accidents or {}, own)
         return serve(grid, sorted(self.files), config, again, Patience(60, 0), Callback())[0]
 
     def records(self) -> list[RoundRecord]:

@@ -14,7 +14,7 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import clients_of, deal
 from capfl.engines.serial import serial
-from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, WireError
+from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, RunError, WireError
 from capfl.experiment import Remote, resume, run
 from capfl.maths.privacy import epsilon
 from capfl.packing import pack
@@ -22,7 +22,7 @@ from capfl.report.summary import Summary
 from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.site import Site, run_digest
+from capfl.site import TAKEN, Site, epsilon_taken, run_digest
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files
@@ -173,6 +173,27 @@ def test_a_site_counts_the_steps_that_its_items_have_been_in(tmp_path: Path, fil
     assert again.epsilon == summary.epsilon  # of the fewest items
     assert len({again.answer("train", "fedit", asked) for _ in range(2)}) == 2  # new noise
     assert again.epsilon == epsilon(1.0, 2 * (2 + 2), 1e-5, 4 / 17) > summary.epsilon
+    most = epsilon(1.0, 2 * 5, 1e-5, 4 / 17)
+    bounded = Site(sites.config, "west", sites.folder / "west", max_epsilon=most)
+    bounded.answer("train", "fedit", asked)
+    with pytest.raises(
+        RunError, match=rf"another training would make it .*, and --max-epsilon leaves {most:.4g} to th"
+    ):
+        bounded.answer("train", "fedit", asked)
+    assert bounded.epsilon == epsilon_taken(bounded.folder) == most
+
+
+def test_a_run_that_takes_more_of_its_items_than_a_site_allows_does_not_begin(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    settings = NOISE | {"privacy__protects": "items", "federation__rounds": 3}  # and training alone beside it
+    config, whole = config_for(tmp_path / "run", files, **settings), epsilon(1.0, 2 * 2 * (3 + 1), 1e-5, 4 / 17)
+    Site(config, "west", tmp_path / "west", max_epsilon=whole)
+    with pytest.raises(RunError, match=f"the whole run would make it {whole:.4g}, .* fewer rounds or on more noise"):
+        Site(config, "west", tmp_path / "west", max_epsilon=whole - 1e-6)
+    with pytest.raises(RunError, match=r"does not protect items, and --max-epsilon allows only runs that do"):
+        Site(config_for(tmp_path / "run", files), "west", tmp_path / "other", max_epsilon=whole)
+    assert not (tmp_path / "west" / TAKEN).exists()
 
 
 # -- killed, lost, locked ------------------------------------------------------------------------------------------

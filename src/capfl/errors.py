@@ -26,7 +26,8 @@ PUBLIC = {
     "version": "the site no longer has the version of the adapter that the request builds on",
     "training": "training went wrong at the site, often for a learning rate that is too high; its own log says how",
     "run": "the site does not take part in this run, because its operator has not allowed it (capfl flower node --run "
-    "NAME) or another of this name has begun there; the site's own log says which",
+    "NAME), another of this name has begun there, or it would take more epsilon than the site allows (--max-epsilon); "
+    "the site's own log says which",
     "checkpoint": "the site cannot read or write its state of this run; the site's own log says why",
 }
 
@@ -74,7 +75,7 @@ class TrainingError(CapflError):
 
 
 class RunError(CapflError):
-    """A site takes no part in a run that its operator has not allowed."""
+    """A site takes no part in a run that its operator has not allowed, or trains no more in it."""
 
     code = "run"
 

@@ -16,10 +16,10 @@ from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.config import Config
 from capfl.data import Split, deal_one, digest
 from capfl.data.tasks import check_tasks
-from capfl.errors import CheckpointError, ConfigError, WireError
+from capfl.errors import CheckpointError, ConfigError, RunError, WireError
 from capfl.federation import Federation, check_items, tokenised
-from capfl.files import write_atomically
-from capfl.methods.items import epsilon_of_items
+from capfl.files import read_json
+from capfl.methods.items import epsilon_of_items, trainings
 from capfl.model.base import load_base
 from capfl.model.card import card_of
 from capfl.model.export import save_adapter
@@ -33,8 +33,8 @@ from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
 from capfl.types import Adapter, ClientId, Item, Kind, Penalty, Trained
 from capfl.vault import open_vault
 
-TAKEN = "trainings"
-"""In a site's folder: how often it has taken the steps of a round, where its items are protected."""
+TAKEN = "privacy.json"
+"""In a site's folder, where its items are protected: how often it has taken the steps of a round, and their epsilon."""
 
 Train = Callable[[Adapter, int, int, Penalty | None], Trained]
 
@@ -85,8 +85,10 @@ class Site:
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
         keyring: makes the client's keys of secure aggregation, one keyring for each method, which is given the file in
             which it remembers the sums that it has opened.
+        max_epsilon: most that this run may take of the site's items, whatever the server asks for; None: any.
 
     Raises:
+        RunError: the run does not protect items, or would take more than ``max_epsilon``.
         ConfigError: who holds what, or a reference, depends on everybody's data; there is no such client; the key
             of its states is not where ``runtime.state_key`` says; or the run measures by a function that the site has
             not allowed in ``runtime.own_metrics``.
@@ -102,9 +104,10 @@ class Site:
         path: Path | None = None,
         dealt: tuple[list[Item], Split] | None = None,
         keyring: Callable[[Path], Keyring] = lambda opened: Keyring(opened=opened),
+        max_epsilon: float | None = None,
     ) -> None:
         self._keyrings: dict[str, Keyring] = {}
-        self._make_keyring = keyring
+        self._make_keyring, self._max_epsilon = keyring, max_epsilon
         self.config, self.id, self.folder = config, client, folder
         require_metrics(config)
         if config.runtime.workers > 1:
@@ -123,6 +126,8 @@ class Site:
         initial = model.initial_adapter(config.seed)
         self.agreements = agreements(config, initial, model.base.digest)
         refuse_pooled(self.agreements)
+        self._sizes = {client: len(splits[client].train)}
+        self._check_epsilon()
         self._peft_config = model.peft_config()
         vault = open_vault(config.runtime.state_key, folder)
         self._cache = open_cache(config.runtime, folder / "hidden", vault)  # other runs may use it, too
@@ -151,6 +156,7 @@ class Site:
             WireError: the request does not fit, is for another client, or for a round that the run does not have.
                 Nothing is changed then.
             TrainingError: a loss is not finite.
+            RunError: training would take more epsilon than ``max_epsilon``. Nothing is trained then.
         """
         if method not in self.agreements:
             raise ConfigError(f"method {method!r} is not one of this run's: {', '.join(self.agreements)}")
@@ -187,28 +193,45 @@ class Site:
         It counts what the server may not know of: rounds that were lost and done again, and steps that nobody asked for
         in the server's files. None: items are not protected.
         """
+        return self._epsilon_of(self._taken())
+
+    def _epsilon_of(self, taken: int) -> float | None:
         noise = self.config.privacy.of_items
-        if noise is None:
-            return None
-        return epsilon_of_items(noise, self.config.train, {self.id: self._taken()}, self._federation.sizes)
+        return epsilon_of_items(noise, self.config.train, {self.id: taken}, self._sizes) if noise else None
 
     def _taken(self) -> int:
-        path = self.folder / TAKEN
-        try:
-            return int(path.read_text()) if path.is_file() else 0
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is damaged: it says how often this site has trained, which epsilon is counted from; restore it"
-            ) from error
+        return int(_privacy(self.folder).get("trainings", 0))
 
     def _counted(self, train: Train) -> Train:
         """Training that is counted before it begins."""
 
         def counted(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
-            write_atomically(self.folder / TAKEN, str(self._taken() + 1).encode())
+            taken = self._taken() + 1
+            self._require_epsilon(epsilon := self._epsilon_of(taken), "another training would make it")
+            RunFolder(self.folder).write_json(TAKEN, {"trainings": taken, "epsilon": epsilon})
             return train(start, round, first_step, penalty)
 
         return counted
+
+    def _check_epsilon(self) -> None:
+        """Raises RunError: the run as it is planned takes more of this site's items than it may."""
+        if self._max_epsilon is None:
+            return
+        if self.config.privacy.of_items is None:
+            raise RunError(
+                "the run does not protect items, and --max-epsilon allows only runs that do; agree on privacy.protects "
+                "= items, or start the node without --max-epsilon"
+            )
+        rounds = self.config.federation.rounds
+        planned = sum(trainings(one.method, rounds, "personal" in one.scored) for one in self.agreements.values())
+        self._require_epsilon(self._epsilon_of(planned), "the whole run would make it")
+
+    def _require_epsilon(self, epsilon: float | None, what: str) -> None:
+        if self._max_epsilon is not None and epsilon is not None and epsilon > self._max_epsilon:
+            raise RunError(
+                f"epsilon of this site's items: {what} {epsilon:.4g}, and --max-epsilon leaves {self._max_epsilon:.4g} "
+                "to this run; agree on fewer rounds or on more noise (privacy.noise_multiplier), or allow more"
+            )
 
     def _keep(self, adapter: Adapter) -> None:
         save_adapter(adapter, self._peft_config, self.folder / "adapter", card=self._card)
@@ -227,6 +250,19 @@ class Site:
                     f"{self.folder} was made with another {what} (site.json); give each client and run a separate "
                     "folder, or restore the old setting"
                 )
+
+
+def epsilon_taken(folder: Path) -> float:
+    """Of a site's items, by all its training in a run's folder; 0: it has not trained, or they are not protected.
+
+    Raises:
+        CheckpointError: the file that says so is damaged.
+    """
+    return float(_privacy(folder).get("epsilon", 0.0))
+
+
+def _privacy(folder: Path) -> dict[str, float]:
+    return read_json(folder / TAKEN) if (folder / TAKEN).is_file() else {}
 
 
 def require_metrics(config: Config) -> None:

@@ -176,6 +176,14 @@ def test_a_site_that_names_no_run_takes_part_in_none_with_a_malicious_server(
     assert "start the node with --run NAME" in caplog.text
 
 
+def test_a_site_that_bounds_epsilon_takes_part_in_no_run_that_takes_any(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ClientError, match=re.escape(public("run"))):
+        place.run(place.config(federation__rounds=1), epsilon="8.0")
+    assert "does not protect items, and --max-epsilon allows only runs that do" in caplog.text
+
+
 def test_a_node_whose_key_another_has_signed_takes_part_in_no_sum(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

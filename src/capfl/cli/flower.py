@@ -87,6 +87,15 @@ _Runs = Annotated[
     ),
 ]
 
+_MaxEpsilon = Annotated[
+    float | None,
+    typer.Option(
+        help="most epsilon of this site's items that all runs may take together; the node then trains only in runs "
+        "with privacy.protects = items",
+        metavar="EPSILON",
+    ),
+]
+
 
 @app.command()
 def doctor(
@@ -98,6 +107,7 @@ def doctor(
     state: _State = None,
     peers: _Peers = None,
     runs: _Runs = None,
+    max_epsilon: _MaxEpsilon = None,
     sets: Sets = None,
 ) -> None:
     """Check whether a site can join. Takes the same options as `node`, and starts nothing."""
@@ -106,7 +116,7 @@ def doctor(
         from capfl.engines.flower.setup import Setup
 
         place, failed = state or STATE / "nodes" / client, False
-        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), _own(sets or ()))
+        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), max_epsilon, _own(sets or ()))
         for one in examine(setup):
             said = printable(one.said).replace("\n", f"\n{'':8}")
             typer.echo(f"{one.kind:8}{one.what}: {said}")
@@ -125,6 +135,7 @@ def node(
     state: _State = None,
     peers: _Peers = None,
     runs: _Runs = None,
+    max_epsilon: _MaxEpsilon = None,
     sets: Sets = None,
 ) -> None:
     """Run a site's node until Ctrl-C or SIGTERM. `--set` takes keys of `runtime`, `model.path` and `model.device`."""
@@ -133,7 +144,7 @@ def node(
         from capfl.engines.flower.setup import Setup
 
         place = state or STATE / "nodes" / client
-        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), _own(sets or ()))
+        setup = Setup(client, server, data, place, certificate, key, peers, runs or (), max_epsilon, _own(sets or ()))
         run_node(setup, typer.echo)
 
 

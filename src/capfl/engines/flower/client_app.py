@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from capfl.config.load import from_toml
 from capfl.config.runtime import DISK
 from capfl.engines.flower.allowed import Allowed
+from capfl.engines.flower.budget import RUNS, Budget
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.keys import signer, verifier
 from capfl.engines.flower.messages import Reply, pack, read_request
@@ -69,16 +70,19 @@ def close() -> None:
 
 def _site(run: str, me: ClientId, context: Context) -> Site:
     """The client in this run, with what it remembers of it."""
-    given, folder = context.node_config, Path(str(context.node_config["state"])) / "runs" / run
+    given, state = context.node_config, Path(str(context.node_config["state"]))
+    folder = state / RUNS / run
     if folder not in _open:
         own: dict[str, object] = {"runtime.own_metrics": [], "runtime.cache": DISK}  # never what the server says
         own |= json.loads(str(given.get("settings", "{}")))
         config = from_toml(str(context.run_config["config"]), own)
-        allowed = Allowed(str(given.get("runs", "")).split(), Path(str(given["state"])))
+        allowed = Allowed(str(given.get("runs", "")).split(), state)
         allowed.check(run, config.privacy.secure_aggregation == "malicious-server")
         if any(other.name != run for other in _open):  # not before: who asks for a run in vain closes none
             close()
-        site = Site(config, me, folder, Path(str(given["data"])), keyring=partial(_keyring, dict(given)))
+        most = float(str(given["epsilon"])) if "epsilon" in given else None
+        left, keyring = Budget(most, state).left(run), partial(_keyring, dict(given))
+        site = Site(config, me, folder, Path(str(given["data"])), keyring=keyring, max_epsilon=left)
         allowed.remember(run)  # before anything is answered, now or when it is asked again
         _open[folder] = site
         tell(f"node {me}: takes part in a run; its adapter will be in {folder / 'adapter'}")

@@ -18,6 +18,7 @@ from capfl import doctor
 from capfl.config import load_config
 from capfl.engines.flower.addresses import LOCAL, joined, parted
 from capfl.engines.flower.allowed import Allowed
+from capfl.engines.flower.budget import Budget
 from capfl.engines.flower.certificate import certificates, check_certificate
 from capfl.engines.flower.keys import signer
 from capfl.engines.flower.names import check_client
@@ -54,6 +55,8 @@ def examine(setup: Setup) -> Iterator[Finding]:
     if (peers := setup.peers) is not None:
         yield _tried("peers", lambda: _peers(peers))
     yield _tried("runs", lambda: _runs(setup.runs, setup.state))
+    if setup.max_epsilon is not None:
+        yield _tried("epsilon", lambda: ("ok", Budget(setup.max_epsilon, setup.state).said()))
     server, date = _server(setup.server, setup.certificate)
     yield server
     yield clock(date, datetime.datetime.now(datetime.UTC))

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from capfl.config import load_config
 from capfl.engines.flower.addresses import joined, parted
 from capfl.engines.flower.allowed import Allowed
+from capfl.engines.flower.budget import Budget
 from capfl.engines.flower.certificate import RENEW, check_certificate, reminder
 from capfl.engines.flower.events import Events
 from capfl.engines.flower.keys import signer
@@ -65,13 +66,14 @@ def run_node(setup: Setup, say: Say) -> None:
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
-    allowed = Allowed(setup.runs, state)
+    allowed, budget = Allowed(setup.runs, state), Budget(setup.max_epsilon, state)
     check_certificate(setup.certificate)
     signer(setup.key)
     server = joined(*parted(setup.server))
     given = {"client": client, "data": str(setup.data.absolute()), "state": str(state.absolute())}
     given |= {"key": str(setup.key.absolute())} | ({"peers": str(peers.absolute())} if peers else {})
     given |= {"runs": " ".join(setup.runs)} if setup.runs else {}
+    given |= {"epsilon": repr(setup.max_epsilon)} if setup.max_epsilon is not None else {}
     given |= {"settings": json.dumps(dict(setup.settings))} if setup.settings else {}
     if wrong := [text for text in given.values() if "'" in text or "\n" in text]:
         raise ConfigError(f"{wrong[0]!r}: Flower accepts no quotes and line ends in a path; rename it")
@@ -82,6 +84,8 @@ def run_node(setup: Setup, say: Say) -> None:
         note, remind = Events(state), reminder(setup.certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
         say(f"node {client}: {allowed.said()}")
+        if setup.max_epsilon is not None:
+            say(f"node {client}: {budget.said()}")
         supervise(_processes(setup, server, given), say, lambda: next(remind), note)
 
 

@@ -20,6 +20,7 @@ class Setup:
         key: the node's own, of ``capfl flower keys``.
         peers: a folder with the public keys of all nodes, by which keys of secure aggregation are checked.
         runs: names of those that it takes part in, see ``Allowed``.
+        max_epsilon: that all runs may take of the site's items together, see ``Budget``.
         settings: what the site decides for itself, by the keys of the config.
     """
 
@@ -31,4 +32,5 @@ class Setup:
     key: Path
     peers: Path | None = None
     runs: Sequence[str] = ()
+    max_epsilon: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
