@@ -38,6 +38,7 @@ from capfl.types import (
     Trained,
 )  # fmt: skip
 from scored import right
+from support import unpacked
 
 CLIENTS = ["a", "b", "c", "d"]
 """a and b have the same prompts and answers, c and d have others. d is four times as large as a."""
@@ -201,7 +202,7 @@ class Fake:
         records = []
         for _ in range(rounds):
             before = pack(self.state)
-            state = self.reader.server(before) if self.packed else self.state
+            state = unpacked(before, self.reader) if self.packed else self.state
             after, record = run_round(state, clients, self.agreement, self.exchange, config, seed=0)
             assert pack(state) == before, "the server's state was changed in place"
             self.state = after

@@ -8,10 +8,13 @@ from importlib import util
 from pathlib import Path
 from types import ModuleType
 
+from capfl.checkpoint import StateReader
 from capfl.config import Config, load_config
 from capfl.engines.serial import serial
 from capfl.experiment import run
+from capfl.packing import unpack
 from capfl.report.summary import Summary
+from capfl.types import ServerState
 
 TINY = {
     "model.path": "tiny",
@@ -37,6 +40,11 @@ def tiny_config(out: Path | str, **changes: object) -> Config:
 
 def tiny_run(out: Path | str, **changes: object) -> Summary:
     return run(tiny_config(out, **changes), serial)[0]
+
+
+def unpacked(blob: bytes, reader: StateReader) -> ServerState:
+    """A server's state in one piece. On disk it is in several, which are checked alike."""
+    return reader.checked(unpack(ServerState, blob, reader.of_server))
 
 
 class Killed(BaseException):

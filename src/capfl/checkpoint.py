@@ -26,10 +26,6 @@ class StateReader:
     method: Method
     template: Adapter
 
-    def server(self, blob: bytes) -> ServerState:
-        """Raises CheckpointError: damaged, or made for another method or adapter."""
-        return self.checked(unpack(ServerState, blob, self.of_server))
-
     @property
     def of_server(self) -> dict[str, type | None]:
         """What the parts of the method keep at the server."""
@@ -44,7 +40,7 @@ class StateReader:
         return state
 
     def client(self, blob: bytes) -> ClientState:
-        """Raises CheckpointError: as ``server``."""
+        """Raises CheckpointError: damaged, or made for another method or adapter."""
         parts = self.method.grouping, self.method.ranks
         state = unpack(ClientState, blob, {"grouping": parts[0].client_state, "ranks": parts[1].client_state})
         self._check(state.known, state.adapter, state.residual, state.best)

@@ -21,7 +21,7 @@ from capfl.history import line_of
 from capfl.methods import build
 from capfl.packing import pack
 from capfl.types import EVERYBODY, Adapter, ClientState, Entry, Failure, Group, RoundRecord, ServerState
-from support import Killed, killing
+from support import Killed, killing, unpacked
 
 START: Adapter = {"m.A": torch.tensor([[1.0, -2.0]]), "m.B": torch.tensor([[0.1], [3e-9]])}
 READER = StateReader(build(MethodConfig(name="fedit")), START)
@@ -50,15 +50,15 @@ def test_a_state_of_another_adapter_or_method_is_refused() -> None:
         with pytest.raises(CheckpointError, match="that does not fit"):
             READER.client(pack(ClientState("a", known=wrong)))
         with pytest.raises(CheckpointError, match="that does not fit"):
-            READER.server(pack(ServerState(1, {EVERYBODY: Group(wrong, {})})))
+            unpacked(pack(ServerState(1, {EVERYBODY: Group(wrong, {})})), READER)
     assert READER.client(pack(ClientState("a", known={"m.W": torch.zeros(2, 2)}))).known  # a patch of the base
     other = StateReader(build(MethodConfig(name="ca-pfl")), START)
     blob = pack(other.method.start(START))
-    assert other.server(blob).ranks is not None
+    assert unpacked(blob, other).ranks is not None
     with pytest.raises(CheckpointError, match="holds no ServerState"):
-        READER.server(blob)
+        unpacked(blob, READER)
     with pytest.raises(CheckpointError, match="clients in a group 'group-1' that is not there"):
-        READER.server(pack(replace(state(1), group_of={"a": "group-1"})))
+        unpacked(pack(replace(state(1), group_of={"a": "group-1"})), READER)
 
 
 # -- run folders: a round happened when the server's state says so ----------------------------------------------

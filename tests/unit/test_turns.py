@@ -37,6 +37,7 @@ from capfl.types import (
 )  # fmt: skip
 from capfl.wire import decode_broadcast, decode_update, differences, is_relayed, relay
 from scored import right
+from support import unpacked
 
 START: Adapter = {"m.A": torch.zeros(2, 60), "m.B": torch.zeros(60, 2)}  # as long as many differences of a bit a value
 STEP = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}  # a bit a value carries these, and means of them, exactly
@@ -108,7 +109,7 @@ class Federation:
         assert pack(self.state) == before, "the server's state was changed in place"
         assert all(sum(entry.parts.values()) == entry.bytes for entry in record.ledger)
         reader = StateReader(self.agreed.method, START)
-        assert pack(reader.server(pack(after))) == pack(after)
+        assert pack(unpacked(pack(after), reader)) == pack(after)
         assert all(pack(reader.client(pack(memory))) == pack(memory) for memory in self.memory.values())
         self.state = after
         return record

@@ -19,6 +19,7 @@ from capfl.newcomer import Run
 from capfl.packing import pack
 from capfl.types import ClientState
 from fake import Fake, initial, of
+from support import unpacked
 
 CLIENTS = ["east", "north", "south", "west"]
 PEERS = {"north": "a", "south": "a", "west": "b"}
@@ -53,7 +54,7 @@ def test_a_run_is_that_of_found_groups_but_for_what_clients_say_of_their_data() 
     assert {client: called[group] for client, group in first.groups.items()} == peers
     assert len(second.ledger) == len(first.ledger) - 2 * len(peers)  # nobody is asked for a description
     told.play(2)
-    assert pack(told.reader.server(pack(told.state))) == pack(told.state)
+    assert pack(unpacked(pack(told.state), told.reader)) == pack(told.state)
 
 
 @pytest.mark.parametrize(
