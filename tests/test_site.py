@@ -18,11 +18,12 @@ from capfl.errors import CheckpointError, ClientError, ConfigError, DataError, R
 from capfl.experiment import Remote, resume, run
 from capfl.maths.privacy import epsilon
 from capfl.packing import pack
+from capfl.provenance import run_digest
 from capfl.report.summary import Summary
 from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.site import TAKEN, Site, epsilon_taken, run_digest
+from capfl.site import TAKEN, Site, epsilon_taken
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,15 +15,15 @@ import torch
 from capfl import metrics
 from capfl.checkpoint import ClientStore, RunFolder, StateReader
 from capfl.checks import Dealt, config_of, free_folder
-from capfl.config import Config, to_toml
+from capfl.config import Config
 from capfl.config.load import dated
 from capfl.config.methods import check_peers
-from capfl.data import Split, deal, digest, remarks
+from capfl.data import deal, digest, remarks
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError
 from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation, check_items, check_passes, tokenised
-from capfl.files import locked, new_folder, write_atomically
+from capfl.files import locked, new_folder
 from capfl.machine import peak_memory
 from capfl.methods import Method, build
 from capfl.methods.private import private
@@ -40,6 +37,7 @@ from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.place import remark as place_remark
 from capfl.model.remarks import remarks as remarks_on_tokens
+from capfl.provenance import RECORD, changes, record
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary, members_of, read_summary
 from capfl.report.tables import number
@@ -49,7 +47,6 @@ from capfl.roles.limits import Limits
 from capfl.round import sample_size
 from capfl.rounds import epsilon_in_all, run_method, why_stopped
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
-from capfl.site import run_digest
 from capfl.types import EVERYBODY, Adapter, ClientId, Exchange
 from capfl.vault import Vault, open_vault
 from capfl.workers import Workers, check_workers
@@ -64,9 +61,6 @@ class Remote:
 
     clients: Sequence[ClientId]
     exchange: Callable[[Agreement], Exchange]
-
-
-PACKAGES = ("capfl", "torch", "transformers", "peft", "numpy", "safetensors", "datasets")
 
 
 def run(
@@ -220,9 +214,13 @@ class _Run:
             if fresh:
                 new_folder(path)
                 stack.enter_context(locked(path))
-            self._record(digest(items, splits) if items else ",".join(clients), splits, fresh, said)
+            held = digest(items, splits) if items else ",".join(clients)
+            if fresh or not (path / RECORD).is_file():
+                record(self.folder, config, held, splits, said)
+            elif changed := changes(self.folder, config, held):
+                callback.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
             callback.on_begin(path, config)
-            own_vault = vault.of_run(hashlib.blake2b((path / "run.json").read_bytes()).hexdigest(), path)
+            own_vault = vault.of_run(hashlib.blake2b((path / RECORD).read_bytes()).hexdigest(), path)
             cache = stack.enter_context(open_cache(config.runtime, path / "hidden", vault, workers.counts))
             stack.enter_context(workers)  # nobody writes to the cache when it is removed
             federation = Federation(config, items, splits, model, cache, workers, examples) if items else None
@@ -327,51 +325,6 @@ class _Run:
         items = federation.items_of(clients) if federation else []
         method, run = self.config.method.name, self.folder.path.name
         return card_of(model.base, self.config.data, items, method=method, group=group, run=run)
-
-    def _record(self, data: str, splits: Mapping[ClientId, Split], fresh: bool, said: Sequence[str]) -> None:
-        """Save config, versions and partition with the run; on resuming, check that they are still the same.
-
-        Args:
-            data: a name for the data and who holds them; or, where they are elsewhere, for the clients alone.
-            said: of how rows became tokens.
-
-        Raises:
-            CheckpointError: config or data are not those that the run began with.
-        """
-        config, folder = self.config, self.folder
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-        if fresh or not (folder.path / "run.json").is_file():
-            write_atomically(folder.path / "config.toml", to_toml(config).encode())
-            if splits:
-                folder.write_json("partition.json", {client: vars(own) for client, own in splits.items()})
-            folder.write_json("run.json", {
-                "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "seed": config.seed,
-                "config": run_digest(config),
-                "data": data,
-                "remarks": list(said),
-                "versions": versions,
-                "python": platform.python_version(),
-                "machine": {"system": platform.system(), "architecture": platform.machine(),
-                            "threads": torch.get_num_threads()},
-            })  # fmt: skip
-            return
-        begun = folder.read_json("run.json")
-        for key, now, what in (
-            ("config", run_digest(config), "config.toml"),
-            ("data", data, "data or their partition"),
-        ):
-            if begun.get(key) != now:
-                raise CheckpointError(
-                    f"{folder.path}: {what} changed since this run began; restore what it began with, or start a new "
-                    "run"
-                )
-        before, machine = begun.get("versions", {}), begun.get("machine", {})
-        changed = [f"{name} {before.get(name)} -> {now}" for name, now in versions.items() if before.get(name) != now]
-        if machine.get("threads") != torch.get_num_threads():
-            changed.append(f"threads {machine.get('threads')} -> {torch.get_num_threads()}")
-        if changed:
-            self.callback.on_note("WARNING: bits may differ from an uninterrupted run: " + ", ".join(changed))
 
 
 def _simulated(

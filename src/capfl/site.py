@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from capfl.model.export import save_adapter
 from capfl.model.hidden import open_cache
 from capfl.model.lora import AdaptedModel
 from capfl.model.remarks import remarks
+from capfl.provenance import run_digest
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, opened, training
 from capfl.roles.keyring import Keyring
@@ -278,9 +277,3 @@ def require_metrics(config: Config) -> None:
             f"allow it with --set runtime.own_metrics={','.join([*config.runtime.own_metrics, *asked])}"
         )
     metrics.require(names)
-
-
-def run_digest(config: Config) -> str:
-    """A name for what all sites of a run have in common: another config has another one."""
-    common = config.model_dump(mode="json", exclude={"out": True, "runtime": True, "data": {"dir": True}})
-    return hashlib.blake2b(json.dumps(common, sort_keys=True).encode(), digest_size=16).hexdigest()
