@@ -138,7 +138,10 @@ def node(
     max_epsilon: _MaxEpsilon = None,
     sets: Sets = None,
 ) -> None:
-    """Run a site's node until Ctrl-C or SIGTERM. `--set` takes keys of `runtime`, `model.path` and `model.device`."""
+    """Run a site's node until Ctrl-C or SIGTERM.
+
+    `--set` takes `runtime.*`, `model.path`, `model.device` and `data.columns`.
+    """
     with errors():
         from capfl.engines.flower.node import run_node
         from capfl.engines.flower.setup import Setup
