@@ -23,7 +23,8 @@ from capfl.report.summary import Summary
 from capfl.rng import stream
 from capfl.roles import server
 from capfl.roles.agreement import Agreement
-from capfl.site import TAKEN, Site, epsilon_taken
+from capfl.site import Site
+from capfl.taken import TAKEN, read_taken
 from capfl.types import ClientId, Exchange, Failure, Kind, Request
 from capfl.vault import MAGIC, open_vault
 from sites import bits, config_for, write_files
@@ -181,7 +182,7 @@ def test_a_site_counts_the_steps_that_its_items_have_been_in(tmp_path: Path, fil
         RunError, match=rf"another training would make it .*, and --max-epsilon leaves {most:.4g} to th"
     ):
         bounded.answer("train", "fedit", asked)
-    assert bounded.epsilon == epsilon_taken(bounded.folder) == most
+    assert bounded.epsilon == read_taken(bounded.folder).epsilon == most
 
 
 def test_a_run_that_takes_more_of_its_items_than_a_site_allows_does_not_begin(

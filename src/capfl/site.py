@@ -16,7 +16,6 @@ from capfl.data import Split, deal_one, digest
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError, RunError, WireError
 from capfl.federation import Federation, check_items, tokenised
-from capfl.files import read_json
 from capfl.methods.items import epsilon_of_items, trainings
 from capfl.model.base import load_base
 from capfl.model.card import card_of
@@ -29,11 +28,9 @@ from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import ANSWERS, LocalTrainer, Training, alone, opened, training
 from capfl.roles.keyring import Keyring
 from capfl.samples import FOLDER, OF_LOCAL, OF_MAIN, Samples
+from capfl.taken import Taken, read_taken, write_taken
 from capfl.types import Adapter, ClientId, Item, Kind, Penalty, Trained
 from capfl.vault import open_vault
-
-TAKEN = "privacy.json"
-"""In a site's folder, where its items are protected: how often it has taken the steps of a round, and their epsilon."""
 
 Train = Callable[[Adapter, int, int, Penalty | None], Trained]
 
@@ -84,7 +81,7 @@ class Site:
         dealt: items and split of a client whose part was found by somebody who has everybody's data (``data.deal``).
         keyring: makes the client's keys of secure aggregation, one keyring for each method, which is given the file in
             which it remembers the sums that it has opened.
-        max_epsilon: most that this run may take of the site's items, whatever the server asks for; None: any.
+        max_epsilon: limit on the epsilon of the site's items in this run, whatever the server asks for; None: no limit.
 
     Raises:
         RunError: the run does not protect items, or would take more than ``max_epsilon``.
@@ -192,22 +189,19 @@ class Site:
         It counts what the server may not know of: rounds that were lost and done again, and steps that nobody asked for
         in the server's files. None: items are not protected.
         """
-        return self._epsilon_of(self._taken())
+        return self._epsilon_of(read_taken(self.folder).trainings)
 
     def _epsilon_of(self, taken: int) -> float | None:
         noise = self.config.privacy.of_items
         return epsilon_of_items(noise, self.config.train, {self.id: taken}, self._sizes) if noise else None
 
-    def _taken(self) -> int:
-        return int(_privacy(self.folder).get("trainings", 0))
-
     def _counted(self, train: Train) -> Train:
         """Training that is counted before it begins."""
 
         def counted(start: Adapter, round: int, first_step: int, penalty: Penalty | None) -> Trained:
-            taken = self._taken() + 1
+            taken = read_taken(self.folder).trainings + 1
             self._require_epsilon(epsilon := self._epsilon_of(taken), "another training would make it")
-            RunFolder(self.folder).write_json(TAKEN, {"trainings": taken, "epsilon": epsilon})
+            write_taken(self.folder, Taken(taken, epsilon or 0.0))
             return train(start, round, first_step, penalty)
 
         return counted
@@ -249,19 +243,6 @@ class Site:
                     f"{self.folder} was made with another {what} (site.json); give each client and run a separate "
                     "folder, or restore the old setting"
                 )
-
-
-def epsilon_taken(folder: Path) -> float:
-    """Of a site's items, by all its training in a run's folder; 0: it has not trained, or they are not protected.
-
-    Raises:
-        CheckpointError: the file that says so is damaged.
-    """
-    return float(_privacy(folder).get("epsilon", 0.0))
-
-
-def _privacy(folder: Path) -> dict[str, float]:
-    return read_json(folder / TAKEN) if (folder / TAKEN).is_file() else {}
 
 
 def require_metrics(config: Config) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from capfl.engines.flower.budget import RUNS, Budget
 from capfl.errors import CheckpointError, ConfigError
-from capfl.site import TAKEN
+from capfl.taken import TAKEN
 
 
 def test_what_other_runs_have_taken_is_not_left(tmp_path: Path) -> None:
@@ -23,10 +23,10 @@ def test_what_other_runs_have_taken_is_not_left(tmp_path: Path) -> None:
     assert [budget.left(run) for run in ("winter", "spring", "summer", "autumn")] == [2.75, 1.5, 0.25, 0.25]
     assert budget.said() == "runs may take epsilon 4 of this site's items together, and have taken 3.75"
     assert Budget(3.0, tmp_path).left("autumn") == 0.0
-    assert Budget(None, tmp_path).left("winter") is None
-    (tmp_path / RUNS / "spring" / TAKEN).write_text("{")
-    with pytest.raises(CheckpointError, match=TAKEN):
-        budget.left("winter")
+    for damaged in ("{", "{}", "[]", '{"trainings": "x", "epsilon": 1}', '{"trainings": 1, "epsilon": NaN}'):
+        (tmp_path / RUNS / "spring" / TAKEN).write_text(damaged)
+        with pytest.raises(CheckpointError, match=f"{TAKEN} is damaged: it says how often this site has trained"):
+            budget.left("winter")
 
 
 @pytest.mark.parametrize("most", [0.0, -1.0, float("nan")])

@@ -90,8 +90,8 @@ _Runs = Annotated[
 _MaxEpsilon = Annotated[
     float | None,
     typer.Option(
-        help="most epsilon of this site's items that all runs may take together; the node then trains only in runs "
-        "with privacy.protects = items",
+        help="limit on the total epsilon of this site's items, over all runs; the node then trains only in runs with "
+        "privacy.protects = items",
         metavar="EPSILON",
     ),
 ]

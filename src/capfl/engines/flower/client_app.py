@@ -80,8 +80,8 @@ def _site(run: str, me: ClientId, context: Context) -> Site:
         allowed.check(run, config.privacy.secure_aggregation == "malicious-server")
         if any(other.name != run for other in _open):  # not before: who asks for a run in vain closes none
             close()
-        most = float(str(given["epsilon"])) if "epsilon" in given else None
-        left, keyring = Budget(most, state).left(run), partial(_keyring, dict(given))
+        left = Budget(float(str(given["epsilon"])), state).left(run) if "epsilon" in given else None
+        keyring = partial(_keyring, dict(given))
         site = Site(config, me, folder, Path(str(given["data"])), keyring=keyring, max_epsilon=left)
         allowed.remember(run)  # before anything is answered, now or when it is asked again
         _open[folder] = site

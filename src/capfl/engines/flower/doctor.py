@@ -55,8 +55,8 @@ def examine(setup: Setup) -> Iterator[Finding]:
     if (peers := setup.peers) is not None:
         yield _tried("peers", lambda: _peers(peers))
     yield _tried("runs", lambda: _runs(setup.runs, setup.state))
-    if setup.max_epsilon is not None:
-        yield _tried("epsilon", lambda: ("ok", Budget(setup.max_epsilon, setup.state).said()))
+    if (most := setup.max_epsilon) is not None:
+        yield _tried("epsilon", lambda: ("ok", Budget(most, setup.state).said()))
     server, date = _server(setup.server, setup.certificate)
     yield server
     yield clock(date, datetime.datetime.now(datetime.UTC))

@@ -66,7 +66,8 @@ def run_node(setup: Setup, say: Say) -> None:
             raise ConfigError(f"{path}: there is no such file")
     if peers is not None and not peers.is_dir():
         raise ConfigError(f"--peers: {peers} is no folder; give one with the public keys of all nodes, CLIENT.pub")
-    allowed, budget = Allowed(setup.runs, state), Budget(setup.max_epsilon, state)
+    allowed = Allowed(setup.runs, state)
+    budget = None if setup.max_epsilon is None else Budget(setup.max_epsilon, state)
     check_certificate(setup.certificate)
     signer(setup.key)
     server = joined(*parted(setup.server))
@@ -84,7 +85,7 @@ def run_node(setup: Setup, say: Say) -> None:
         note, remind = Events(state), reminder(setup.certificate, say)
         say(f"node {client}: starting; logs and adapters go to {state}")
         say(f"node {client}: {allowed.said()}")
-        if setup.max_epsilon is not None:
+        if budget is not None:
             say(f"node {client}: {budget.said()}")
         supervise(_processes(setup, server, given), say, lambda: next(remind), note)
 
