@@ -70,6 +70,12 @@ def test_variants_are_crossed_with_splits_and_seeds_and_later_tables_win(tmp_pat
     assert only.name == "base.a.0"  # without splits there is one
 
 
+@pytest.mark.parametrize("peers", ["[variants.a.method.peers]\n00 = 'a'", "[variants.a]\nmethod.peers = '00=a'"])
+def test_a_variant_may_name_groups(tmp_path: Path, peers: str) -> None:
+    (only,) = make_plan(write(tmp_path, f'base = "base.toml"\nseeds = [0]\n{peers}\n')).cells
+    assert only.config.method.peers == {"00": "a"}
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

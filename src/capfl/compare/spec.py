@@ -17,7 +17,7 @@ from capfl.errors import ConfigError
 from capfl.metrics import metric
 
 Name = Annotated[str, StringConstraints(pattern=r"^[\w-]+$")]  # a part of a folder's name: no dots
-Value = bool | int | float | str | list[str] | list[int]
+Value = bool | int | float | str | list[str] | list[int] | dict[str, str]
 OWN = ("seed", "out")  # what a comparison sets by itself
 
 

@@ -66,7 +66,8 @@ class Key:
         """
         if type(None) in get_args(self.info.annotation) and words[-1].lower() == "none":
             return None
-        if self.is_map and not (self._may_be_number and words[-1].lstrip()[:1] in set("0123456789.+-")):
+        looks_like_number = words[-1].lstrip()[:1] in set("0123456789.+-") and "=" not in words[-1]
+        if self.is_map and not (self._may_be_number and looks_like_number):
             return {key: value for word in words for key, value in self._pairs(word)}
         return [part for word in words for part in self._parts(word)] if self.is_list else words[-1]
 

@@ -105,6 +105,8 @@ def test_the_table_comes_back_from_a_file_and_from_a_flag(tmp_path: Path) -> Non
     (tmp_path / "again.toml").write_text(to_toml(given()))
     assert load_config(tmp_path / "again.toml") == given()
     assert load_command(None, [], ["--peers", "north=a,south=a,west=b"]).method.peers == PEERS
+    for numbered in ("00=a,1=a", "00 = a, 1 = a", '{"00": "a", "1": "a"}'):  # clients without names of their own
+        assert load_command(None, [], ["--peers", numbered]).method.peers == {"00": "a", "1": "a"}
     for number in (["--peers", "0.5"], ["--method.peers=.5"]):
         assert load_command(None, [], number).method.peers == 0.5
 
