@@ -85,9 +85,9 @@ class MethodConfig(Section):
     peers: PositiveFloat | dict[str, str] | None = Field(
         None,
         description=(
-            "ca-pfl: largest squared distance between peers, in variances of a client's items, by "
-            "default 0.08; or each client's group, such as `north=a,south=a`: then no client describes "
-            "its data, and clients without a group train alone"
+            "ca-pfl: largest squared distance between the prompts of peers, in variances of a client's "
+            "items, by default 0.08, and twice that if their answers agree; or each client's group, such as "
+            "`north=a,south=a`: then no client describes its data, and clients without a group train alone"
         ),
     )
     server_step: PositiveFloat | None = Field(None, description="factor on a group's mean change; by default 1")

@@ -11,6 +11,7 @@ mean, and the third of a group that is nearest cannot vouch alone for who is nea
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -49,14 +50,15 @@ class Clients:
     def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
 
-        ``near`` of it comes from prompts whose effect size is ``largest``, and 1 from answers that do not agree. Where
-        answers are texts, the effect size is the mean of that of prompts and that of answers. From it goes what chance
-        may add: ``LUCK`` times ``chance``, or all of ``chance`` where answers are texts. A client that writes is
-        ``far`` from one that chooses.
+        Prompts whose effect size is ``largest`` are ``near`` apart. Where answers can be compared, prompts and answers
+        are two coordinates: half of the prompts' distance, and 1 less the agreement of the answers. An agreement says
+        which share of their items two clients have in common, so clients that hold mixtures of the same data are near
+        although their prompts differ somewhat. Where answers are texts, the effect size is the mean of that of prompts
+        and that of answers. From it goes what chance may add: ``LUCK`` times ``chance``, or all of ``chance`` where
+        answers are texts. A client that writes is ``far`` from one that chooses.
 
-        A distance may be negative by chance: then a mean over pairs is still right. It is bounded, and that of prompts
-        by itself as well, so that no client makes up for what parts others: one that says it has a single item claims
-        much chance.
+        A distance may be negative by chance, so that a mean over pairs is about right. It is bounded, so that no client
+        makes up for what parts others.
         """
         luck = chance(self.items[rows], self.items[others])
         prompts = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
@@ -68,14 +70,20 @@ class Clients:
             unlike = np.where(np.isnan(answers), unlike, both)
             silent = np.isnan(self.texts[:, 0])
             mixed = silent[rows][:, None] != silent[others]
-        found = np.maximum(near / largest * unlike, -near / 4)
+        found = near / largest * unlike
         if self.signal is not None:
             is_bound: npt.NDArray[np.bool_] = np.any(self.bound != 0, axis=1)
-            agreement = self.bound[rows] @ self.bound[others].T / self.signal
-            found += np.where(is_bound[rows][:, None] & is_bound[others], 1 - agreement, 0)
+            disagreement = 1 - self.bound[rows] @ self.bound[others].T / self.signal
+            found = np.where(is_bound[rows][:, None] & is_bound[others], _length(found / 2, disagreement), found)
         found[mixed] = far
         bounded: Doubles = np.clip(found, -near / 4, far)
         return bounded
+
+
+def _length(x: Doubles, y: Doubles) -> Doubles:
+    """That of vectors (x, y); of those that are negative by chance in one coordinate or both, the larger one."""
+    found: Doubles = np.where((x > 0) & (y > 0), np.hypot(x, y), np.maximum(x, y))
+    return found
 
 
 def scaled(means: Floats, spread: Floats) -> Floats:
@@ -179,3 +187,35 @@ def clusters(apart: Doubles, largest: float) -> Ints:
     _, first, labels = np.unique(raw, return_index=True, return_inverse=True)
     found: Ints = np.argsort(np.argsort(first))[labels]
     return found
+
+
+def merged(apart: Doubles, groups: Sequence[Sequence[int]], limit: Callable[[int], float]) -> list[list[int]]:
+    """Which groups become one, because they are near on the whole: their numbers, the nearest first.
+
+    Two groups are as far apart as their pairs are on average, of which the nearest third counts as the next. So a few
+    members that stand between them, or claim to, do not bring them together.
+
+    Args:
+        apart: distances (n, n) of clients.
+        groups: rows of ``apart`` of each, at least one.
+        limit: largest distance of groups that become one, by the number of pairs between them. Two clients that are
+            both alone stay so.
+    """
+    rows = [list(group) for group in groups]
+    found = {i: [i] for i in range(len(rows))}
+
+    def beyond(i: int, j: int) -> float:
+        """By how much two groups are too far apart."""
+        pairs = apart[np.ix_(rows[i], rows[j])].ravel()
+        most = limit(len(pairs))
+        far = float(pairs.mean())
+        return (far if far > most else float(from_group(pairs[None])[0])) - most
+
+    near = {(i, j): beyond(i, j) for j in found for i in range(j) if len(rows[i]) + len(rows[j]) > 2}
+    while near and min(near.values()) <= 0:
+        i, j = min(near, key=lambda pair: (near[pair], pair))
+        rows[i] += rows[j]
+        found[i] += found.pop(j)
+        near = {pair: own for pair, own in near.items() if j not in pair}
+        near |= {(min(i, k), max(i, k)): beyond(i, k) for k in found if k != i}
+    return list(found.values())

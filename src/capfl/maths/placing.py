@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capfl.maths.peers import Clients, Doubles, Ints, clusters, from_group
+from capfl.maths.peers import Clients, Doubles, Ints, clusters, from_group, merged
 
 WITNESSES = 32  # members that stand for a group, evenly over the order in which they came
 BLOCK = 1000  # clients that are compared with each other at once
 DOUBT = 0.5  # of ``Rule.near``: how much farther a group of one client counts, and one of k by 1 / sqrt(k) of it
+GROUPS = 0.2  # how much farther apart than a pair of peers groups of many may be: their mean distance is known better
 COLUMNS = 4096  # members that are compared with a block of clients at once
 
 Groups = list[list[int]]
@@ -28,14 +29,18 @@ class Rule:
     """When clients are peers.
 
     Attributes:
-        largest: effect size between prompts of clients ``near`` apart that answer alike.
-        near: largest distance of peers.
+        largest: effect size between prompts of clients ``near`` apart whose answers cannot be compared.
+        near: largest distance of a pair of peers.
         far: no pair counts for a larger distance.
     """
 
     largest: float
     near: float
     far: float
+
+    def limit(self, pairs: int) -> float:
+        """The largest mean distance over so many pairs of peers: chance moves a mean of k pairs by 1 / sqrt(k)."""
+        return self.near + GROUPS * (1 - float(pairs**-0.5))
 
 
 def place(clients: Clients, members: Sequence[Sequence[int]], new: Sequence[int], rule: Rule) -> Groups:
@@ -69,7 +74,7 @@ def place(clients: Clients, members: Sequence[Sequence[int]], new: Sequence[int]
             groups.append(stay)
             outside += out
         pending = sorted(outside, key=place_of.__getitem__) + pending
-    return groups
+    return groups[: len(members)] + _merged(clients, groups[len(members) :], rule)
 
 
 def joined(clients: Clients, groups: Groups, alone: Sequence[int], changed: Sequence[int], rule: Rule) -> Groups:
@@ -86,6 +91,24 @@ def joined(clients: Clients, groups: Groups, alone: Sequence[int], changed: Sequ
                 groups[near] += groups[own]
                 groups[own] = []
     return groups
+
+
+def _merged(clients: Clients, groups: Groups, rule: Rule) -> Groups:
+    """New groups, once those that are near on the whole have become one. Of very many the largest are looked at."""
+    chosen, most = list[int](), BLOCK
+    for i in sorted(range(len(groups)), key=lambda i: -len(groups[i])):
+        if (most := most - min(len(groups[i]), WITNESSES)) >= 0:
+            chosen.append(i)
+    chosen.sort()
+    witnesses = [_witnesses(groups[i]) for i in chosen]
+    rows = [row for own in witnesses for row in own]
+    ends = np.cumsum([len(own) for own in witnesses])
+    places = [list(range(end - len(own), end)) for own, end in zip(witnesses, ends.tolist(), strict=True)]
+    for first, *others in merged(_apart(clients, rows, rows, rule), places, rule.limit):
+        for i in others:
+            groups[chosen[first]] += groups[chosen[i]]
+            groups[chosen[i]] = []
+    return [group for group in groups if group]
 
 
 def _apart(clients: Clients, rows: Sequence[int], others: Sequence[int], rule: Rule) -> Doubles:

@@ -24,7 +24,7 @@ from capfl.methods.grouping import Grouping
 from capfl.types import ClientId, ClientState, Introduction, ServerState
 from capfl.wire.records import vector
 
-NEAR = 0.65  # distance up to which clients are peers: an agreement of 0.35, were their prompts the same
+NEAR = 0.75  # distance up to which two clients are peers: a quarter in common, if their prompts are the same
 FAR = 1.2  # no two clients count as farther apart: one of them may lie
 MANY = 10  # times the median of the clients' items: nobody counts for more
 LARGEST_STATE = 1e6  # of a base model, in any dimension
@@ -103,7 +103,7 @@ class Peers(Grouping):
     """Groups by description.
 
     Args:
-        distance: largest squared effect size between the prompts of peers that answer alike.
+        distance: largest squared effect size between the prompts of peers; twice that if they answer alike.
         dim: length of z, an even number.
         seed: draws the random features, which everybody must share.
     """

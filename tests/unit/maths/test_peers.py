@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from capfl.maths.peers import Clients, clusters, effect_sizes, from_group, scaled, signal
+from capfl.maths.peers import Clients, clusters, effect_sizes, from_group, merged, scaled, signal
 
 
 def test_effect_sizes_of_three_clients():
@@ -44,10 +46,14 @@ def test_distances_of_pairs_are_bounded():
     prompts, bound = np.array([[0.0], [0.1], [9.0]]), np.array([[1.0], [-1.0], [3.0]])
     clients, rows = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), 2.0), np.arange(3)
     found = clients.apart(rows[:2], rows, largest=0.02, near=0.5, far=1.9)
-    # 0-1: 0.5 of prompts (0.01 / 0.02 of near: 0.25), and 1 + 1/2 of answers; 0-2 and 1-2 are far
-    np.testing.assert_allclose(found, [[0.5, 1.75, 1.9], [1.75, 0.5, 1.9]], atol=1e-4)
+    # 0-1: half of prompts' 0.25 (0.01 / 0.02 of near), and 1 + 1/2 of answers; 0-2 and 1-2 are far
+    across = (0.125**2 + 1.5**2) ** 0.5
+    np.testing.assert_allclose(found, [[0.5, across, 1.9], [across, 0.5, 1.9]], atol=1e-4)
     agreeing = Clients(prompts, 9 * np.ones((3, 1)), np.array([1e6, 1e6, 1.0]), 2.0)
-    assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == -0.125
+    # who agree more than with themselves, by chance: half of prompts' distance is left; never less than -near / 4
+    assert agreeing.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.125, abs=1e-4)
+    by_chance = Clients(prompts, 9 * np.ones((3, 1)), np.ones(3), 2.0)
+    assert by_chance.apart(rows[:1], rows[:1], 0.02, 0.5, 1.9) == -0.125
     told_nothing = Clients(prompts, bound, np.array([1e6, 1e6, 1.0]), None).apart(rows[:1], rows[:2], 0.02, 0.5, 1.9)
     np.testing.assert_allclose(told_nothing, [[0.0, 0.25]], atol=1e-4)
     # who has bound nothing is judged by prompts alone
@@ -69,7 +75,19 @@ def test_distances_of_pairs_are_bounded():
     assert (few[0, 0], many[0, 0]) == (pytest.approx(4 * (0.49 - 1.3 * 0.2)), pytest.approx(4 * 0.49))
     # one that says it has a single item is near in prompts, and its answers part it all the same
     lying = Clients(np.zeros((2, 1)), np.array([[1.0], [0.01]]), np.array([50.0, 1.0]), 1.0)
-    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.865)
+    assert lying.apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9) == pytest.approx(0.99)
+
+
+def test_mixtures_of_the_same_data_are_near_and_those_who_contradict_each_other_are_not():
+    """Clients 0 and 1 hold three kinds of items, one of them in common; 2 has 0's prompts and answers of its own."""
+    prompts = np.array([[0.2, 0.0], [0.0, 0.1], [0.2, 0.0]])
+    bound = np.array([[1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 3.0, 0.0]])
+    clients, rows = Clients(prompts, bound, 1e9 * np.ones(3), 3.0), np.arange(3)
+    found = clients.apart(rows[:1], rows[1:], largest=0.08, near=0.8, far=1.2)
+    # effect size 0.2^2 + 0.1^2, of which half counts, ten times; they agree in a third: less than 0.8
+    np.testing.assert_allclose(found, [[(0.25**2 + (2 / 3) ** 2) ** 0.5, 1]], atol=1e-6)
+    unknown = replace(clients, signal=None).apart(rows[:1], rows[1:], largest=0.08, near=0.8, far=1.2)
+    np.testing.assert_allclose(unknown, [[0.5, 0.0]], atol=1e-6)  # prompts alone count whole
 
 
 def test_the_nearest_third_of_a_group_counts_as_the_next_and_itself_not_at_all():
@@ -140,3 +158,23 @@ def test_negative_distances_count_in_the_mean():
     apart = np.array([[0, -1, -0.6], [-1, 0, 1.4], [-0.6, 1.4, 0]])
     assert clusters(apart, 0.5).tolist() == [0, 0, 0]
     assert clusters(apart, 0.3).tolist() == [0, 0, 1]
+
+
+def test_groups_that_are_near_on_the_whole_become_one():
+    def limit(pairs):
+        return {1: 9.0, 2: 0.8, 3: 0.9, 4: 1.0, 6: 1.1}[pairs]
+
+    # 0-1 and 2-3 by pairs 0.5, 0.9, 1.2 and 1.3: the nearest two of four count as 1.2
+    apart = np.zeros((5, 5))
+    apart[:2, 2:4] = [[0.5, 1.3], [1.2, 0.9]]
+    apart[:2, 4] = [0.6, 0.8]
+    apart[2:4, 4] = 2.0
+    apart += apart.T
+    assert merged(apart, [[0, 1], [2, 3]], limit) == [[0], [1]]  # (1.2 * 3 + 1.3) / 4
+    assert merged(apart - 0.3, [[0, 1], [2, 3]], limit) == [[0, 1]]
+    # 4 counts as 0.8 from 0-1, of two pairs the farther one
+    assert merged(apart, [[2, 3], [0, 1], [4]], limit) == [[0], [1, 2]]
+    assert merged(apart, [[0], [4]], limit) == [[0], [1]]  # two that are alone stay so
+    # what has become one is looked at as a whole: six pairs, of which the nearest two count as 0.9, 7.1 / 6
+    assert merged(apart - 0.3, [[0, 1], [2, 3], [4]], limit) == [[0, 2], [1]]
+    assert merged(apart[:0, :0], [], limit) == []
