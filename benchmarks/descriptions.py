@@ -2,8 +2,8 @@
 
     python benchmarks/descriptions.py [--model smollm2] [--json docs/results/descriptions.json]
 
-Clients are shares of the first four sites of the built-in requests: those of one site are peers, and sites label half
-of the kinds of request in their own ways. What is public is the base and the other four sites, of which centre and
+Clients are shares of the first four sites of the built-in requests: those of one site are peers, and sites label
+every kind of request in their own ways. What is public is the base and the other four sites, of which centre and
 spread of the states are taken. A client clips each item's state, in these units, to the root of its length, binds it to
 its answer in two patterns, and adds Gaussian noise to the mean of the three: replacing an item moves it by up to
 2 root(3) clip / n. The noise for (epsilon, delta) is that of Balle and Wang, Improving the Gaussian mechanism, ICML
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    data = DataConfig(sets=("helpdesk",), sites=2 * SITES, items=args.items)
+    data = DataConfig(sets=("helpdesk",), sites=2 * SITES, items=args.items, conflict=1.0)
     items = load_items(data, 0)
     model = AdaptedModel(load_base(ModelConfig(path=args.model)), LoraConfig())
     rows = [example.train for example in tokenised(items, data, model)]
