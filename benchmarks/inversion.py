@@ -1,7 +1,7 @@
 """How much of a client's texts its update gives away: gradient inversion of updates as they travel.
 
     python benchmarks/inversion.py --model tiny --data-dir FOLDER [--json FILE]
-    python benchmarks/inversion.py --model smollm2 --largest 150 --data-dir FOLDER [--json FILE]
+    python benchmarks/inversion.py --model smollm2 --largest 480 --data-dir FOLDER [--json FILE]
 
 Clients with texts of CLINC150, LoRA of rank 8 on all linear layers, method ``fedit``, the defaults of the rest. Every
 condition is a round of the package: the broadcast, the reply and, with secure aggregation, keys and masks, with the
