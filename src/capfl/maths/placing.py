@@ -147,7 +147,7 @@ def _nearest(
             least = far.argmin(1)
             mean = far[np.arange(len(far)), least]
             score = mean + DOUBT * rule.near / witnesses.shape[1] ** 0.5
-            better = (score < best[block]) & (mean <= rule.near)
+            better = (score < best[block]) & (mean <= rule.limit(witnesses.shape[1]))
             best[block] = np.where(better, score, best[block])
             found[block] = np.where(better, numbers[least], found[block])
     return found
