@@ -75,6 +75,7 @@ NOT_RUN = {
     "pip install *": "downloads and installs packages",
     "vllm serve *": "another program, which the page says was not run",
     "llama-cli *": "another program; benchmarks/llama_cpp.py asks its library",
+    "capfl run --method fedit --data helpdesk *--protects items *": "ten minutes; tests/unit/methods/test_items.py",
     "capfl run --quantization *": "the tiny model is too narrow; tests/unit/model/test_quantised.py has wider layers",
     "capfl compare benchmarks/*": "trains for hours; tests/test_pages.py reads the spec and finds the names in it",
     "python benchmarks/attacks.py *": "up to 13 minutes; tests/test_attacks.py has the same attacks",
