@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from capfl.model.base import load_base
 from capfl.model.features import PATTERNS, states, summed_up
 from capfl.model.lora import AdaptedModel
 from capfl.rng import stream
-from capfl.types import EVERYBODY, Group, Introduction, ServerState
+from capfl.types import EVERYBODY, ClientId, Group, Introduction, ServerState
 
 SITES, DELTA = 4, 1e-5
 EPSILONS: tuple[float | None, ...] = (None, 0.5, 1, 2, 4, 8, 16, 32, math.inf)
@@ -73,16 +74,21 @@ def introduced(name: str, n: int, features: Doubles, deviation: Doubles, answers
     return Introduction(1, name, n, Description(*vectors))
 
 
+def groups(said: Mapping[ClientId, Introduction]) -> Mapping[ClientId, str]:
+    """The group of each client in a run that has just begun, by CA-PFL's default rule."""
+    peers = Peers()
+    return peers.form(ServerState(0, {EVERYBODY: Group({}, {})}, grouping=peers.start()), said).group_of
+
+
 def placed(said: dict[str, Introduction]) -> tuple[float, float]:
     """Shares of the clients that are placed right, and that are with one of another site."""
-    peers = Peers()
-    state = peers.form(ServerState(0, {EVERYBODY: Group({}, {})}, grouping=peers.start()), said)
+    group_of = groups(said)
     members: dict[str, set[str]] = {}
-    for client, group in state.group_of.items():
+    for client, group in group_of.items():
         members.setdefault(group, set()).add(client)
     site = {client: client.rpartition("-")[0] for client in said}
     own = {client: {other for other in said if site[other] == site[client]} for client in said}
-    mine = {client: members[state.group_of[client]] for client in said}
+    mine = {client: members[group_of[client]] for client in said}
     right = [mine[client] == own[client] for client in said]
     mixed = [not mine[client] <= own[client] for client in said]
     return float(np.mean(right)), float(np.mean(mixed))

@@ -27,11 +27,12 @@ import numpy.typing as npt
 from capfl.config import load_config
 from capfl.data import load_items
 from capfl.federation import tokenised
-from capfl.methods.peers import Description, Peers
+from capfl.methods.peers import Description
 from capfl.model.base import load_base
 from capfl.model.features import states, summed_up
 from capfl.model.lora import AdaptedModel
-from capfl.types import EVERYBODY, Group, Introduction, ServerState
+from capfl.types import Introduction
+from descriptions import groups
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -61,10 +62,9 @@ class Rows:
 
     def groups(self, clients: list[Client]) -> list[str]:
         """The group of each."""
-        peers = Peers()
         said = {f"{i:02}": self.described(f"{i:02}", client) for i, client in enumerate(clients)}
-        state = peers.form(ServerState(0, {EVERYBODY: Group({}, {})}, grouping=peers.start()), said)
-        return [state.group_of[name] for name in sorted(said)]
+        group_of = groups(said)
+        return [group_of[name] for name in sorted(said)]
 
 
 def scene(name: str, data: Rows, n: int, rng: np.random.Generator) -> tuple[list[Client], Doubles]:

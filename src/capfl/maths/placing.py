@@ -1,8 +1,9 @@
 """Clients by groups: who joins one that there is, and who forms a new one. Time is near linear where groups are few.
 
 A client joins the nearest group, if that is near enough. Those for whom there is none form groups by average linkage,
-a block of them at a time. A group is as near as its members are on average, of whom the nearest third counts as the
-next: a few that stand between two groups, or claim to be near to everybody, cannot bring others together.
+a block of them at a time. Then new groups that are near on the whole become one. A group is as near as its members are
+on average, of whom the nearest third counts as the next: a few that stand between two groups, or claim to be near to
+everybody, cannot bring others together.
 """
 
 from __future__ import annotations
@@ -95,15 +96,13 @@ def joined(clients: Clients, groups: Groups, alone: Sequence[int], changed: Sequ
 
 def _merged(clients: Clients, groups: Groups, rule: Rule) -> Groups:
     """New groups, once those that are near on the whole have become one. Of very many the largest are looked at."""
-    chosen, most = list[int](), BLOCK
-    for i in sorted(range(len(groups)), key=lambda i: -len(groups[i])):
-        if (most := most - min(len(groups[i]), WITNESSES)) >= 0:
-            chosen.append(i)
-    chosen.sort()
+    by_size = sorted(range(len(groups)), key=lambda i: -len(groups[i]))
+    so_far = np.cumsum([len(_witnesses(groups[i])) for i in by_size])
+    chosen = sorted(by_size[: np.count_nonzero(so_far <= BLOCK)])
     witnesses = [_witnesses(groups[i]) for i in chosen]
     rows = [row for own in witnesses for row in own]
-    ends = np.cumsum([len(own) for own in witnesses])
-    places = [list(range(end - len(own), end)) for own, end in zip(witnesses, ends.tolist(), strict=True)]
+    numbers = iter(range(len(rows)))
+    places = [[next(numbers) for _ in own] for own in witnesses]
     for first, *others in merged(_apart(clients, rows, rows, rule), places, rule.limit):
         for i in others:
             groups[chosen[first]] += groups[chosen[i]]
