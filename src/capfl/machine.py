@@ -1,7 +1,8 @@
-"""What this machine has, what this process has used of it, and how its threads wait."""
+"""What this machine has, what this process has used of it, how its threads wait, and when it returns memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ PASSIVE = {
     "GOMP_SPINCOUNT": "0",  # libgomp
     "KMP_BLOCKTIME": "0",  # the runtimes of LLVM and Intel: milliseconds
 }
+
+LARGE = 2**20  # bytes of a block that is returned to the system when it is freed
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def peak_memory(children: bool = False) -> int:
@@ -59,3 +63,15 @@ def wait_passively() -> None:
     """
     for name, value in PASSIVE.items():
         os.environ.setdefault(name, value)
+
+
+def return_memory() -> None:
+    """Have glibc return each block of ``LARGE`` bytes and more to the system when it is freed.
+
+    By default it soon keeps those of up to 32 MiB, in pieces that are too small for the next tensor of the same size,
+    because torch asks for aligned ones: a training step on long texts peaked at 1.5 to 2.3 times what it needs. Does
+    nothing where another library allocates, or where the environment says what glibc is to do.
+    """
+    said = os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"}
+    if sys.platform == "linux" and not said and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE)

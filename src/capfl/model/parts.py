@@ -7,18 +7,17 @@ the model itself does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from capfl.model.hidden import Batch
 from capfl.model.lora import AdaptedModel
 
-MOST = 64 * 2**20  # bytes of logits, in float32, that there are at once
+MOST = 32 * 2**20  # bytes of logits, in float32, that there are at once
 
 
 @torch.no_grad()
@@ -33,35 +32,47 @@ def logits_in_parts(model: AdaptedModel, batch: Batch) -> Iterator[Tensor]:
 
 
 def mean_loss(model: AdaptedModel, batch: Batch) -> Tensor:
-    """The mean cross-entropy over the batch's positions, a scalar with its graph, in nats.
-
-    Of a batch in parts the graph keeps hidden states alone, and logits are computed again in the backward pass.
-    """
-    n, size = len(batch.positions), _size(model, batch)
-    if n <= size:
+    """The mean cross-entropy over the batch's positions, a scalar with its graph, in nats."""
+    if len(batch.positions) <= _size(model, batch):
         logits = model.logits(batch.ids, batch.positions, batch.hidden)
         return F.cross_entropy(logits.float(), batch.targets)
-
-    def loss(states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model.head(states).float(), targets, reduction="sum")
-
-    parts = zip(_states(model, batch).split(size), batch.targets.split(size), strict=True)
-    sums = [cast(Tensor, checkpoint(loss, *part, use_reentrant=False)) for part in parts]
-    return torch.stack(sums).sum() / n
+    return token_losses(model, batch).mean()
 
 
 def token_losses(model: AdaptedModel, batch: Batch) -> Tensor:
-    """The cross-entropy at each of the batch's positions, (n,) float32 with its graph, in nats. In parts as above."""
-    n, size = len(batch.positions), _size(model, batch)
-    if n <= size:
+    """The cross-entropy at each of the batch's positions, (n,) float32 with its graph, in nats."""
+    size = _size(model, batch)
+    if len(batch.positions) <= size:
         logits = model.logits(batch.ids, batch.positions, batch.hidden)
         return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+    apply = cast(Callable[..., Tensor], _LossesOfStates.apply)
+    return apply(_states(model, batch), batch.targets, model.head, size)
 
-    def losses(states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(model.head(states).float(), targets, reduction="none")
 
-    parts = zip(_states(model, batch).split(size), batch.targets.split(size), strict=True)
-    return torch.cat([cast(Tensor, checkpoint(losses, *part, use_reentrant=False)) for part in parts])
+class _LossesOfStates(torch.autograd.Function):
+    """Losses (n,) of states (n, hidden), made of so many positions' logits at a time.
+
+    The head is frozen, and a position's loss depends on its own state alone. So its gradient is taken as soon as its
+    logits are there, and all that the graph keeps is that gradient, (n, hidden): logits are neither kept nor computed
+    again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], size: int) -> Tensor:
+        losses, gradients = [], []
+        for part, wanted in zip(states.detach().split(size), targets.split(size), strict=True):
+            part = part.requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(head(part).float(), wanted, reduction="none")
+                gradients += torch.autograd.grad(loss.sum(), part)
+            losses.append(loss.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return (of_losses[0][:, None] * gradients).to(gradients.dtype), None, None, None
 
 
 def _states(model: AdaptedModel, batch: Batch) -> Tensor:

@@ -48,8 +48,25 @@ def test_in_parts_as_at_once(adapt, wander, monkeypatch, layers):  # type: ignor
     in_parts, of_parts = gradient(model, batch)
     assert in_parts == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(of_parts, of_whole)
-    assert len(widths) == 3 * len(found)  # scored once; trained on, and computed again for the backward pass
+    assert len(widths) == 2 * len(found)  # scored, and trained on; nothing is computed again for the backward pass
     assert max(widths) == 7
+
+
+def test_each_position_counts_as_much_as_it_is_asked_to(adapt, wander, monkeypatch):  # type: ignore[no-untyped-def]
+    """Losses of single positions have their own gradients: those of a lot's clients, and of protected rows."""
+    model = adapt(fresh=True)
+    model.write(wander(model))
+    batch = long_batch(model)
+    weights, found = torch.linspace(0.5, 2, len(batch.positions)), []
+    for most in (parts.MOST, 4 * model.vocabulary * 7):
+        monkeypatch.setattr(parts, "MOST", most)
+        losses = parts.token_losses(model, batch)
+        for p in model.parameters.values():
+            p.grad = None
+        (losses * weights).sum().backward()
+        grads = [p.grad.flatten() for p in model.parameters.values() if p.grad is not None]
+        found.append((losses.detach(), torch.cat(grads)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_whose_head_is_no_function_of_states_is_not_cut(adapt, monkeypatch):  # type: ignore[no-untyped-def]
