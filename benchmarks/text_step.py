@@ -12,7 +12,8 @@ ordered  Trainer fed with the very batches of ``capfl``: shows that the losses a
 
 Each contestant runs in a process of its own, which is what its peak memory is of. They take turns, ``--repeats`` times.
 Seconds are those of the processor, of all threads, so that other work beside it counts little. Tokens are those of
-rows, without padding. TRL's bf16, on by default, is off for all: the base is in float32.
+rows, without padding. Memory is allocated in capfl's way (``machine.return_memory``) for capfl, and as usual for the
+others. TRL's bf16, on by default, is off for all: the base is in float32.
 The time in which capfl fills its cache of lower layers is stated apart: it is paid once for a run.
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -171,7 +173,8 @@ def compare(args: argparse.Namespace, layers: str) -> dict[str, Any]:
     for repeat in range(args.repeats):
         for name in CONTESTANTS if repeat == 0 else CONTESTANTS[:-1]:
             words = [sys.executable, __file__, *sys.argv[1:], "--child", name, layers]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            env = {**os.environ, **({} if name == "capfl" else {"GLIBC_TUNABLES": ""})}  # so glibc stays as it is
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             found[name].append(json.loads(done.stdout.splitlines()[-1]))

@@ -110,7 +110,9 @@ class PartitionConfig(Section):
         "public data); `by:FIELD`: a client each value; `dirichlet` or `dirichlet:FIELD`: skewed by label or field; "
         "`conflict`: random shares, half of the clients with labels changed",
     )
-    clients: Positive | None = Field(None, description="number of clients; by default as many as groups, or 10")
+    clients: Positive | None = Field(
+        None, description="number of clients; by default one for each value, file or set, or 10"
+    )
     alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="dirichlet: concentration; smaller is more skewed")
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="standard deviation of the logarithm of clients' sizes (log-normal); 0: equal sizes"

@@ -34,7 +34,7 @@ class PrivacyConfig(Section):
         "off",
         description=(
             "`honest-server`: a server that follows the protocol learns only the sum of the clients' "
-            "changes and losses; `malicious-server`: so does any server, at one request more"
+            "changes and losses; `malicious-server`: so does any server, for one or two requests more"
         ),
     )
     protects: Literal["clients", "items"] = Field(

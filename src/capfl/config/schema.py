@@ -112,7 +112,7 @@ class MethodConfig(Section):
     rank_shares: tuple[Density, ...] | None = Field(
         None,
         min_length=1,
-        description="flexlora: shares of lora.rank, assigned to clients in turn, such as 1,0.5; by default 1",
+        description="flexlora: shares of lora.rank, such as 1,0.5, assigned in the order of clients' ids, again and again; by default 1",
     )
 
     @model_validator(mode="after")
@@ -144,7 +144,7 @@ ValuesName = Literal["fp32", "bf16", "8bit", "4bit", "3bit", "2bit", "ternary"]
 
 
 class CodecConfig(Section):
-    values: ValuesName = Field("ternary", description="how each sent value is encoded")
+    values: ValuesName = Field("ternary", description="encoding of each sent value; `ternary`: its sign alone, one bit")
     density: Density | None = Field(
         None, description="share of the values that are sent; by default 0.2 for ternary, otherwise 1"
     )
@@ -187,7 +187,7 @@ class FederationConfig(Section):
         ),
     )
     max_norm: PositiveFloat = Field(
-        2.0, description="refuse a longer update; in units of the farthest that local steps lead"
+        2.0, description="refuse an update longer than this many times the longest change that its local steps can make"
     )
     robust: Literal["none", "clip", "median", "trimmed"] = Field(
         "none",
