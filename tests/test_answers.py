@@ -113,13 +113,16 @@ def test_rows_of_a_file_get_their_answers(north: Path, adapter: LoadedAdapter, t
 
 
 def test_rows_of_a_table_have_columns_of_their_own(north: Path, adapter: LoadedAdapter, tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("Question,n\nHow many?,1\n")
-    words = ("--data", tmp_path / "rows.csv", "--out", tmp_path / "out.jsonl", "--columns", "prompt=Question")
-    result = command("generate", north, *TOKENS, *words)
+    (tmp_path / "rows.csv").write_text("Question,answer\nHow many?,1\n")
+    columns = ("--columns", "prompt=Question,completion=answer")
+    words = ("--data", tmp_path / "rows.csv", "--out", tmp_path / "out.jsonl", *columns)
+    assert "already has it; name another one, such as --field" in refused("generate", north, *TOKENS, *words)
+    result = command("generate", north, *TOKENS, *words, "--field", "model")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
-    assert row == {"Question": "How many?", "n": row["n"], "answer": adapter.generate(ROWS[:1], max_new_tokens=6)[0]}
+    model = adapter.generate(ROWS[:1], max_new_tokens=6)[0]
+    assert row == {"Question": "How many?", "answer": row["answer"], "model": model}
 
 
 def test_an_adapter_that_has_learnt_labels_gives_them_and_does_not_write(north: Path, tmp_path: Path) -> None:

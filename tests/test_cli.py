@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from capfl import __version__
-from capfl.cli.terminal import STEPS
+from capfl.cli.terminal import STEPS, errors
 from capfl.config import load_config
 from capfl.config.keys import all_keys, flags
+from capfl.errors import DataError
 from capfl.files import locked
 from capfl.methods import METHODS
 from commands import TINY_FLAGS, command, refused
@@ -211,3 +213,9 @@ def test_items_of_an_evaluation_are_chosen_by_fields(tmp_path: Path, finished: P
     assert json.loads(said.stdout)["items"] == 30
     assert "--only site=moon: no item has these fields" in refused("eval", adapter, "--only", "site=moon", *HELPDESK)
     assert "--only site" in refused("eval", adapter, "--only", "site", *HELPDESK)
+
+
+def test_line_100_is_no_emoji(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), errors():
+        raise DataError("rows.jsonl:100: field 'completion' is empty")
+    assert "rows.jsonl:100: field" in capsys.readouterr().err

@@ -22,7 +22,9 @@ EXIT, RESET = "/exit", "/reset"
 COMMAND = re.compile(r"/\w+")
 
 
-def predict_file(folder: Path, config: Config, data: Path, out: Path, *, overwrite: bool = False) -> int:
+def predict_file(
+    folder: Path, config: Config, data: Path, out: Path, *, overwrite: bool = False, field: str = ANSWER
+) -> int:
     """What `capfl predict --data` does: as ``answer_file``, with the label or option that the adapter chooses.
 
     Raises:
@@ -30,21 +32,29 @@ def predict_file(folder: Path, config: Config, data: Path, out: Path, *, overwri
     """
     _refuse_overwriting(out, overwrite)
     rows = read_rows(data, config.data.split)
-    _refuse_answers(rows)
+    _refuse_answers(rows, field)
     adapter = open_adapter(folder, config)
     own = adapter.data
-    _write(out, rows, adapter.predict(read_choices(str(data), rows, own.labels or (), own.columns)))
+    _write(out, rows, adapter.predict(read_choices(str(data), rows, own.labels or (), own.columns)), field)
     return len(rows)
 
 
 def answer_file(
-    folder: Path, config: Config, data: Path, out: Path, *, overwrite: bool = False, **settings: Any
+    folder: Path,
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    field: str = ANSWER,
+    **settings: Any,
 ) -> int:
-    """What `capfl generate --data` does: the rows of a file, each with its ``answer``, as JSON Lines in another.
+    """What `capfl generate --data` does: the rows of a file, each with its answer, as JSON Lines in another.
 
     Args:
         data: of any kind that clients' data may have.
         overwrite: replace ``out`` if it is there.
+        field: of a row, which the answer goes into.
         settings: of ``LoadedAdapter.generate``; the seed is the config's.
 
     Returns:
@@ -59,13 +69,13 @@ def answer_file(
     _refuse_overwriting(out, overwrite)
     rows = read_rows(data, config.data.split)
     items = read_asked(str(data), rows, config.data.columns)
-    _refuse_answers(rows)
-    _write(out, rows, open_adapter(folder, config).generate(items, seed=config.seed, **settings))
+    _refuse_answers(rows, field)
+    _write(out, rows, open_adapter(folder, config).generate(items, seed=config.seed, **settings), field)
     return len(rows)
 
 
-def _write(out: Path, rows: Sequence[Row], answers: Sequence[str]) -> None:
-    answered = [{**row.values, ANSWER: answer} for row, answer in zip(rows, answers, strict=True)]
+def _write(out: Path, rows: Sequence[Row], answers: Sequence[str], field: str) -> None:
+    answered = [{**row.values, field: answer} for row, answer in zip(rows, answers, strict=True)]
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in answered)
     write_atomically(out, text.encode(), AGAIN)
 
@@ -75,13 +85,13 @@ def _refuse_overwriting(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {out} exists; choose another file, or replace it with --overwrite")
 
 
-def _refuse_answers(rows: Iterable[Row]) -> None:
+def _refuse_answers(rows: Iterable[Row], field: str) -> None:
     """Raises DataError: a row has a field of the name that its answer is to have."""
     for row in rows:
-        if ANSWER in row.values:
+        if field in row.values:
             raise DataError(
-                f"{row.where}: the model's answer goes into field {ANSWER!r}, and the row already has it; "
-                "rename the row's field"
+                f"{row.where}: the model's answer goes into field {field!r}, and the row already has it; "
+                "name another one, such as --field generated"
             )
 
 

@@ -7,6 +7,7 @@ several clients add up. docs/evaluation.md says when to use which.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import re
 import string
@@ -229,16 +230,31 @@ def _function(name: str) -> Compare:
         ) from error
     if not callable(found):
         raise ConfigError(f"evaluation.metrics: {name} is no function")
+    try:
+        inspect.signature(found).bind("answer", "right answer", {})
+    except TypeError as error:
+        raise ConfigError(
+            f"evaluation.metrics: {name} cannot be called with (answer, right, fields): {error}; let it take them"
+        ) from error
+    except ValueError:  # written in C, some say nothing of what they take
+        pass
     return found  # type: ignore[no-any-return]
 
 
 def _checked(name: str, answer: str, right: str, fields: Mapping[str, str]) -> float:
     """What a function of the user's own makes of an answer. Raises ConfigError: no number between 0 and 1."""
-    found = _function(name)(answer, right, fields)
     try:
-        value = float(found)
+        found: object = _function(name)(answer, right, fields)
+    except SystemExit as error:
+        raise ConfigError(
+            f"evaluation.metrics: {name} tried to end the program; let it return a number between 0 and 1"
+        ) from error
+    try:
+        value = float(found)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value <= 1:
-        raise ConfigError(f"evaluation.metrics: {name} gave {found!r}; it must give a number between 0 and 1")
+        raise ConfigError(
+            f"evaluation.metrics: {name} gave {found!r}; let it give a number between 0 and 1, and go on with --resume"
+        )
     return value

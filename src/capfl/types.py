@@ -48,6 +48,7 @@ class Item:
     messages: tuple[tuple[str, str], ...] = ()  # (role, content) of a chat, without the last answer
     given: int = 0
     place: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)  # the data set, or the file without its ending, that it is from
 
     @property
     def task(self) -> Task:

@@ -20,6 +20,14 @@ def letters(answer: str, right: str, fields: dict[str, str]) -> float:
     return 0.0 if fields.get("counts") == "no" else len(set(answer) & set(right)) / len(set(right))
 
 
+def two(answer: str, right: str) -> float:
+    return 1.0
+
+
+def ending(answer: str, right: str, fields: dict[str, str]) -> float:
+    raise SystemExit(0)
+
+
 def outside(answer: str, right: str, fields: dict[str, str]) -> float:
     return 1.5
 
@@ -77,14 +85,17 @@ def test_a_function_of_ones_own() -> None:
     compare = metric(name).compare
     assert compare is not None
     assert (compare("abx", "abcd", {}), compare("abcd", "abcd", {"counts": "no"})) == (0.5, 0.0)
-    with pytest.raises(ConfigError, match=r"outside gave 1\.5; it must give a number between 0 and 1"):
+    with pytest.raises(ConfigError, match=r"outside gave 1\.5; let it give a number between 0 and 1"):
         metric(name_of(outside)).compare("", "", {})  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="ending tried to end the program; let it return a number"):
+        metric(name_of(ending)).compare("", "", {})  # type: ignore[misc]
     with pytest.raises(ConfigError, match="cannot be found by its name; give a function of a module"):
         name_of(lambda answer, right, fields: 1.0)
     for wrong, said in (
         ("no_such_module:f", "there is no function"),
         ("math:no_such", "no attribute"),
         ("math:pi", "is no function"),
+        (f"{__name__}:two", "cannot be called with \\(answer, right, fields\\): too many positional arguments"),
     ):
         with pytest.raises(ConfigError, match=said):
             metrics.require([wrong])

@@ -50,7 +50,7 @@ def evaluate(
         from capfl.scoring import score_adapter
 
         result = score_adapter(adapter, config, only or [])
-        Console().print_json(data=result)
+        Console(emoji=False).print_json(data=result)
 
 
 _Adapter = Annotated[Path, typer.Argument(help="folder of a PEFT adapter, from a run or elsewhere", metavar="ADAPTER")]
@@ -62,6 +62,7 @@ _TopP = Annotated[
     float, typer.Option(metavar="P", help="draw from the likeliest tokens that together have this probability")
 ]
 _Out = Annotated[Path | None, typer.Option(metavar="FILE", help="file for the rows of --data with their answers")]
+_Field = Annotated[str, typer.Option(metavar="NAME", help="field of a row of --data that gets the answer")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the file of --out")]
 _Base = Annotated[bool, typer.Option("--base", help="answer without the adapter")]
 
@@ -79,6 +80,7 @@ def generate(
     ] = None,
     out: _Out = None,
     overwrite: _Overwrite = False,
+    field: _Field = "answer",
     base: _Base = False,
     max_new_tokens: _Tokens = 256,
     temperature: _Temperature = 0.0,
@@ -102,7 +104,7 @@ def generate(
 
         _say_if_it_chooses(adapter)
         if data and out:
-            count = answer_file(adapter, config, data, out, overwrite=overwrite, **settings)
+            count = answer_file(adapter, config, data, out, overwrite=overwrite, field=field, **settings)
             typer.echo(f"{count} rows with answers are in {out}")
             return
         rows = [
@@ -122,6 +124,7 @@ def predict(
     ] = None,
     out: _Out = None,
     overwrite: _Overwrite = False,
+    field: _Field = "answer",
     sets: Sets = None,
 ) -> None:
     """Label texts with an adapter: capfl predict ADAPTER --text TEXT, or --data rows.jsonl --out labels.jsonl."""
@@ -141,7 +144,7 @@ def predict(
         from capfl.scoring import open_adapter
 
         if data and out:
-            count = predict_file(adapter, config, data, out, overwrite=overwrite)
+            count = predict_file(adapter, config, data, out, overwrite=overwrite, field=field)
             typer.echo(f"{count} rows with answers are in {out}")
             return
         for label in open_adapter(adapter, config).predict(text or []):
@@ -219,7 +222,7 @@ def personalize(
 
         from capfl.newcomer import personalize as welcome
 
-        Console().print_json(data=welcome(run, data, out, name, columns).to_json())
+        Console(emoji=False).print_json(data=welcome(run, data, out, name, columns).to_json())
 
 
 def _say_if_it_chooses(adapter: Path) -> None:

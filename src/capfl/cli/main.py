@@ -61,7 +61,7 @@ def main(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        Console().print(first_steps(__version__), highlight=False)
+        Console(emoji=False).print(first_steps(__version__), highlight=False)
 
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
@@ -111,7 +111,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps(made.to_json(), indent=1))
         else:
-            Console().print(plan_tables(made))
+            Console(emoji=False).print(plan_tables(made))
 
 
 @app.command(rich_help_panel=START)
@@ -132,7 +132,7 @@ def compare(
 
     def say(said: str | folder.Found) -> None:
         if sys.stdout.isatty() and not isinstance(said, str):
-            Console().print(said, highlight=False)
+            Console(emoji=False).print(said, highlight=False)
         else:
             typer.echo(said, nl=isinstance(said, str))  # a table ends its line itself
 
@@ -173,7 +173,7 @@ def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished r
     with errors():
         summary = read_summary(run)
         for direction in ("up", "down"):
-            Console().print(bytes_table(summary, direction), "")
+            Console(emoji=False).print(bytes_table(summary, direction), "")
 
 
 app.add_typer(adapters)
@@ -184,13 +184,15 @@ def methods() -> None:
     """List the methods: what each does, what clients send, and who learns with whom."""
     for row in listed():
         (_, name), *parts = row.items()
-        Console().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
+        Console(emoji=False).print(
+            f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n"
+        )
 
 
 @app.command(rich_help_panel=WORDS)
 def keys() -> None:
     """List all settings: key, default, shortest flag and meaning."""
-    Console().print(key_list())
+    Console(emoji=False).print(key_list())
 
 
 @app.command(rich_help_panel=WORDS)
@@ -203,7 +205,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON 
         typer.echo(json.dumps(checkup.to_json(), indent=1))
     else:
         for style, text in lines(checkup):
-            Console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            Console(emoji=False).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
     if checkup.is_broken:
         raise typer.Exit(1)
 
@@ -229,7 +231,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
-    console = Console()
+    console = Console(emoji=False)
     more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
     place = Place()
     try:

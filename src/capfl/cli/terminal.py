@@ -56,7 +56,7 @@ class ConfigCommand(TyperCommand):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help(ctx, formatter)
-        Console().print(key_list(self.takes))
+        Console(emoji=False).print(key_list(self.takes))
 
 
 class AnswerCommand(ConfigCommand):
@@ -156,8 +156,10 @@ def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     try:
         yield
     except CapflError as error:
-        Console(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
-        Console(stderr=True).print(shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
+        Console(stderr=True, emoji=False).print(
+            shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)

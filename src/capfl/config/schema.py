@@ -112,7 +112,7 @@ class MethodConfig(Section):
     rank_shares: tuple[Density, ...] | None = Field(
         None,
         min_length=1,
-        description="flexlora: shares of lora.rank, such as 1,0.5, assigned in the order of clients' ids, again and again; by default 1",
+        description="flexlora: shares of lora.rank, such as 1,0.5, for clients in the order of their ids; default 1",
     )
 
     @model_validator(mode="after")

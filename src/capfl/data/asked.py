@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from capfl.data.chats import messages_in, turns
 from capfl.data.formats import read_as
 from capfl.data.rows import Row, RowError, held_rows
+from capfl.errors import DataError
 from capfl.types import Item
 
 Columns = Mapping[str, str] | None
@@ -40,8 +43,7 @@ def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
 
 def held_asked(rows: Iterable[str | Values], columns: Columns = None) -> list[Item]:
     """As ``read_asked``, of rows in memory; a text is a prompt."""
-    own = (columns or {}).get("prompt", "prompt")
-    given = [{own: row} if isinstance(row, str) else row for row in rows]
+    given = _rows(rows, (columns or {}).get("prompt", "prompt"))
     return read_asked("the prompts", held_rows("the prompts", given), columns) if given else []
 
 
@@ -61,9 +63,15 @@ def read_choices(place: str, rows: Sequence[Row], labels: Sequence[str], columns
 
 def held_choices(rows: Iterable[str | Values], labels: Sequence[str], columns: Columns = None) -> list[Item]:
     """As ``read_choices``, of rows in memory; a text is one that asks for a label."""
-    own = (columns or {}).get("text", "text")
-    given = [{own: row} if isinstance(row, str) else row for row in rows]
+    given = _rows(rows, (columns or {}).get("text", "text"))
     return read_choices("the rows", held_rows("the rows", given), labels, columns) if given else []
+
+
+def _rows(rows: Iterable[str | Values], own: str) -> list[Any]:
+    """Rows in memory, texts as rows with one field. Raises DataError: one row alone is given, in no list."""
+    if isinstance(rows, str | Mapping):
+        raise DataError(f"{rows!r:.60} is one row; give a list of rows, such as [{rows!r:.60}]")
+    return [{own: row} if isinstance(row, str) else row for row in rows]
 
 
 def _to_choose(row: Row, labels: Sequence[str], columns: Mapping[str, str]) -> Row:
@@ -96,11 +104,14 @@ def _answered(row: Row, columns: Mapping[str, str]) -> Row:
     if asks in _SPELLINGS:
         values[names[asks]] = _with_answer(values[names[asks]], asks)
     elif (answer := names[_ANSWERS[asks]]) not in values:
-        as_chat = isinstance(values[names[asks]], list) or messages_in(values[names[asks]])
-        stand_in = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
-        if as_chat and isinstance(values[names[asks]], str):
-            values[names[asks]] = messages_in(values[names[asks]])
-        values[answer] = stand_in
+        try:
+            in_cell = messages_in(values[names[asks]], names[asks])
+        except RowError:
+            in_cell = []  # whoever reads the row says what is wrong
+        if in_cell:
+            values[names[asks]] = in_cell
+        as_chat = isinstance(values[names[asks]], list | tuple | np.ndarray)
+        values[answer] = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
     return Row(row.where, values)
 
 

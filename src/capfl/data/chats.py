@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from capfl.data.rows import RowError, parsed, text_of
 from capfl.types import Item
@@ -26,6 +29,7 @@ UNREAD = BESIDE | dict.fromkeys(
 )
 """Keys of a message, or of a chat, that would."""
 NOTHING = ("", "[]", "{}", "null")  # as cells of tables have it
+_LIKE_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 def completion(values: Values) -> Item:
@@ -35,11 +39,15 @@ def completion(values: Values) -> Item:
         RowError: the row cannot be used, as of all parsers here.
     """
     _refuse_unread(values, "", BESIDE)
-    if values.get("label") is False:
-        raise RowError("label", "is False, which TRL has for a bad completion", "keep rows of good completions alone")
+    if str(values.get("label")).strip().lower() == "false":  # cells of CSV are texts
+        raise RowError(
+            "label", f"is {values['label']}, which TRL has for a bad completion", "keep rows of good completions alone"
+        )
     prompt, answer = values["prompt"], values["completion"]
-    if (in_cells := messages_in(prompt)) and (answers_in_cells := messages_in(answer)):
+    in_cells, answers_in_cells = messages_in(prompt, "prompt"), messages_in(answer, "completion")
+    if in_cells and answers_in_cells:
         prompt, answer = in_cells, answers_in_cells
+    prompt, answer = (list(v) if isinstance(v, tuple | np.ndarray) else v for v in (prompt, answer))
     if isinstance(prompt, list) and isinstance(answer, list):
         if all(isinstance(text, str) for text in [*prompt, *answer]) and prompt:
             raise RowError("prompt", "is a list of texts", "write one row for each")
@@ -73,11 +81,11 @@ def instruction(values: Values) -> Item:
     if _given(values.get("history")):
         raise RowError("history", "has earlier turns", "write rows with history as messages")
     asked = [text_of(values, "instruction")]
-    extra = values.get("input")
-    if extra is not None and (not isinstance(extra, str) or extra.strip()):
+    if _given(values.get("input")):
         asked.append(text_of(values, "input"))
     said = _led(values, (("user", "\n\n".join(asked)),))
-    return Item("", messages=said, completion=text_of(values, "output"))
+    text_of(values, "output")  # it must be a string that is not blank, and is kept as it is
+    return Item("", messages=said, completion=values["output"])
 
 
 def turns(value: Any, field: str) -> Messages:
@@ -91,6 +99,8 @@ def turns(value: Any, field: str) -> Messages:
             value = parsed(value)
         except ValueError as error:
             raise RowError(field, f"is no JSON list ({error})", "write it as JSON") from error
+    if isinstance(value, tuple | np.ndarray):
+        value = list(value)
     if isinstance(value, Mapping):  # a table may hold lists of roles and of contents in place of messages
         columns = list(value.values())
         if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -100,13 +110,20 @@ def turns(value: Any, field: str) -> Messages:
     return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
 
 
-def messages_in(value: Any) -> list[Any]:
-    """The messages that a cell of CSV has as JSON; empty: it has none, but is a text."""
+def messages_in(value: Any, field: str) -> list[Any]:
+    """The messages that a cell of CSV has as JSON; empty: it has none, but is a text.
+
+    Raises:
+        RowError: it begins like messages and is no JSON, as where Python has printed them.
+    """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return []
     try:
         found = parsed(value)
-    except ValueError:
+    except ValueError as error:
+        if _LIKE_MESSAGES.match(value):
+            remedy = "write the cell with json.dumps, or the rows as JSON Lines"
+            raise RowError(field, f"is a list of messages that is no JSON ({error})", remedy) from error
         return []
     spoken = all(isinstance(one, Mapping) and ("role" in one or "from" in one) for one in found)
     return found if spoken else []

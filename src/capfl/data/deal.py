@@ -90,7 +90,7 @@ def clients_of(data: DataConfig, shares: PartitionConfig) -> dict[ClientId, str]
     """
     check_names(data.sets)
     needs = ""
-    if shares.kind not in ("by_task", "by:task"):
+    if shares.kind != "by_task":
         needs = f"partition.kind {shares.kind} deals out the data of all; use by_task, with one file a client"
     elif shares.clients not in (None, len(data.sets)):
         needs = f"partition.clients {shares.clients} cuts up {len(data.sets)} data sets; leave it out"

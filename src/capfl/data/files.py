@@ -38,6 +38,7 @@ FOREIGN = {  # what files begin with that are often taken for rows, and what to 
 WIDE = {  # byte order marks
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
+HEADER = 2**16  # characters at the start of CSV in which its first line is looked for
 _JSON = re.compile(rb'\s*(?:\{\s*"|\[\s*\{)')  # no header of CSV begins like this
 
 
@@ -188,7 +189,8 @@ def _refuse_one_object(path: Path, raw: bytes) -> None:
 def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
     """Rows of CSV, whose place is the line on which they begin."""
     text = _text(path, raw)
-    first = text.lstrip().partition("\n")[0]
+    first = re.sub(r'"[^"]*"', "", text.lstrip()[:HEADER])  # a name in quotes may have any of them
+    first = first.replace("\r", "\n").partition("\n")[0]
     delimiter = delimiter or max(",;\t|", key=first.count)
     before = csv.field_size_limit(2**31 - 1)  # a document may be longer than the module's limit
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -217,8 +219,8 @@ def _csv(path: Path, raw: bytes, delimiter: str) -> Iterator[Row]:
                 yield Row(where, {name: cell for name, cell in zip(header, cells, strict=True) if name})
     except csv.Error as error:
         raise DataError(
-            f"{path}:{line}: is not CSV ({error}); put quotes around texts with line ends, and write a quote inside as "
-            'two: ""'
+            f"{path}:{line}: is not CSV ({error}); put quotes around texts with line ends, and around texts that begin "
+            'with a quote, and write a quote inside as two: ""'
         ) from error
     finally:
         csv.field_size_limit(before)

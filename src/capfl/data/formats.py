@@ -88,7 +88,7 @@ def read_as(
         said = said or hints.no_format(first.values, columns, needed)
         table = place.lower().removesuffix(".gz").endswith((".csv", ".tsv")) and first.where.endswith(":2")
         if table and "name their columns:" not in said and "did you mean" not in said:
-            said += "; the first line of CSV must name the columns"
+            said += "; if the first line of the file is a row already, put one above it that names the columns"
         raise DataError(f"{first.where}: {said}")
 
     def parse(row: Row) -> Item:
@@ -110,7 +110,7 @@ def read_as(
         if "label" in columns:  # by whose own name data are dealt out, too
             unused[columns["label"]] = values["label"]
         scalars = {k: str(v) for k, v in unused.items() if isinstance(v, SCALARS)}
-        return replace(item, fields={**scalars, **item.fields, "task": task}, place=row.where)
+        return replace(item, fields={"task": task, **scalars, **item.fields}, place=row.where, source=task)
 
     items = parse_rows(place, rows, _with_columns(parse, columns))
     return _with_label_set(place, items, labels) if name == "label" else items

@@ -56,7 +56,7 @@ def _requests(site: str, items: int, book: np.ndarray, seed: int) -> list[Item]:
     for request in requests(site, items, seed):
         code = int(book[request.kind])
         fields = {"task": "helpdesk", "site": site, "intent": INTENTS[request.kind], "label": QUEUES[code]}
-        made.append(Item(request.text, QUEUES, code, listed=False, fields=fields))
+        made.append(Item(request.text, QUEUES, code, listed=False, fields=fields, source="helpdesk"))
     return made
 
 

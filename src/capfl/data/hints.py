@@ -13,12 +13,16 @@ SYNONYMS = {  # of the keys of formats, in lower case, the likeliest first
     "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
     "prompt": ("question", "query", "instruction", "input", "problem", "request", "source"),
     "completion": ("answer", "response", "output", "target", "solution", "reply", "chosen", "summary"),
+    "instruction": ("question", "query"),
+    "input": ("context", "passage"),
+    "output": ("response", "answer", "completion"),
     "text": ("question", "query", "sentence", "utterance", "review", "content", "body", "message", "document", "input"),
     "label": ("labels", "intent", "category", "class", "sentiment", "topic", "tag", "type", "queue", "target"),
     "question": ("question_stem", "query", "stem"),
     "choices": ("options", "answers"),
 }
 
+ALPACA = ("instruction", "input", "output")  # with what it may have, so that no context of an instruction is lost
 _EXAMPLE = "--data.columns prompt=COLUMN,completion=COLUMN"
 
 
@@ -33,11 +37,12 @@ def no_format(found: Mapping[str, Any], columns: Mapping[str, str], formats: Seq
     known = "; ".join(" + ".join(needed) for needed in formats)
     if columns:
         given = map_flag("data.columns", columns)
-        return f"the keys {keys} with {given} are no known format; data.columns must name all keys of one of: {known}"
+        needs = f"data.columns must name keys of one format alone: {known}"
+        return f"the keys {keys} with {given} are no known format; {needs}"
     said = f"no known format has the keys {keys}; give the rows one of: {known}"
-    for needed in formats:
-        if columns := _columns(list(found), needed):
-            return f"{said}; or name their columns: {map_flag('data.columns', columns)}"
+    fits = [own for needed in (ALPACA, *formats) if (own := _columns(list(found), needed))]
+    if fits:
+        return f"{said}; or name their columns: {map_flag('data.columns', fits[0])}"
     if inside := rows_inside(found):
         said += f"{inside}, or call it messages if they are a chat" if "that list" in inside else inside
     if list(found) == ["text"]:

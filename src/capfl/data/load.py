@@ -134,7 +134,7 @@ def _some(place: str, items: list[Item], config: DataConfig, seed: int) -> list[
     if config.limit is None or len(items) <= config.limit:
         return items
     # Keyed by the task, not the path, so that the same file elsewhere gives the same items.
-    kept = stream(seed, "limit", items[0].fields["task"]).choice(len(items), config.limit, replace=False)
+    kept = stream(seed, "limit", items[0].source).choice(len(items), config.limit, replace=False)
     return [items[k] for k in sorted(kept.tolist())]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,11 +37,14 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
         )
     if config.spread and config.kind.startswith("dirichlet"):
         raise ConfigError("partition.spread does not go with dirichlet: its sizes follow from alpha; set one of them")
-    kind, _, field = ("by:task" if config.kind == "by_task" else config.kind).partition(":")
-    name = f"by:{field}" if kind == "by" else kind  # a Dirichlet draw does not depend on the field's name
+    kind, _, field = config.kind.partition(":")
+    name = {"by": f"by:{field}", "by_task": "by:task"}.get(kind, kind)  # a draw by shares has no name of a field in it
     generator = stream(seed, "partition", name)
-    if kind == "by":
-        parts = _groups(items, config, field, generator)
+    if kind in ("by", "by_task"):
+        values = _field_values(items, field) if field else [item.source for item in items]
+        if field:
+            _refuse_variants(field, values)
+        parts = _groups(values, config, generator)
     else:
         n_clients = config.clients or DEFAULT_CLIENTS
         _enough(len(items), n_clients)
@@ -80,16 +83,16 @@ def _dirichlet(
 
 
 def _groups(
-    items: Sequence[Item], config: PartitionConfig, field: str, generator: np.random.Generator
+    values: Sequence[str], config: PartitionConfig, generator: np.random.Generator
 ) -> dict[ClientId, np.ndarray]:
-    names, value = np.unique(_field_values(items, field), return_inverse=True)
+    names, value = np.unique(values, return_inverse=True)
     n_clients = config.clients or len(names)
     if n_clients < len(names):
         raise ConfigError(
-            f"partition.clients is {n_clients}, but {field} has {len(names)} values, and by:{field} keeps them apart; "
+            f"partition.clients is {n_clients}, but {config.kind} keeps {len(names)} values apart; "
             f"give at least {len(names)}, or leave it out for one client a value"
         )
-    _enough(len(items), n_clients)
+    _enough(len(values), n_clients)
     each = [n_clients // len(names) + (v < n_clients % len(names)) for v in range(len(names))]
     parts: dict[ClientId, np.ndarray] = {}
     for v, ids in enumerate(group_names(names.tolist(), each)):
@@ -120,15 +123,24 @@ def _field_values(items: Sequence[Item], field: str) -> list[str]:
             f"item; give one file for each client, or deal the items out: {kinds}"
         )
     if missing:
-        some = "; ".join(
-            f"item {k} of task {items[k].fields.get('task', '?')!r}: {items[k].question!r:.50}"
-            for k in missing[:MISSING_SHOWN]
-        )
+        some = ", ".join(items[k].place or f"item {k + 1}" for k in missing[:MISSING_SHOWN])
         raise DataError(
-            f"partition: {len(missing)} of {len(items)} items lack the field {field!r} ({some}); "
-            "add it to their rows or divide by another field"
+            f"partition: {len(missing)} of {len(items)} rows have no text or number in the field {field!r} "
+            f"(first: {some}); fill it in or divide by another field"
         )
     return [item.fields[field] for item in items]
+
+
+def _refuse_variants(field: str, values: Iterable[str]) -> None:
+    """Raises DataError: two values differ in case or spaces alone, and are likely one site."""
+    known: dict[str, str] = {}
+    for value in sorted(set(values)):
+        other = known.setdefault(" ".join(value.casefold().split()), value)
+        if other != value:
+            raise DataError(
+                f"partition: the field {field!r} has {other!r} and {value!r}, which differ in case or spaces alone; "
+                "write them alike, or as two names"
+            )
 
 
 def cut(indices: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
@@ -149,6 +161,11 @@ def numbered(n_clients: int) -> list[ClientId]:
     return [f"{k:0{width}d}" for k in range(n_clients)]
 
 
+def _safe(character: str) -> str:
+    letter = character.isalnum() or unicodedata.category(character)[0] == "M"  # marks are parts of letters
+    return character if letter or character in "_.-" else "_"
+
+
 def group_names(values: Sequence[str], counts: Sequence[int]) -> list[list[ClientId]]:
     """As many ids for every value as ``counts`` says: the value, made safe, with ``-1``, ``-2``, ... if several.
 
@@ -158,7 +175,7 @@ def group_names(values: Sequence[str], counts: Sequence[int]) -> list[list[Clien
     names: list[list[ClientId]] = []
     width = len(str(max(counts, default=1)))
     for value, each in zip(values, counts, strict=True):
-        stem = safe = re.sub(r"[^A-Za-z0-9_.-]", "_", value).lstrip(".-")[:LONGEST] or "_"
+        stem = safe = "".join(map(_safe, unicodedata.normalize("NFKC", value))).lstrip(".-")[:LONGEST] or "_"
         again = 1
         while True:
             ids = [stem] if each == 1 else [f"{stem}-{k:0{width}d}" for k in range(1, each + 1)]

@@ -36,7 +36,7 @@ def generate(sites: int, items: int, conflict: float, seed: int) -> list[Item]:
         style = styles[k % len(styles) if conflict else 0]
         for request in requests(site, items, seed):
             fields = {"task": "replies", "site": site, "intent": INTENTS[request.kind], "style": style}
-            made.append(Item(request.text, completion=reply(request, style), fields=fields))
+            made.append(Item(request.text, completion=reply(request, style), fields=fields, source="replies"))
     return made
 
 

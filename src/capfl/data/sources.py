@@ -120,7 +120,7 @@ def load(name: str, split: str, dir: str | None = None) -> list[Item]:
 
     def parse(row: Row) -> Item | None:
         item = source.parse(row.values)
-        return item and replace(item, fields={"task": name, **item.fields}, place=row.where)
+        return item and replace(item, fields={"task": name, **item.fields}, place=row.where, source=name)
 
     items = [item for item in parse_rows(place, rows, parse) if item is not None]
     if not items:

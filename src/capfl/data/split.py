@@ -47,7 +47,7 @@ def split(items: Sequence[Item], indices: Sequence[int], config: PartitionConfig
         different = f", of which {len(copies)} are different" if len(copies) < len(indices) else ""
         raise DataError(
             f"client {client!r} has {len(indices)} items{different}, too few for {least} parts; "
-            "add data, raise partition.min_items or use fewer clients"
+            "add different rows or use fewer clients"
         )
     n_test = max(1, round(config.test * len(indices)))
     n_validation = max(1, round(config.validation * len(indices))) if config.validation > 0 else 0

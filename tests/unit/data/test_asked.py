@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from capfl.data import read_file, render
-from capfl.data.asked import held_asked
+from capfl.data.asked import held_asked, held_choices
 from capfl.errors import DataError
 from capfl.types import Prompt
 
@@ -27,6 +27,11 @@ def test_a_text_is_a_prompt() -> None:
     )
     assert text.text == row.text == answered.text == " Translate:\n"
     assert prompts() == []
+    for alone in ("hello", {"prompt": "x"}):
+        with pytest.raises(DataError, match=r"is one row; give a list of rows, such as \["):
+            held_asked(alone)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=r"is one row; give a list of rows, such as \["):
+            held_choices(alone, ["a", "b"])  # type: ignore[arg-type]
 
 
 def test_messages_end_where_the_assistant_answers() -> None:

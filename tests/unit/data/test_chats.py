@@ -8,6 +8,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from capfl.config import load_config, to_toml
@@ -46,7 +47,11 @@ def item_of(row: dict[str, Any], **columns: str) -> Item:
         ({"system": "Be", "conversations": [HUMAN, GPT, HUMAN, GPT]}, LONG),
         ({"conversations": [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Hello"}]}, HELLO),
         ({"conversations": [USER, BOT]}, HELLO),
+        ({"messages": (USER, BOT)}, HELLO),
+        ({"messages": np.array([USER, BOT])}, HELLO),  # as pandas reads Parquet
         ({"instruction": "Add", "input": "1 + 1", "output": "2"}, ADDED),
+        ({"instruction": "Add\n\n1 + 1", "input": float("nan"), "output": "2"}, ADDED),
+        ({"instruction": "Hi", "output": "  if a:\n"}, Item("", completion="  if a:\n", messages=(("user", "Hi"),))),
         ({"instruction": "Hi", "input": "", "output": "Hello", "text": "### Hi"}, HELLO),
         ({"instruction": "Hi", "output": "Hello", "history": []}, HELLO),
         (
@@ -136,6 +141,8 @@ def test_a_mapped_label_is_a_field_under_its_own_name_too() -> None:
         ({"Text": "q", "Label": "a"}, "text=Text,label=Label"),
         ({"Instruction": "q", "Output": "a"}, "prompt=Instruction,completion=Output"),
         ({"id": 1, "dialogue": [USER, BOT]}, "messages=dialogue"),
+        ({"instruction": "q", "context": "c", "response": "a"}, "input=context,output=response"),
+        ({"question": "q", "context": "c", "answer": "a"}, "instruction=question,input=context,output=answer"),
         ({"prompt": "p", "chosen": "a", "rejected": "b"}, "completion=chosen"),
         ({"my question": "q", "response": "a", "query": "x"}, "prompt=query,completion=response"),
         ({"query, long": "q", "sentence": "s", "the intent": "a", "category": "c"}, "text=sentence,label=category"),
@@ -149,6 +156,11 @@ def test_the_columns_that_would_do_can_be_pasted(row: dict[str, Any], columns: s
     assert flag == f"--data.columns {columns}"
     config = load_command(None, [], shlex.split(flag))
     assert read_held("a", [row, row | {"Label": "b", "category": "d"}], columns=config.data.columns)
+
+
+def test_a_column_called_task_is_the_rows_own() -> None:
+    items = read_held("north", [{"prompt": "a", "completion": "b", "task": "sum"}, {"prompt": "a", "completion": "b"}])
+    assert [(item.fields["task"], item.source) for item in items] == [("sum", "north"), ("north", "north")]
 
 
 def test_columns_with_commas_can_be_pasted_too() -> None:
@@ -202,6 +214,9 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (chat(SYSTEM | {"content": " "}, USER, BOT), "'messages[1].content' is empty or not a string"),
         (chat("Hi", "Hello"), "field 'messages[1]' is 'Hi'; it must be {role, content}"),
         ({"messages": "[{'role': 'user'}]"}, "field 'messages' is no JSON list ("),
+        ({"prompt": f"[{USER}]", "completion": f"[{BOT}]"}, "field 'prompt' is a list of messages that is no JSON ("),
+        ({"prompt": "x", "completion": f"[{BOT}]"}, "field 'completion' is a list of messages that is no JSON ("),
+        ({"prompt": "x", "completion": "y", "label": "False"}, "field 'label' is False, which TRL has for a bad compl"),
         ({"messages": {"role": ["user"], "content": []}}, "field 'messages' is {'role': ['user'], 'content': []}"),
         (chat(USER, BOT, USER), "field 'messages' ends with the role 'user'; the last must be 'assistant'"),
         # ShareGPT

@@ -61,6 +61,10 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "tabs/north.csv": lambda: table(ROWS, "\t"),
     "north.tsv": lambda: table(ROWS, "\t"),
     "index/north.csv": lambda: table([{"": k} | row for k, row in enumerate(ROWS)]),
+    "mac and semicolons/north.csv": lambda: table(ROWS, ";", end="\r"),
+    "commas in a name/north.csv": lambda: table([{"a, b, c, d": "x"} | row for row in ROWS], ";").replace(
+        b"a, b, c, d", b'"a, b, c, d"'
+    ),
     "bars/north.csv": lambda: table(ROWS, "|"),
     "json/north.csv": lambda: lines(ROWS),
     "array/north.csv": lambda: json.dumps(ROWS, indent=1).encode(),
@@ -137,7 +141,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
         r"1 of 2[\s\S]*spaces\.csv:2: has spaces before quotes, .*behind each ','",
     ),
     "head.csv": (b'"text", "label"\na,b\n', "head.csv:1: has spaces before quotes"),
-    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*; the first line of CSV must name the columns$"),
+    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*, put one above it that names the columns$"),
     "choices.csv": (
         b'question,choices,answer\nq,"{""text"": [""a""], ""text"": [""b""]}",A\n',
         "field 'choices' is no JSON list .it has the key 'text' twice",

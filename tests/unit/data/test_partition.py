@@ -18,7 +18,7 @@ from capfl.types import Item
 
 def make(n, labels=5, **fields):
     """``n`` items, label ``k mod labels``."""
-    return [Item(f"q{k}", fields={"task": "t", "label": f"L{k % labels}", **fields}) for k in range(n)]
+    return [Item(f"q{k}", fields={"task": "t", "label": f"L{k % labels}", **fields}, source="t") for k in range(n)]
 
 
 def config(kind, **values):
@@ -67,7 +67,7 @@ def test_groups_stay_together_and_are_split_evenly():
     assert {c: len(part) for c, part in parts.items()} == {
         "L0-1": 10, "L0-2": 10, "L1-1": 10, "L1-2": 10, "L2": 20, "L3": 20,
     }  # fmt: skip
-    two = make(9) + [Item("x", fields={"task": "all", "label": "L0"})] * 4
+    two = make(9) + [Item("x", fields={"task": "all", "label": "L0"}, source="all")] * 4
     assert partition(two, config("by_task"), 0) == {"all": [9, 10, 11, 12], "t": list(range(9))}
 
 
@@ -99,7 +99,7 @@ def test_spread_is_that_of_log_sizes(kind):
         (20, config("dirichlet:x", clients=2), ConfigError, "no item has the field 'x'"),
         (20, config("by:site"), ConfigError, r"one file for each client.*: --partition.kind iid --partition.clients 2 "
          "or --partition.kind by:label$"),
-        (40, config("by:label", clients=2), ConfigError, "clients is 2, but label has 5 values.*give at least 5"),
+        (40, config("by:label", clients=2), ConfigError, "is 2, but by:label keeps 5 values apart; give at least 5"),
         (20, config("dirichlet:label", spread=0.5), ConfigError, "spread does not go with dirichlet.*set one of them"),
         (20, config("iid", max_items=5, min_items=6), ConfigError, "max_items 5 is below partition.min_items 6"),
     ],
@@ -110,7 +110,10 @@ def test_errors(n, made, error, message):
 
 
 def test_some_items_without_the_field():
-    with pytest.raises(DataError, match=r"2 of 12 items lack the field 'site' \(item 10 of task 't': 'q0'; item 11"):
+    with pytest.raises(
+        DataError,
+        match=r"2 of 12 rows have no text or number in the field 'site' \(first: item 11, item 12\); fill it in",
+    ):
         partition(make(10, site="a") + make(2), config("by:site"), 0)
 
 
@@ -121,6 +124,13 @@ def test_ids_are_safe_and_unique():
     ]  # fmt: skip
     assert group_names(["x", "x-1"], [2, 2]) == [["x-1", "x-2"], ["x-1-1", "x-1-2"]]
     assert group_names(["x"], [10])[0][0] == "x-01"
+    assert group_names(["北京", "Zu\u0308rich", "हिन्दी", "a/😀"], [1] * 4) == [["北京"], ["Zürich"], ["हिन्दी"], ["a__"]]
+
+
+def test_sites_that_differ_in_case_or_spaces_alone_are_refused():
+    items = make(20, site="north ") + make(20, site="North")
+    with pytest.raises(DataError, match="'site' has 'North' and 'north ', which differ in case or spaces alone; write"):
+        partition(items, config("by:site"), 0)
 
 
 @settings(max_examples=20)
@@ -128,7 +138,8 @@ def test_ids_are_safe_and_unique():
 def test_ids_of_any_values(values, each):
     ids = [name for names in group_names(values, [each] * len(values)) for name in names]
     assert len({name.casefold() for name in ids}) == len(values) * each
-    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) for name in ids)
+    assert all(name and name[0] not in ".-" and not re.search(r"[\x00-,/:-@\[-^`{-\x9f\s]", name) for name in ids)
+    assert all(len(name.encode()) < 250 for name in ids)
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20), st.integers(0, 300))

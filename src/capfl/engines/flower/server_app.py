@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, what ``capfl flower run`` has submitted."""
     given = context.run_config
     config = from_toml(str(given["config"]))
-    console = Console(file=sys.stdout, width=120)
+    console = Console(file=sys.stdout, width=120, emoji=False)
     patience = Patience(float(given["answer"]), float(given["node"]))
     try:
         clients = sorted(clients_of(config.data, config.partition))
