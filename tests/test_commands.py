@@ -38,7 +38,7 @@ QUICK = [
 """Run here, but for those that ELSEWHERE has."""
 
 SLOW = [
-    "capfl demo *",
+    "capfl demo*",
     "capfl run configs/*",
     "capfl run --clients-per-pass *",
     "python benchmarks/inversion.py --model tiny *",

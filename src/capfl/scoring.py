@@ -80,7 +80,7 @@ class LoadedAdapter:
         given = {**settings, **({} if metrics is None else {"metrics": named(metrics)})}
         evaluation = changed(self.config, {f"evaluation.{key}": value for key, value in given.items()}).evaluation
         held: list[Any] = list(rows)
-        are_items = all(isinstance(row, Item) for row in held)
+        are_items = bool(held) and all(isinstance(row, Item) for row in held)
         items: list[Item] = held if are_items else read_held("rows", held, self.data.labels or (), self.data.columns)
         self._check(items)
         require(evaluation.metrics)
@@ -139,7 +139,7 @@ class LoadedAdapter:
             ModelError: the model's logits are not finite.
         """
         held: list[Any] = list(rows)
-        are_items = all(isinstance(row, Item) for row in held)
+        are_items = bool(held) and all(isinstance(row, Item) for row in held)
         items: list[Item] = held if are_items else held_choices(held, self.data.labels or (), self.data.columns)
         data = Scorable(tokenised(items, self.data, self.model))
         found = options(self.model, HiddenCache(0), data, self.adapter, self._batch_size)

@@ -110,6 +110,8 @@ def test_what_contradicts_the_card_is_refused(save: Save, tmp_path: Path) -> Non
         scored(folder, strange)
     with pytest.raises(DataError, match="the adapter was trained with access, billing, cards, delivery, and knows no"):
         scored(folder, "helpdesk")
+    with pytest.raises(DataError, match="has no rows; give one at least"):
+        load(folder).score([])
     with pytest.raises(ConfigError, match="--data is missing: give a file of rows"):
         score_adapter(folder, load_command(None, [], []))
     choices = save("choices", labels=())

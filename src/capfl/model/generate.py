@@ -143,6 +143,8 @@ def _check_settings(max_new_tokens: int, batch_size: int, temperature: float, to
     ):
         if not fits:
             raise ConfigError(f"{name} is {value}; it must be {allowed}")
+    if top_p < 1 and temperature == 0:
+        raise ConfigError(f"top_p is {top_p}, and at temperature 0 nothing is drawn; set a temperature above 0")
 
 
 def _check_lengths(base: Base, prompts: Sequence[Ids], places: Sequence[str], max_new_tokens: int) -> None:

@@ -194,6 +194,7 @@ def test_what_cannot_be_asked_is_refused(llama: tuple[AdaptedModel, Adapter], pr
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"top_p": 0.0},
+        {"top_p": 0.5},  # nothing is drawn at temperature 0
     ):
         with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is "):
             generate(*llama, prompts, **{"max_new_tokens": 2} | wrong)  # type: ignore[arg-type]
