@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +82,7 @@ def instruction(values: Values) -> Item:
     if _given(values.get("history")):
         raise RowError("history", "has earlier turns", "write rows with history as messages")
     asked = [text_of(values, "instruction")]
-    if _given(values.get("input")):
+    if not _blank(values.get("input")):
         asked.append(text_of(values, "input"))
     said = _led(values, (("user", "\n\n".join(asked)),))
     text_of(values, "output")  # it must be a string that is not blank, and is kept as it is
@@ -182,6 +183,13 @@ def _given(value: Any) -> bool:
     if isinstance(value, int | float):
         return bool(value) and value == value  # pandas writes nan where nothing is
     return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
+
+
+def _blank(value: Any) -> bool:
+    """Is nothing where a text may be? pandas writes nan there."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _led(values: Values, said: Messages) -> Messages:

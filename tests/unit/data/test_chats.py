@@ -51,6 +51,10 @@ def item_of(row: dict[str, Any], **columns: str) -> Item:
         ({"messages": np.array([USER, BOT])}, HELLO),  # as pandas reads Parquet
         ({"instruction": "Add", "input": "1 + 1", "output": "2"}, ADDED),
         ({"instruction": "Add\n\n1 + 1", "input": float("nan"), "output": "2"}, ADDED),
+        (
+            {"instruction": "Add", "input": "[]", "output": "2"},
+            Item("", completion="2", messages=(("user", "Add\n\n[]"),)),
+        ),
         ({"instruction": "Hi", "output": "  if a:\n"}, Item("", completion="  if a:\n", messages=(("user", "Hi"),))),
         ({"instruction": "Hi", "input": "", "output": "Hello", "text": "### Hi"}, HELLO),
         ({"instruction": "Hi", "output": "Hello", "history": []}, HELLO),
