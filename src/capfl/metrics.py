@@ -196,7 +196,7 @@ def require(names: Sequence[str]) -> None:
     """
     for name in names:
         if is_own(name):
-            _function(name)
+            _check_call(name)
         elif name in ("chrf", "bleu"):
             _sacrebleu()
 
@@ -230,15 +230,20 @@ def _function(name: str) -> Compare:
         ) from error
     if not callable(found):
         raise ConfigError(f"evaluation.metrics: {name} is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def _check_call(name: str) -> None:
+    """Raises ConfigError: there is no such function, or it does not take what ``_checked`` gives it."""
+    function = _function(name)
     try:
-        inspect.signature(found).bind("answer", "right answer", {})
+        inspect.signature(function).bind("answer", "right answer", {})
     except TypeError as error:
         raise ConfigError(
             f"evaluation.metrics: {name} cannot be called with (answer, right, fields): {error}; let it take them"
         ) from error
     except ValueError:  # written in C, some say nothing of what they take
         pass
-    return found  # type: ignore[no-any-return]
 
 
 def _checked(name: str, answer: str, right: str, fields: Mapping[str, str]) -> float:

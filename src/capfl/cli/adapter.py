@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from capfl.checks import config_of
 from capfl.cli.terminal import (
@@ -19,6 +18,7 @@ from capfl.cli.terminal import (
     Sets,
     errors,
     load_own,
+    screen,
     shown,
     typed_lines,
 )
@@ -50,7 +50,7 @@ def evaluate(
         from capfl.scoring import score_adapter
 
         result = score_adapter(adapter, config, only or [])
-        Console(emoji=False).print_json(data=result)
+        screen().print_json(data=result)
 
 
 _Adapter = Annotated[Path, typer.Argument(help="folder of a PEFT adapter, from a run or elsewhere", metavar="ADAPTER")]
@@ -222,7 +222,7 @@ def personalize(
 
         from capfl.newcomer import personalize as welcome
 
-        Console(emoji=False).print_json(data=welcome(run, data, out, name, columns).to_json())
+        screen().print_json(data=welcome(run, data, out, name, columns).to_json())
 
 
 def _say_if_it_chooses(adapter: Path) -> None:

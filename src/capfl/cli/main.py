@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from capfl import __version__
 from capfl.checks import checked_data, config_of, planned_clients
@@ -24,6 +23,7 @@ from capfl.cli.terminal import (
     indented,
     key_list,
     load_given,
+    screen,
 )
 from capfl.config import Config
 from capfl.config.load import load_command
@@ -61,7 +61,7 @@ def main(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        Console(emoji=False).print(first_steps(__version__), highlight=False)
+        screen().print(first_steps(__version__), highlight=False)
 
 
 @app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel=START)
@@ -111,7 +111,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps(made.to_json(), indent=1))
         else:
-            Console(emoji=False).print(plan_tables(made))
+            screen().print(plan_tables(made))
 
 
 @app.command(rich_help_panel=START)
@@ -132,7 +132,7 @@ def compare(
 
     def say(said: str | folder.Found) -> None:
         if sys.stdout.isatty() and not isinstance(said, str):
-            Console(emoji=False).print(said, highlight=False)
+            screen().print(said, highlight=False)
         else:
             typer.echo(said, nl=isinstance(said, str))  # a table ends its line itself
 
@@ -173,7 +173,7 @@ def count_bytes(run: Annotated[Path, typer.Argument(help="folder of a finished r
     with errors():
         summary = read_summary(run)
         for direction in ("up", "down"):
-            Console(emoji=False).print(bytes_table(summary, direction), "")
+            screen().print(bytes_table(summary, direction), "")
 
 
 app.add_typer(adapters)
@@ -184,15 +184,13 @@ def methods() -> None:
     """List the methods: what each does, what clients send, and who learns with whom."""
     for row in listed():
         (_, name), *parts = row.items()
-        Console(emoji=False).print(
-            f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n"
-        )
+        screen().print(f"[bold]{name}[/]", *(indented(2, f"{part}: {text}") for part, text in parts if text), sep="\n")
 
 
 @app.command(rich_help_panel=WORDS)
 def keys() -> None:
     """List all settings: key, default, shortest flag and meaning."""
-    Console(emoji=False).print(key_list())
+    screen().print(key_list())
 
 
 @app.command(rich_help_panel=WORDS)
@@ -205,7 +203,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print one JSON 
         typer.echo(json.dumps(checkup.to_json(), indent=1))
     else:
         for style, text in lines(checkup):
-            Console(emoji=False).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+            screen().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
     if checkup.is_broken:
         raise typer.Exit(1)
 
@@ -231,7 +229,7 @@ def _run(config: Config | None, resumed: Path | None, tracker: str | None, rows:
     from capfl.report.tables import summary_table
     from capfl.report.tracker import tracking
 
-    console = Console(emoji=False)
+    console = screen()
     more: dict[str, Any] = {"methods": load_rows(rows)} if rows else {}
     place = Place()
     try:

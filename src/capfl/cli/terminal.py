@@ -56,7 +56,7 @@ class ConfigCommand(TyperCommand):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help(ctx, formatter)
-        Console(emoji=False).print(key_list(self.takes))
+        screen().print(key_list(self.takes))
 
 
 class AnswerCommand(ConfigCommand):
@@ -139,6 +139,11 @@ def load_own(context: typer.Context, sets: list[str] | None) -> Config:
     return config
 
 
+def screen(stderr: bool = False) -> Console:
+    """Where commands print. Line 100 of a file, ``rows.jsonl:100:``, is no emoji there."""
+    return Console(stderr=stderr, emoji=False)
+
+
 def shown(text: str, stream: TextIO | None = None) -> str:
     """What a model, a row or an adapter says, of which a terminal is to obey nothing; a file gets it as it is.
 
@@ -156,10 +161,8 @@ def errors(go_on: str = "capfl run --resume RUN_FOLDER") -> Iterator[None]:
     try:
         yield
     except CapflError as error:
-        Console(stderr=True, emoji=False).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
-        Console(stderr=True, emoji=False).print(
-            shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True
-        )
+        screen(stderr=True).print(f"[bold red]error[/]: {type(error).__name__}", highlight=False)
+        screen(stderr=True).print(shown(str(error), sys.stderr), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         known = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from capfl.data.chats import messages_in, turns
+from capfl.data.chats import listed, messages_in, turns
 from capfl.data.formats import read_as
 from capfl.data.rows import Row, RowError, held_rows
 from capfl.errors import DataError
@@ -110,7 +108,7 @@ def _answered(row: Row, columns: Mapping[str, str]) -> Row:
             in_cell = []  # whoever reads the row says what is wrong
         if in_cell:
             values[names[asks]] = in_cell
-        as_chat = isinstance(values[names[asks]], list | tuple | np.ndarray)
+        as_chat = isinstance(listed(values[names[asks]]), list)
         values[answer] = [{"role": "assistant", "content": _STAND_IN}] if as_chat else _STAND_IN
     return Row(row.where, values)
 

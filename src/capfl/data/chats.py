@@ -48,7 +48,7 @@ def completion(values: Values) -> Item:
     in_cells, answers_in_cells = messages_in(prompt, "prompt"), messages_in(answer, "completion")
     if in_cells and answers_in_cells:
         prompt, answer = in_cells, answers_in_cells
-    prompt, answer = (list(v) if isinstance(v, tuple | np.ndarray) else v for v in (prompt, answer))
+    prompt, answer = listed(prompt), listed(answer)
     if isinstance(prompt, list) and isinstance(answer, list):
         if all(isinstance(text, str) for text in [*prompt, *answer]) and prompt:
             raise RowError("prompt", "is a list of texts", "write one row for each")
@@ -100,8 +100,7 @@ def turns(value: Any, field: str) -> Messages:
             value = parsed(value)
         except ValueError as error:
             raise RowError(field, f"is no JSON list ({error})", "write it as JSON") from error
-    if isinstance(value, tuple | np.ndarray):
-        value = list(value)
+    value = listed(value)
     if isinstance(value, Mapping):  # a table may hold lists of roles and of contents in place of messages
         columns = list(value.values())
         if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
@@ -109,6 +108,11 @@ def turns(value: Any, field: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
     return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
+
+
+def listed(value: Any) -> Any:
+    """A list in place of a tuple or of an array, which pandas makes of a list in Parquet; all else as it is."""
+    return list(value) if isinstance(value, tuple | np.ndarray) else value
 
 
 def messages_in(value: Any, field: str) -> list[Any]:

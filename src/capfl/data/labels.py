@@ -1,4 +1,4 @@
-"""Labels as names of classes: their order, and spellings that are likely to mean one class."""
+"""Labels as names of classes: their order, and spellings of names that are likely to mean one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(different, key=int) if numbers else different)
 
 
+def variants(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that differ in case, spacing or Unicode form only: they are likely one, misspelt."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), name)
+        if other != name:
+            return other, name
+    return None
+
+
 def refuse_variants(labels: Mapping[str, str]) -> None:
     """Labels that differ in case, spacing or Unicode form only are likely one class, misspelt.
 
@@ -27,15 +37,12 @@ def refuse_variants(labels: Mapping[str, str]) -> None:
     Raises:
         DataError: names both spellings, and says how to have them as two classes.
     """
-    first: dict[str, str] = {}
-    for label in labels:
-        spelling = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-        other = first.setdefault(spelling, label)
-        if other != label:
-            raise DataError(
-                f"labels {other!r} ({labels[other]}) and {label!r} ({labels[label]}) differ in case or spacing only; "
-                f"write them alike, or, if they are two classes, give all: {as_flag('data.labels', in_order(labels))}"
-            )
+    if found := variants(labels):
+        one, other = (f"{label!r} ({labels[label]})" for label in found)
+        raise DataError(
+            f"labels {one} and {other} differ in case or spacing only; "
+            f"write them alike, or, if they are two classes, give all: {as_flag('data.labels', in_order(labels))}"
+        )
 
 
 def refuse_conflicts(sets: Mapping[str, Sequence[Item]]) -> None:

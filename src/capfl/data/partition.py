@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from capfl.config.data import PartitionConfig
+from capfl.data.labels import variants
 from capfl.errors import ConfigError, DataError
 from capfl.rng import stream
 from capfl.types import ClientId, Item
@@ -28,7 +29,8 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
 
     Raises:
         ConfigError: a number of clients, a field or an option that does not go with the kind or the data.
-        DataError: too few items for the clients, or clients with fewer than ``min_items`` (all are listed).
+        DataError: too few items for the clients, clients with fewer than ``min_items`` (all are listed), or values of
+            the field that differ in case or spaces alone, and are likely one site.
     """
     if config.max_items is not None and config.max_items < config.min_items:
         raise ConfigError(
@@ -42,8 +44,11 @@ def partition(items: Sequence[Item], config: PartitionConfig, seed: int) -> dict
     generator = stream(seed, "partition", name)
     if kind in ("by", "by_task"):
         values = _field_values(items, field) if field else [item.source for item in items]
-        if field:
-            _refuse_variants(field, values)
+        if field and (found := variants(sorted(set(values)))):
+            raise DataError(
+                f"partition: the field {field!r} has {found[0]!r} and {found[1]!r}, which differ in case or spaces "
+                "alone; write them alike, or as two names"
+            )
         parts = _groups(values, config, generator)
     else:
         n_clients = config.clients or DEFAULT_CLIENTS
@@ -129,18 +134,6 @@ def _field_values(items: Sequence[Item], field: str) -> list[str]:
             f"(first: {some}); fill it in or divide by another field"
         )
     return [item.fields[field] for item in items]
-
-
-def _refuse_variants(field: str, values: Iterable[str]) -> None:
-    """Raises DataError: two values differ in case or spaces alone, and are likely one site."""
-    known: dict[str, str] = {}
-    for value in sorted(set(values)):
-        other = known.setdefault(" ".join(value.casefold().split()), value)
-        if other != value:
-            raise DataError(
-                f"partition: the field {field!r} has {other!r} and {value!r}, which differ in case or spaces alone; "
-                "write them alike, or as two names"
-            )
 
 
 def cut(indices: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
