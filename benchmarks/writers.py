@@ -1,18 +1,23 @@
-"""Are writers of texts grouped right? Two sites at a time, by what they say of their data before they train.
+"""Are writers of texts grouped right, by what they say of their data before they train?
 
-    python benchmarks/writers.py [--model smollm2] [--draws 20] [--sql DIR] [--json FILE]
+    python benchmarks/writers.py [--model smollm2] [--draws 20] [--data DIR] [--json FILE]
 
-Requests are those of the built-in data, of which two sites draw 60 or 200 each from one pool: both reply in one house
-style, or each in its own. Replies are almost all unique. With ``--sql`` (a folder of the text2sql data set: files
-``DATABASE.jsonl`` of ``prompt`` and ``completion``) there are also two sites of one database, and of two. Counts how
-often sites of one style or database are peers, and how often those of two are.
+Two sites at a time, with 60 and 200 rows each, draw replies to requests of the built-in data: both reply in one house
+style, or each in its own. Replies are almost all unique. Counts how often sites of one style are peers, and how often
+those of two are. Six sites at a time, with 10, 20 and 44 rows each: three of each style.
+
+With ``--data`` (a folder with ``text2sql/DATABASE.jsonl``, ``mts_dialog/train.jsonl`` and
+``medquad/INSTITUTION.jsonl``, as ``benchmarks/text.toml`` reads them) there are also two sites of one database or of
+two; three sites of each of two databases, that have queries of the same templates or each of its own; clients with
+Dirichlet(0.3) shares of the sections of doctors' notes; and six institutions. Prints the groups that came most often.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,59 +31,78 @@ from capfl.data.formats import read_file
 from capfl.data.helpdesk import SITES, requests
 from capfl.data.replies import STYLES, reply
 from capfl.federation import tokenised
-from capfl.methods.peers import Description, Peers
+from capfl.methods.peers import Description
 from capfl.model.base import load_base
 from capfl.model.features import states, summed_up
 from capfl.model.lora import AdaptedModel
-from capfl.model.tokens import Example
 from capfl.rng import stream
-from capfl.types import EVERYBODY, Group, Introduction, Item, ServerState
+from capfl.types import Introduction, Item
+from descriptions import groups
 
-SIZES = (60, 200)  # items of a site
-MAX_LENGTH = 512
+Ints = NDArray[np.int64]
+Site = tuple[str, Ints]  # whose rows, and which
+
+PAIRS, SIXES = (60, 200), (10, 20, 44)  # items of a site
+CLIENTS = 6
+DATABASES = ("advising", "atis")
+INSTITUTIONS = ("CancerGov", "GARD", "GHR", "NIDDK", "NINDS", "SeniorHealth")
+MAX_LENGTH = 384
+MOST = 850  # rows of a file
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--sql", type=Path)
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config = load_config(None, {"model.path": args.model, "data.max_length": MAX_LENGTH})
     model = AdaptedModel(load_base(config.model), config.lora)
+
+    def read(items: list[Item], too_long: str = "cut-prompt") -> Read:
+        its = load_config(None, {"data.max_length": MAX_LENGTH, "data.too_long": too_long}).data
+        rows = [example.train for example in tokenised(items[:MOST], its, model)]
+        answers = [tuple(row.targets.tolist()) for row in rows]
+        return Read(*states(model, rows), answers, [item.fields for item in items[:MOST]])
+
     table: list[dict[str, Any]] = []
-    for what, pools in {"house styles": styles(), "SQL": databases(args.sql)}.items():
-        rows = {name: read(model, tokenised(items, config.data, model)) for name, items in pools.items()}
-        for size in SIZES:
-            fitting = [name for name in sorted(rows) if len(rows[name]) >= 2 * size]
-            counts = {"alike": [0, 0], "unlike": [0, 0]}
-            for draw in range(args.draws):
-                generator = stream(draw, "writers", what, size)
-                one = fitting[int(generator.integers(len(fitting)))]
-                own = generator.permutation(len(rows[one]))[: 2 * size]
-                pairs = {"alike": (one, own[size:])}
-                if len(fitting) > 1:
-                    two = str(generator.choice([name for name in fitting if name != one]))
-                    pairs["unlike"] = (two, generator.permutation(len(rows[two]))[:size])
-                for kind, (other, chosen) in pairs.items():
-                    counts[kind][0] += are_peers([rows[one].of(own[:size]), rows[other].of(chosen)])
-                    counts[kind][1] += 1
-            row = {"what": what, "items": size, **{f"peers, {kind}": n for kind, n in counts.items()}}
-            table.append(row)
-            print(row, flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"model": args.model, "table": table}, indent=1) + "\n")
+
+    def add(row: dict[str, Any]) -> None:
+        table.append(row)
+        print(row, flush=True)
+        if args.json:
+            args.json.write_text(json.dumps({"model": Path(args.model).name, "table": table}, indent=1) + "\n")
+
+    rows = {name: read(items) for name, items in styles().items()}
+    for row in pairs("house styles", rows, args.draws):
+        add(row)
+    for row in sixes("house styles", rows, lambda n, rng: by_row(rows, list(rows), n, rng), args.draws):
+        add(row)
+    if args.data is None:
+        return
+    sql = {path.stem: read(read_file(path)) for path in sorted(args.data.glob("text2sql/*.jsonl"))}
+    for row in pairs("SQL", sql, args.draws):
+        add(row)
+    for row in sixes("databases", sql, lambda n, rng: by_row(sql, DATABASES, n, rng), args.draws):
+        add(row)
+    for row in sixes(
+        "databases, each site its own templates", sql, lambda n, rng: by_template(sql, n, rng), args.draws
+    ):
+        add(row)
+    notes = {"notes": read(read_file(args.data / "mts_dialog" / "train.jsonl"))}
+    for row in sixes("notes", notes, lambda n, rng: by_shares(notes["notes"], n, rng), args.draws):
+        add(row)
+    files = {name: args.data / "medquad" / f"{name}_QA.jsonl" for name in INSTITUTIONS}
+    health = {name: read(read_file(path)[:160], "cut-answer") for name, path in files.items()}
+    for row in sixes("institutions", health, lambda n, rng: by_row(health, INSTITUTIONS, n, rng), args.draws):
+        add(row)
 
 
 def styles() -> dict[str, list[Item]]:
     """Replies in each style to the same requests of one site."""
-    asked = requests(SITES[0], 2 * max(SIZES), 0)
+    asked = requests(SITES[0], 2 * max(PAIRS), 0)
     return {style: [Item(one.text, completion=reply(one, style)) for one in asked] for style in STYLES}
-
-
-def databases(folder: Path | None) -> dict[str, list[Item]]:
-    return {path.stem: read_file(path) for path in sorted(folder.glob("*.jsonl"))} if folder else {}
 
 
 @dataclass(frozen=True)
@@ -88,27 +112,94 @@ class Read:
     prompts: NDArray[np.float64]
     texts: NDArray[np.float64]
     answers: list[tuple[int, ...]]
+    fields: Sequence[Mapping[str, str]]
 
     def __len__(self) -> int:
         return len(self.answers)
 
-    def of(self, chosen: NDArray[np.int64]) -> Introduction:
+    def of(self, chosen: Ints) -> Introduction:
         """What a site says that has these rows."""
         said = summed_up(self.prompts[chosen], self.texts[chosen], [self.answers[i] for i in chosen])
         return Introduction(1, "", len(chosen), Description(**said))
 
 
-def read(model: AdaptedModel, examples: Sequence[Example]) -> Read:
-    rows = [example.train for example in examples]
-    return Read(*states(model, rows), [tuple(row.targets.tolist()) for row in rows])
+def pairs(what: str, rows: Mapping[str, Read], draws: int) -> list[dict[str, Any]]:
+    """How often two sites of one kind are peers, and two of different kinds."""
+    table = []
+    for size in PAIRS:
+        fitting = [name for name in sorted(rows) if len(rows[name]) >= 2 * size]
+        counts = {"alike": [0, 0], "unlike": [0, 0]}
+        for draw in range(draws):
+            generator = stream(draw, "writers", what, size)
+            one = fitting[int(generator.integers(len(fitting)))]
+            own = generator.permutation(len(rows[one]))[: 2 * size]
+            others = {"alike": (one, own[size:])}
+            if len(fitting) > 1:
+                two = str(generator.choice([name for name in fitting if name != one]))
+                others["unlike"] = (two, generator.permutation(len(rows[two]))[:size])
+            for kind, other in others.items():
+                counts[kind][0] += len(set(grouped(rows, [(one, own[:size]), other]))) == 1
+                counts[kind][1] += 1
+        table.append({"what": what, "items": size, **{f"peers, {kind}": n for kind, n in counts.items()}})
+    return table
 
 
-def are_peers(sites: Sequence[Introduction]) -> bool:
-    """Are two sites put in one group?"""
-    said = {f"site-{i}": site for i, site in enumerate(sites)}
-    peers = Peers()
-    state = ServerState(0, {EVERYBODY: Group({}, {})}, grouping=peers.start())
-    return len(set(peers.form(state, said).group_of.values())) == 1
+def sixes(
+    what: str, rows: Mapping[str, Read], drawn: Callable[[int, np.random.Generator], list[Site]], draws: int
+) -> list[dict[str, Any]]:
+    """The groups of six sites that come most often."""
+    table = []
+    for size in SIXES:
+        found: Counter[str] = Counter()
+        for draw in range(draws):
+            sites = drawn(size, stream(draw, "writers", what, size))
+            found[shown([name for name, _ in sites], grouped(rows, sites))] += 1
+        table.append({"what": what, "items": size, "draws": draws, "groups": dict(found.most_common(3))})
+    return table
+
+
+def by_row(rows: Mapping[str, Read], names: Sequence[str], n: int, rng: np.random.Generator) -> list[Site]:
+    """Six sites, as many of each kind."""
+    each = CLIENTS // len(names)
+    return [(name, part) for name in names for part in np.split(rng.permutation(len(rows[name]))[: each * n], each)]
+
+
+def by_template(rows: Mapping[str, Read], n: int, rng: np.random.Generator) -> list[Site]:
+    """Three sites of each database, each with templates of queries that no other has."""
+    sites = []
+    for name in DATABASES:
+        templates = np.array([fields["template"] for fields in rows[name].fields])
+        owner = {template: i % 3 for i, template in enumerate(rng.permutation(np.unique(templates)))}
+        whose = np.array([owner[template] for template in templates])
+        sites += [(name, rng.permutation(np.flatnonzero(whose == i))[:n]) for i in range(3)]
+    return sites
+
+
+def by_shares(rows: Read, n: int, rng: np.random.Generator) -> list[Site]:
+    """Six sites with Dirichlet shares of each section of the notes, up to n rows each."""
+    sections = np.array([fields["section"] for fields in rows.fields])
+    parts: list[list[Ints]] = [[] for _ in range(CLIENTS)]
+    for section in np.unique(sections):
+        own = rng.permutation(np.flatnonzero(sections == section))
+        cuts = np.cumsum(rng.dirichlet([0.3] * CLIENTS) * len(own)).astype(int)[:-1]
+        for mine, part in zip(parts, np.split(own, cuts), strict=True):
+            mine.append(part)
+    return [("notes", rng.permutation(np.concatenate(mine))[:n]) for mine in parts if sum(map(len, mine))]
+
+
+def grouped(rows: Mapping[str, Read], sites: Sequence[Site]) -> list[str]:
+    """The group of each site, by CA-PFL's default rule."""
+    said = {f"{i:02}": rows[name].of(chosen) for i, (name, chosen) in enumerate(sites)}
+    group_of = groups(said)
+    return [group_of[client] for client in sorted(said)]
+
+
+def shown(names: Sequence[str], group_of: Sequence[str]) -> str:
+    """Groups as ``GARD + GHR, NINDS``."""
+    members: dict[str, list[str]] = {}
+    for name, group in zip(names, group_of, strict=True):
+        members.setdefault(group, []).append(name)
+    return ", ".join(sorted(" + ".join(group) for group in members.values()))
 
 
 if __name__ == "__main__":

@@ -86,8 +86,9 @@ class MethodConfig(Section):
         None,
         description=(
             "ca-pfl: largest squared distance between the prompts of peers, in variances of a client's "
-            "items, by default 0.08, and twice that if their answers agree; or each client's group, such as "
-            "`north=a,south=a`: then no client describes its data, and clients without a group train alone"
+            "items, by default 0.08, twice that if their answers agree, four times that if they write; or each "
+            "client's group, such as `north=a,south=a`: then no client describes its data, and clients without a "
+            "group train alone"
         ),
     )
     server_step: PositiveFloat | None = Field(None, description="factor on a group's mean change; by default 1")

@@ -27,6 +27,8 @@ Ints = npt.NDArray[np.int64]
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 LUCK = 0.3  # of ``chance``: about one standard error of an effect size, by which peers may seem apart
+TEXTS = 4.0  # times as far apart may clients be that write: those of one kind write about several things
+WORDING = 0.5  # distance of clients that write, if one repeats its phrases ten times as often
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Clients:
         items: of how many items each row is the mean, (n,), positive.
         signal: what a client's bound features have in common with themselves; None: that cannot be told.
         texts: mean features of their answers, ``scaled``, (n, d), NaN where these are no texts; None: nobody's are.
+        answers: their effective number of distinct answers, (n,), 1 or more; None: nobody writes texts.
     """
 
     prompts: Floats
@@ -46,6 +49,7 @@ class Clients:
     items: Doubles
     signal: float | None
     texts: Floats | None = None
+    answers: Doubles | None = None
 
     def apart(self, rows: Ints, others: Ints, largest: float, near: float, far: float) -> Doubles:
         """Distances (len(rows), len(others)) of clients by their numbers, from -near / 4 to ``far``.
@@ -54,8 +58,9 @@ class Clients:
         are two coordinates: half of the prompts' distance, and 1 less the agreement of the answers. An agreement says
         which share of their items two clients have in common, so clients that hold mixtures of the same data are near
         although their prompts differ somewhat. Where answers are texts, the effect size is the mean of that of prompts
-        and that of answers. From it goes what chance may add: ``LUCK`` times ``chance``, or all of ``chance`` where
-        answers are texts. A client that writes is ``far`` from one that chooses.
+        and that of answers, over ``TEXTS``. From it goes what chance may add: ``LUCK`` times ``chance``, or all of
+        ``chance`` where answers are texts. How much more one client repeats its phrases than the other is a further
+        coordinate. A client that writes is ``far`` from one that chooses.
 
         A distance may be negative by chance, so that a mean over pairs is about right. It is bounded, so that no client
         makes up for what parts others.
@@ -64,13 +69,17 @@ class Clients:
         prompts = effect_sizes(self.prompts[rows], self.items[rows], self.prompts[others], self.items[others])
         unlike = prompts - LUCK * luck
         mixed: npt.NDArray[np.bool_] = np.zeros(unlike.shape, bool)
-        if self.texts is not None:
+        wording = np.zeros(unlike.shape)
+        if self.texts is not None and self.answers is not None:
             answers = effect_sizes(self.texts[rows], self.items[rows], self.texts[others], self.items[others])
             both = (prompts + answers) / 2 - luck  # texts differ in few ways, such as length, so this varies more
-            unlike = np.where(np.isnan(answers), unlike, both)
+            unlike = np.where(np.isnan(answers), unlike, both / TEXTS)
+            numbers = np.log10(self.answers)
+            wording = np.where(np.isnan(answers), 0, WORDING * np.abs(numbers[rows][:, None] - numbers[others]))
             silent = np.isnan(self.texts[:, 0])
             mixed = silent[rows][:, None] != silent[others]
         found = near / largest * unlike
+        found = np.where(wording > 0, _length(found, wording), found)
         if self.signal is not None:
             is_bound: npt.NDArray[np.bool_] = np.any(self.bound != 0, axis=1)
             disagreement = 1 - self.bound[rows] @ self.bound[others].T / self.signal

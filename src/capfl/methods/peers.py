@@ -103,7 +103,8 @@ class Peers(Grouping):
     """Groups by description.
 
     Args:
-        distance: largest squared effect size between the prompts of peers; twice that if they answer alike.
+        distance: largest squared effect size between the prompts of peers; twice that if they answer alike, four
+            times that if they write texts.
         dim: length of z, an even number.
         seed: draws the random features, which everybody must share.
     """
@@ -328,4 +329,5 @@ def _compared(known: Known, state: FrameState) -> Clients:
     if len(state.texts):
         texts = scaled(known.texts[:, : len(state.texts)].float().numpy(), state.texts.float().numpy())
         texts[~known.texts.any(1).numpy()] = np.nan
-    return Clients(prompts, bound, items, signal(bound, items, known.answers.double().numpy()), texts)
+    answers = known.answers.double().numpy()
+    return Clients(prompts, bound, items, signal(bound, items, answers), texts, answers)

@@ -21,6 +21,9 @@ Doubles = npt.NDArray[np.float64]
 
 PATTERNS = 2  # of signs for each answer: their chance agreements average out
 AGAIN = 0.5  # share of a client's texts that come more than once, from which on they are bound as options are
+PHRASE = 4  # tokens in a row
+FREE = 200.0  # as many distinct texts: they share no phrases to speak of
+COUNTED = 1000  # texts whose phrases are counted, evenly over all
 
 
 def lengths(model: AdaptedModel) -> dict[str, int]:
@@ -42,7 +45,7 @@ def describe(model: AdaptedModel, rows: Sequence[Row], texts: bool = False, batc
         between two clients may be one of their samples. ``answers``: the effective number of answers, 1 / sum_a p_a^2
         for shares p_a of the items (Simpson, Nature 163, 1949), (1,). ``texts``, if answers are such: the mean over
         items of their states, then their standard deviation, (2 * hidden,). Where most texts come once, nothing is
-        bound: that part is 0, and ``answers`` is 1.
+        bound: that part is 0, and ``answers`` is 1 / ``repeated``, ``FREE`` at most.
 
     Raises:
         DataError: there are no items.
@@ -85,17 +88,34 @@ def summed_up(prompts: Doubles, texts: Doubles | None, answers: Sequence[tuple[i
     """
     counts = Counter(answers)
     shares = np.array(list(counts.values())) / len(answers)
-    bindings = bound(prompts, answers).mean(0)
+    bindings, same = bound(prompts, answers).mean(0), float((shares**2).sum())
     if texts is not None and shares[shares > 1 / len(answers)].sum() < AGAIN:
-        bindings, shares = 0 * bindings, np.ones(1)
+        bindings, same = 0 * bindings, max(repeated(answers), 1 / FREE)
     found = {
         "features": np.concatenate([prompts.mean(0), bindings]),
         "deviation": prompts.std(0),
-        "answers": 1 / (shares**2).sum(keepdims=True),
+        "answers": np.array([1 / same]),
     }
     if texts is not None:
         found["texts"] = np.concatenate([texts.mean(0), texts.std(0)])
     return {name: torch.from_numpy(vector).float() for name, vector in found.items()}
+
+
+def repeated(texts: Sequence[tuple[int, ...]]) -> float:
+    """The share of a text's phrases to be expected in another one: the mean over pairs; 0 of a single text.
+
+    A phrase is ``PHRASE`` tokens in a row, or the whole of a shorter text. Where texts are equal in whole or not at
+    all, this is how likely two of them are equal, as sum_a p_a^2 is for options. It does not depend on how many there
+    are.
+
+    Args:
+        texts: token ids of each, any length.
+    """
+    texts = texts[:: 1 + len(texts) // COUNTED]
+    phrases = [{ids[i : i + PHRASE] for i in range(max(1, len(ids) - PHRASE + 1))} for ids in texts]
+    holding = Counter(phrase for own in phrases for phrase in own)
+    others = [sum(holding[phrase] - 1 for phrase in own) / len(own) for own in phrases]
+    return sum(others) / max(1, len(texts) * (len(texts) - 1))
 
 
 def bound(states: Doubles, answers: Sequence[tuple[int, ...]]) -> Doubles:

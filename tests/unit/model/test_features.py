@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from capfl.errors import DataError
-from capfl.model.features import PATTERNS, bound, describe, lengths
+from capfl.model.features import FREE, PATTERNS, bound, describe, lengths, repeated
 from capfl.model.tokens import Row
 
 D = 32
@@ -82,6 +82,26 @@ def test_the_effective_number_of_answers(adapt, answers, effective):
     assert describe(adapt(), rows)["answers"].tolist() == pytest.approx([effective])
 
 
+def test_the_share_of_phrases_to_be_expected_in_another_text():
+    assert repeated([(1, 2, 3)]) == 0  # nobody to share it with
+    assert repeated([(1, 2, 3), (1, 2, 3), (1, 2)]) == pytest.approx(1 / 3)  # shorter than a phrase: equal in whole
+    # of the phrases 1234 and 2345 of the first, one is in the second; of the second's only one, it is in the first
+    assert repeated([(1, 2, 3, 4, 5), (2, 3, 4, 5)]) == pytest.approx((0.5 + 1) / 2)
+    assert repeated([(7, 7, 7, 7, 7, 7), (7, 7, 7, 7)]) == 1  # a phrase counts once for each text
+    pool = [tuple(generator.integers(0, 4, 5)) for generator in [np.random.default_rng(0)] for _ in range(900)]
+    few = np.mean([repeated(pool[i : i + 20]) for i in range(0, 900, 20)])
+    assert few == pytest.approx(repeated(pool), rel=0.25)  # more texts do not change what to expect
+    assert repeated(pool * 20) == pytest.approx(repeated(pool), rel=0.25)  # counted on a part
+
+
+def test_texts_that_repeat_phrases(adapt):
+    pattern = [11, 12, 13, 14]
+    rows = [row(prompt, [*pattern, n]) for n, prompt in enumerate(PROMPTS)]
+    assert float(describe(adapt(), rows, True)["answers"]) == pytest.approx(
+        1 / repeated([tuple(r.targets.tolist()) for r in rows])
+    )
+
+
 def test_a_client_without_items(adapt):
     with pytest.raises(DataError, match="without items"):
         describe(adapt(), [])
@@ -104,5 +124,5 @@ def test_a_text_is_described_by_the_states_of_its_tokens_and_bound_to_its_prompt
     for name in ("features", "answers"):  # two of three texts come again, so they are bound as options are
         torch.testing.assert_close(said[name], as_options[name])
     unique = describe(model, [row(prompt, [11, n]) for n, prompt in enumerate(PROMPTS)], True)
-    assert float(unique["answers"]) == 1
+    assert float(unique["answers"]) == FREE
     assert not unique["features"][D:].any()
