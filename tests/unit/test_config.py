@@ -104,6 +104,12 @@ def test_ways_to_write_a_list(words):
     assert load_config(None, {"lora.targets": '["q, k", "v"]'}).lora.targets == ("q, k", "v")
 
 
+def test_a_file_whose_name_has_a_comma(tmp_path):
+    (tmp_path / "north, east.jsonl").touch()
+    paths = [str(tmp_path / "north, east.jsonl"), str(tmp_path / "south.jsonl")]
+    assert load_command(None, [], ["--data", *paths]).data.sets == tuple(paths)
+
+
 LABELS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(
     lambda label: label == label.strip()), min_size=2, max_size=4, unique=True)  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import tomllib
 from collections import defaultdict
@@ -58,8 +59,8 @@ class Key:
     def value(self, words: Sequence[str]) -> object:
         """What words of a command line stand for.
 
-        In a list each has parts with commas, or is a JSON or TOML list. In a map the parts are ``key=value``, or it is
-        a JSON object or a TOML table.
+        In a list each has parts with commas, is the path of a file, or is a JSON or TOML list. In a map the parts are
+        ``key=value``, or it is a JSON object or a TOML table.
 
         Raises:
             ConfigError: a word begins with [ or { and is no list or map, or a part of a map has no value.
@@ -73,6 +74,8 @@ class Key:
 
     def _parts(self, text: str) -> list[object]:
         if not text.lstrip().startswith("["):
+            if os.path.exists(text):  # a file whose name has a comma
+                return [text]
             return [part.strip() for part in text.split(",") if part.strip()]
         return list(self._written(text, """a JSON or TOML list; write it as '["a, b", "c"]'"""))
 
