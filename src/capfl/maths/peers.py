@@ -28,7 +28,7 @@ SIGNAL = 1.5  # standard errors by which clients' answers must follow their prom
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 LUCK = 0.3  # of ``chance``: about one standard error of an effect size, by which peers may seem apart
 TEXTS = 4.0  # times as far apart may clients be that write: those of one kind write about several things
-WORDING = 0.5  # distance of clients that write, if one repeats its phrases ten times as often
+WORDING = 1.0  # distance of clients that write, if one repeats its phrases ten times as often
 
 
 @dataclass(frozen=True)

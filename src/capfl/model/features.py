@@ -22,7 +22,7 @@ Doubles = npt.NDArray[np.float64]
 PATTERNS = 2  # of signs for each answer: their chance agreements average out
 AGAIN = 0.5  # share of a client's texts that come more than once, from which on they are bound as options are
 PHRASE = 4  # tokens in a row
-FREE = 200.0  # as many distinct texts: they share no phrases to speak of
+FREE = 150.0  # as many distinct texts: they share no phrases to speak of
 COUNTED = 1000  # texts whose phrases are counted, evenly over all
 
 

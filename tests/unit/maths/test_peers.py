@@ -63,10 +63,10 @@ def test_distances_of_pairs_are_bounded():
     wrote, wording = np.array([[0.0], [0.2], [np.nan]]), 20 * np.ones(3)
     texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote, wording).apart(rows, rows, 0.02, 0.5, 1.9)
     np.testing.assert_allclose(texts, [[0, 0.125, 1.9], [0.125, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
-    # one repeats its phrases ten times as often as the other: half a unit across
+    # one repeats its phrases ten times as often as the other: a unit across
     repeating = np.array([2.0, 20.0, 1.0])
     texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote, repeating).apart(rows, rows, 0.02, 0.5, 1.9)
-    across = (0.125**2 + 0.5**2) ** 0.5
+    across = (0.125**2 + 1) ** 0.5
     np.testing.assert_allclose(texts, [[0, across, 1.9], [across, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
     # of two texts by 10 items each: the mean of 0.2^2 - 2 / 10 and 0 - 2 / 10, less 2 / 10 once more
     ten = Clients(np.full((2, 1), 5.0), bound[:2], 10 * np.ones(2), None, wrote[:2] + 1, wording[:2])
