@@ -9,7 +9,8 @@ those of two are. Six sites at a time, with 10, 20 and 44 rows each: three of ea
 With ``--data`` (a folder with ``text2sql/DATABASE.jsonl``, ``mts_dialog/train.jsonl`` and
 ``medquad/INSTITUTION.jsonl``, as ``benchmarks/text.toml`` reads them) there are also two sites of one database or of
 two; three sites of each of two databases, that have queries of the same templates or each of its own; clients with
-Dirichlet(0.3) shares of the sections of doctors' notes; and six institutions. Prints the groups that came most often.
+Dirichlet(0.3) shares of the sections of doctors' notes; six institutions, and three sites of each of two institutions.
+Prints the groups that came most often.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ CLIENTS = 6
 DATABASES = ("advising", "atis")
 INSTITUTIONS = ("CancerGov", "GARD", "GHR", "NIDDK", "NINDS", "SeniorHealth")
 MAX_LENGTH = 384
-MOST = 850  # rows of a file
+MOST, OF_HEALTH = 500, 160  # rows of a file
 
 
 def main() -> None:
@@ -67,36 +69,30 @@ def main() -> None:
         return Read(*states(model, rows), answers, [item.fields for item in items[:MOST]])
 
     table: list[dict[str, Any]] = []
-
-    def add(row: dict[str, Any]) -> None:
+    for row in measured(read, args.data, args.draws):
         table.append(row)
         print(row, flush=True)
         if args.json:
             args.json.write_text(json.dumps({"model": Path(args.model).name, "table": table}, indent=1) + "\n")
 
+
+def measured(read: Callable[..., Read], data: Path | None, draws: int) -> Iterator[dict[str, Any]]:
+    """All rows of the table, one after the other."""
     rows = {name: read(items) for name, items in styles().items()}
-    for row in pairs("house styles", rows, args.draws):
-        add(row)
-    for row in sixes("house styles", rows, lambda n, rng: by_row(rows, list(rows), n, rng), args.draws):
-        add(row)
-    if args.data is None:
+    yield from pairs("house styles", rows, draws)
+    yield from sixes("house styles", rows, partial(by_row, rows, list(rows)), draws)
+    if data is None:
         return
-    sql = {path.stem: read(read_file(path)) for path in sorted(args.data.glob("text2sql/*.jsonl"))}
-    for row in pairs("SQL", sql, args.draws):
-        add(row)
-    for row in sixes("databases", sql, lambda n, rng: by_row(sql, DATABASES, n, rng), args.draws):
-        add(row)
-    for row in sixes(
-        "databases, each site its own templates", sql, lambda n, rng: by_template(sql, n, rng), args.draws
-    ):
-        add(row)
-    notes = {"notes": read(read_file(args.data / "mts_dialog" / "train.jsonl"))}
-    for row in sixes("notes", notes, lambda n, rng: by_shares(notes["notes"], n, rng), args.draws):
-        add(row)
-    files = {name: args.data / "medquad" / f"{name}_QA.jsonl" for name in INSTITUTIONS}
-    health = {name: read(read_file(path)[:160], "cut-answer") for name, path in files.items()}
-    for row in sixes("institutions", health, lambda n, rng: by_row(health, INSTITUTIONS, n, rng), args.draws):
-        add(row)
+    sql = {path.stem: read(read_file(path)) for path in sorted(data.glob("text2sql/*.jsonl"))}
+    yield from pairs("SQL", sql, draws)
+    yield from sixes("databases", sql, partial(by_row, sql, DATABASES), draws)
+    yield from sixes("databases, each site its own templates", sql, partial(by_template, sql), draws)
+    notes = {"notes": read(read_file(data / "mts_dialog" / "train.jsonl"))}
+    yield from sixes("notes", notes, partial(by_shares, notes["notes"]), draws)
+    files = {name: data / "medquad" / f"{name}_QA.jsonl" for name in INSTITUTIONS}
+    health = {name: read(read_file(path)[:OF_HEALTH], "cut-answer") for name, path in files.items()}
+    for names in (INSTITUTIONS, ("CancerGov", "NIDDK"), ("GHR", "NINDS")):
+        yield from sixes(f"{len(names)} institutions", health, partial(by_row, health, names), draws)
 
 
 def styles() -> dict[str, list[Item]]:
@@ -123,9 +119,8 @@ class Read:
         return Introduction(1, "", len(chosen), Description(**said))
 
 
-def pairs(what: str, rows: Mapping[str, Read], draws: int) -> list[dict[str, Any]]:
+def pairs(what: str, rows: Mapping[str, Read], draws: int) -> Iterator[dict[str, Any]]:
     """How often two sites of one kind are peers, and two of different kinds."""
-    table = []
     for size in PAIRS:
         fitting = [name for name in sorted(rows) if len(rows[name]) >= 2 * size]
         counts = {"alike": [0, 0], "unlike": [0, 0]}
@@ -140,22 +135,19 @@ def pairs(what: str, rows: Mapping[str, Read], draws: int) -> list[dict[str, Any
             for kind, other in others.items():
                 counts[kind][0] += len(set(grouped(rows, [(one, own[:size]), other]))) == 1
                 counts[kind][1] += 1
-        table.append({"what": what, "items": size, **{f"peers, {kind}": n for kind, n in counts.items()}})
-    return table
+        yield {"what": what, "items": size, **{f"peers, {kind}": n for kind, n in counts.items()}}
 
 
 def sixes(
     what: str, rows: Mapping[str, Read], drawn: Callable[[int, np.random.Generator], list[Site]], draws: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """The groups of six sites that come most often."""
-    table = []
     for size in SIXES:
         found: Counter[str] = Counter()
         for draw in range(draws):
             sites = drawn(size, stream(draw, "writers", what, size))
             found[shown([name for name, _ in sites], grouped(rows, sites))] += 1
-        table.append({"what": what, "items": size, "draws": draws, "groups": dict(found.most_common(3))})
-    return table
+        yield {"what": what, "items": size, "draws": draws, "groups": dict(found.most_common(3))}
 
 
 def by_row(rows: Mapping[str, Read], names: Sequence[str], n: int, rng: np.random.Generator) -> list[Site]:
