@@ -70,6 +70,14 @@ def test_who_writes_alike_shares_a_group_and_who_chooses_is_in_none_of_theirs() 
     assert later.group_of["b"] == later.group_of["c"] != later.group_of["a"]
 
 
+def test_who_fills_in_templates_does_not_share_a_group_with_who_writes_freely() -> None:
+    said = {
+        client: replace(writing(client, 1), answers=torch.tensor([n]))
+        for client, n in zip("abcd", (5.0, 150.0, 7.0, 140.0), strict=True)
+    }
+    assert formed(said).group_of == {"a": "group-1", "b": "group-2", "c": "group-1", "d": "group-2"}
+
+
 def test_clients_with_like_data_share_a_group_and_others_are_alone_in_theirs() -> None:
     for order in ("abc", "cba"):  # introductions come in any order
         state = formed(of(*order))
