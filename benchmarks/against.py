@@ -1,9 +1,10 @@
 """One variant against another, of two comparisons on the same clients: paired difference with a 95 % interval.
 
-    python benchmarks/against.py comparison.json:ca-pfl before.json:before --split peers
+    python benchmarks/against.py comparison.json:ca-pfl before.json:before --split peers [--metric perplexity]
 
-Each side is the ``comparison.json`` of `capfl compare` and a variant in it. Points of the clients' personal models,
-over the seeds and clients that both have, by the bootstrap of `capfl compare`: seeds, then clients.
+Each side is the ``comparison.json`` of `capfl compare` and a variant in it. Points of the clients' personal models, or
+differences of a metric that is no share, over the seeds and clients that both have, by the bootstrap of `capfl
+compare`: seeds, then clients.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from capfl import metrics
 from capfl.compare.statistics import bootstrap
 
 
-def clients(side: str, split: str) -> dict[int, dict[str, float]]:
-    """By seed and client: the score of the personal model."""
+def clients(side: str, split: str, metric: str) -> dict[int, dict[str, float]]:
+    """By seed and client: the personal model's score, in points if it is a share."""
     path, _, label = side.rpartition(":")
     rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-    row = next(row for row in rows if row["split"] == split and row["label"] == label)
+    row = next(row for row in rows if (row["split"], row["label"], row["metric"]) == (split, label, metric))
+    unit = 100 if metrics.metric(metric).is_share else 1
     return {
-        seed: {client: said["personal"] for client, said in own.items()}
+        seed: {client: unit * said["personal"] for client, said in own.items()}
         for seed, own in zip(row["seeds"], row["clients"], strict=True)
     }
 
@@ -34,10 +37,11 @@ def main() -> None:
     parser.add_argument("mine", metavar="FILE:VARIANT")
     parser.add_argument("other", metavar="FILE:VARIANT")
     parser.add_argument("--split", default="peers")
+    parser.add_argument("--metric", default="accuracy")
     args = parser.parse_args()
-    mine, other = clients(args.mine, args.split), clients(args.other, args.split)
+    mine, other = (clients(side, args.split, args.metric) for side in (args.mine, args.other))
     pairs = [
-        np.array([100 * (mine[seed][client] - other[seed][client]) for client in sorted(mine[seed])])
+        np.array([mine[seed][client] - other[seed][client] for client in sorted(mine[seed])])
         for seed in sorted(mine.keys() & other.keys())
     ]
     found = bootstrap(pairs)
