@@ -43,9 +43,9 @@ def describe(model: AdaptedModel, rows: Sequence[Row], texts: bool = False, batc
         the answer, ((1 + PATTERNS) * hidden,); the first part does not see an answer. ``deviation``: standard
         deviation of the prompts' states over items, (hidden,); it says how well a mean is known, because a difference
         between two clients may be one of their samples. ``answers``: the effective number of answers, 1 / sum_a p_a^2
-        for shares p_a of the items (Simpson, Nature 163, 1949), (1,); of texts, 1 / ``repeated``, ``FREE`` at most.
-        ``texts``, if answers are such: the mean over items of their states, then their standard deviation,
-        (2 * hidden,). Where most texts come once, nothing is bound: that part is 0.
+        for shares p_a of the items (Simpson, Nature 163, 1949), (1,). ``texts``, if answers are such: the mean over
+        items of their states, then their standard deviation, (2 * hidden,). Where most texts come once, nothing is
+        bound: that part is 0, and ``answers`` is 1 / ``repeated``, ``FREE`` at most.
 
     Raises:
         DataError: there are no items.
@@ -89,10 +89,8 @@ def summed_up(prompts: Doubles, texts: Doubles | None, answers: Sequence[tuple[i
     counts = Counter(answers)
     shares = np.array(list(counts.values())) / len(answers)
     bindings, same = bound(prompts, answers).mean(0), float((shares**2).sum())
-    if texts is not None:
-        same = max(repeated(answers), 1 / FREE)
-        if shares[shares > 1 / len(answers)].sum() < AGAIN:
-            bindings = 0 * bindings
+    if texts is not None and shares[shares > 1 / len(answers)].sum() < AGAIN:
+        bindings, same = 0 * bindings, max(repeated(answers), 1 / FREE)
     found = {
         "features": np.concatenate([prompts.mean(0), bindings]),
         "deviation": prompts.std(0),
