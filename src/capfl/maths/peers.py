@@ -41,7 +41,7 @@ class Clients:
         items: of how many items each row is the mean, (n,), positive.
         signal: what a client's bound features have in common with themselves; None: that cannot be told.
         texts: mean features of their answers, ``scaled``, (n, d), NaN where these are no texts; None: nobody's are.
-        answers: their effective number of distinct answers, (n,), 1 or more; None: nobody writes texts.
+        answers: their effective number of distinct answers, (n,), 1 or more; needed with texts.
     """
 
     prompts: Floats
@@ -60,7 +60,7 @@ class Clients:
         although their prompts differ somewhat. Where answers are texts, the effect size is the mean of that of prompts
         and that of answers, over ``TEXTS``. From it goes what chance may add: ``LUCK`` times ``chance``, or all of
         ``chance`` where answers are texts. How much more one client repeats its phrases than the other is a further
-        coordinate. A client that writes is ``far`` from one that chooses.
+        coordinate, where nothing is bound. A client that writes is ``far`` from one that chooses.
 
         A distance may be negative by chance, so that a mean over pairs is about right. It is bounded, so that no client
         makes up for what parts others.
@@ -70,18 +70,19 @@ class Clients:
         unlike = prompts - LUCK * luck
         mixed: npt.NDArray[np.bool_] = np.zeros(unlike.shape, bool)
         wording = np.zeros(unlike.shape)
+        is_bound: npt.NDArray[np.bool_] = np.any(self.bound != 0, axis=1)
         if self.texts is not None and self.answers is not None:
             answers = effect_sizes(self.texts[rows], self.items[rows], self.texts[others], self.items[others])
             both = (prompts + answers) / 2 - luck  # texts differ in few ways, such as length, so this varies more
             unlike = np.where(np.isnan(answers), unlike, both / TEXTS)
-            numbers = np.log10(self.answers)
-            wording = np.where(np.isnan(answers), 0, WORDING * np.abs(numbers[rows][:, None] - numbers[others]))
-            silent = np.isnan(self.texts[:, 0])
+            silent, numbers = np.isnan(self.texts[:, 0]), np.log10(self.answers)
+            once = ~silent & ~is_bound  # texts that come once, whose phrases have been counted
+            ratios = np.abs(numbers[rows][:, None] - numbers[others])
+            wording = np.where(once[rows][:, None] & once[others], WORDING * ratios, 0)
             mixed = silent[rows][:, None] != silent[others]
         found = near / largest * unlike
         found = np.where(wording > 0, _length(found, wording), found)
         if self.signal is not None:
-            is_bound: npt.NDArray[np.bool_] = np.any(self.bound != 0, axis=1)
             disagreement = 1 - self.bound[rows] @ self.bound[others].T / self.signal
             found = np.where(is_bound[rows][:, None] & is_bound[others], _length(found / 2, disagreement), found)
         found[mixed] = far

@@ -61,13 +61,17 @@ def test_distances_of_pairs_are_bounded():
     np.testing.assert_allclose(nothing.apart(rows[:1], rows, 0.02, 0.5, 9), [[0.5, 0.25, 9]], atol=1e-4)
     # answers that are texts: the mean of both effect sizes over 4; who does not write is far
     wrote, wording = np.array([[0.0], [0.2], [np.nan]]), 20 * np.ones(3)
-    texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote, wording).apart(rows, rows, 0.02, 0.5, 1.9)
+    texts = Clients(0 * prompts, 0 * bound, 1e9 * np.ones(3), None, wrote, wording).apart(rows, rows, 0.02, 0.5, 1.9)
     np.testing.assert_allclose(texts, [[0, 0.125, 1.9], [0.125, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
     # one repeats its phrases ten times as often as the other: a unit across
     repeating = np.array([2.0, 20.0, 1.0])
-    texts = Clients(0 * prompts, bound, 1e9 * np.ones(3), None, wrote, repeating).apart(rows, rows, 0.02, 0.5, 1.9)
+    repeats = Clients(0 * prompts, 0 * bound, 1e9 * np.ones(3), None, wrote, repeating)
+    texts = repeats.apart(rows, rows, 0.02, 0.5, 1.9)
     across = (0.125**2 + 1) ** 0.5
     np.testing.assert_allclose(texts, [[0, across, 1.9], [across, 0, 1.9], [1.9, 1.9, 0]], atol=1e-4)
+    # of texts that come again, whole ones are counted, which says nothing of phrases
+    again = replace(repeats, bound=np.array([[1.0], [0.0], [0.0]])).apart(rows[:1], rows[1:2], 0.02, 0.5, 1.9)
+    assert again == pytest.approx(0.125, abs=1e-4)
     # of two texts by 10 items each: the mean of 0.2^2 - 2 / 10 and 0 - 2 / 10, less 2 / 10 once more
     ten = Clients(np.full((2, 1), 5.0), bound[:2], 10 * np.ones(2), None, wrote[:2] + 1, wording[:2])
     assert ten.apart(rows[:1], rows[1:2], 1.0, 4.0, 9)[0, 0] == pytest.approx(0.02 - 0.4)
