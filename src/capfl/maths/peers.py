@@ -27,8 +27,8 @@ Ints = npt.NDArray[np.int64]
 SIGNAL = 1.5  # standard errors by which clients' answers must follow their prompts, to be compared at all
 NEAREST = 1 / 3  # of a group, that count as no nearer than the next
 LUCK = 0.3  # of ``chance``: about one standard error of an effect size, by which peers may seem apart
-TEXTS = 4.0  # times as far apart may clients be that write: those of one kind write about several things
-WORDING = 1.0  # distance of clients that write, if one repeats its phrases ten times as often
+TEXTS = 4.0  # by how much effect sizes of texts are divided: sites of one kind write about several things
+WORDING = 1.0  # distance of two clients that write, if one repeats its phrases ten times as often
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,22 @@ class Clients:
             silent, numbers = np.isnan(self.texts[:, 0]), np.log10(self.answers)
             once = ~silent & ~is_bound  # texts that come once, whose phrases have been counted
             ratios = np.abs(numbers[rows][:, None] - numbers[others])
-            wording = np.where(once[rows][:, None] & once[others], WORDING * ratios, 0)
+            wording = np.where(_both(once, rows, others), WORDING * ratios, 0)
             mixed = silent[rows][:, None] != silent[others]
         found = near / largest * unlike
         found = np.where(wording > 0, _length(found, wording), found)
         if self.signal is not None:
             disagreement = 1 - self.bound[rows] @ self.bound[others].T / self.signal
-            found = np.where(is_bound[rows][:, None] & is_bound[others], _length(found / 2, disagreement), found)
+            found = np.where(_both(is_bound, rows, others), _length(found / 2, disagreement), found)
         found[mixed] = far
         bounded: Doubles = np.clip(found, -near / 4, far)
         return bounded
+
+
+def _both(such: npt.NDArray[np.bool_], rows: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+    """Where both clients of a pair are such, (len(rows), len(others))."""
+    found: npt.NDArray[np.bool_] = such[rows][:, None] & such[others]
+    return found
 
 
 def _length(x: Doubles, y: Doubles) -> Doubles:

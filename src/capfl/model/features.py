@@ -22,8 +22,8 @@ Doubles = npt.NDArray[np.float64]
 PATTERNS = 2  # of signs for each answer: their chance agreements average out
 AGAIN = 0.5  # share of a client's texts that come more than once, from which on they are bound as options are
 PHRASE = 4  # tokens in a row
-FREE = 150.0  # as many distinct texts: they share no phrases to speak of
-COUNTED = 1000  # texts whose phrases are counted, evenly over all
+FREE = 150.0  # effective number of distinct texts, from which on they share no phrases to speak of
+COUNTED = 1000  # texts whose phrases are counted, at most: evenly over all
 
 
 def lengths(model: AdaptedModel) -> dict[str, int]:
@@ -88,9 +88,10 @@ def summed_up(prompts: Doubles, texts: Doubles | None, answers: Sequence[tuple[i
     """
     counts = Counter(answers)
     shares = np.array(list(counts.values())) / len(answers)
-    bindings, same = bound(prompts, answers).mean(0), float((shares**2).sum())
     if texts is not None and shares[shares > 1 / len(answers)].sum() < AGAIN:
-        bindings, same = 0 * bindings, max(repeated(answers), 1 / FREE)
+        bindings, same = np.zeros(PATTERNS * prompts.shape[1]), max(repeated(answers), 1 / FREE)
+    else:
+        bindings, same = bound(prompts, answers).mean(0), float((shares**2).sum())
     found = {
         "features": np.concatenate([prompts.mean(0), bindings]),
         "deviation": prompts.std(0),
