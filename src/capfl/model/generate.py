@@ -97,7 +97,7 @@ def ignores_padding(base: Base) -> bool:
     )  # fmt: skip
 
     def last(rows: list[list[int]]) -> Tensor:
-        with _generation_config(base, config):
+        with _set_up(base, config):
             given, mask = _padded(rows, base.device)
             found = module.generate(given, attention_mask=mask)
         return torch.stack(found.logits)[:, 0].float()
@@ -173,7 +173,7 @@ def _decode(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=list(stops) or None,
         pad_token_id=stops[0] if stops else 0,
     )  # fmt: skip
-    with _generation_config(base, config) as module:
+    with _set_up(base, config) as module:
         out: Tensor = module.generate(
             ids,
             attention_mask=mask,
@@ -193,16 +193,25 @@ def _padded(rows: Sequence[Ids | list[int]], device: torch.device) -> tuple[Tens
 
 
 @contextmanager
-def _generation_config(base: Base, config: GenerationConfig) -> Iterator[Any]:
-    """The module with another generation config for a while; ``generate`` fills what an argument leaves open from
-    the module's own, be it a repetition penalty."""
+def _set_up(base: Base, config: GenerationConfig) -> Iterator[Any]:
+    """The module, set up for ``generate`` for a while.
+
+    Its generation config is ``config``: ``generate`` fills what an argument leaves open from the module's own, be it a
+    repetition penalty. And the states that enter the head are contiguous: after a prompt they are the last position of
+    each row, cut out of a longer tensor, for which torch would copy the head's weights once a row.
+    """
+
+    def contiguous(head: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].contiguous(), *args[1:])
+
     module = cast(Any, base.module)
-    before = module.generation_config
+    before, handle = module.generation_config, module.get_output_embeddings().register_forward_pre_hook(contiguous)
     module.generation_config = config
     try:
         yield module
     finally:
         module.generation_config = before
+        handle.remove()
 
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:

@@ -98,6 +98,17 @@ def test_greedy_answers_are_those_of_transformers_one_by_one(name: str, prompts:
     assert base != found, "the adapter made no difference"
 
 
+def test_the_head_is_not_copied_for_each_row(llama: tuple[AdaptedModel, Adapter], prompts: list[Ids]) -> None:
+    """As torch copies it for the last position of each row of a prompt, cut out of the states of all its positions."""
+    head, contiguous = cast(Any, llama[0].base.module).get_output_embeddings(), list[bool]()
+    handle = head.register_forward_hook(lambda _, given, logits: contiguous.append(given[0].is_contiguous()))
+    generate(*llama, prompts, max_new_tokens=2)
+    handle.remove()
+    assert contiguous
+    assert all(contiguous)
+    assert not head._forward_pre_hooks
+
+
 def test_where_padding_is_read_prompts_of_unlike_length_are_not_in_one_batch(
     prompts: list[Ids], monkeypatch: pytest.MonkeyPatch
 ) -> None:
