@@ -1,4 +1,4 @@
-"""What this machine has, what this process has used of it, how its threads wait, and when it returns memory."""
+"""What this machine has, what this process has used of it, how its threads wait, and what becomes of freed memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ PASSIVE = {
     "KMP_BLOCKTIME": "0",  # the runtimes of LLVM and Intel: milliseconds
 }
 
-LARGE = 2**20  # bytes of a block that is returned to the system when it is freed
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch's: tensors of 2 MiB and more begin at a page, and may have huge ones
+KEPT = {-3: 2**25, -1: 2**31 - 1}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h: both at their largest
 
 
 def peak_memory(children: bool = False) -> int:
@@ -54,24 +54,26 @@ def total_memory() -> int:
     return min(installed, int(allowed)) if allowed.isdecimal() else installed
 
 
-def wait_passively() -> None:
-    """Tell OpenMP that idle threads sleep; what the environment says already stands.
+def prepare() -> None:
+    """Tell OpenMP that idle threads sleep, and torch to use large pages; what the environment says already stands.
 
-    By default they spin for a while. Where two processes share the cores, a thread spins in one while the other's that
-    it waits for has no core: a run with two threads on two busy cores took 30 times as long. OpenMP reads this once,
-    when torch is imported for the first time, so a program that imports torch before capfl has to set it itself.
+    By default threads spin for a while. Where two processes share the cores, a thread spins in one while the other's
+    that it waits for has no core: a run with two threads on two busy cores took 30 times as long. OpenMP reads this
+    once, when torch is imported for the first time, and torch with the first large tensor. So a program that imports
+    torch before capfl has to set them itself.
     """
-    for name, value in PASSIVE.items():
+    for name, value in {**PASSIVE, LARGE_PAGES: "1"}.items():
         os.environ.setdefault(name, value)
 
 
-def return_memory() -> None:
-    """Have glibc return each block of ``LARGE`` bytes and more to the system when it is freed.
+def keep_memory() -> None:
+    """Have glibc keep freed tensors of up to 32 MiB for the next ones, instead of returning them to the system.
 
-    By default it soon keeps those of up to 32 MiB, in pieces that are too small for the next tensor of the same size,
-    because torch asks for aligned ones: a training step on long texts peaked at 1.5 to 2.3 times what it needs. Does
-    nothing where another library allocates, or where the environment says what glibc is to do.
+    A training step asks for several GB, piece by piece, and the system clears each page that it hands out: that took a
+    third of a step on long texts. Does nothing where another library allocates, or where the environment says what
+    glibc is to do.
     """
-    said = os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"}
+    said = os.environ.keys() & {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"}
     if sys.platform == "linux" and not said and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, LARGE)
+        for parameter, value in KEPT.items():
+            libc.mallopt(parameter, value)

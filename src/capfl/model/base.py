@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from capfl.config.schema import ModelConfig
 from capfl.errors import CapflError, ConfigError, ModelError
-from capfl.machine import return_memory
+from capfl.machine import keep_memory
 from capfl.model import smollm2, tiny
 from capfl.model.accept import auto_class
 from capfl.model.place import check_base as check_place
@@ -82,8 +82,8 @@ def load_base(config: ModelConfig) -> Base:
     options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     if quantised:
         options |= loading(config, device)
-    if device.type == "cpu" and config.dtype == "float32":
-        return_memory()  # in half precision products are so fast that asking for memory anew would cost half as much
+    if device.type == "cpu":
+        keep_memory()
     if config.path == "tiny":
         module, tokenizer = _tiny(options, quantised)
     else:

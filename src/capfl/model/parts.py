@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from capfl.model.hidden import Batch
 from capfl.model.lora import AdaptedModel
 
-MOST = 32 * 2**20  # bytes of logits, in float32, that there are at once
+MOST = 16 * 2**20  # bytes of logits, in float32, that there are at once
 
 
 @torch.no_grad()
@@ -63,9 +63,12 @@ class _LossesOfStates(torch.autograd.Function):
         for part, wanted in zip(states.detach().split(size), targets.split(size), strict=True):
             part = part.requires_grad_()
             with torch.enable_grad():
-                loss = F.cross_entropy(head(part).float(), wanted, reduction="none")
-                gradients += torch.autograd.grad(loss.sum(), part)
-            losses.append(loss.detach())
+                logits = head(part).float()
+            scores = logits.detach().log_softmax(-1)
+            at = torch.arange(len(wanted), device=wanted.device), wanted
+            losses.append(-scores[at])
+            scores.exp_()[at] -= 1  # the gradient of the losses by the logits, in the place of what is not needed again
+            gradients += torch.autograd.grad(logits, part, scores)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 
