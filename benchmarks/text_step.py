@@ -12,8 +12,8 @@ ordered  Trainer fed with the very batches of ``capfl``: shows that the losses a
 
 Each contestant runs in a process of its own, which is what its peak memory is of. They take turns, ``--repeats`` times.
 Seconds are those of the processor, of all threads, so that other work beside it counts little. Tokens are those of
-rows, without padding. Memory is allocated in capfl's way (``machine.return_memory``) for capfl, and as usual for the
-others. TRL's bf16, on by default, is off for all: the base is in float32.
+rows, without padding. Memory is kept in capfl's way (``machine.keep_memory``) for capfl, and as usual for the others.
+TRL's bf16, on by default, is off for all: the base is in float32.
 The time in which capfl fills its cache of lower layers is stated apart: it is paid once for a run.
 """
 
@@ -39,7 +39,7 @@ from transformers import TrainerCallback, TrainingArguments
 from capfl.config.data import DataConfig
 from capfl.config.schema import LoraConfig, ModelConfig, TrainConfig
 from capfl.data import batches, load_items, render
-from capfl.machine import peak_memory
+from capfl.machine import LARGE_PAGES, peak_memory
 from capfl.model.base import load_base
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
@@ -50,6 +50,7 @@ from local_step import Labelled, Recorder, collate
 
 RATE = 1e-3
 CONTESTANTS = ("capfl", "trainer", "trl", "ordered")
+AS_USUAL = {"GLIBC_TUNABLES": "", LARGE_PAGES: "0"}  # capfl then leaves memory to glibc's and torch's own ways
 
 
 class Clock(TrainerCallback):
@@ -173,7 +174,7 @@ def compare(args: argparse.Namespace, layers: str) -> dict[str, Any]:
     for repeat in range(args.repeats):
         for name in CONTESTANTS if repeat == 0 else CONTESTANTS[:-1]:
             words = [sys.executable, __file__, *sys.argv[1:], "--child", name, layers]
-            env = {**os.environ, **({} if name == "capfl" else {"GLIBC_TUNABLES": ""})}  # so glibc stays as it is
+            env = {**os.environ, **({} if name == "capfl" else AS_USUAL)}
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

@@ -1,8 +1,7 @@
 """Logits at answer positions, of so many at a time that they fit into little memory.
 
 Long answers of a large vocabulary would otherwise take more memory than everything else: 32 answers of 256 tokens of
-Llama 3 are 4 GiB of logits. Where all of a batch's logits are no more than ``MOST`` bytes they are computed at once, as
-the model itself does.
+Llama 3 are 4 GiB of logits. Where a batch has no more positions than are computed at once, the model itself makes them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,15 @@ from torch.nn import functional as F
 from capfl.model.hidden import Batch
 from capfl.model.lora import AdaptedModel
 
-MOST = 16 * 2**20  # bytes of logits, in float32, that there are at once
+MOST = 16 * 2**20  # bytes of logits, in float32, that there are at once, but
+LEAST = (
+    128  # positions at once: products of fewer rows with the weights of a large head take two to three times as long
+)
+
+
+def at_once(vocabulary: int) -> int:
+    """How many positions' logits are computed at once."""
+    return max(LEAST, MOST // (4 * vocabulary))
 
 
 @torch.no_grad()
@@ -84,4 +91,4 @@ def _states(model: AdaptedModel, batch: Batch) -> Tensor:
 
 def _size(model: AdaptedModel, batch: Batch) -> int:
     """How many positions are computed at once."""
-    return max(1, MOST // (4 * model.vocabulary)) if model.has_head else len(batch.positions)
+    return at_once(model.vocabulary) if model.has_head else len(batch.positions)

@@ -8,11 +8,11 @@ With P the elements of the adapter, in bytes, on host and device together::
                                           its gradient) and 16 P (sum and noise, in double precision)
     activations  tokens * layers * (d * sum of max(d_in, d_out) over a layer's linear layers
                                     + 8 * hidden + (0 or 4 * sum of d_in over its targets))
-                 + 12 * answers * vocabulary, at most 3 MOST (``model.parts``);
+                 + 12 * vocabulary * answers, of as many as are computed at once (``model.parts``);
                  with train.checkpointing tokens * (layers * d * hidden + 1.5 * what one layer keeps) in its place;
                  or, if that is more, what one layer takes of the rows that are scored at once, with
-                 8 * answers * vocabulary, at most 2 MOST, or of the BLOCK rows that the layers below the adapted ones
-                 see at once, or of the rows whose answers are written at once, with their keys and values
+                 8 * vocabulary * answers, as above, or of the BLOCK rows that the layers below the adapted ones see at
+                 once, or of the rows whose answers are written at once, with their keys and values
                  (all layers * 2 * width of the keys * d for each token of a row and its answer)
     hidden states  tokens of all rows * hidden * d, at most runtime.cache_gib, if the cache is in memory
     client       8 P (where it starts, where it ends) + 8 P if messages lose something (version known, residual)
@@ -51,7 +51,7 @@ from capfl.machine import total_memory
 from capfl.model.base import pick_device
 from capfl.model.hidden import BLOCK
 from capfl.model.layers import Shapes, decoder_layers, fits, linear_layers, lowest_layer
-from capfl.model.parts import MOST
+from capfl.model.parts import at_once
 from capfl.report.tables import size
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -83,6 +83,7 @@ def estimate(
     layers = decoder_layers(module)
     lowest = lowest_layer(module, shapes)
     vocabulary, hidden = cast(Any, module).get_input_embeddings().weight.shape
+    most = at_once(vocabulary)
     adapter = 4 * sum(prod(shape) for shape in shapes.values())
     patch = sum(4 * shape[1] * shapes[f"{name[:-2]}.B"][0] for name, shape in shapes.items() if name.endswith(".A"))
     of_layers = [_kept(layer, config, element, hidden) for layer in layers[lowest:]]
@@ -91,10 +92,10 @@ def estimate(
     clients = config.runtime.clients_per_pass
     trained = clients * rows_of_a_part
     copies = 3 * rows_of_a_part + 4 if config.privacy.of_items else 0
-    training = int(trained * length * kept) + min(3 * MOST, 12 * trained * answers * vocabulary)
+    training = int(trained * length * kept) + 12 * vocabulary * min(trained * answers, most)
     of_one = length * _kept(layers[0], config, element, hidden)
     scored = config.evaluation.batch_size
-    scoring = scored * of_one + min(2 * MOST, 8 * scored * answers * vocabulary)
+    scoring = scored * of_one + 8 * vocabulary * min(scored * answers, most)
     below = BLOCK * of_one if lowest else 0
     keys = element * len(layers) * 2 * _key_width(module)
     writing = scored * (of_one + (length + written) * keys + 8 * vocabulary) if written else 0

@@ -70,7 +70,7 @@ def test_each_client_learns_what_it_learns_alone(
     settings: dict[str, object] = {"in parts": {"accumulate": 2}, "checkpointing": {"checkpointing": True}}.get(how, {})
     config = TrainConfig(learning_rate=0.01, max_grad_norm=0.5, **settings)  # type: ignore[arg-type]
     if how == "few logits at once":
-        monkeypatch.setattr(parts, "MOST", 4 * model.vocabulary * 3)
+        monkeypatch.setattr(parts, "at_once", lambda vocabulary: 3)
     jobs = jobs_of(model, wander, PLANS[plans], rate=0.5)
     if how == "only A, with a pull":
         pull = Penalty(lambda now, to, rate: {n: t + 20 * rate * (to[n] - t) for n, t in now.items()}, wander(model, 9))

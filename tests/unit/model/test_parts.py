@@ -33,7 +33,7 @@ def test_in_parts_as_at_once(adapt, wander, monkeypatch, layers):  # type: ignor
     batch = long_batch(model)
     (whole,) = parts.logits_in_parts(model, batch)
     loss, of_whole = gradient(model, batch)
-    monkeypatch.setattr(parts, "MOST", 4 * model.vocabulary * 7)
+    monkeypatch.setattr(parts, "at_once", lambda vocabulary: 7)
     widths, head = [], AdaptedModel.head
 
     def watched(model: AdaptedModel, states: torch.Tensor) -> torch.Tensor:
@@ -58,8 +58,8 @@ def test_each_position_counts_as_much_as_it_is_asked_to(adapt, wander, monkeypat
     model.write(wander(model))
     batch = long_batch(model)
     weights, found = torch.linspace(0.5, 2, len(batch.positions)), []
-    for most in (parts.MOST, 4 * model.vocabulary * 7):
-        monkeypatch.setattr(parts, "MOST", most)
+    for most in (len(batch.positions), 7):
+        monkeypatch.setattr(parts, "at_once", lambda vocabulary, most=most: most)
         losses = parts.token_losses(model, batch)
         for p in model.parameters.values():
             p.grad = None
@@ -75,5 +75,9 @@ def test_a_model_whose_head_is_no_function_of_states_is_not_cut(adapt, monkeypat
     monkeypatch.setattr(AdaptedModel, "head", lambda model, states: torch.zeros(len(states), model.vocabulary))
     model.check_split()
     assert not model.has_head
-    monkeypatch.setattr(parts, "MOST", 1)
+    monkeypatch.setattr(parts, "at_once", lambda vocabulary: 1)
     assert len(list(parts.logits_in_parts(model, long_batch(model)))) == 1
+
+
+def test_large_vocabularies_get_larger_parts() -> None:
+    assert (parts.at_once(49_152), parts.at_once(262_144), parts.at_once(256)) == (128, 128, 16_384)
