@@ -24,7 +24,10 @@ def clients(side: str, split: str, metric: str) -> dict[int, dict[str, float]]:
     """By seed and client: the personal model's score, in points if it is a share."""
     path, _, label = side.rpartition(":")
     rows: list[dict[str, Any]] = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-    row = next(row for row in rows if (row["split"], row["label"], row["metric"]) == (split, label, metric))
+    row = next((row for row in rows if (row["split"], row["label"], row["metric"]) == (split, label, metric)), None)
+    if row is None:
+        there = sorted({row["metric"] for row in rows if (row["split"], row["label"]) == (split, label)})
+        raise SystemExit(f"{path}: no {metric} of {label} on {split}; it has {', '.join(there) or 'no such rows'}")
     unit = 100 if metrics.metric(metric).is_share else 1
     return {
         seed: {client: unit * said["personal"] for client, said in own.items()}
