@@ -135,11 +135,11 @@ def test_advice_for_llama_3b_at_2048_tokens() -> None:
     """In the order of what changes cost; under each, the estimate itself is small enough."""
     half, again = {"model.dtype": "bfloat16"}, {"train.checkpointing": True}
     rooms: dict[int, dict[str, object]] = {
-        200: {},
-        100: {"train.accumulate": 2},
-        30: {"train.accumulate": 8, "evaluation.batch_size": 16},
-        25: again | {"train.accumulate": 2, "evaluation.batch_size": 16},
-        14: half | again | {"train.accumulate": 2, "evaluation.batch_size": 16},
+        230: {},
+        116: {"train.accumulate": 2},
+        35: {"train.accumulate": 8, "evaluation.batch_size": 16},
+        29: again | {"train.accumulate": 2, "evaluation.batch_size": 16},
+        17: half | again | {"train.accumulate": 2, "evaluation.batch_size": 16},
         5: half | again | {"train.accumulate": 8, "evaluation.batch_size": 2},
     }
     llama = {"model.path": "meta-llama/Llama-3.2-3B", "data.max_length": 2048, "model.device": "cpu", **QV}
