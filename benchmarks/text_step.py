@@ -50,8 +50,8 @@ from local_step import Labelled, Recorder, collate
 
 RATE = 1e-3
 CONTESTANTS = ("capfl", "trainer", "trl", "ordered")
-IN_OUR_WAY = {LARGE_PAGES: "1"}  # as importing capfl would say, were it imported before torch
-AS_USUAL = {"GLIBC_TUNABLES": "", LARGE_PAGES: "0"}  # capfl then leaves memory to glibc's and torch's own ways
+CAPFL_ENV = {LARGE_PAGES: "1"}  # as importing capfl would say, were it imported before torch
+USUAL_ENV = {"GLIBC_TUNABLES": "", LARGE_PAGES: "0"}  # capfl then leaves memory to glibc's and torch's own ways
 
 
 class Clock(TrainerCallback):
@@ -175,7 +175,7 @@ def compare(args: argparse.Namespace, layers: str) -> dict[str, Any]:
     for repeat in range(args.repeats):
         for name in CONTESTANTS if repeat == 0 else CONTESTANTS[:-1]:
             words = [sys.executable, __file__, *sys.argv[1:], "--child", name, layers]
-            env = {**os.environ, **(IN_OUR_WAY if name == "capfl" else AS_USUAL)}
+            env = {**os.environ, **(CAPFL_ENV if name == "capfl" else USUAL_ENV)}
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")

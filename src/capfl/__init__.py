@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from capfl.machine import prepare
+from capfl.machine import set_environment
 
 if TYPE_CHECKING:
     from capfl.api import run
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from capfl.result import Result
     from capfl.scoring import load
 
-prepare()  # before anybody imports torch
+set_environment()  # before anybody imports torch
 
 __version__ = "0.2.0"
 __all__ = ["Callback", "CapflError", "Config", "Method", "Result", "load", "run"]

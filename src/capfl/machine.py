@@ -58,7 +58,7 @@ def total_memory() -> int:
     return min(installed, int(allowed)) if allowed.isdecimal() else installed
 
 
-def prepare() -> None:
+def set_environment() -> None:
     """Tell OpenMP that idle threads sleep, and torch to use large pages; what the environment says already stands.
 
     By default threads spin for a while. Where two processes share the cores, a thread spins in one while the other's
