@@ -29,8 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from capfl.config import load_config
+from capfl.config.data import PartitionConfig
 from capfl.data.formats import read_file
 from capfl.data.helpdesk import SITES, requests
+from capfl.data.partition import partition
 from capfl.data.replies import STYLES, reply
 from capfl.federation import tokenised
 from capfl.methods.peers import Description
@@ -66,7 +68,7 @@ def main() -> None:
         its = load_config(None, {"data.max_length": MAX_LENGTH, "data.too_long": too_long}).data
         rows = [example.train for example in tokenised(items[:MOST], its, model)]
         answers = [tuple(row.targets.tolist()) for row in rows]
-        return Read(*states(model, rows), answers, [item.fields for item in items[:MOST]])
+        return Read(*states(model, rows), answers, items[:MOST])
 
     table: list[dict[str, Any]] = []
     for row in measured(read, args.data, args.draws):
@@ -91,8 +93,9 @@ def measured(read: Callable[..., Read], data: Path | None, draws: int) -> Iterat
     yield from sixes("notes", notes, partial(by_shares, notes["notes"]), draws)
     files = {name: data / "medquad" / f"{name}_QA.jsonl" for name in INSTITUTIONS}
     health = {name: read(read_file(path)[:OF_HEALTH], "cut-answer") for name, path in files.items()}
-    for names in (INSTITUTIONS, ("CancerGov", "NIDDK"), ("GHR", "NINDS")):
-        yield from sixes(f"{len(names)} institutions", health, partial(by_row, health, names), draws)
+    yield from sixes("institutions", health, partial(by_row, health, INSTITUTIONS), draws)
+    for names in (("CancerGov", "NIDDK"), ("GHR", "NINDS")):
+        yield from sixes(" and ".join(names), health, partial(by_row, health, names), draws)
 
 
 def styles() -> dict[str, list[Item]]:
@@ -108,7 +111,7 @@ class Read:
     prompts: NDArray[np.float64]
     texts: NDArray[np.float64]
     answers: list[tuple[int, ...]]
-    fields: Sequence[Mapping[str, str]]
+    items: list[Item]
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -160,7 +163,7 @@ def by_template(rows: Mapping[str, Read], n: int, rng: np.random.Generator) -> l
     """Three sites of each database, each with templates of queries that no other has."""
     sites = []
     for name in DATABASES:
-        templates = np.array([fields["template"] for fields in rows[name].fields])
+        templates = np.array([item.fields["template"] for item in rows[name].items])
         owner = {template: i % 3 for i, template in enumerate(rng.permutation(np.unique(templates)))}
         whose = np.array([owner[template] for template in templates])
         sites += [(name, rng.permutation(np.flatnonzero(whose == i))[:n]) for i in range(3)]
@@ -169,14 +172,9 @@ def by_template(rows: Mapping[str, Read], n: int, rng: np.random.Generator) -> l
 
 def by_shares(rows: Read, n: int, rng: np.random.Generator) -> list[Site]:
     """Six sites with Dirichlet shares of each section of the notes, up to n rows each."""
-    sections = np.array([fields["section"] for fields in rows.fields])
-    parts: list[list[Ints]] = [[] for _ in range(CLIENTS)]
-    for section in np.unique(sections):
-        own = rng.permutation(np.flatnonzero(sections == section))
-        cuts = np.cumsum(rng.dirichlet([0.3] * CLIENTS) * len(own)).astype(int)[:-1]
-        for mine, part in zip(parts, np.split(own, cuts), strict=True):
-            mine.append(part)
-    return [("notes", rng.permutation(np.concatenate(mine))[:n]) for mine in parts if sum(map(len, mine))]
+    shares = PartitionConfig(kind="dirichlet:section", clients=CLIENTS, alpha=0.3, max_items=n, min_items=3)
+    dealt = partition(rows.items, shares, int(rng.integers(2**31)))
+    return [("notes", np.array(part)) for part in dealt.values()]
 
 
 def grouped(rows: Mapping[str, Read], sites: Sequence[Site]) -> list[str]:
