@@ -6,14 +6,15 @@
 Contestants, with the same weights, rows, tokens, batch size, optimiser and LoRA (r = 8, all linear layers):
 
 capfl    capfl's local steps: logits at answer positions and in parts, batches of like length, cached lower layers
+lean     the same with ``train.checkpointing``, which keeps one state a layer and computes the rest again
 trainer  transformers.Trainer + PEFT as its users run them: shuffled batches, labels -100 on the prompt
 trl      TRL's SFTTrainer on the same tokens, as its users run it: loss on completions, gradient checkpointing
 ordered  Trainer fed with the very batches of ``capfl``: shows that the losses agree step by step
 
 Each contestant runs in a process of its own, which is what its peak memory is of. They take turns, ``--repeats`` times.
 Seconds are those of the processor, of all threads, so that other work beside it counts little. Tokens are those of
-rows, without padding. Memory is kept in capfl's way (``machine.keep_memory``) for capfl, and as usual for the others.
-TRL's bf16, on by default, is off for all: the base is in float32.
+rows, without padding. Freed memory is kept in capfl's way (``machine.keep_memory``) for capfl and lean, and as usual
+for the others. TRL's bf16, on by default, is off for all: the base is in float32.
 The time in which capfl fills its cache of lower layers is stated apart: it is paid once for a run.
 """
 
@@ -49,7 +50,8 @@ from capfl.model.train import local_steps
 from local_step import Labelled, Recorder, collate
 
 RATE = 1e-3
-CONTESTANTS = ("capfl", "trainer", "trl", "ordered")
+CONTESTANTS = ("capfl", "lean", "trainer", "trl", "ordered")
+OURS = ("capfl", "lean")
 CAPFL_ENV = {LARGE_PAGES: "1"}  # as importing capfl would say, were it imported before torch
 USUAL_ENV = {"GLIBC_TUNABLES": "", LARGE_PAGES: "0"}  # capfl then leaves memory to glibc's and torch's own ways
 
@@ -79,8 +81,9 @@ def measure(args: argparse.Namespace, contestant: str, layers: str) -> dict[str,
     model = AdaptedModel(base, LoraConfig(layers=layers))
     start = model.initial_adapter(0)
     loaded = peak_memory()
-    if contestant == "capfl":
-        found = ours(model, Rows(rows), plan, start, args)
+    if contestant in OURS:
+        config = TrainConfig(learning_rate=RATE, batch_size=args.batch_size, checkpointing=contestant == "lean")
+        found = ours(model, Rows(rows), plan, start, config)
     else:
         model.write(start)
         for p in model.parameters.values():
@@ -89,10 +92,7 @@ def measure(args: argparse.Namespace, contestant: str, layers: str) -> dict[str,
     return found | {"memory": peak_memory(), "memory_above_model": peak_memory() - loaded}
 
 
-def ours(
-    model: AdaptedModel, rows: Rows, plan: list[list[int]], start: Any, args: argparse.Namespace
-) -> dict[str, Any]:
-    config = TrainConfig(learning_rate=RATE, batch_size=args.batch_size)
+def ours(model: AdaptedModel, rows: Rows, plan: list[list[int]], start: Any, config: TrainConfig) -> dict[str, Any]:
     with HiddenCache(2**33) as cache:
         began = time.process_time()
         if model.lowest:
@@ -175,7 +175,7 @@ def compare(args: argparse.Namespace, layers: str) -> dict[str, Any]:
     for repeat in range(args.repeats):
         for name in CONTESTANTS if repeat == 0 else CONTESTANTS[:-1]:
             words = [sys.executable, __file__, *sys.argv[1:], "--child", name, layers]
-            env = {**os.environ, **(CAPFL_ENV if name == "capfl" else USUAL_ENV)}
+            env = {**os.environ, **(CAPFL_ENV if name in OURS else USUAL_ENV)}
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
