@@ -84,6 +84,10 @@ class DataConfig(Section):
         for key in given or {}:
             if key not in COLUMNS:
                 raise ValueError(f"no format has a {key!r}; rows are read from {', '.join(COLUMNS)}")
+        columns = list((given or {}).values())
+        if twice := next((column for column in columns if columns.count(column) > 1), None):
+            keys = " and ".join(key for key, column in (given or {}).items() if column == twice)
+            raise ValueError(f"{keys} are read from the same column {twice!r}; give each its own")
         return given
 
     @field_validator("date")

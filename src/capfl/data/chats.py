@@ -29,6 +29,7 @@ UNREAD = BESIDE | dict.fromkeys(
     ("reasoning_content", "reasoning", "thinking"), "it is not read; write it into the content"
 )
 """Keys of a message, or of a chat, that would."""
+OFF = ("0", "0.0", "false")  # numbers and truth, and cells of CSV with them
 NOTHING = ("", "[]", "{}", "null")  # as cells of tables have it
 _LIKE_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
@@ -48,6 +49,9 @@ def completion(values: Values) -> Item:
     in_cells, answers_in_cells = messages_in(prompt, "prompt"), messages_in(answer, "completion")
     if in_cells and answers_in_cells:
         prompt, answer = in_cells, answers_in_cells
+    elif in_cells:
+        problem = "has no messages in JSON, as the prompt has"
+        raise RowError("completion", problem, "write both as texts or both as messages")
     prompt, answer = listed(prompt), listed(answer)
     if isinstance(prompt, list) and isinstance(answer, list):
         if all(isinstance(text, str) for text in [*prompt, *answer]) and prompt:
@@ -57,11 +61,23 @@ def completion(values: Values) -> Item:
             problem = "does not begin and end with a message of the assistant"
             raise RowError("completion", problem, "put what comes before its answer into the prompt")
         return Item("", messages=said + answers[:-1], completion=answers[-1][1], given=len(said))
-    if isinstance(prompt, list) or isinstance(answer, list):
-        raise RowError("completion", "and 'prompt' are a text and a list", "write both as texts or both as messages")
+    _refuse_texts_beside_messages(prompt, answer)
+    if not _blank(values.get("system")):
+        raise RowError("system", "is given beside texts", "write it into the prompt, or write the row as messages")
     for field in ("prompt", "completion"):
         text_of(values, field)  # both must be strings that are not blank ...
     return Item(prompt, completion=answer)  # ... and are kept as they are: their spaces are tokens
+
+
+def _refuse_texts_beside_messages(prompt: Any, answer: Any) -> None:
+    """Raises RowError: one of both is messages, and the other is not, or is one message without its list."""
+    for field, value in (("prompt", prompt), ("completion", answer)):
+        if isinstance(value, Mapping) and {"role", "from"} & {*value}:
+            raise RowError(field, f"is {value!r:.60}", "put it in a list, and write prompt and completion as messages")
+    chats = [isinstance(value, list) and any(isinstance(one, Mapping) for one in value) for value in (prompt, answer)]
+    if any(chats) and isinstance(answer if chats[0] else prompt, str):
+        problem = "is a text, and the prompt a list" if chats[0] else "is a list, and the prompt a text"
+        raise RowError("completion", problem, "write both as texts or both as messages")
 
 
 def messages(values: Values) -> Item:
@@ -144,6 +160,8 @@ def _turn(message: Any, name: str) -> tuple[str, str]:
         remedy = f"use one of {', '.join(roles)}"
         raise RowError(f"{name}.{who}", f"is {role!r:.60}", remedy + ("; tools are not read" if _tools(role) else ""))
     _refuse_unread(message, f"{name}.")
+    if what not in message:
+        raise RowError(f"{name}.{what}", "is missing", f"the message has {', '.join(map(repr, message))}")
     return roles[role], _content(message.get(what), f"{name}.{what}")
 
 
@@ -170,14 +188,16 @@ def _refuse_unread(values: Values, prefix: str, keys: Mapping[str, str] = UNREAD
     for key, remedy in keys.items():
         if _given(values.get(key)):
             raise RowError(f"{prefix}{key}", "is given", remedy)
-    for key in ("weight", "train", "training", "loss") if prefix else ():
+    for key in ("weight", "train", "training", "loss") if prefix else ("weight", "train"):
         value = values.get(key)
-        if isinstance(value, int | float) and not value:
-            raise RowError(
-                f"{prefix}{key}",
-                f"is {value}",
-                "data.assistant_turns says which answers are trained on; delete the key",
-            )
+        if not _blank(value) and (str(value).strip().lower() in OFF or (key == "weight" and not _one(value))):
+            remedy = "data.assistant_turns says which answers are trained on, all with the same weight; delete the key"
+            raise RowError(f"{prefix}{key}", f"is {value!r:.60}", remedy)
+
+
+def _one(value: Any) -> bool:
+    """Is this the weight 1, as a number or as a cell of CSV?"""
+    return str(value).strip().lower() in ("1", "1.0", "true")
 
 
 def _given(value: Any) -> bool:

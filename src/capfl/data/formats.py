@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date, time
 from decimal import Decimal
@@ -91,17 +91,27 @@ def read_as(
             said += "; if the first line of the file is a row already, put one above it that names the columns"
         raise DataError(f"{first.where}: {said}")
 
+    written: dict[str, bool] = {}  # are prompts and completions messages? As in the first row that can be used
+
     def parse(row: Row) -> Item:
         for key, own in columns.items():
             if own not in row.values:
                 remedy = f"the row has {', '.join(row.values)}; correct it"
                 raise RowError(own, f"is missing, from which data.columns reads {key!r}", remedy)
         format = FORMATS[str(name)]
-        if _format_of(row, columns) != name:
+        values = _renamed(row.values, columns)
+        if (fits := _format_of(row, columns)) != name:
+            if fits is None and (lacking := [key for key in format.keys if key not in values]):
+                raise RowError(lacking[0], "is missing", f"the row has {', '.join(map(repr, values)) or 'no fields'}")
             problem = f"is not the format of this row, but of {first.where}"
             raise RowError(" + ".join(format.keys), problem, "use one format a file")
-        values = _renamed(row.values, columns)
         item = format.parse(values)
+        spoken = bool(item.messages)
+        if spoken != written.setdefault("spoken", spoken):
+            are, others = ("messages", "texts") if spoken else ("texts", "messages")
+            raise RowError(
+                " + ".join(format.keys), f"are {are}, and in {first.where} {others}", "use one format a file"
+            )
         label = item.fields.get("label", "")
         if name == "label" and labels and label not in labels:
             remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
@@ -117,13 +127,17 @@ def read_as(
 
 
 def _format_of(row: Row, columns: Mapping[str, str]) -> str | None:
-    """The first format whose keys the row has, and which uses all that ``columns`` says."""
+    """The first format whose keys the row has, and which uses all that ``columns`` says.
+
+    Tables have the keys of all their rows in each, so a key with nothing in it counts only where no format fits else.
+    """
     found = _renamed(row.values, columns)
+    given = {key for key, value in found.items() if value is not None}
 
-    def fits(own: Format) -> bool:
-        return all(key in found for key in own.keys) and {*columns} <= {*own.keys, *own.more}
+    def fits(own: Format, keys: Set[str]) -> bool:
+        return keys >= {*own.keys} and {*columns} <= {*own.keys, *own.more}
 
-    return next((name for name, own in FORMATS.items() if fits(own)), None)
+    return next((name for keys in (given, found.keys()) for name, own in FORMATS.items() if fits(own, keys)), None)
 
 
 def _renamed(values: Values, columns: Mapping[str, str]) -> Values:
@@ -253,7 +267,7 @@ class Format:
 FORMATS = {
     "chat": Format(("messages",), chats.messages, ("system",)),
     "sharegpt": Format(("conversations",), chats.conversation, ("system",)),
-    "completion": Format(("prompt", "completion"), chats.completion),
+    "completion": Format(("prompt", "completion"), chats.completion, ("system",)),
     "alpaca": Format(("instruction", "output"), chats.instruction, ("input", "system", "history")),
     "choice": Format(("question", "choices"), choice, ("answer", "answerKey")),
     "label": Format(("text", "label"), _label),

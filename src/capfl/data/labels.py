@@ -19,10 +19,11 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def variants(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that differ in case, spacing or Unicode form only: they are likely one, misspelt."""
+    """The first two names that look alike but for case and spacing: they are likely one, misspelt."""
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), name)
+        seen = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        other = first.setdefault(" ".join(seen.casefold().split()), name)
         if other != name:
             return other, name
     return None

@@ -227,7 +227,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (shared(HUMAN, {"from": "function_call", "value": "x"}, GPT), "[2].from' is 'function_call'; use one of sys"),
         (shared(HUMAN, {"from": "observation", "value": "x"}, GPT), "'observation'; use one of system, user, assis"),
         (shared(HUMAN, {"from": "bing", "value": "x"}), "'conversations[2].from' is 'bing'; use one of"),
-        (shared(HUMAN, {"from": "gpt"}), "'conversations[2].value' is empty or not a string"),
+        (shared(HUMAN, {"from": "gpt"}), "field 'conversations[2].value' is missing; the message has 'from'"),
         (shared(HUMAN, {"value": "x"}), "'conversations[2].role' is None; use one of"),
         (shared(HUMAN), "field 'conversations' ends with the role 'user'; the last must be 'assistant'"),
         (shared(GPT), "field 'conversations' has one message; put a user message before the assistant's"),
@@ -253,8 +253,8 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         (alpaca(system=["x"]), "field 'system' is ['x']; it must be a string"),
         (alpaca(output="a \udc80"), r"field 'output' has half of a character, \udc80"),
         # prompts and completions
-        (both("a", [BOT]), "field 'completion' and 'prompt' are a text and a list; write both as text"),
-        (both([USER], "a"), "field 'completion' and 'prompt' are a text and a list"),
+        (both("a", [BOT]), "field 'completion' is a list, and the prompt a text; write both as texts or"),
+        (both([USER], "a"), "field 'completion' is a text, and the prompt a list; write both as texts or both as"),
         (both([USER], [USER, BOT]), "field 'completion' does not begin and end with a message of the assistant; put"),
         (both([USER], [BOT, USER]), "field 'completion' does not begin and end with a message of the assistant"),
         (both([USER], [CALL]), "field 'completion[1].tool_calls' is given"),
@@ -274,7 +274,7 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "tex
         ({"prompt": "a"}, "no known format has the keys prompt; give the rows one of: messages; conversations; prompt"),
         ({}, "no known format has the keys none"),
         ({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}, "if 'train' or 'test' are the rows, write one of th"),
-        ({"1": {"prompt": "a"}, "2": {"prompt": "b"}}, "if its values are the rows, write them as a list"),
+        ({"1": {"prompt": "a"}, "2": {"prompt": "b"}}, "if its values are the rows, write them as a list; of pand"),
         ({"rows": [{"prompt": "a"}]}, "if the rows are its 'rows', write that list alone, or call it messages"),
     ],
 )  # fmt: skip

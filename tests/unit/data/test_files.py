@@ -141,7 +141,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
         r"1 of 2[\s\S]*spaces\.csv:2: has spaces before quotes, .*behind each ','",
     ),
     "head.csv": (b'"text", "label"\na,b\n', "head.csv:1: has spaces before quotes"),
-    "bare head.csv": (b"say it,yes\n" * 2, "keys say it, yes; .*, put one above it that names the columns$"),
+    "bare head.csv": (b"say it,yes\nsend it,no\n", "keys say it, yes; .*, put one above it that names the columns$"),
     "choices.csv": (
         b'question,choices,answer\nq,"{""text"": [""a""], ""text"": [""b""]}",A\n',
         "field 'choices' is no JSON list .it has the key 'text' twice",
@@ -217,7 +217,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
         "field 'prompt' is a list of texts; write one row for each",
     ),
     "cut.jsonl.gz": (gzip.compress(lines(ROWS))[:-12], r"is damaged gzip \(.*\); copy it again"),
-    "twice.jsonl.gz": (gzip.compress(gzip.compress(lines(ROWS))), r"none of its .* lines? is JSON|is not UTF-8"),
+    "twice.jsonl.gz": (gzip.compress(gzip.compress(lines(ROWS))), "what is compressed in it is no text; unpack it"),
     "noise.csv.gz": (b"\x1f\x8b\x08\x00noise", "is damaged gzip"),
     "a.jsonl.bz2": (b"BZh91AY&SY", "is compressed with bzip2; unpack it, or use gzip"),
     "a.jsonl.xz": (b"\xfd7zXZ\x00", "is compressed with xz"),
@@ -304,7 +304,7 @@ def test_a_data_set_is_read_as_it_is_stored(tmp_path: Path) -> None:
     for kept, said in {
         ("prompt", "completion", "clip", "day"): "",
         ("prompt", "completion", "label"): "row 1: field 'label' is 2, and the data set names 2 classes",
-        ("prompt", "completion", "new"): r"cannot be read as Parquet \(ValueError: Feature type 'New' not found",
+        ("prompt", "completion", "new"): r"cannot be read \(ValueError: Feature type 'New' not found",
     }.items():
         info = {"info": {"features": {key: described.get(key, {"_type": "New"}) for key in kept}}}
         table = pa.table({key: stored[key] for key in kept if key in stored})

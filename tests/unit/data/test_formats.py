@@ -91,7 +91,7 @@ def test_bom_blank_lines_and_line_separators_are_harmless(tmp_path):
         ({**QA, "question": " "}, "field 'question' is empty; fill it in or delete the row"),
         ({"text": "a", "label": None}, "field 'label' is None; it must be a string"),
         ({"prompt": "a", "completion": ""}, "field 'completion' is empty"),
-        ({"prompt": "a", "completion": CHAT["messages"]}, "field 'completion' and 'prompt' are a text and a list"),
+        ({"prompt": "a", "completion": CHAT["messages"]}, "field 'completion' is a list, and the prompt a text"),
         ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"]}, "begin and end with a message of the assis"),
         ({"messages": CHAT["messages"][:1] * 2}, "ends with the role 'user'; the last must be 'assistant'"),
         ({"messages": CHAT["messages"][1:]}, "has one message; put a user message before"),
