@@ -91,27 +91,10 @@ def read_as(
             said += "; if the first line of the file is a row already, put one above it that names the columns"
         raise DataError(f"{first.where}: {said}")
 
-    written: dict[str, bool] = {}  # are prompts and completions messages? As in the first row that can be used
-
     def parse(row: Row) -> Item:
-        for key, own in columns.items():
-            if own not in row.values:
-                remedy = f"the row has {', '.join(row.values)}; correct it"
-                raise RowError(own, f"is missing, from which data.columns reads {key!r}", remedy)
         format = FORMATS[str(name)]
-        values = _renamed(row.values, columns)
-        if (fits := _format_of(row, columns)) != name:
-            if fits is None and (lacking := [key for key in format.keys if key not in values]):
-                raise RowError(lacking[0], "is missing", f"the row has {', '.join(map(repr, values)) or 'no fields'}")
-            problem = f"is not the format of this row, but of {first.where}"
-            raise RowError(" + ".join(format.keys), problem, "use one format a file")
+        values = _values_of(row, str(name), columns, first)
         item = format.parse(values)
-        spoken = bool(item.messages)
-        if spoken != written.setdefault("spoken", spoken):
-            are, others = ("messages", "texts") if spoken else ("texts", "messages")
-            raise RowError(
-                " + ".join(format.keys), f"are {are}, and in {first.where} {others}", "use one format a file"
-            )
         label = item.fields.get("label", "")
         if name == "label" and labels and label not in labels:
             remedy = f"correct it, or add it, at every site: {as_flag('data.labels', [*labels, label])}"
@@ -123,7 +106,26 @@ def read_as(
         return replace(item, fields={"task": task, **scalars, **item.fields}, place=row.where, source=task)
 
     items = parse_rows(place, rows, _with_columns(parse, columns))
+    if odd := next((item for item in items if bool(item.messages) != bool(items[0].messages)), None):
+        are, others = ("messages", "texts") if odd.messages else ("texts", "messages")
+        raise DataError(f"{odd.place}: its fields are {are}, and those of {items[0].place} {others}; use one a file")
     return _with_label_set(place, items, labels) if name == "label" else items
+
+
+def _values_of(row: Row, name: str, columns: Mapping[str, str], first: Row) -> Values:
+    """A row with the keys of the format. Raises RowError: it lacks one, or is in another format than the first row."""
+    for key, own in columns.items():
+        if own not in row.values:
+            remedy = f"the row has {', '.join(row.values)}; correct it"
+            raise RowError(own, f"is missing, from which data.columns reads {key!r}", remedy)
+    values, found, keys = _renamed(row.values, columns), _format_of(row, columns), FORMATS[name].keys
+    if found is None and (lacking := [key for key in keys if key not in values]):
+        raise RowError(lacking[0], "is missing", f"the row has {', '.join(map(repr, values)) or 'no fields'}")
+    if found != name:
+        raise RowError(
+            " + ".join(keys), f"is not the format of this row, but of {first.where}", "use one format a file"
+        )
+    return values
 
 
 def _format_of(row: Row, columns: Mapping[str, str]) -> str | None:

@@ -72,7 +72,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     # rows of several kinds in one file
     "mixed.jsonl": (
         lines({"prompt": [USER], "completion": [BOT]}, ROW),
-        r":2: .* are texts, and in .*:1 messages; use",
+        ":2: its fields are texts, and those of .*:1 m",
     ),
     "typo.jsonl": (
         lines(ROW, {"prompt": "p", "compltion": "c"}),
