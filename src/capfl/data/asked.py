@@ -36,7 +36,7 @@ def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
     Raises:
         DataError: rows that cannot be used. Counts them, and lists the first.
     """
-    return read_as(place, "", [_answered(row, columns or {}) for row in rows], (), columns)
+    return read_as(place, "", [_answered(row, columns or {}) for row in rows], (), columns, mixed=True)
 
 
 def held_asked(rows: Iterable[str | Values], columns: Columns = None) -> list[Item]:

@@ -75,9 +75,21 @@ def read_held(
 
 
 def read_as(
-    place: str, task: str, rows: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str] | None = None
+    place: str,
+    task: str,
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    mixed: bool = False,
 ) -> list[Item]:
-    """The items of rows. Scalar keys that the format does not use become fields."""
+    """The items of rows. Scalar keys that the format does not use become fields.
+
+    Args:
+        mixed: some prompts may be texts and others messages, as where nothing is trained.
+
+    Raises:
+        DataError: rows are wrong.
+    """
     columns = columns or {}
     first = next((row for row in rows if not row.fault), rows[0])
     name = _format_of(first, columns)
@@ -106,7 +118,8 @@ def read_as(
         return replace(item, fields={"task": task, **scalars, **item.fields}, place=row.where, source=task)
 
     items = parse_rows(place, rows, _with_columns(parse, columns))
-    if odd := next((item for item in items if bool(item.messages) != bool(items[0].messages)), None):
+    odd = next((item for item in items if bool(item.messages) != bool(items[0].messages)), None)
+    if odd and not mixed:
         are, others = ("messages", "texts") if odd.messages else ("texts", "messages")
         raise DataError(f"{odd.place}: its fields are {are}, and those of {items[0].place} {others}; use one a file")
     return _with_label_set(place, items, labels) if name == "label" else items
