@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
         ":2: its fields are texts, and those of .*:1 m",
     ),
     "typo.jsonl": (
-        lines(ROW, {"prompt": "p", "compltion": "c"}),
+        lines(ROW, {"prompt": "p", "Completion": "c"}),
         ":2: field 'completion' is missing; the row has 'pro",
     ),
     "nulls.jsonl": (
@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "d.jsonl": (pickle.dumps([ROW], 2), "is a pickle of Python, which capfl never loads"),
     # a value of Parquet
     "latin.parquet": (
-        lambda: parquet(prompt=arrow("string", [b"p", b"caf\xe9"]), completion=["c", "c"]),
+        lambda: parquet(prompt=arrow("string", [b"p", b"\xe9"]), completion=["c", "c"]),
         r"row 2: column 'prompt' cannot be read \(UnicodeDecodeError.*; correct it, save text as UTF-8, or leave",
     ),
     "year.parquet": (
