@@ -17,13 +17,11 @@ def parquet_rows(path: Path, raw: bytes) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(pa.BufferReader(raw))
-        names = file.schema_arrow.names
-        table = None if len(set(names)) < len(names) else pq.read_table(pa.BufferReader(raw))
+        table = pq.ParquetFile(pa.BufferReader(raw)).read()
     except Exception as error:  # whatever Arrow raises
         raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)}); write it again") from error
-    if table is None:
-        twice = next(name for name in names if names.count(name) > 1)
+    names = table.column_names
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{path}: has two columns {twice!r}; rename one")
     if b"huggingface" not in (table.schema.metadata or {}):
         return _rows(path, table.to_pylist, lambda: table)
