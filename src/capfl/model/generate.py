@@ -12,12 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextStreamer,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from capfl.errors import CapflError, ConfigError, DataError
 from capfl.model.accept import positions
@@ -29,6 +33,7 @@ from capfl.model.text import Ids, special_tokens
 from capfl.rng import stream
 from capfl.types import Adapter
 
+LEAVE = 4  # a batch goes on without the rows that have ended once they are one in so many
 _MARK = "capfl"  # what an assistant says to a chat template that is asked how turns end
 
 
@@ -50,8 +55,9 @@ def generate(
 
     A row's tokens do not depend on the batch that it is in, but for the rounding of sums: rows are padded on the left,
     masked, and their positions count from their own first token. Where a model's layers read padding all the same, as
-    recurrent ones may, prompts of unlike length are not in one batch. Each row has random numbers of its own, by its
-    place among the prompts, so neither the batch size nor the device changes what is drawn.
+    recurrent ones may, prompts of unlike length are not in one batch. Rows that have ended leave their batch where the
+    model's cache allows it, so a long answer costs passes of its own only. Each row has random numbers of its own, by
+    its place among the prompts, so neither the batch size nor the device changes what is drawn.
 
     Of the model's generation config only the tokens that end an answer are taken. Penalties and sampling that it asks
     for are not, because what is measured must be the model's own choice.
@@ -78,11 +84,12 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     unlike = batch_size > 1 and len(set(map(len, prompts))) > 1
     mixed = unlike and ignores_padding(model.base)
+    leave = min(batch_size, len(prompts)) > 1 and rows_can_leave(model.base)
     for rows in _batches(by_length, [len(prompt) for prompt in prompts], batch_size, mixed):
-        drawn = [_Drawn(rows, max_new_tokens, temperature, top_p, seed)] if temperature > 0 else []
-        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer)
+        drawn = _Drawn(rows, max_new_tokens, temperature, top_p, seed) if temperature > 0 else None
+        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer, leave)
         for i, tokens in zip(rows, found, strict=True):
-            answers[i] = _until(tokens, stops)
+            answers[i] = tokens
     return answers
 
 
@@ -104,6 +111,19 @@ def ignores_padding(base: Base) -> bool:
 
     alone, padded = last([ids[:SAME]]), last([ids[:SAME], ids])
     return apart(alone, padded) < APART.get(next(module.parameters()).dtype, APART_IN_HALF)
+
+
+@torch.no_grad()
+def rows_can_leave(base: Base) -> bool:
+    """Can rows be taken out of the cache of a model while it decodes? Yes if all its layers keep keys and values."""
+    config = GenerationConfig(
+        max_new_tokens=1, do_sample=False, use_cache=True, pad_token_id=0, return_dict_in_generate=True
+    )
+    with _set_up(base, config) as module:
+        ids, mask = _padded([probe_ids(module, 1).tolist()] * 2, base.device)
+        cache: Any = getattr(module.generate(ids, attention_mask=mask), "past_key_values", None)
+    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
 
 
 def _batches(by_length: Sequence[int], lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
@@ -164,23 +184,49 @@ def _decode(
     prompts: Sequence[Ids],
     stops: Sequence[int],
     max_new_tokens: int,
-    processors: list[LogitsProcessor],
+    drawn: _Drawn | None,
     streamer: TextStreamer | None,
+    leave: bool,
 ) -> list[list[int]]:
-    """One batch. Rows that have ended are followed by padding."""
+    """The answers of one batch, each without the token that ended it."""
     ids, mask = _padded(prompts, base.device)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=list(stops) or None,
-        pad_token_id=stops[0] if stops else 0,
-    )  # fmt: skip
-    with _set_up(base, config) as module:
-        out: Tensor = module.generate(
-            ids,
-            attention_mask=mask,
-            logits_processor=LogitsProcessorList(processors),
-            streamer=streamer,
-        )
-    return cast(list[list[int]], out[:, ids.shape[1] :].tolist())
+    width, cache = ids.shape[1], None
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # of the prompts, those that are decoded still
+    while rows:
+        config = GenerationConfig(
+            max_new_tokens=width + max_new_tokens - ids.shape[1], do_sample=False, use_cache=True,
+            eos_token_id=list(stops) or None, pad_token_id=stops[0] if stops else 0, return_dict_in_generate=True,
+        )  # fmt: skip
+        with _set_up(base, config) as module:
+            out = module.generate(
+                ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                logits_processor=LogitsProcessorList([drawn] if drawn else []),
+                stopping_criteria=StoppingCriteriaList([_SomeEnded(width, stops)] if leave and len(rows) > 1 else []),
+                streamer=streamer,
+            )
+        ids = out.sequences
+        cut = ids.shape[1] == width + max_new_tokens
+        done = _ended(ids[:, width:], stops) | cut
+        for row, tokens in zip(rows, ids[:, width:].tolist(), strict=True):
+            answers[row] = _until(tokens, stops)
+        going = (~done).nonzero()[:, 0]
+        rows = [rows[place] for place in going.tolist()]
+        if rows:
+            cache = out.past_key_values
+            cache.batch_select_indices(going)
+            mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)[going]
+            ids = ids[going]
+            if drawn:
+                drawn.keep(going.cpu())
+    return answers
+
+
+def _ended(new: Tensor, stops: Sequence[int]) -> Tensor:
+    """Which rows of new tokens (rows, tokens) have one that ends an answer; (rows,) bool."""
+    return torch.isin(new, torch.tensor(stops, dtype=new.dtype, device=new.device)).any(dim=1)
 
 
 def _padded(rows: Sequence[Ids | list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -219,6 +265,21 @@ def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     return tokens[: next((n for n, token in enumerate(tokens) if token in stops), len(tokens))]
 
 
+class _SomeEnded(StoppingCriteria):  # type: ignore[misc]
+    """Stops the decoding of a batch when so many of its rows have ended that it pays to go on without them.
+
+    Args:
+        width: tokens of the padded prompts.
+    """
+
+    def __init__(self, width: int, stops: Sequence[int]) -> None:
+        self._width, self._stops = width, stops
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        ended = _ended(input_ids[:, self._width :], self._stops)
+        return torch.full_like(ended, bool(ended.sum() * LEAVE >= len(ended)))
+
+
 class _Streamer(TextStreamer):  # type: ignore[misc]
     """Hands text on as soon as its words are whole."""
 
@@ -241,6 +302,10 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, rows: Sequence[int], steps: int, temperature: float, top_p: float, seed: int) -> None:
         self._uniform: NDArray[np.float64] = np.stack([stream(seed, "generate", row).random(steps) for row in rows])
         self._temperature, self._top_p, self._step = temperature, top_p, 0
+
+    def keep(self, places: Tensor) -> None:
+        """The rows that stay in the batch, by their places in it."""
+        self._uniform = self._uniform[places.numpy()]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniform = torch.from_numpy(self._uniform[:, self._step, None])

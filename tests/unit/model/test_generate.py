@@ -16,6 +16,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
 )
 
 from capfl.config.schema import LoraConfig
@@ -23,7 +25,7 @@ from capfl.errors import ConfigError, DataError
 from capfl.model import generate as generating
 from capfl.model import tiny
 from capfl.model.base import Base
-from capfl.model.generate import _draw, generate, ignores_padding, stop_tokens
+from capfl.model.generate import _draw, generate, ignores_padding, rows_can_leave, stop_tokens
 from capfl.model.lora import AdaptedModel
 from capfl.model.text import Ids
 from capfl.types import Adapter
@@ -130,6 +132,35 @@ def test_where_padding_is_read_prompts_of_unlike_length_are_not_in_one_batch(
     found = generate(model, adapter, rows, max_new_tokens=4)
     assert sizes == [[30], [17], [9], [3, 3], [1]]
     assert found == [generate(model, adapter, [row], max_new_tokens=4)[0] for row in rows]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_rows_that_have_ended_leave_their_batch(
+    name: str, temperature: float, prompts: list[Ids], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = adapted(name)
+    setting: dict[str, Any] = {"max_new_tokens": NEW, "temperature": temperature}
+    whole = generate(model, adapter, prompts, **setting)
+    monkeypatch.setattr(generating, "stop_tokens", lambda base: tuple(STOPS))
+    sizes: list[int] = []
+    handle = model.base.module.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    found = generate(model, adapter, prompts, **setting)
+    handle.remove()
+    assert found == [generating._until(tokens, STOPS) for tokens in whole]
+    lengths = sorted(map(len, found))
+    assert lengths[0] < lengths[-1]
+    assert sizes[-1] < len(prompts) in sizes, "all rows went on to the end"
+
+
+def test_rows_leave_only_where_all_layers_keep_keys_and_values(llama: tuple[AdaptedModel, Adapter]) -> None:
+    """A recurrent layer has states of another kind; its rows stay to the end, and the answers are the same."""
+    config = MambaConfig(vocab_size=tiny.VOCAB, hidden_size=16, state_size=4, num_hidden_layers=2)
+    recurrent = Base("random", "", MambaForCausalLM(config).eval(), tiny.tokenizer(), torch.device("cpu"))
+    assert rows_can_leave(llama[0].base)
+    assert not rows_can_leave(recurrent)
 
 
 def test_draws_are_those_of_the_seed_and_the_row(llama: tuple[AdaptedModel, Adapter], prompts: list[Ids]) -> None:
