@@ -18,6 +18,7 @@ from capfl.rng import derive
 from capfl.scoring import LoadedAdapter, open_adapter
 
 ANSWER = "answer"
+_OTHERS = {".csv", ".tsv", ".parquet", ".xlsx", ".gz"}  # names of files of other kinds
 EXIT, RESET = "/exit", "/reset"
 COMMAND = re.compile(r"/\w+")
 
@@ -30,7 +31,7 @@ def predict_file(
     Raises:
         As ``answer_file``.
     """
-    _refuse_overwriting(out, overwrite)
+    _check_out(out, overwrite)
     rows = read_rows(data, config.data.split)
     _refuse_answers(rows, field)
     adapter = open_adapter(folder, config)
@@ -66,7 +67,7 @@ def answer_file(
         ModelError: as ``capfl.load``.
         CheckpointError: ``out`` cannot be written.
     """
-    _refuse_overwriting(out, overwrite)
+    _check_out(out, overwrite)
     rows = read_rows(data, config.data.split)
     items = read_asked(str(data), rows, config.data.columns)
     _refuse_answers(rows, field)
@@ -80,7 +81,9 @@ def _write(out: Path, rows: Sequence[Row], answers: Sequence[str], field: str) -
     write_atomically(out, text.encode(), AGAIN)
 
 
-def _refuse_overwriting(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.suffix in _OTHERS:
+        raise ConfigError(f"--out: {out}: answers are written as JSON Lines; give a name that ends in .jsonl")
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists; choose another file, or replace it with --overwrite")
 

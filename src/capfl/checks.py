@@ -14,6 +14,7 @@ from capfl.config.methods import check_method, check_peers
 from capfl.data import DEFAULT_CLIENTS, Split, deal, load_items, numbered, share_out, task_of
 from capfl.data.tasks import check_tasks
 from capfl.errors import CheckpointError, ConfigError, DataError
+from capfl.files import in_the_way
 from capfl.model.place import check_base
 from capfl.types import ClientId, Item
 
@@ -96,10 +97,8 @@ def free_folder(config: Config) -> Path:
             path, n = Path(f"runs/{stamp}-{config.method.name}-{n + 1}"), n + 1
         return path
     path = Path(config.out)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(
-            f"out: {path} is not empty; choose another folder, or continue with: capfl run --resume {path}"
-        )
+    if taken := in_the_way(path):
+        raise ConfigError(f"out: {taken}{f', or continue with: capfl run --resume {path}' if path.is_dir() else ''}")
     return path
 
 

@@ -80,6 +80,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def in_the_way(path: Path) -> str | None:
+    """Why a folder cannot be made at a path, and what to do; None: it can."""
+    if path.exists() and not path.is_dir():
+        return f"{path} is a file; give a new or empty folder"
+    return f"{path} is not empty; choose another folder" if path.is_dir() and any(path.iterdir()) else None
+
+
 def new_folder(path: Path) -> None:
     """Make a folder, or take an empty one. Of several processes that want it, one gets it.
 
@@ -94,7 +101,7 @@ def new_folder(path: Path) -> None:
                 raise CheckpointError(taken)
             os.close(os.open(path / LOCK, os.O_CREAT | os.O_EXCL, 0o666))  # by one process only
         except FileExistsError:
-            raise CheckpointError(taken) from None
+            raise CheckpointError(taken if path.is_dir() else in_the_way(path)) from None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from capfl.config.schema import Config
 from capfl.data import Split, load_items
 from capfl.errors import CheckpointError, ConfigError
 from capfl.federation import Federation
+from capfl.files import in_the_way
 from capfl.methods import build
 from capfl.model.base import load_base
 from capfl.model.card import Card, card_of, labels_of, load_card
@@ -56,8 +57,8 @@ def personalize(
         CheckpointError, ConfigError: as ``Run``, or the folder ``out`` is in use.
         DataError: the data cannot be read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} is not empty; choose another folder")
+    if taken := in_the_way(out):
+        raise ConfigError(f"--out: {taken}")
     met = Run(run)
     own = met.config.data.model_copy(update={"sets": tuple(data)} | ({"columns": dict(columns)} if columns else {}))
     items = load_items(own, met.config.seed)

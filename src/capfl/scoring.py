@@ -122,9 +122,11 @@ class LoadedAdapter:
             else:
                 fits = not labels or set(item.choices) <= set(labels)
             if item.choices and not item.listed and not fits:
+                place = item.place or f"{item.question[:40]!r}"
+                trained = f"with {', '.join(labels)}, and knows no others" if labels else "without labels"
+                remedy = "give rows of these" if labels else "give rows of the kind that it was trained on"
                 raise DataError(
-                    f"{item.question[:40]!r} has the labels {', '.join(item.choices)}; the adapter was trained "
-                    f"{'with ' + ', '.join(labels) if labels else 'without labels'}, and knows no others"
+                    f"{place} has the labels {', '.join(item.choices)}; the adapter was trained {trained}; {remedy}"
                 )
 
     def predict(self, rows: Iterable[str | Mapping[str, Any]] | Sequence[Item]) -> list[str]:

@@ -94,6 +94,9 @@ def generate(
     with errors(go_on="the same command"):
         if bool(prompt) == bool(data) or bool(data) != bool(out) or (data and chat):
             raise ConfigError(_prompts_wanted(adapter, bool(prompt), data, out))
+        for number, text in enumerate(prompt or [], start=1):
+            if not text.strip():
+                raise ConfigError(f"--prompt {number} is empty; write a text")
         config = load_own(context, sets)
         check_adapter(adapter)
         if data:

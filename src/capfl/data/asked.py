@@ -21,7 +21,11 @@ _REMEDY = (
     f"give one of {', '.join([*_SPELLINGS, *_ANSWERS])}, or say with data.columns what they are called; rows with "
     "labels or options are for `capfl predict` and `capfl eval`"
 )
-_CHOICES = "give text, or question and choices, or say with data.columns what they are called"
+_NO_LABELS = "give question and choices with --data, or let it write, with `capfl generate`"
+_CHOICES = (
+    "give text, or question and choices, or say with data.columns what they are called; rows with a prompt or messages "
+    "are for `capfl generate`"
+)
 
 
 def read_asked(place: str, rows: Sequence[Row], columns: Columns) -> list[Item]:
@@ -85,7 +89,7 @@ def _to_choose(row: Row, labels: Sequence[str], columns: Mapping[str, str]) -> R
         found = ", ".join(map(repr, row.values)) or "no fields"
         return Row(row.where, row.values, f"asks for no choice, it has {found}; {_CHOICES}")
     if not labels:
-        return Row(row.where, row.values, "the adapter has no labels to choose from; give question and choices")
+        return Row(row.where, row.values, f"the adapter has no labels to choose from; {_NO_LABELS}")
     return Row(row.where, {**row.values, label: labels[0]})
 
 

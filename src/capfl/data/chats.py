@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from capfl.data.rows import RowError, parsed, text_of
+from capfl.data.rows import RowError, check_text, parsed, shown, text_of
 from capfl.types import Item
 
 Values = Mapping[str, Any]
@@ -73,7 +73,7 @@ def _refuse_texts_beside_messages(prompt: Any, answer: Any) -> None:
     """Raises RowError: one of both is messages, and the other is not, or is one message without its list."""
     for field, value in (("prompt", prompt), ("completion", answer)):
         if isinstance(value, Mapping) and {"role", "from"} & {*value}:
-            raise RowError(field, f"is {value!r:.60}", "put it in a list, and write prompt and completion as messages")
+            raise RowError(field, f"is {shown(value)}", "put it in a list, and write prompt and completion as messages")
     chats = [isinstance(value, list) and any(isinstance(one, Mapping) for one in value) for value in (prompt, answer)]
     if any(chats) and isinstance(answer if chats[0] else prompt, str):
         problem = "is a text, and the prompt a list" if chats[0] else "is a list, and the prompt a text"
@@ -121,9 +121,11 @@ def turns(value: Any, field: str) -> Messages:
         columns = list(value.values())
         if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
             value = [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    if not isinstance(value, list) or not value:
-        raise RowError(field, f"is {value!r:.60}", "it must be a list of {role, content}")
-    return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value, start=1))
+    if isinstance(value, list) and not value:
+        raise RowError(field, "has no messages", "fill it in or delete the row")
+    if not isinstance(value, list):
+        raise RowError(field, f"is {shown(value)}", "it must be a list of {role, content}")
+    return tuple(_turn(message, f"{field}[{number}]") for number, message in enumerate(value))
 
 
 def listed(value: Any) -> Any:
@@ -152,13 +154,14 @@ def messages_in(value: Any, field: str) -> list[Any]:
 
 def _turn(message: Any, name: str) -> tuple[str, str]:
     if not isinstance(message, Mapping):
-        raise RowError(name, f"is {message!r:.60}", "it must be {role, content}")
+        raise RowError(name, f"is {shown(message)}", "it must be {role, content}")
     by_speaker = "from" in message and "role" not in message
     who, what, roles = ("from", "value", SPEAKERS) if by_speaker else ("role", "content", ROLES)
     role = message.get(who)
     if not isinstance(role, str) or role not in roles:
         remedy = f"use one of {', '.join(roles)}"
-        raise RowError(f"{name}.{who}", f"is {role!r:.60}", remedy + ("; tools are not read" if _tools(role) else ""))
+        problem = f"is {shown(role)}" if who in message else "is missing"
+        raise RowError(f"{name}.{who}", problem, remedy + ("; tools are not read" if _tools(role) else ""))
     _refuse_unread(message, f"{name}.")
     if what not in message:
         raise RowError(f"{name}.{what}", "is missing", f"the message has {', '.join(map(repr, message))}")
@@ -172,16 +175,15 @@ def _tools(role: Any) -> bool:
 def _content(value: Any, name: str) -> str:
     """A message's text, given as such or in parts."""
     if isinstance(value, list) and value:
-        for number, part in enumerate(value, start=1):
+        for number, part in enumerate(value):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise RowError(
                     f"{name}[{number}]", f"is of the type {kind!r:.40}", "only parts of text are read; delete the row"
                 )
         value = "".join(part["text"] for part in value)
-    if not isinstance(value, str) or not value.strip():
-        raise RowError(name, "is empty or not a string", "fill it in or delete the row")
-    return value
+    check_text(value, name)
+    return str(value)
 
 
 def _refuse_unread(values: Values, prefix: str, keys: Mapping[str, str] = UNREAD) -> None:
@@ -192,7 +194,7 @@ def _refuse_unread(values: Values, prefix: str, keys: Mapping[str, str] = UNREAD
         value = values.get(key)
         if not _blank(value) and (str(value).strip().lower() in OFF or (key == "weight" and not _one(value))):
             remedy = "data.assistant_turns says which answers are trained on, all with the same weight; delete the key"
-            raise RowError(f"{prefix}{key}", f"is {value!r:.60}", remedy)
+            raise RowError(f"{prefix}{key}", f"is {shown(value)}", remedy)
 
 
 def _one(value: Any) -> bool:
@@ -232,5 +234,7 @@ def _chat(said: Messages, field: str) -> Item:
     if len(said) == 1 and said[0][0] == "assistant":
         raise RowError(field, "has one message", "put a user message before the assistant's")
     if said[-1][0] != "assistant":
-        raise RowError(field, f"ends with the role {said[-1][0]!r}", "the last must be 'assistant'")
+        raise RowError(
+            field, f"ends with the role {said[-1][0]!r}", "add the assistant's answer, or delete the last message"
+        )
     return Item("", messages=said[:-1], completion=said[-1][1])

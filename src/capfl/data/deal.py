@@ -71,7 +71,7 @@ def remarks(
         public = [name for name in data.sets if name in DATASETS or is_hub(name)]
         where = f" (split {data.split}, from {data.dir or 'the Hugging Face Hub'})" if public else ""
         source = f"{', '.join(data.sets)}{where}, partition.kind {shares.kind}"
-    said = [f"data: {source}; {len(items)} items at {len(splits)} clients"]
+    said = [f"data: {source}; {len(items)} items at {len(splits)} client{'' if len(splits) == 1 else 's'}"]
     doubled = {client: len(own.all) - len(copies_of(items, own.all)) for client, own in sorted(splits.items())}
     if any(doubled.values()):
         most = max(doubled, key=lambda client: doubled[client])

@@ -16,7 +16,7 @@ from capfl.config.keys import as_flag
 from capfl.data import chats, hints
 from capfl.data.files import name_of, read_rows
 from capfl.data.labels import in_order, refuse_variants
-from capfl.data.rows import Row, RowError, held_rows, parse_rows, parsed, text_of
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, parsed, shown, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
@@ -200,7 +200,7 @@ def choice(values: Values, stem: str = "question", remedy: str = ANSWER) -> Item
         if not differ or (labels and isinstance(texts, list) and len(labels) != len(texts)):
             raise RowError("choices", "has labels that do not match its texts", "give each text a label of its own")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise RowError("choices", f"is {values.get('choices')!r:.60}", "it must be a list of strings")
+        raise RowError("choices", f"is {shown(values.get('choices'))}", "it must be a list of strings")
     choices = tuple(text.strip() for text in texts)
     if len(choices) < 2:
         raise RowError("choices", f"has {len(choices)} options", "give two or more")
@@ -236,7 +236,7 @@ def _answer(value: Any, field: str, choices: tuple[str, ...], letters: list[str]
             return value
         raise RowError(field, f"is {value}", f"an index counts from 0: give 0 to {len(choices) - 1}")
     if not isinstance(value, str):
-        raise RowError(field, f"is {value!r:.60}", ANSWER)
+        raise RowError(field, f"is {shown(value)}", ANSWER)
     text = value.strip()
     found = {names.index(text) for names in (letters, list(choices)) if text in names}
     if not found:

@@ -22,6 +22,14 @@ class RowError(Exception):
         self.field, self.problem, self.remedy = field, problem, remedy
 
 
+def shown(value: Any) -> str:
+    """A row's value as an error quotes it, in JSON's words."""
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    return "NaN" if isinstance(value, float) and value != value else f"{value!r:.60}"
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row, the place that error messages name, such as ``data.jsonl:12``, and why it could not be read, if so."""
@@ -157,10 +165,18 @@ def text_of(values: Mapping[str, Any], field: str) -> str:
         RowError: the field is missing, no string, or blank.
     """
     if field not in values:
-        raise RowError(field, "is missing", f"the row has {', '.join(map(repr, values)) or 'no fields'}")
+        raise RowError(
+            field, "is missing", f"add it or delete the row; it has {', '.join(map(repr, values)) or 'no fields'}"
+        )
     value = values[field]
+    check_text(value, field)
+    return str(value.strip())
+
+
+def check_text(value: Any, field: str) -> None:
+    """Raises RowError: a value is no string, or blank."""
+    problem = "is empty" if isinstance(value, str) else f"is {shown(value)}"
+    if problem in ("is null", "is NaN") or (isinstance(value, str) and not value.strip()):
+        raise RowError(field, problem, "fill it in or delete the row")
     if not isinstance(value, str):
-        raise RowError(field, f"is {value!r:.60}", "it must be a string")
-    if not value.strip():
-        raise RowError(field, "is empty", "fill it in or delete the row")
-    return value.strip()
+        raise RowError(field, problem, "it must be a string")

@@ -13,7 +13,7 @@ from typing import Any
 
 from capfl.data.files import read_rows
 from capfl.data.formats import choice
-from capfl.data.rows import Row, RowError, held_rows, parse_rows, text_of
+from capfl.data.rows import Row, RowError, held_rows, parse_rows, shown, text_of
 from capfl.errors import DataError
 from capfl.types import Item
 
@@ -44,7 +44,7 @@ def _one_of(values: Values, field: str, options: Mapping[Any, int]) -> int:
     for option, index in options.items():
         if value == option:
             return index
-    raise RowError(field, f"is {value!r:.60}", f"it must be one of {', '.join(map(json.dumps, options))}")
+    raise RowError(field, f"is {shown(value)}", f"it must be one of {', '.join(map(json.dumps, options))}")
 
 
 def _listed(question: str, choices: tuple[str, ...], answer: int) -> Item:
@@ -77,7 +77,7 @@ def _clinc(values: Values) -> Item | None:
     if not intent:
         raise RowError("intent", "holds no answer", LABELLED)
     if not isinstance(intent, str) or intent not in DOMAIN:
-        raise RowError("intent", f"is {intent!r:.60}", "it must be one of the 150 intents of CLINC150")
+        raise RowError("intent", f"is {shown(intent)}", "it must be one of the 150 intents of CLINC150")
     domain = DOMAIN[intent]
     if values.get("domain", domain) != domain:
         raise RowError("domain", f"is {values['domain']!r}", f"the domain of {intent} is {domain!r}")

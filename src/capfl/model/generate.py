@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -21,19 +20,20 @@ from transformers import (
     StoppingCriteriaList,
     TextStreamer,
 )
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from capfl.errors import CapflError, ConfigError, DataError
 from capfl.model.accept import positions
 from capfl.model.base import Base
 from capfl.model.chat import template_of
+from capfl.model.decode import left_padded, lent
 from capfl.model.lora import AdaptedModel
-from capfl.model.probe import APART, APART_IN_HALF, LENGTH, SAME, apart, probe_ids
 from capfl.model.text import Ids, special_tokens
+from capfl.model.together import Together, together
 from capfl.rng import stream
 from capfl.types import Adapter
 
 LEAVE = 4  # a batch goes on without the rows that have ended once they are one in so many
+_KNOWN: WeakKeyDictionary[nn.Module, Together] = WeakKeyDictionary()  # what models were found to allow
 _MARK = "capfl"  # what an assistant says to a chat template that is asked how turns end
 
 
@@ -53,11 +53,12 @@ def generate(
 ) -> list[list[int]]:
     """The new tokens after each prompt, without the token that ended it, in the order of the prompts.
 
-    A row's tokens do not depend on the batch that it is in, but for the rounding of sums: rows are padded on the left,
-    masked, and their positions count from their own first token. Where a model's layers read padding all the same, as
-    recurrent ones may, prompts of unlike length are not in one batch. Rows that have ended leave their batch where the
-    model's cache allows it, so a long answer costs passes of its own only. Each row has random numbers of its own, by
-    its place among the prompts, so neither the batch size nor the device changes what is drawn.
+    A row's tokens do not depend on the batch that it is in, but for the rounding of sums, and for models that scale
+    positions by the longest row of a batch (LongRoPE). Rows are padded on the left, masked, and their positions count
+    from their own first token. A model that reads padding all the same, as recurrent layers may, gets prompts of one
+    length in a batch, or one prompt. Rows that have ended leave their batch where the model allows it, so a long answer
+    costs passes of its own only. Each row has random numbers of its own, by its place among the prompts, so neither the
+    batch size nor the device changes what is drawn.
 
     Of the model's generation config only the tokens that end an answer are taken. Penalties and sampling that it asks
     for are not, because what is measured must be the model's own choice.
@@ -82,48 +83,20 @@ def generate(
     stops = stop_tokens(model.base)
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory shows at once
     answers: list[list[int]] = [[] for _ in prompts]
-    unlike = batch_size > 1 and len(set(map(len, prompts))) > 1
-    mixed = unlike and ignores_padding(model.base)
-    leave = min(batch_size, len(prompts)) > 1 and rows_can_leave(model.base)
-    for rows in _batches(by_length, [len(prompt) for prompt in prompts], batch_size, mixed):
-        drawn = _Drawn(rows, max_new_tokens, temperature, top_p, seed) if temperature > 0 else None
-        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer, leave)
+    allowed = _allowed(model.base) if min(batch_size, len(prompts)) > 1 else Together()
+    size = batch_size if allowed.of_one_length else 1
+    for rows in _batches(by_length, [len(prompt) for prompt in prompts], size, allowed.of_any_length):
+        drawn = _Drawn(rows, len(prompts[rows[0]]), max_new_tokens, temperature, top_p, seed) if temperature else None
+        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer, allowed.leave)
         for i, tokens in zip(rows, found, strict=True):
             answers[i] = tokens
     return answers
 
 
-@torch.no_grad()
-def ignores_padding(base: Base) -> bool:
-    """Does padding on the left, masked, leave what a model makes of a row as it is? Asked by two short decodings."""
-    module: Any = base.module
-    ids = probe_ids(module, LENGTH).tolist()
-    config = GenerationConfig(
-        max_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0, output_logits=True,
-        return_dict_in_generate=True,
-    )  # fmt: skip
-
-    def last(rows: list[list[int]]) -> Tensor:
-        with _set_up(base, config):
-            given, mask = _padded(rows, base.device)
-            found = module.generate(given, attention_mask=mask)
-        return torch.stack(found.logits)[:, 0].float()
-
-    alone, padded = last([ids[:SAME]]), last([ids[:SAME], ids])
-    return apart(alone, padded) < APART.get(next(module.parameters()).dtype, APART_IN_HALF)
-
-
-@torch.no_grad()
-def rows_can_leave(base: Base) -> bool:
-    """Can rows be taken out of the cache of a model while it decodes? Yes if all its layers keep keys and values."""
-    config = GenerationConfig(
-        max_new_tokens=1, do_sample=False, use_cache=True, pad_token_id=0, return_dict_in_generate=True
-    )
-    with _set_up(base, config) as module:
-        ids, mask = _padded([probe_ids(module, 1).tolist()] * 2, base.device)
-        cache: Any = getattr(module.generate(ids, attention_mask=mask), "past_key_values", None)
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+def _allowed(base: Base) -> Together:
+    if base.module not in _KNOWN:
+        _KNOWN[base.module] = together(base)
+    return _KNOWN[base.module]
 
 
 def _batches(by_length: Sequence[int], lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int]]:
@@ -189,7 +162,7 @@ def _decode(
     leave: bool,
 ) -> list[list[int]]:
     """The answers of one batch, each without the token that ended it."""
-    ids, mask = _padded(prompts, base.device)
+    ids, mask = left_padded(prompts, base.device)
     width, cache = ids.shape[1], None
     answers: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # of the prompts, those that are decoded still
@@ -198,7 +171,7 @@ def _decode(
             max_new_tokens=width + max_new_tokens - ids.shape[1], do_sample=False, use_cache=True,
             eos_token_id=list(stops) or None, pad_token_id=stops[0] if stops else 0, return_dict_in_generate=True,
         )  # fmt: skip
-        with _set_up(base, config) as module:
+        with lent(base, config) as module:
             out = module.generate(
                 ids,
                 attention_mask=mask,
@@ -227,37 +200,6 @@ def _decode(
 def _ended(new: Tensor, stops: Sequence[int]) -> Tensor:
     """Which rows of new tokens (rows, tokens) have one that ends an answer; (rows,) bool."""
     return torch.isin(new, torch.tensor(stops, dtype=new.dtype, device=new.device)).any(dim=1)
-
-
-def _padded(rows: Sequence[Ids | list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the left, and the mask of those that are no padding, (rows, longest) each."""
-    longest = max(map(len, rows))
-    ids, mask = np.zeros((2, len(rows), longest), np.int64)
-    for n, row in enumerate(rows):
-        ids[n, longest - len(row) :], mask[n, longest - len(row) :] = row, 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-@contextmanager
-def _set_up(base: Base, config: GenerationConfig) -> Iterator[Any]:
-    """The module, set up for ``generate`` for a while.
-
-    Its generation config is ``config``: ``generate`` fills what an argument leaves open from the module's own, be it a
-    repetition penalty. And the states that enter the head are contiguous: after a prompt they are the last position of
-    each row, cut out of a longer tensor, for which torch would copy the head's weights once a row.
-    """
-
-    def contiguous(head: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0].contiguous(), *args[1:])
-
-    module = cast(Any, base.module)
-    before, handle = module.generation_config, module.get_output_embeddings().register_forward_pre_hook(contiguous)
-    module.generation_config = config
-    try:
-        yield module
-    finally:
-        module.generation_config = before
-        handle.remove()
 
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
@@ -297,19 +239,22 @@ class _Drawn(LogitsProcessor):  # type: ignore[misc]
 
     Args:
         rows: places among all prompts, by which random numbers are known.
+        width: tokens of the padded prompts.
     """
 
-    def __init__(self, rows: Sequence[int], steps: int, temperature: float, top_p: float, seed: int) -> None:
+    def __init__(
+        self, rows: Sequence[int], width: int, steps: int, temperature: float, top_p: float, seed: int
+    ) -> None:
         self._uniform: NDArray[np.float64] = np.stack([stream(seed, "generate", row).random(steps) for row in rows])
-        self._temperature, self._top_p, self._step = temperature, top_p, 0
+        self._width, self._temperature, self._top_p = width, temperature, top_p
 
     def keep(self, places: Tensor) -> None:
         """The rows that stay in the batch, by their places in it."""
         self._uniform = self._uniform[places.numpy()]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = torch.from_numpy(self._uniform[:, self._step, None])
-        self._step += 1
+        step = min(input_ids.shape[1] - self._width, self._uniform.shape[1] - 1)  # transformers may try one too many
+        uniform = torch.from_numpy(self._uniform[:, step, None])
         chosen = _draw(scores.float().cpu().double() / self._temperature, self._top_p, uniform).to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 

@@ -12,7 +12,7 @@ import peft
 
 from capfl.config.schema import ModelConfig
 from capfl.errors import ConfigError, ModelError
-from capfl.files import AGAIN, naming
+from capfl.files import AGAIN, in_the_way, naming
 from capfl.model.base import load_base
 from capfl.model.card import load_card
 from capfl.model.export import base_config, load_adapter
@@ -30,8 +30,8 @@ def save_merged(folder: Path, given: ModelConfig, out: Path) -> None:
         ModelError: the adapter or its base cannot be loaded, or they do not belong together.
         CheckpointError: the disk is full, or the folder cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; choose another folder")
+    if taken := in_the_way(out):
+        raise ConfigError(f"--merged: {taken}")
     if given.quantization != "none":
         raise ConfigError("model.quantization: an adapter is merged into whole weights; leave quantization out")
     _, saved = load_adapter(folder)

@@ -57,8 +57,8 @@ def remarks(
     found = [match for item in items if (match := typed.search(_text(item)))]
     if found:
         said.append(
-            f"{len(found)} items have the letters of a special token in them, such as {found[0][0]!r}: they are read "
-            "as text, and the model's own special tokens are put in beside them"
+            f"{len(found)} item{'s have' if len(found) > 1 else ' has'} the letters of a special token in the text, "
+            f"such as {found[0][0]!r}: they are read as text, and the model's own special tokens are put in beside them"
         )
     return said
 

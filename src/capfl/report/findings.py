@@ -80,8 +80,12 @@ def _verdict(summary: Summary, metric: str) -> list[str]:
     gain = math.fsum(one.gain for one in pairs.values()) / len(pairs)
     change = math.fsum(one.mine - one.alone for one in pairs.values()) / len(pairs)
     margin = _margin(list(pairs.values()))
-    by = f"{apart(change, metric)}{'' if margin is None else f' ± {100 * margin:.1f}'}"
-    by += f" by the {MODELS[model]} adapter against training alone, on average"
+    if margin is None:
+        by = f"{metric} {abs(change):.3g} {'lower' if change < 0 else 'higher'} with the {MODELS[model]} adapter than"
+        by += " after training alone, on average"
+    else:
+        by = f"{apart(change, metric)} ± {100 * margin:.1f}"
+        by += f" by the {MODELS[model]} adapter against training alone, on average"
     if margin is not None and abs(gain) <= margin:
         n_items = sum(row.n_test for row in rows)
         said = f"{n_items} test items are too few to tell whether joining paid ({by})"

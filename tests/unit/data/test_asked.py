@@ -88,9 +88,9 @@ def test_what_asks_nothing_is_refused(row: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ([], r"field 'messages' is \[\]"),
+        ([], "field 'messages' has no messages"),
         ([YES], "put a user message before"),
-        ([{"role": "bot", "content": "a"}], r"field 'messages\[1\].role' is 'bot'"),
+        ([{"role": "bot", "content": "a"}], r"field 'messages\[0\].role' is 'bot'"),
     ],
 )
 def test_messages_that_cannot_be_read_are_refused(value: Any, said: str) -> None:

@@ -202,13 +202,13 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     ),
     "null.parquet": (
         lambda: parquet([*ROWS, {"prompt": "a"}]),
-        "row 4: field 'completion' is None; it must be a string",
+        "row 4: field 'completion' is null; fill it in or delete the row",
     ),
     "none.parquet": (lambda: parquet(ROWS)[:0], "cannot be read as Parquet"),
     "number.parquet": (lambda: parquet([{"prompt": 1, "completion": 2}]), "row 1: field 'prompt' is 1"),
     "parts.parquet": (
         lambda: parquet([{"messages": [{"role": "user", "content": [{"type": "image", "text": ""}]}]}]),
-        r"row 1: field 'messages\[1\]\.content\[1\]' is of the type 'image'",
+        r"row 1: field 'messages\[0\]\.content\[0\]' is of the type 'image'",
     ),
     "arrow.parquet": (b"ARROW1\x00\x00", "is an Arrow file; give the folder that `datasets` saved it in"),
     "keys.parquet": (lambda: parquet([{"Text": "a", "Label": "b"}]), "--data.columns text=Text,label=Label"),

@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     ),
     "nulls.jsonl": (
         lines({"messages": [USER, BOT]}, {"messages": None}),
-        ":2: field 'messages' is None; it must be a l",
+        ":2: field 'messages' is null; it must be a l",
     ),
     # what is no text
     "a.jsonl.gz": (gzip.compress(zlib.compress(bytes(range(256)))), "what is compressed in it is no text; unpack it"),
@@ -137,10 +137,10 @@ def test_what_is_wrong_with_an_odd_file_is_said(name: str, tmp_path: Path) -> No
         (ROW | {"weight": 0}, "'weight' is 0; data.assistant_turns says which answers are trained on"),
         (ROW | {"weight": 0.5}, "'weight' is 0.5; data.assistant_turns"),
         (ROW | {"train": "False"}, "'train' is 'False'; data.assistant_turns"),
-        ({"messages": [USER, BOT | {"train": "false"}]}, "'messages[2].train' is 'false'; data.assistant_turns"),
-        ({"messages": [USER, {"role": "assistant", "text": "c"}]}, "'messages[2].content' is missing; the message ha"),
+        ({"messages": [USER, BOT | {"train": "false"}]}, "'messages[1].train' is 'false'; data.assistant_turns"),
+        ({"messages": [USER, {"role": "assistant", "text": "c"}]}, "'messages[1].content' is missing; the message ha"),
         ({"prompt": [USER], "completion": BOT}, "'completion' is {'role': 'assistant', 'content': 'Hello'}; put it in"),
-        ({"prompt": None, "completion": [BOT]}, "field 'prompt' is None; it must be a string"),
+        ({"prompt": None, "completion": [BOT]}, "field 'prompt' is null; fill it in"),
         ({"prompt": "p", "completion": ["c", "d"]}, "field 'completion' is ['c', 'd']; it must be a string"),
         ({"prompt": json.dumps([USER]), "completion": "c"}, "'completion' has no messages in JSON, as the prompt has"),
     ],

@@ -96,7 +96,9 @@ def test_a_text_may_come_twice_where_labels_say_which_is_right(write):
 
 
 def test_missing_columns_files_and_rows(write, tmp_path):
-    with pytest.raises(DataError, match="field 'question_stem' is missing; the row has 'question'"):
+    with pytest.raises(
+        DataError, match="field 'question_stem' is missing; add it or delete the row; it has 'question'"
+    ):
         _load(write, "openbookqa", {"question": "q"})
     with pytest.raises(DataError, match=r"holds openbookqa/train\.jsonl; choose"):
         load("openbookqa", "test", str(tmp_path))

@@ -74,7 +74,7 @@ def test_copies_are_counted_and_said():
     whole = {"b": split(items, range(30), config, 0, "b")}
     said = remarks(DataConfig(sets=("boolq", "x.jsonl")), config, items, whole)
     source = "boolq, x.jsonl (split train, from the Hugging Face Hub), partition.kind iid"
-    assert said[0] == f"data: {source}; 30 items at 1 clients"
+    assert said[0] == f"data: {source}; 30 items at 1 client"
     assert said[1].startswith("WARNING: 10 items are exact copies of another item of their client (most at b: 10 of")
     two = [Item("q", completion=str(k % 2)) for k in range(60)]
     with pytest.raises(DataError, match="client 'x' has 60 items, of which 2 are different, too few for 3 parts"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,18 +17,18 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
 )
+from transformers.generation.utils import DeferredStopCheck
 
 from capfl.config.schema import LoraConfig
 from capfl.errors import ConfigError, DataError
 from capfl.model import generate as generating
 from capfl.model import tiny
 from capfl.model.base import Base
-from capfl.model.generate import _draw, generate, ignores_padding, rows_can_leave, stop_tokens
+from capfl.model.generate import _draw, generate, stop_tokens
 from capfl.model.lora import AdaptedModel
 from capfl.model.text import Ids
+from capfl.model.together import Together, together
 from capfl.types import Adapter
 
 LENGTHS = (3, 30, 9, 17, 1)
@@ -117,10 +118,10 @@ def test_where_padding_is_read_prompts_of_unlike_length_are_not_in_one_batch(
     """As by RWKV, and some recurrent layers: here, a model that drops the mask."""
     model, adapter = adapted("gpt2")
     module = cast(Any, model.base.module)
-    assert ignores_padding(model.base)
+    assert together(model.base) == Together(True, True, True)
     forward = module.forward
     monkeypatch.setattr(module, "forward", lambda attention_mask=None, **given: forward(**given))
-    assert not ignores_padding(model.base)
+    assert together(model.base) == Together(True, False, True)
     rows = [*prompts, prompts[0][::-1].copy()]
     sizes: list[list[int]] = []
     decode = generating._decode
@@ -155,14 +156,6 @@ def test_rows_that_have_ended_leave_their_batch(
     assert sizes[-1] < len(prompts) in sizes, "all rows went on to the end"
 
 
-def test_rows_leave_only_where_all_layers_keep_keys_and_values(llama: tuple[AdaptedModel, Adapter]) -> None:
-    """A recurrent layer has states of another kind; its rows stay to the end, and the answers are the same."""
-    config = MambaConfig(vocab_size=tiny.VOCAB, hidden_size=16, state_size=4, num_hidden_layers=2)
-    recurrent = Base("random", "", MambaForCausalLM(config).eval(), tiny.tokenizer(), torch.device("cpu"))
-    assert rows_can_leave(llama[0].base)
-    assert not rows_can_leave(recurrent)
-
-
 def test_draws_are_those_of_the_seed_and_the_row(llama: tuple[AdaptedModel, Adapter], prompts: list[Ids]) -> None:
     def drawn(rows: list[Ids], **settings: Any) -> list[list[int]]:
         return generate(*llama, rows, max_new_tokens=6, **{"temperature": 2.0, "seed": 1} | settings)
@@ -177,6 +170,18 @@ def test_draws_are_those_of_the_seed_and_the_row(llama: tuple[AdaptedModel, Adap
     assert found != greedy
     assert drawn(prompts, temperature=1e-4) == greedy
     assert drawn(prompts, top_p=1e-6) == greedy
+
+
+def test_a_step_that_is_undone_changes_no_draw(
+    llama: tuple[AdaptedModel, Adapter], prompts: list[Ids], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On MPS transformers looks only after the next step whether a batch is to stop, and takes that step back."""
+    setting: dict[str, Any] = {"max_new_tokens": NEW, "temperature": 2.0}
+    monkeypatch.setattr(generating, "stop_tokens", lambda base: tuple(STOPS))
+    found = generate(*llama, prompts, **setting)
+    monkeypatch.setattr(DeferredStopCheck, "is_supported", staticmethod(lambda *args, **given: True))
+    monkeypatch.setattr(torch, "Event", lambda *args, **given: Mock())
+    assert generate(*llama, prompts, **setting) == found
 
 
 def test_tokens_are_drawn_by_their_probability() -> None:
