@@ -16,6 +16,7 @@ import json
 import os
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,13 +30,14 @@ from capfl.model.base import load_base
 from capfl.model.generate import generate
 from capfl.model.lora import AdaptedModel
 from capfl.model.text import Ids
+from capfl.model.together import together
 from capfl.model.tokens import prompt_ids
 from capfl.scoring import open_adapter
 from capfl.types import Adapter, Prompt
 
 _UNCUT = 10**6  # tokens of a prompt
 STAY = "stay"
-WAYS = {"": generating.rows_can_leave, STAY: lambda base: False}
+WAYS = {"": together, STAY: lambda base: replace(together(base), leave=False)}
 
 
 def asked(args: argparse.Namespace) -> tuple[AdaptedModel, Adapter, list[Ids]]:
@@ -74,7 +76,7 @@ def main() -> None:
     written = {}
     for _ in range(args.repeats):
         for name, (size, way) in contestants.items():
-            generating.rows_can_leave = ways[way]
+            generating.allowed = ways[way]
             began = time.process_time()
             written[name] = generate(model, adapter, prompts, max_new_tokens=args.tokens, batch_size=size)
             seconds[name].append(time.process_time() - began)

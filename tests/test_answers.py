@@ -179,6 +179,11 @@ def test_a_prompt_that_does_not_fit_is_refused(north: Path, tmp_path: Path) -> N
     data = written(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "a" * 2048}])
     said = refused("generate", north, "--data", data, "--out", tmp_path / "answers.jsonl")
     assert f"{data}:2 has 2048 tokens, which with max_new_tokens = 256 do not fit into the 2048 positions" in said
+    assert "--prompt 2 is empty; write a text" in refused("generate", north, "--prompt", "a", "--prompt", " ")
+    table = tmp_path / "answers.csv"
+    assert f"--out: {table}: answers are written as JSON Lines" in refused(
+        "generate", north, "--data", data, "--out", table
+    )
     assert "top_p is 2.0" in refused("generate", north, "--prompt", "a", "--top-p", 2)
 
 
@@ -292,4 +297,5 @@ def test_export_writes_what_is_asked_for(run: Path, north: Path, tmp_path: Path)
         torch.testing.assert_close(logits, own.model.base.module(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
     assert gguf.read_bytes().startswith(b"GGUF")
     assert " exists; choose" in refused("export", north, "--gguf", gguf)
+    assert f"--merged: {gguf} is a file; give a new or empty folder" in refused("export", north, "--merged", gguf)
     assert str(north) in refused("export", run, "--merged", tmp_path / "other")

@@ -180,7 +180,7 @@ def test_a_folder_in_use_and_what_cannot_be_resumed(finished: Path, tmp_path: Pa
     assert f"--resume {finished}" in refused(*tiny(out=finished))
     assert (finished / "config.toml").read_bytes() == before
     (tmp_path / "file").write_text("")
-    assert "choose another folder" in refused(*tiny(out=tmp_path / "file"))
+    assert "file is a file; give a new or empty folder" in refused(*tiny(out=tmp_path / "file"))
     for more in (["--rounds", "3"], ["--set", "seed=1"], ["own.toml"]):
         said = refused("run", "--resume", finished, *more)
         assert "--resume takes the config that the run was started with" in said

@@ -115,7 +115,7 @@ def test_what_contradicts_the_card_is_refused(save: Save, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="--data is missing: give a file of rows"):
         score_adapter(folder, load_command(None, [], []))
     choices = save("choices", labels=())
-    with pytest.raises(DataError, match="was trained without labels, and knows no others"):
+    with pytest.raises(DataError, match="was trained without labels; give rows of the kind"):
         scored(choices, rows)
     assert scored(choices, rows, "--data.labels", ",".join(LABELS))["items"] == 40  # of letters that the caller knows
     assert scored(save("text", labels=(), scoring="text"), rows)["items"] == 40

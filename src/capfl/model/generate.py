@@ -83,17 +83,18 @@ def generate(
     stops = stop_tokens(model.base)
     by_length = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the longest first: memory shows at once
     answers: list[list[int]] = [[] for _ in prompts]
-    allowed = _allowed(model.base) if min(batch_size, len(prompts)) > 1 else Together()
-    size = batch_size if allowed.of_one_length else 1
-    for rows in _batches(by_length, [len(prompt) for prompt in prompts], size, allowed.of_any_length):
+    may = allowed(model.base) if min(batch_size, len(prompts)) > 1 else Together()
+    size = batch_size if may.of_one_length else 1
+    for rows in _batches(by_length, [len(prompt) for prompt in prompts], size, may.of_any_length):
         drawn = _Drawn(rows, len(prompts[rows[0]]), max_new_tokens, temperature, top_p, seed) if temperature else None
-        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer, allowed.leave)
+        found = _decode(model.base, [prompts[i] for i in rows], stops, max_new_tokens, drawn, streamer, may.leave)
         for i, tokens in zip(rows, found, strict=True):
             answers[i] = tokens
     return answers
 
 
-def _allowed(base: Base) -> Together:
+def allowed(base: Base) -> Together:
+    """What a model may do with rows of a batch; tried once for each model."""
     if base.module not in _KNOWN:
         _KNOWN[base.module] = together(base)
     return _KNOWN[base.module]

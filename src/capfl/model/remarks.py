@@ -56,9 +56,12 @@ def remarks(
     typed = special_tokens(tokenizer)
     found = [match for item in items if (match := typed.search(_text(item)))]
     if found:
+        what = "items have the letters of a special token in them"
+        if len(found) == 1:
+            what = "item has the letters of a special token in it"
         said.append(
-            f"{len(found)} item{'s have' if len(found) > 1 else ' has'} the letters of a special token in the text, "
-            f"such as {found[0][0]!r}: they are read as text, and the model's own special tokens are put in beside them"
+            f"{len(found)} {what}, such as {found[0][0]!r}: they are read as text, and the model's own special tokens "
+            "are put in beside them"
         )
     return said
 
