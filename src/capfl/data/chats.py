@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from capfl.data.rows import RowError, check_text, parsed, shown, text_of
+from capfl.data.rows import RowError, blank, check_text, parsed, shown, text_of
 from capfl.types import Item
 
 Values = Mapping[str, Any]
@@ -62,7 +61,7 @@ def completion(values: Values) -> Item:
             raise RowError("completion", problem, "put what comes before its answer into the prompt")
         return Item("", messages=said + answers[:-1], completion=answers[-1][1], given=len(said))
     _refuse_texts_beside_messages(prompt, answer)
-    if not _blank(values.get("system")):
+    if not blank(values.get("system")):
         raise RowError("system", "is given beside texts", "write it into the prompt, or write the row as messages")
     for field in ("prompt", "completion"):
         text_of(values, field)  # both must be strings that are not blank ...
@@ -98,7 +97,7 @@ def instruction(values: Values) -> Item:
     if _given(values.get("history")):
         raise RowError("history", "has earlier turns", "write rows with history as messages")
     asked = [text_of(values, "instruction")]
-    if not _blank(values.get("input")):
+    if not blank(values.get("input")):
         asked.append(text_of(values, "input"))
     said = _led(values, (("user", "\n\n".join(asked)),))
     text_of(values, "output")  # it must be a string that is not blank, and is kept as it is
@@ -192,7 +191,7 @@ def _refuse_unread(values: Values, prefix: str, keys: Mapping[str, str] = UNREAD
             raise RowError(f"{prefix}{key}", "is given", remedy)
     for key in ("weight", "train", "training", "loss") if prefix else ("weight", "train"):
         value = values.get(key)
-        if not _blank(value) and (str(value).strip().lower() in OFF or (key == "weight" and not _one(value))):
+        if not blank(value) and (str(value).strip().lower() in OFF or (key == "weight" and not _one(value))):
             remedy = "data.assistant_turns says which answers are trained on, all with the same weight; delete the key"
             raise RowError(f"{prefix}{key}", f"is {shown(value)}", remedy)
 
@@ -209,13 +208,6 @@ def _given(value: Any) -> bool:
     if isinstance(value, int | float):
         return bool(value) and value == value  # pandas writes nan where nothing is
     return value is not None and (not hasattr(value, "__len__") or len(value) > 0)
-
-
-def _blank(value: Any) -> bool:
-    """Is nothing where a text may be? pandas writes nan there."""
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _led(values: Values, said: Messages) -> Messages:

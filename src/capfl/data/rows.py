@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,10 +25,15 @@ class RowError(Exception):
 
 def shown(value: Any) -> str:
     """A row's value as an error quotes it, in JSON's words."""
-    words = {None: "null", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    return "NaN" if isinstance(value, float) and value != value else f"{value!r:.60}"
+    said = value is None or isinstance(value, bool) or (isinstance(value, float) and math.isnan(value))
+    return json.dumps(value) if said else f"{value!r:.60}"
+
+
+def blank(value: Any) -> bool:
+    """Is nothing where a text may be? pandas writes nan there."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +181,8 @@ def text_of(values: Mapping[str, Any], field: str) -> str:
 
 def check_text(value: Any, field: str) -> None:
     """Raises RowError: a value is no string, or blank."""
-    problem = "is empty" if isinstance(value, str) else f"is {shown(value)}"
-    if problem in ("is null", "is NaN") or (isinstance(value, str) and not value.strip()):
+    if blank(value):
+        problem = "is empty" if isinstance(value, str) else f"is {shown(value)}"
         raise RowError(field, problem, "fill it in or delete the row")
     if not isinstance(value, str):
-        raise RowError(field, problem, "it must be a string")
+        raise RowError(field, f"is {shown(value)}", "it must be a string")
