@@ -48,8 +48,8 @@ COLUMNS_SAY = """
 - cut: hidden states below the lowest adapted layer are kept; otherwise every pass runs the whole model.
 - trains: three steps have finite losses and change the adapter of every module.
 - padding: scores of rows in one batch are those of each row alone.
-- generates: greedy answers to two prompts of unlike length, decoded with a cache, are the tokens that each prompt gives
-  alone and without one.
+- generates: greedy answers to three prompts of unlike length in one batch, decoded with a cache, are the tokens that
+  each prompt gives alone and without one. Rows leave the batch when they end, if the model allows it.
 - PEFT: stock PEFT loads the saved adapter on the same class, to the same logits.
 """
 LENGTHS = (5, 9, 14, 6)  # tokens of rows
@@ -183,19 +183,27 @@ def pads(model: AdaptedModel, adapter: Adapter) -> bool:
 
 @torch.no_grad()
 def generates(model: AdaptedModel, adapter: Adapter, count: int = 6) -> bool:
-    """Are the answers to prompts of unlike length the tokens that the model gives one by one, without a cache?"""
-    prompts = [np.arange(2, 2 + length, dtype=np.int32) for length in (7, 4)]
-    found = generate(model, adapter, prompts, max_new_tokens=count)
-    stops = stop_tokens(model.base)
+    """Are the answers to prompts of unlike length the tokens that the model gives one by one, without a cache?
+
+    The token that ends an answer is chosen so that answers differ in length: rows leave the batch one by one.
+    """
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(2, 250, length).astype(np.int32) for length in (7, 4, 5)]
+    model.write(adapter)
     module: Any = model.base.module
-    for prompt, answer in zip(prompts, found, strict=True):
+    alone = []
+    for prompt in prompts:
         ids = torch.from_numpy(prompt).long().reshape(1, -1)
         for _ in range(count):
             ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
-        own = ids[0, len(prompt) :].tolist()
-        if answer != own[: next((n for n, token in enumerate(own) if token in stops), count)]:
-            return False
-    return True
+        alone.append(ids[0, len(prompt) :].tolist())
+
+    def until(*stops: int) -> list[list[int]]:
+        return [own[: next((n for n, token in enumerate(own) if token in stops), count)] for own in alone]
+
+    written = sorted({token for own in alone for token in own})
+    module.generation_config.eos_token_id = max(written, key=lambda token: len(set(map(len, until(token)))))
+    return generate(model, adapter, prompts, max_new_tokens=count) == until(*stop_tokens(model.base))
 
 
 @torch.no_grad()
