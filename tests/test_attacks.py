@@ -23,13 +23,6 @@ from capfl.report.summary import Summary
 from fake import LIMITS, n_train
 from parts import Federation, folded
 
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many posteriors are fitted, and none has to be fitted well."""
-    monkeypatch.setattr("capfl.methods.posterior.FIT_STEPS", 2)
-
-
 # -- without a model -----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import torch
 from adapters import CODECS, normal, resealed, total
 from capfl import adapter as algebra
 from capfl.errors import WireError
-from capfl.methods import METHODS, posterior
+from capfl.methods import METHODS
 from capfl.methods.combine import WeightedMean
 from capfl.methods.ranks import Shares
 from capfl.packing import pack
@@ -47,12 +47,6 @@ IN_TURN = [name for name in SETTINGS if name not in METHODS]
 REMEMBERING = ("fedit in turns", "ca-pfl", "ca-pfl in turn", "ditto", "flexlora")  # one for each kind of state
 TWO_CODECS = ("default", "fp32")  # right in the mean, exact
 TRAINED = {"a": range(1, 7), "b": (5, 6), "c": (1, 2, 3, 5, 6), "d": range(3, 7)}
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of modulators are fitted here, and none has to be fitted well."""
-    monkeypatch.setattr(posterior, "FIT_STEPS", 3)
 
 
 def pairs() -> Iterator[object]:

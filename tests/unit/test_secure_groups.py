@@ -149,6 +149,7 @@ def test_a_group_whose_sum_says_of_its_ranks_what_cannot_be_is_lost(monkeypatch:
     }
 
 
+@pytest.mark.usefixtures("whole_fits")
 def test_the_prior_that_clients_are_told_follows_from_their_sums() -> None:
     played = world()
     before = played.state.ranks.prior  # type: ignore[union-attr]

@@ -21,8 +21,7 @@ WORDS = {"name", "about", "source"}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_an_ablation_has_one_other_part_and_can_be_played(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capfl.methods.posterior.FIT_STEPS", 3)
+def test_an_ablation_has_one_other_part_and_can_be_played(name: str) -> None:
     plain = build(MethodConfig(name="ca-pfl"))
     assert ROWS[name].name == name
     differ = [f.name for f in fields(plain) if getattr(plain, f.name) != getattr(ROWS[name], f.name)]

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import capfl.methods.posterior as posterior_module
 from adapters import CODECS, same
 from capfl import adapter as algebra
 from capfl.errors import WireError
@@ -51,12 +50,6 @@ def writing(client: ClientId, style: int) -> Description:
     texts = torch.cat([mean + 0.1 * noise / n_train(client) ** 0.5, torch.full((16,), 0.1)])
     same = description(client, 0)
     return replace(same, features=same.features.clone().index_fill(0, torch.arange(16, 48), 0.0), texts=texts)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many posteriors are fitted, and none has to be fitted well."""
-    monkeypatch.setattr(posterior_module, "FIT_STEPS", 2)
 
 
 # -- forming groups ------------------------------------------------------------------------------------------
@@ -219,7 +212,6 @@ def averaged(clients: str, rounds: int) -> Adapter:
     return theta
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("grouping", [Everybody(), Peers()])
 @pytest.mark.parametrize("clients", ["a", "ab", "abc"])
 def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(
@@ -235,7 +227,6 @@ def test_dense_in_one_group_it_is_federated_averaging_bit_for_bit(
 # -- without peers ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_client_without_peers_has_what_training_alone_gives(codec: str) -> None:
     """From what all have when it comes, and whenever it is asked: c is like nobody.

@@ -30,6 +30,8 @@ from capfl.types import ClientState, Trained, Update
 from capfl.wire.message import INTRODUCTION
 from parts import CLIENTS, INITIAL, Federation, N, row, update
 
+pytestmark = pytest.mark.usefixtures("whole_fits")
+
 RANKS = Posterior()
 START = row(ranks=RANKS).start(INITIAL, CLIENTS)
 PRIOR: Importance = START.ranks.prior  # type: ignore[union-attr]

@@ -180,8 +180,7 @@ def test_parts_that_do_not_go_together(parts: dict[str, object], reason: str) ->
         {"combine": TruncatedProduct(), "grouping": Peers(), "ranks": Posterior()},
     ],
 )
-def test_parts_that_do(parts: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capfl.methods.posterior.FIT_STEPS", 2)
+def test_parts_that_do(parts: dict[str, object]) -> None:
     played = Federation(row(**parts), "default")
     played.rounds(3)
     assert personal(played.memory("a"), 4, played.trainer("a"), played.agreement) is not None
