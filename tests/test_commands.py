@@ -148,7 +148,8 @@ def place(tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "README.md", tmp_path)
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
-    for name, source in {"methods": "comparison", "gemma": "gemma", "text": "text", "text_gemma": "text_gemma"}.items():
+    same = {name: name for name in ("gemma", "text", "text_gemma", "text_sql")}
+    for name, source in ({"methods": "comparison"} | same).items():
         (tmp_path / "runs" / name).mkdir(parents=True)
         shutil.copy(ROOT / "docs" / "results" / f"{source}.json", tmp_path / "runs" / name / "comparison.json")
         (tmp_path / "runs" / name / "table.md").write_text("the table\n")
