@@ -32,7 +32,7 @@ from capfl.model import tiny
 from capfl.model.accept import auto_class
 from capfl.model.base import load_base
 from capfl.model.export import save_adapter
-from capfl.model.generate import generate, stop_tokens
+from capfl.model.generate import generate, stop_tokens, until
 from capfl.model.hidden import HiddenCache, Rows
 from capfl.model.learner import Job
 from capfl.model.lora import AdaptedModel
@@ -198,12 +198,11 @@ def generates(model: AdaptedModel, adapter: Adapter, count: int = 6) -> bool:
             ids = torch.cat([ids, module(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
         alone.append(ids[0, len(prompt) :].tolist())
 
-    def until(*stops: int) -> list[list[int]]:
-        return [own[: next((n for n, token in enumerate(own) if token in stops), count)] for own in alone]
-
     written = sorted({token for own in alone for token in own})
-    module.generation_config.eos_token_id = max(written, key=lambda token: len(set(map(len, until(token)))))
-    return generate(model, adapter, prompts, max_new_tokens=count) == until(*stop_tokens(model.base))
+    ends = max(written, key=lambda token: len({len(until(own, [token])) for own in alone}))
+    module.generation_config.eos_token_id = ends
+    expected = [until(own, stop_tokens(model.base)) for own in alone]
+    return generate(model, adapter, prompts, max_new_tokens=count) == expected
 
 
 @torch.no_grad()

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from capfl.errors import ModelError
+from capfl.errors import ModelError, number
 from capfl.machine import PASSIVE, available_memory, cores, total_memory
 from capfl.model.place import cache_root, converted, smollm2_weights
-from capfl.report.tables import duration, number
+from capfl.report.tables import duration
 
 SIZE = 384  # rows and columns of the matrices that are multiplied
 SECONDS = 0.25  # of each measurement; there are six

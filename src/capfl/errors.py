@@ -153,6 +153,11 @@ def counted(faults: Sequence[tuple[str, str]], most: int = 5) -> list[str]:
     return lines
 
 
+def number(count: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str, longest: int = 10_000) -> str:
     """Text that others may have chosen, safe to show: control characters but line ends are escaped, the rest is cut."""
     cut = text if len(text) <= longest else f"{text[:longest]} ... ({len(text) - longest} more characters)"

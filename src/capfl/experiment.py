@@ -20,7 +20,7 @@ from capfl.config.load import dated
 from capfl.config.methods import check_peers
 from capfl.data import deal, digest, remarks
 from capfl.data.tasks import check_tasks
-from capfl.errors import CheckpointError, ConfigError
+from capfl.errors import CheckpointError, ConfigError, number
 from capfl.evaluation import Finished, evaluate
 from capfl.federation import Federation, check_items, check_passes, tokenised
 from capfl.files import locked, new_folder
@@ -40,7 +40,6 @@ from capfl.model.remarks import remarks as remarks_on_tokens
 from capfl.provenance import RECORD, changes, record
 from capfl.report.progress import Callback
 from capfl.report.summary import Summary, members_of, read_summary
-from capfl.report.tables import number
 from capfl.roles.agreement import Agreement, agreements, refuse_pooled
 from capfl.roles.client import LocalTrainer
 from capfl.roles.limits import Limits

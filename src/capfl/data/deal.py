@@ -14,7 +14,7 @@ from capfl.data.load import check_names, load_held, load_items, load_set, task_o
 from capfl.data.partition import group_names, partition
 from capfl.data.sources import DATASETS
 from capfl.data.split import Split, copies_of, split
-from capfl.errors import ConfigError, DataError
+from capfl.errors import ConfigError, DataError, number
 from capfl.types import ClientId, Item
 
 
@@ -71,7 +71,7 @@ def remarks(
         public = [name for name in data.sets if name in DATASETS or is_hub(name)]
         where = f" (split {data.split}, from {data.dir or 'the Hugging Face Hub'})" if public else ""
         source = f"{', '.join(data.sets)}{where}, partition.kind {shares.kind}"
-    said = [f"data: {source}; {len(items)} items at {len(splits)} client{'' if len(splits) == 1 else 's'}"]
+    said = [f"data: {source}; {len(items)} items at {number(len(splits), 'client')}"]
     doubled = {client: len(own.all) - len(copies_of(items, own.all)) for client, own in sorted(splits.items())}
     if any(doubled.values()):
         most = max(doubled, key=lambda client: doubled[client])

@@ -185,7 +185,7 @@ def _decode(
         cut = ids.shape[1] == width + max_new_tokens
         done = _ended(ids[:, width:], stops) | cut
         for row, tokens in zip(rows, ids[:, width:].tolist(), strict=True):
-            answers[row] = _until(tokens, stops)
+            answers[row] = until(tokens, stops)
         going = (~done).nonzero()[:, 0]
         rows = [rows[place] for place in going.tolist()]
         if rows:
@@ -203,7 +203,7 @@ def _ended(new: Tensor, stops: Sequence[int]) -> Tensor:
     return torch.isin(new, torch.tensor(stops, dtype=new.dtype, device=new.device)).any(dim=1)
 
 
-def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     """The tokens before the first that ends an answer."""
     return tokens[: next((n for n, token in enumerate(tokens) if token in stops), len(tokens))]
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from capfl import metrics
-from capfl.errors import printable
+from capfl.errors import number, printable
 from capfl.files import write_atomically
 from capfl.history import History
 from capfl.report import charts
@@ -24,7 +24,6 @@ from capfl.report.tables import (
     duration,
     group_lines,
     metrics_table,
-    number,
     scored_words,
     unit,
 )  # fmt: skip

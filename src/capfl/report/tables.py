@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from capfl import metrics
+from capfl.errors import number
 from capfl.report.summary import MODELS, ClientRow, Summary
 from capfl.types import EVERYBODY, ClientId
 
@@ -236,11 +237,6 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} GB"
-
-
-def number(count: int, noun: str) -> str:
-    """1 round, 2 rounds."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -150,7 +150,7 @@ def test_rows_that_have_ended_leave_their_batch(
     )
     found = generate(model, adapter, prompts, **setting)
     handle.remove()
-    assert found == [generating._until(tokens, STOPS) for tokens in whole]
+    assert found == [generating.until(tokens, STOPS) for tokens in whole]
     lengths = sorted(map(len, found))
     assert lengths[0] < lengths[-1]
     assert sizes[-1] < len(prompts) in sizes, "all rows went on to the end"
